@@ -16,6 +16,7 @@ The values, all required:
                      fixed, and there may be several
     trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
     client_limits    true: sockets and logins are limited per client address
+    access_log       /dev/stdout in a container; a file where systemd starts nginx (its stdout, a socket, cannot be opened)
     temporary        absolute path of a directory on nginx's machine that its workers may write to
 """
 
@@ -52,6 +53,7 @@ def check(values) -> list[str]:
         "resolver": _resolver,
         "trusted_proxies": _each(_network, may_be_empty=True),
         "client_limits": _flag,
+        "access_log": _path,
         "temporary": _path,
     }
     _walk(tree, values, "", problems)
