@@ -49,7 +49,7 @@ DOCUMENTATION = """
         env: [{name: CARILLON_URL}]
         ini: [{section: callback_carillon, key: url}]
       token:
-        description: API token that may read and write. Not read from ansible.cfg: no place for secrets.
+        description: API token that may read and write. Not read from ansible.cfg, no place for secrets.
         type: str
         env: [{name: CARILLON_TOKEN}]
       token_file:
