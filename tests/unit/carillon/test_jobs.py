@@ -348,7 +348,10 @@ class TestEvents:
 
     def test_characters_that_cannot_be_stored(self, people, job, commits):
         client = people.client(people.ann)
-        body = '{"counter": 1, "event": "x", "stdout": "a\\u0000b\\ud800", "event_data": {"\\u0000": ["\\udfff"]}}'
+        body = (
+            '{"counter": 1, "event": "x", "stdout": "a\\u0000b\\ud800",'
+            ' "event_data": {"\\u0000": ["\\udfff"]}}'
+        )
         with commits():
             answer = client.post(f"/api/v2/jobs/{job.pk}/events/", body, content_type="application/json")
         assert answer.status_code == 201, answer.content

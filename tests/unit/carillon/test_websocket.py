@@ -28,8 +28,12 @@ STATUS = {"group_name": "jobs", "unified_job_id": 1, "status": "running"}
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    """No announcement of who is connected between the frames of a test that is not about it."""
+    """No announcement of who is connected between the frames of a test that is not about it.
+
+    And no long goodbye to clients that a test has left open.
+    """
     monkeypatch.setattr("carillon.websocket.presence.ANNOUNCE_AFTER", 3600)
+    monkeypatch.setattr("carillon.websocket.consumer.GOODBYE_TIMEOUT", 0.1)
 
 
 def session_of(user) -> tuple[str, str]:
@@ -234,7 +238,6 @@ class TestSubscribing:
         heard.set()
         assert (await client.frame())["groups_joined"] == ["jobs-summary"]
         assert left == []
-        monkeypatch.undo()
 
     async def test_ids_as_numbers_and_as_texts(self, people):
         one, two = await job_of(people.ann), await job_of(people.ann)
