@@ -14,8 +14,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "carillon"
 def kill(stack, service: str) -> None:
     """SIGKILL to the container's first process, as the kernel would when memory is short.
 
-    Not `docker kill`: that counts as a wish, and what a person stopped is not started again. A container in the
-    machine's process namespace may do it for everyone who may use Docker.
+    Not `docker kill`: that counts as a wish, and what a person stopped is not started again. A container in
+    the machine's process namespace may do it for everyone who may use Docker.
     """
     pid = stack.inspect(service)["State"]["Pid"]
     image = stack.inspect("nginx")["Image"]
