@@ -152,7 +152,7 @@ def test_uwsgi_request_is_what_the_protocol_says():
 
 def test_established_connections_to_the_broker():
     head = "  sl local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode\n"
-    row = "   0: 0100007F:A000 0100007F:{port:04X} {state} 00000000:00000000 00:00000000 00000000 0 0 {inode} 1\n"
+    row = "   0: 0100007F:A000 0100007F:{port:04X} {state} 0:0 00:0 0 0 0 {inode} 1\n"
     table = head + "".join(
         row.format(port=port, state=state, inode=inode)
         for port, state, inode in ((5672, "01", 11), (5672, "06", 22), (5432, "01", 33))
