@@ -203,3 +203,13 @@ def test_an_unknown_command_is_one_line():
     )
     assert answer.returncode == 1
     assert answer.stderr.startswith("carillon: usage: ")
+
+
+def test_a_checkout_made_with_a_strict_umask(tmp_path):
+    for folder in ("src", "nginx", "images", "supervisord"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "nginx" / "nginx.conf"
+    file.touch()
+    preflight.readable(tmp_path)
+    file.chmod(0o600)
+    assert "chmod -R o+rX src nginx images supervisord" in line_of(preflight.readable, tmp_path)
