@@ -33,7 +33,7 @@ def disk(needed: int) -> None:
         free = shutil.disk_usage(place).free
         if free < needed:
             raise Failure(
-                f"too little disk: {place} has {free / _GIB:.1f} GiB, {needed / _GIB:.0f} GiB are needed. "
+                f"too little disk: {place} has {free / _GIB:.1f} GiB, {needed / _GIB:.0f} GiB needed. "
                 "Free some (`docker system df` shows what Docker holds)."
             )
 
@@ -56,7 +56,7 @@ def _existing(path: Path) -> Path:
 
 
 def readable(root: Path = ROOT) -> None:
-    """The containers' users, who are neither owner nor group, can read what is mounted or copied into images."""
+    """The containers' users, who are neither owner nor group, can read what is mounted or copied."""
     for folder in _FOR_CONTAINERS:
         for path in [root / folder, *(root / folder).rglob("*")]:
             if "__pycache__" in path.parts:
