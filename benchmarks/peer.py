@@ -1,7 +1,7 @@
-"""One end of a measurement, run in the environment of the layer it measures: `python peer.py`, a task as JSON on stdin.
+"""One end of a measurement, run in the environment of the layer it measures. It reads a task as JSON on stdin.
 
-Prints one JSON object per line: {"ready": …} once it can be reached, {"result": …} at the end. Times are of
-CLOCK_MONOTONIC, which all processes of a machine share.
+Prints one JSON object per line: {"ready": …} once it can be reached, {"result": …} at the end. Times are
+of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ EVENT = {
     "type": "job.event", "group_name": "job_events", "counter": 4711, "job": 42, "event": "runner_on_ok",
     "stdout": "\u001b[0;32mok: [host-17.example.org] => (item=some package)\u001b[0m" * 3, "start_line": 812,
     "end_line": 813, "uuid": "8b0f3c52-6c0b-4f0c-9d3c-1c2f7b0a1e55", "parent_uuid": None, "failed": False,
-    "changed": True, "created": "2026-01-01T12:00:00.000000Z", "play": "site", "role": "common", "task": "install",
+    "changed": True, "created": "2026-01-01T12:00:00.000000Z", "play": "site",
+    "role": "common", "task": "install",
 }  # fmt: skip  # about 480 bytes
 
 
@@ -32,7 +33,9 @@ def make_layer(task):
     if kind == "channels_rabbitmq":
         from channels_rabbitmq.core import RabbitmqChannelLayer
 
-        return RabbitmqChannelLayer(url, local_capacity=1_000_000, remote_capacity=1_000_000, groups_exchange="peer")
+        return RabbitmqChannelLayer(
+            url, local_capacity=1_000_000, remote_capacity=1_000_000, groups_exchange="peer"
+        )
     from asgi_amqp import AMQPChannelLayer
 
     return AMQPChannelLayer(url, prefix="bench", durable=["durable"], timeout=60, **options)
@@ -105,9 +108,11 @@ async def publish(task):
     """Send `count` messages with `flying` under way, or one every `pause` seconds."""
     layer = make_layer(task)
     if task["group"]:
+
         def send(message):
             return layer.group_send("bench", message)
     else:
+
         def send(message):
             return layer.send(task["channel"], message)
 
@@ -144,9 +149,11 @@ def publish_sync(task):
     layer = make_layer(task)
     if task["layer"] == "asgi_amqp":
         if task.get("pipelined"):
+
             def emit():
                 layer.publisher.group_send("bench", EVENT, 60, wait=False)
         else:
+
             def emit():
                 layer.publisher.group_send("bench", EVENT, 60)
     else:
