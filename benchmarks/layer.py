@@ -214,10 +214,10 @@ def markdown(medians, results, layers, rounds, load):
     lines = [
         "# Measured: asgi_amqp beside its peers",
         "",
-        f"Written by `make bench-layer`: {rounds} rounds in turns, medians; {processors} cores, Python "
-        f"{platform.python_version()}, events of about 480 bytes, 100 sends in flight, publisher and subscriber "
-        f"in processes of their own, brokers on the same machine. Load average: {load}. Absolute numbers are "
-        "those of this machine at that hour: compare the columns.",
+        f"Written by `make bench-layer`: {rounds} rounds in turns, medians; {processors} cores, "
+        f"Python {platform.python_version()}, events of about 480 bytes, 100 sends in flight, publisher and "
+        f"subscriber in processes of their own, brokers on the same machine. Load average: {load}. Absolute numbers "
+        "are those of this machine at that hour: compare the columns.",
         "",
         "![Throughput relative to the best peer](asgi_amqp_benchmark.svg)",
         "",
@@ -279,6 +279,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reference")
     options = parser.parse_args()
+    Broker.remove_leftovers()
     began = os.getloadavg()[0]
     with Redis() as redis, Broker("bench", password="plain") as broker:  # noqa: S106
         address = docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", broker.name)

@@ -1,4 +1,4 @@
-"""One end of a measurement, run in the environment of the layer it measures. It reads a task as JSON on stdin.
+"""One end of a measurement, run in the environment of the layer it measures; its task comes as JSON on stdin.
 
 Prints one JSON object per line: {"ready": …} once it can be reached, {"result": …} at the end. Times are
 of CLOCK_MONOTONIC, which all processes of a machine share.
@@ -73,7 +73,7 @@ async def subscribe(task):
     say(ready=names[0])
     expected = task["count"] * task["channels"]
     quiet, before = time.monotonic(), -1
-    while got < expected and time.monotonic() - quiet < 10:
+    while got < expected and time.monotonic() - quiet < (10 if got else 90):  # the publisher starts slowly
         if got != before:
             quiet, before = time.monotonic(), got
         await asyncio.sleep(0.05)
