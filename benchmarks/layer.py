@@ -216,7 +216,7 @@ def markdown(medians, results, layers, rounds, load):
         "",
         f"Written by `make bench-layer`: {rounds} rounds in turns, medians; {processors} cores, "
         f"Python {platform.python_version()}, events of about 480 bytes, 100 sends in flight, publisher and "
-        f"subscriber in processes of their own, brokers on the same machine. Load average: {load}. Absolute numbers "
+        f"subscriber in processes of their own, brokers on the same machine. Load: {load}. Absolute numbers "
         "are those of this machine at that hour: compare the columns.",
         "",
         "![Throughput relative to the best peer](asgi_amqp_benchmark.svg)",
@@ -233,8 +233,8 @@ def markdown(medians, results, layers, rounds, load):
         lines.append(
             f"| {name} | {number(value)} | {number(target)} | {'reached' if reached else '**not reached**'} |"
         )
-    lines += ["", "CPU time of publisher and subscriber together, microseconds per message delivered (start "
-              "included; it hardly depends on what else the machine does):", "",
+    lines += ["", "CPU time of publisher and subscriber together, microseconds per message delivered (it "
+              "hardly depends on what else the machine does):", "",
               "| | " + " | ".join(layers) + " |", "|---|" + "---|" * len(layers)]  # fmt: skip
     for name in ("send", "group_send", "fan-out to 100", "fan-out to 1000"):
         row = [results[name][layer] for layer in layers]
