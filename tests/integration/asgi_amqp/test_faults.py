@@ -220,7 +220,7 @@ async def test_a_broker_that_comes_late_is_waited_for(make_layer, broker):
 
 
 async def test_in_flight_unconfirmed_events_are_reported(make_layer, broker):
-    """The broker is frozen while events leave, then dies: each was confirmed or is reported, none forgotten."""
+    """The broker is frozen while events leave, then dies: each was confirmed or is reported."""
     layer = make_layer(timeout=5.0)
     await layer.group_send("g", {"type": "a"})
     await layer.session().sender.flush(10)
