@@ -83,8 +83,8 @@ async def test_broker_restarted(make_layer, broker):
 
 async def test_broker_killed(make_layer, broker):
     async with Traffic(make_layer) as traffic:
-        # In a kill, RabbitMQ 4.0 may forget that a quorum queue made moments before is its own, and then elects
-        # no leader for it, ever (rabbitmq-server#15725). This test is of the layer: the register is saved first.
+        # In a kill, RabbitMQ 4.0 may forget that a quorum queue made moments before is its own, and elects no
+        # leader for it, ever (rabbitmq-server#15725). This test is of the layer: the register is saved first.
         await broker.do("ctl", "eval", "ok = dets:sync(ra_directory_reverse).")
         await broker.do("kill")
         await broker.do("start")
