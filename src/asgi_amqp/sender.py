@@ -74,7 +74,7 @@ class Sender:
         self.unconfirmed_bytes = 0
         self.blocked = False
         self._topology = topology
-        self._high = min(buffer_bytes, HIGH)
+        self._most = buffer_bytes
         self._expiry = expiry
         self._link: Link | None = None
         self._publisher: Publisher | None = None
@@ -98,7 +98,7 @@ class Sender:
             self.submit(destination, data, ticket)
             await ticket.wait()
             return
-        if self._link is None or self.batcher.size > self._high:
+        if self._link is None or self._full():
             await self._wait_for_room(timeout)
         self.stats.sent += 1
         self.batcher.add(destination, data, time.monotonic())
@@ -108,11 +108,14 @@ class Sender:
             self._scheduled = True
             self.loop.call_soon(self._flush)
 
+    def _full(self) -> bool:
+        return self.batcher.size > HIGH or self.buffered > self._most
+
     async def _wait_for_room(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
             await self.supervisor.link(max(0.0, deadline - time.monotonic()))
-            if self.batcher.size <= self._high:
+            if not self._full():
                 return
             self._room.clear()
             try:
@@ -120,7 +123,7 @@ class Sender:
                     await self._room.wait()
             except TimeoutError:
                 raise BrokerUnavailable(
-                    f"{self._state()}: {self.batcher.size} bytes wait to be sent, the most that "
+                    f"{self._state()}: {self.buffered} bytes wait to be sent or confirmed, the most that "
                     "buffer_bytes allows"
                 ) from None
 
@@ -207,7 +210,7 @@ class Sender:
             batch.returned = False
             self.unconfirmed[publisher.tag] = batch
             self.unconfirmed_bytes += batch.size
-        if self.batcher.size <= self._high:
+        if not self._full():
             self._room.set()
         if out:
             self.stats.batches_out += len(out)
@@ -242,6 +245,8 @@ class Sender:
             if batch is not None:
                 self.unconfirmed_bytes -= batch.size
                 self._settle(batch, ok, now)
+        if not self._full():
+            self._room.set()
         if len(self.batcher):
             self._schedule()
 

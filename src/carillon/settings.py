@@ -69,6 +69,12 @@ else:
             "CONN_HEALTH_CHECKS": True,
             "OPTIONS": {
                 "connect_timeout": 5,
+                # A connection whose other end has vanished (a host gone, a container's new address) is given up
+                # in seconds: without this a request waits for TCP's quarter of an hour.
+                "tcp_user_timeout": 5000,  # milliseconds
+                "keepalives_idle": 10,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
                 "application_name": "carillon",
                 # No query of ours is slow by design: one that is should fail and free its worker.
                 "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",

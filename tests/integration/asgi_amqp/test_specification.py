@@ -152,7 +152,8 @@ async def test_a_normal_channel_joins_a_group(make_layer):
     assert await receive(sends, "normal") == {"type": "a"}
 
 
-async def test_order_is_kept_across_direct_and_group_sends(layer):
+async def test_order_is_kept_across_direct_and_group_sends(make_layer):
+    layer = make_layer(capacity=300)
     channel = await layer.new_channel()
     await layer.group_add("g1", channel)
     await layer.group_add("g2", channel)
