@@ -69,8 +69,8 @@ else:
             "CONN_HEALTH_CHECKS": True,
             "OPTIONS": {
                 "connect_timeout": 5,
-                # A connection whose other end has vanished (a host gone, a container's new address) is given up
-                # in seconds: without this a request waits for TCP's quarter of an hour.
+                # A connection whose other end has vanished (a host gone, a container's new address) is given
+                # up in seconds: without this a request waits for TCP's quarter of an hour.
                 "tcp_user_timeout": 5000,  # milliseconds
                 "keepalives_idle": 10,
                 "keepalives_interval": 2,
