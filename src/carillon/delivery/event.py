@@ -1,0 +1,77 @@
+"""One event, and the bodies that carry events: to the relay one at a time, on the stream in batches.
+
+The payload is encoded to JSON once, by the emitter; from there on it is bytes that nobody parses again.
+"""
+
+import re
+
+import msgpack
+
+from carillon.delivery.position import BATCH, first_of
+
+VERSION = 1
+GROUP = re.compile(rb"!?[A-Za-z0-9_.-]{1,200}")
+EVERYONE = "*"
+"""The tag that opens every audience: superusers carry it."""
+
+
+class Event:
+    """What one emit said: `group` (bytes), `text` (the payload, JSON in UTF-8), `audience` (tags, or None for
+    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `offset` (0 until it is on the
+    stream)."""
+
+    __slots__ = ("audience", "group", "id", "offset", "stamp", "text")
+
+    def __init__(self, group, text, audience=None, id=b"", stamp=0, offset=0):
+        self.group = group
+        self.text = text
+        self.audience = audience
+        self.id = id
+        self.stamp = stamp
+        self.offset = offset
+
+    @property
+    def size(self) -> int:
+        """Bytes that this event is counted with wherever memory is bounded."""
+        return len(self.text) + len(self.group) + 250
+
+    def __repr__(self):
+        return f"<Event {self.group.decode()} at {self.offset}>"
+
+
+class Malformed(ValueError):
+    """A body that is no event: it goes to the dead-letter queue with this text as its reason."""
+
+
+def pack(events) -> bytes:
+    """A stream message's body: up to `BATCH` events in order."""
+    if len(events) > BATCH:
+        raise ValueError(f"{len(events)} events: a message carries {BATCH} at most")
+    return msgpack.packb((VERSION, [(e.group, e.text, e.audience, e.id, e.stamp) for e in events]))
+
+
+def unpack(body: bytes, message: int = 0) -> list[Event]:
+    """The events of the stream message at stream offset `message`. Raises Malformed."""
+    try:
+        version, rows = msgpack.unpackb(body, use_list=False)
+        if version != VERSION:
+            raise Malformed(f"version {version!r} is not {VERSION}")
+        offset = first_of(message)
+        return [
+            Event(group, text, audience, id, stamp, offset + index)
+            for index, (group, text, audience, id, stamp) in enumerate(rows)
+        ]
+    except Malformed:
+        raise
+    except Exception as error:
+        raise Malformed(f"not a batch of events: {type(error).__name__}") from error
+
+
+def tags_of(audience) -> tuple[str, ...] | None:
+    """`{"users": [ids], "teams": [ids]}` as sorted tags (`u5`, `t3`); None stays None: every subscriber."""
+    if audience is None:
+        return None
+    return (
+        *(f"t{id}" for id in sorted(audience.get("teams", ()))),
+        *(f"u{id}" for id in sorted(audience.get("users", ()))),
+    )
