@@ -43,17 +43,17 @@ class Malformed(ValueError):
     """A body that is no event: it goes to the dead-letter queue with this text as its reason."""
 
 
-def pack(events) -> bytes:
-    """A stream message's body: up to `BATCH` events in order."""
+def pack(events, mark: bytes = b"") -> bytes:
+    """A stream message's body: up to `BATCH` events in order, and a mark at its very end that its writer knows."""
     if len(events) > BATCH:
         raise ValueError(f"{len(events)} events: a message carries {BATCH} at most")
-    return msgpack.packb((VERSION, [(e.group, e.text, e.audience, e.id, e.stamp) for e in events]))
+    return msgpack.packb((VERSION, [(e.group, e.text, e.audience, e.id, e.stamp) for e in events], mark))
 
 
 def unpack(body: bytes, message: int = 0) -> list[Event]:
     """The events of the stream message at stream offset `message`. Raises Malformed."""
     try:
-        version, rows = msgpack.unpackb(body, use_list=False)
+        version, rows, _ = msgpack.unpackb(body, use_list=False)
         if version != VERSION:
             raise Malformed(f"version {version!r} is not {VERSION}")
         offset = first_of(message)

@@ -4,6 +4,7 @@ Subscribing is a dictionary entry: it costs the broker nothing. All of this runs
 awaits, so a replay from the window and joining the live events are one step: nothing falls between.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -21,20 +22,22 @@ class Listener:
     """One subscriber: a socket, or an SSE response. Subclasses say how to write.
 
     `form` is one of `carillon.delivery.forms`; `tags` what the listener is (`u5`, `t3`, `*` for a superuser),
-    matched against an event's audience; `floor` the offset up to which it has everything already.
+    matched against an event's audience.
     """
 
-    __slots__ = ("floor", "form", "groups", "tags")
+    __slots__ = ("form", "groups", "tags")
 
     def __init__(self, form, tags=frozenset()):
         self.form = form
         self.tags = tags
         self.groups: frozenset[bytes] = frozenset()
-        self.floor = 0
 
     def write(self, data, offset: int) -> None:
         """Write what `form.join` made; `offset` is that of its last event. Must neither block nor raise."""
         raise NotImplementedError
+
+    held = 0
+    """Bytes that wait in this process for the reader."""
 
     def hears(self, event) -> bool:
         """Whether the event's audience includes this listener."""
@@ -55,7 +58,7 @@ class Hub:
         self._groups: dict[bytes, set[Listener]] = {}
         self._tags: dict[str, set[Listener]] = {}
         self._internal: dict[bytes, Callable] = {}
-        self._floored: set[Listener] = set()
+        self._waiting: list[tuple[int, asyncio.Future]] = []
 
     def on(self, group: bytes, handler: Callable) -> None:
         """Call `handler(event)` for every event of an internal group."""
@@ -74,7 +77,6 @@ class Hub:
             self._groups.setdefault(group, set()).add(listener)
         listener.groups = groups
         if not groups:
-            self._floored.discard(listener)
             for tag in listener.tags:
                 members = self._tags.get(tag)
                 if members is not None:
@@ -90,12 +92,6 @@ class Hub:
         listener.tags = tags
         if groups:
             self.subscribe(listener, groups)
-
-    def hold_below(self, listener: Listener, offset: int) -> None:
-        """Write nothing at or before `offset` to the listener: it had that from a process that was ahead."""
-        if offset > self.offset:
-            listener.floor = offset
-            self._floored.add(listener)
 
     def members(self, group: bytes) -> frozenset[Listener]:
         """Who is subscribed to `group` in this process."""
@@ -148,18 +144,41 @@ class Hub:
         if events:
             self.offset = events[-1].offset
             self.window.mark(self.offset)
-        if self._floored:
-            self._lift()
+        if self._waiting:
+            self._wake()
+
+    def advance(self, offset: int) -> None:
+        """The stream has been read up to `offset`, and there was no event since the last one delivered."""
+        if offset > self.offset:
+            self.offset = offset
+            self.window.mark(offset)
+            if self._waiting:
+                self._wake()
+
+    async def reached(self, offset: int, timeout: float) -> bool:
+        """Wait until everything up to `offset` has been fanned out, at most `timeout` seconds; whether it was."""
+        if offset <= self.offset:
+            return True
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((offset, future))
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting = [entry for entry in self._waiting if entry[1] is not future]
+
+    def _wake(self):
+        for offset, future in self._waiting:
+            if offset <= self.offset and not future.done():
+                future.set_result(True)
 
     def _handle(self, handler, event):
         try:
             handler(event)
         except Exception:
             logger.exception("The handler of %s failed; delivery goes on", event.group.decode())
-
-    def _lift(self):
-        for listener in [listener for listener in self._floored if listener.floor <= self.offset]:
-            self._floored.discard(listener)
 
     def _recipients(self, group, audience):
         if audience is None:
@@ -212,11 +231,7 @@ class Hub:
         made = {}
         epoch = self.epoch
         last = events[-1].offset
-        floored = self._floored
         for listener in tuple(listeners):
-            if floored and listener in floored:
-                self._write_above_floor(listener, events)
-                continue
             form = listener.form
             data = made.get(form)
             if data is None:
@@ -234,12 +249,6 @@ class Hub:
                 made[form] = data
             listener.write(data, last)
         self.delivered += len(events) * len(listeners)
-
-    def _write_above_floor(self, listener, events):
-        rest = [event for event in events if event.offset > listener.floor]
-        if rest:
-            form = listener.form
-            listener.write(form.join([form.piece(event, self.epoch) for event in rest]), rest[-1].offset)
 
     # Resuming
 

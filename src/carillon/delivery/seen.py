@@ -25,3 +25,7 @@ class Seen:
         if len(ids) > self.limit:
             del ids[next(iter(ids))]
         return True
+
+    def discard(self, id: bytes) -> None:
+        """Forget an id: what it named was not done after all."""
+        self._ids.pop(id, None)

@@ -1,0 +1,153 @@
+"""The tail: one reader of the event stream in each daphne process, over one connection.
+
+It begins some messages before the end, so that a process that has just started can serve those who were on the one
+before; it goes on at its own offset after every reconnect; and it knows a gap when it meets one.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from asgi_amqp import stream
+from asgi_amqp.connection import Link, Options, Supervisor
+from asgi_amqp.exceptions import BrokerUnavailable
+
+from carillon.delivery.event import Malformed, unpack
+from carillon.delivery.hub import Hub
+from carillon.delivery.position import first_of
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+"""Stream messages before the end that a fresh process reads for its window."""
+
+PREFETCH = 512
+
+
+def stream_name(epoch: str) -> str:
+    """The name of the stream that holds the events of an epoch."""
+    return f"carillon.events.{epoch}"
+
+
+class Tail:
+    """Feeds `hub` from the stream of the current epoch.
+
+    `current_epoch()` tells which that is (None: there is none yet). `on_gap(reason)` is called, after the hub has
+    begun anew, when this process cannot know what its listeners have missed: `epoch` or `retention`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        hub: Hub,
+        current_epoch: Callable[[], Awaitable[str | None]],
+        on_gap: Callable[[str], None],
+    ):
+        self.hub = hub
+        self.level = asyncio.Event()
+        """Set while this process has caught up with what was in the stream when it began."""
+        self.malformed = 0
+        self._current_epoch = current_epoch
+        self._on_gap = on_gap
+        self._reader: stream.Reader | None = None
+        self._goal = 0
+        self._lost_epoch = ""
+        self.supervisor = Supervisor(options, self._attach, self._lost)
+
+    def start(self) -> None:
+        self.supervisor.start()
+
+    async def close(self) -> None:
+        await self.supervisor.close()
+
+    @property
+    def connected(self) -> bool:
+        return self.supervisor.current is not None
+
+    async def _attach(self, link: Link) -> None:
+        epoch = await self._current_epoch()
+        if epoch is None or not await stream.exists(link, stream_name(epoch)):
+            raise BrokerUnavailable("there is no event stream yet: runworker makes it")
+        if self._reader is not None and epoch == self.hub.epoch:
+            start = self._reader.next
+            fresh = False
+        else:
+            start, fresh = await self._beginning(link, epoch), True
+        reader = stream.Reader(stream_name(epoch), start, self._arrived, self._gap, prefetch=PREFETCH)
+        if fresh:
+            known, self._reader = self.hub.epoch, reader
+            self.hub.begin(epoch, first_of(start) - 1)
+            if known:
+                self._on_gap("epoch")
+            self._check_level()
+        else:
+            self._reader = reader
+        await reader.attach(link)
+
+    async def _beginning(self, link: Link, epoch: str) -> int:
+        """Where a process that knows nothing of this stream begins: `BACKLOG` messages before its end."""
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(messages):
+            if not found.done():
+                found.set_result(messages[-1][0])
+
+        reader = stream.Reader(stream_name(epoch), stream.LAST, note)
+        await reader.attach(link)
+        end = -1
+        with contextlib.suppress(TimeoutError):
+            # runworker's first message is in the stream before its epoch is known to anyone.
+            async with asyncio.timeout(3):
+                end = await found
+        reader.detach()
+        self._goal = end
+        self.level.clear()
+        return await self._first_from(link, epoch, max(0, end - BACKLOG)) if end > 0 else 0
+
+    async def _first_from(self, link, epoch, wanted):
+        """The offset that a reader at `wanted` really begins with: what is older may have gone."""
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(messages):
+            if not found.done():
+                found.set_result(messages[0][0])
+
+        reader = stream.Reader(stream_name(epoch), wanted, note, prefetch=1)
+        reader.next = None
+        await reader.attach(link)
+        async with asyncio.timeout(3):
+            first = await found
+        reader.detach()
+        return first
+
+    def _lost(self, link: Link, reason: str) -> None:
+        if self._reader is not None:
+            self._reader.detach()
+
+    def _arrived(self, messages) -> None:
+        events = []
+        for message, body in messages:
+            try:
+                events += unpack(body, message)
+            except Malformed:
+                self.malformed += 1
+                logger.error("Stream message %d is no batch of events: skipped", message)
+        if events:
+            self.hub.deliver(events)
+        self.hub.advance(first_of(messages[-1][0]))
+        if not self.level.is_set():
+            self._check_level()
+
+    def _check_level(self):
+        if self._reader is not None and (self._reader.next or 0) > self._goal:
+            self.level.set()
+
+    def _gap(self, expected: int, found: int) -> None:
+        if found < expected:
+            # A consumer that begins inside the log gets exactly what it asked for: this cannot be ours.
+            logger.error("The stream went back from message %d to %d", expected, found)
+        else:
+            logger.error("Messages %d to %d of the stream are gone", expected, found - 1)
+        self.hub.begin(self.hub.epoch, first_of(found) - 1)
+        self._on_gap("retention")
