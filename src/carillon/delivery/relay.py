@@ -23,7 +23,7 @@ from pamqp.commands import Basic
 from carillon.delivery.event import GROUP, Event, Malformed, pack, unpack
 from carillon.delivery.position import Position, first_of
 from carillon.delivery.seen import Seen
-from carillon.delivery.tail import stream_name
+from carillon.delivery.tail import known, stream_name
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Relay:
             return await self._end_of(link, stream_name(epoch))
 
         await declare.declare(link, self._topology, self._queue)
-        epoch = await self._open_epoch(end)
+        epoch = await known(self._open_epoch(end))
         await stream.declare(link, self._declaration(stream_name(epoch)))
         writer = stream.Writer(stream_name(epoch))
         await writer.attach(link)

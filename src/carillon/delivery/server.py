@@ -9,6 +9,7 @@ own arguments.
 """
 
 import asyncio
+import json
 import logging
 import random
 import time
@@ -20,7 +21,7 @@ from daphne.server import Server, reactor  # isort:skip  (daphne.server installs
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer
 
-from carillon.delivery.forms import PING
+from carillon.delivery.forms import PING, Frames2
 from carillon.delivery.outlet import TOO_SLOW, Outlet
 from carillon.delivery.position import Position
 from carillon.delivery.wheel import Wheel
@@ -34,6 +35,9 @@ TICK = 0.1
 """Seconds between two ticks of the wheel that pings."""
 
 RESTART = 1012
+
+RECONNECT_WITHIN = 2000
+"""Milliseconds within which version 2's clients are asked to come back, each at a time of its own."""
 
 
 class Inbound:
@@ -164,7 +168,9 @@ class DeliveryServer(Server):
 
     def hub_epoch(self) -> str:
         """The epoch of the stream that this process reads ("" while it reads none)."""
-        return ""
+        from carillon.delivery.station import station  # needs Django's settings
+
+        return station().hub.epoch
 
     # Connections
 
@@ -272,6 +278,8 @@ class DeliveryServer(Server):
 
     def say_goodbye(self, socket: Socket) -> None:
         """Tell one client to come back, after a time of its own."""
+        if socket.outlet.form is Frames2:
+            socket.outlet.text(json.dumps({"reconnect_after": random.randrange(RECONNECT_WITHIN)}))  # noqa: S311
         socket.serverClose(RESTART, "restart")
 
 

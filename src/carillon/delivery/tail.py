@@ -30,6 +30,16 @@ def stream_name(epoch: str) -> str:
     return f"carillon.events.{epoch}"
 
 
+async def known(asked: Awaitable):
+    """What `asked` answers; where it fails, for whatever reason, the supervisor is to try again later."""
+    try:
+        return await asked
+    except BrokerUnavailable:
+        raise
+    except Exception as error:
+        raise BrokerUnavailable(f"the current epoch is not known: {type(error).__name__}") from error
+
+
 class Tail:
     """Feeds `hub` from the stream of the current epoch.
 
@@ -66,7 +76,7 @@ class Tail:
         return self.supervisor.current is not None
 
     async def _attach(self, link: Link) -> None:
-        epoch = await self._current_epoch()
+        epoch = await known(self._current_epoch())
         if epoch is None or not await stream.exists(link, stream_name(epoch)):
             raise BrokerUnavailable("there is no event stream yet: runworker makes it")
         if self._reader is not None and epoch == self.hub.epoch:
@@ -76,9 +86,9 @@ class Tail:
             start, fresh = await self._beginning(link, epoch), True
         reader = stream.Reader(stream_name(epoch), start, self._arrived, self._gap, prefetch=PREFETCH)
         if fresh:
-            known, self._reader = self.hub.epoch, reader
+            before, self._reader = self.hub.epoch, reader
             self.hub.begin(epoch, first_of(start) - 1)
-            if known:
+            if before:
                 self._on_gap("epoch")
             self._check_level()
         else:
