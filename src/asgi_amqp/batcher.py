@@ -1,9 +1,9 @@
 """What waits to be published, gathered into batches. Pure: no I/O, no clock of its own.
 
-Nothing here waits for a timer: whoever writes takes all that has gathered since the last write. Events that are not
-confirmed share one lane, whatever their destination, and leave in the order in which they came: a batch names all its
-destinations and the broker hands it to each once (sender-selected distribution, the `CC` header). Confirmed events
-have a lane per queue.
+Nothing here waits for a timer: whoever writes takes all that has gathered since the last write. Events that
+are not confirmed share one lane, whatever their destination, and leave in the order in which they came: a
+batch names all its destinations and the broker hands it to each once (sender-selected distribution, the `CC`
+header). Confirmed events have a lane per queue.
 """
 
 from collections import deque

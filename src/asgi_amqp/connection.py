@@ -1,10 +1,12 @@
 """One broker connection kept alive: a supervisor, and a link for every generation of the connection.
 
-aio-pika opens and closes the connection and aiormq, the protocol library beneath it, does the calls that wait for an
-answer (declare, bind, consume). The two hot paths bypass their queues: a link writes publishes straight to the
-transport, and a wire (an AMQP channel) sees deliveries and confirms as soon as their frames are read.
+aio-pika opens and closes the connection and aiormq, the protocol library beneath it, does the calls that
+wait for an answer (declare, bind, consume). The two hot paths bypass their queues: a link writes publishes
+straight to the transport, and a wire (an AMQP channel) sees deliveries and confirms as soon as their frames
+are read.
 
-Never `connect_robust`: what must exist on the broker is rebuilt from our own state, by `setup`, on every new link.
+Never `connect_robust`: what must exist on the broker is rebuilt from our own state, by `setup`, on every new
+link.
 """
 
 import asyncio
@@ -121,7 +123,9 @@ class Delivery(NamedTuple):
 
 
 class Wire(aiormq.channel.Channel):
-    """An AMQP channel whose deliveries, confirms and returns go straight to callbacks, in the order of arrival."""
+    """An AMQP channel whose deliveries, confirms and returns go straight to callbacks, in the order of
+    arrival.
+    """
 
     def __init__(
         self,
@@ -139,7 +143,9 @@ class Wire(aiormq.channel.Channel):
 
 
 class _Tap(asyncio.Queue[Any]):
-    """Stands where aiormq's reader puts the frames of a channel: takes out the hot ones, passes on the rest."""
+    """Stands where aiormq's reader puts the frames of a channel: takes out the hot ones, passes on the
+    rest.
+    """
 
     def __init__(
         self,
@@ -207,10 +213,20 @@ class _Reader(asyncio.StreamReader):
     """Knows when the broker was last heard of."""
 
     heard = 0.0
+    last = b""
 
     def feed_data(self, data: Any) -> None:
         self.heard = time.monotonic()
+        self.last = data
         super().feed_data(data)
+
+    def refusal(self) -> str:
+        """What the broker said when it closed the connection at once; aiormq's error does not tell."""
+        with contextlib.suppress(Exception):
+            frame = frames.unmarshal(bytes(self.last))[2]
+            if isinstance(frame, commands.Connection.Close):
+                return f"{frame.reply_code} {frame.reply_text}"
+        return ""
 
 
 class _Streams(aiormq.connection.TransportFactory):
@@ -256,7 +272,7 @@ class Link:
 
     async def wire(self, **callbacks: Any) -> Wire:
         """A new AMQP channel. When the broker closes it, the whole link is given up and built anew."""
-        wire = await self._open(**callbacks)
+        wire = await self.passing(**callbacks)
         wire.closing.add_done_callback(lambda future: None if wire.retired else self.give_up(_reason(future)))
         wire.on_consumer_cancel_callbacks.add(
             lambda frame: self.give_up(f"the broker cancelled a consumer ({frame.consumer_tag})")
@@ -266,14 +282,15 @@ class Link:
     @contextlib.asynccontextmanager
     async def attempt(self) -> Any:
         """A passing AMQP channel for a declaration that may fail without taking the link with it."""
-        wire = await self._open()
+        wire = await self.passing()
         try:
             yield wire
         finally:
             if not wire.is_closed:
                 await wire.close()
 
-    async def _open(self, **callbacks: Any) -> Wire:
+    async def passing(self, **callbacks: Any) -> Wire:
+        """A new AMQP channel whose end means nothing for the link."""
         self._numbers += 1
         wire = Wire(self._low, self._numbers, **callbacks)
         self._low.channels[self._numbers] = wire
@@ -371,7 +388,7 @@ async def connect(target: Target, options: Options, generation: int) -> Link:
                 f"{target}: its certificate is not to be trusted: {cause.verify_message}. "
                 "Is ssl_ca the authority that signed it?"
             ) from None
-        text = describe(error)
+        text = (getattr(streams, "reader", None) and streams.reader.refusal()) or describe(error)
         if "NOT_ALLOWED" in text or "ACCESS_REFUSED" in text:
             raise ConfigurationError(
                 f"{target}: user {target.user!r} may not use vhost {target.vhost!r}, or there is none: {text}"
@@ -383,8 +400,8 @@ async def connect(target: Target, options: Options, generation: int) -> Link:
 class Supervisor:
     """Keeps one link open in the running loop.
 
-    `setup(link)` rebuilds what must be there, `lost(link, reason)` hears of a link's end, `failed(error)` of the end of
-    all attempts; `link(timeout)` waits for one.
+    `setup(link)` rebuilds what must be there, `lost(link, reason)` hears of a link's end, `failed(error)` of
+    the end of all attempts; `link(timeout)` waits for one.
     """
 
     def __init__(
@@ -412,7 +429,9 @@ class Supervisor:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="asgi_amqp supervisor")
 
     async def link(self, timeout: float) -> Link:
-        """The open link, or the one that opens within `timeout` seconds; BrokerUnavailable, ConfigurationError."""
+        """The open link, or the one that opens within `timeout` seconds; BrokerUnavailable,
+        ConfigurationError.
+        """
         if self.current is not None:
             return self.current
         if isinstance(self.problem, ConfigurationError) and time.monotonic() - self._failed_at < SULK:

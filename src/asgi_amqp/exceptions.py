@@ -2,7 +2,7 @@
 
 from channels.exceptions import ChannelFull
 
-__all__ = ["BrokerUnavailable", "ChannelFull", "ConfigurationError", "LayerError"]
+__all__ = ["BrokerUnavailable", "ChannelFull", "ConfigurationError", "LayerError", "Unroutable"]
 
 
 class LayerError(Exception):
@@ -14,6 +14,10 @@ class BrokerUnavailable(LayerError):
 
     The fate of a confirmed send that ends so is unknown: it may have arrived.
     """
+
+
+class Unroutable(BrokerUnavailable):
+    """The queue or stream that a confirmed event was for is not there."""
 
 
 class ConfigurationError(LayerError):

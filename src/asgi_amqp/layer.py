@@ -1,8 +1,10 @@
 """AMQPChannelLayer: the Channels layer. Names, capacity, and which event loop's session does the work."""
 
 import asyncio
+import functools
 import os
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from .exceptions import ChannelFull, ConfigurationError
 from .mailbox import Entry, Mailbox
 from .metrics import Loss, Stats
 from .publisher import SyncPublisher
+from .sender import Sender, Unwatched
 from .session import Config, Session
 from .topology import Destination, Topology, durable_options, process_of
 
@@ -27,8 +30,8 @@ KNOWN = 10_000  # destinations remembered
 class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is not typed
     """A channel layer over RabbitMQ. Every option is described in docs/reference/asgi_amqp.md.
 
-    Each long-lived event loop has a session, that is connections, of its own; the loops that `async_to_sync` makes for
-    one call share the background session of `publisher`.
+    Each long-lived event loop has a session, that is connections, of its own; the loops that `async_to_sync`
+    makes for one call share the background session of `publisher`.
     """
 
     extensions = ["groups", "flush"]
@@ -89,7 +92,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     @property
     def on_loss(self) -> list[Callable[[Loss], None]]:
-        """Callables that hear of every loss, in whatever thread finds it; they must be quick and not raise."""
+        """Callables that hear of every loss, in whatever thread finds it; they must be quick and not
+        raise.
+        """
         return self.stats.hooks
 
     # Where things go
@@ -135,7 +140,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         return session
 
     def session(self) -> Session:
-        """The session of the running loop; a loop of async_to_sync, made for one call, uses the background's."""
+        """The session of the running loop; a loop of async_to_sync, made for one call, uses the
+        background's.
+        """
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
@@ -167,8 +174,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
     # The Channels API
 
     async def send(self, channel: str, message: Message) -> None:
-        """Send to a channel. A process-local one: accepted to leave in this turn of the loop. A normal one: the broker
-        has it, on disk where the channel is durable; ChannelFull, BrokerUnavailable.
+        """Send to a channel. A process-local one: accepted to leave in this turn of the loop. A normal one:
+        the broker has it, on disk where the channel is durable; ChannelFull, BrokerUnavailable.
         """
         destination = self._channels.get(channel) or self.destination(channel)
         data = encode(message)
@@ -182,7 +189,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         await self._send(destination, data)
 
     async def group_send(self, group: str, message: Message) -> None:
-        """Send to all channels of a group: one message, however many members. Accepted to leave in this turn."""
+        """Send to all channels of a group: one message, however many members. Accepted to leave in this
+        turn.
+        """
         await self._send(self._groups.get(group) or self.group_destination(group), encode(message))
 
     async def _send(self, destination: Destination, data: bytes) -> None:
@@ -206,25 +215,50 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         return name
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel to a group; back when the next group_send will reach it."""
+        """Add a channel to a group; back when the next group_send will reach it.
+
+        A normal channel is joined by this process, which sends on what the group gets: it leaves with the
+        process.
+        """
         self.require_valid_group_name(group)
-        self.require_valid_channel_name(channel)
-        session = self._owner(channel)
-        await self._in(
-            session,
-            lambda: session.receiver.group_add(group, channel, session.receiver.box(channel), self.timeout),
-        )
+        destination = self.destination(channel)
+        owner = self._owners.get(destination.key[2:])
+        if destination.queue is not None:
+            mine = self.session()
+            forward = _Forward(mine.sender, destination, self.timeout)
+            await self._in(mine, lambda: mine.receiver.group_add(group, channel, forward, self.timeout))
+        elif owner is not None:
+            box = owner.receiver.box(channel)
+            await self._in(owner, lambda: owner.receiver.group_add(group, channel, box, self.timeout))
+        else:
+            mine = self.session()
+            request = {"type": "group_add", "group": group, "channel": channel}
+            await self._in(mine, lambda: mine.ask(process_of(channel), request, self.timeout))
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; nothing happens when it is not in it."""
         self.require_valid_group_name(group)
-        self.require_valid_channel_name(channel)
-        session = self._owner(channel)
+        destination = self.destination(channel)
+        owner = self._owners.get(destination.key[2:])
+        if destination.queue is None and owner is None:
+            mine = self.session()
+            await self._in(mine, lambda: mine.discard_elsewhere(process_of(channel), group, channel))
+            return
+        session = owner or self.session()
 
         async def discard() -> None:
             session.receiver.group_discard(group, channel)
 
         await self._in(session, discard)
+
+    async def flush(self) -> None:
+        """Empty everything that this process knows of: its channels, its groups, the normal channels it has
+        used.
+        """
+        queues = [known.queue.name for known in self._channels.values() if known.queue is not None]
+        for session in list(self._owners.values()):
+            flush = functools.partial(session.flush, queues)
+            await self._in(session, flush)
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel. Cancelled, it loses none."""
@@ -244,7 +278,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
     async def _fetch(
         self, session: Session, call: Callable[[], Coroutine[Any, Any, tuple[Entry, Mailbox]]]
     ) -> Entry:
-        """A message out of the loop of a session. What the receiver no longer wants goes back to its mailbox."""
+        """A message out of the loop of a session. What the receiver no longer wants goes back to its
+        mailbox.
+        """
         here = asyncio.get_running_loop()
         if session.loop is here:
             return (await call())[0]
@@ -302,6 +338,20 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """In the child of a fork: connections, loops and channels are the parent's."""
         self._sessions.clear()
         self._owners.clear()
+
+
+class _Forward:
+    """A normal channel as a member of a group."""
+
+    def __init__(self, sender: Sender, destination: Destination, timeout: float) -> None:
+        self._sender = sender
+        self._destination = destination
+        self._timeout = timeout
+
+    def put(self, entries: list[Entry], size: int) -> None:
+        for entry in entries:
+            ticket = Unwatched(time.monotonic() + self._timeout, self._sender.stats)
+            self._sender.submit(self._destination, encode(entry.message), ticket)
 
 
 def _open(entry: Entry) -> Message:

@@ -1,7 +1,8 @@
 """Messages that have arrived in this process and wait for their readers. Pure but for the loop's futures.
 
-A mailbox belongs to one channel. Capacity is looked at when a batch arrives: a burst that came in one piece is kept, a
-reader that does not keep up loses the oldest, counted and announced. Bytes are bounded for all mailboxes together.
+A mailbox belongs to one channel. Capacity is looked at when a batch arrives: a burst that came in one piece
+is kept, a reader that does not keep up loses the oldest, counted and announced. Bytes are bounded for all
+mailboxes together.
 """
 
 import asyncio
@@ -13,7 +14,9 @@ from .codec import Message
 
 
 class Entry(NamedTuple):
-    """A message that waits: until when it counts (monotonic seconds), its bytes, and what to do once it is taken."""
+    """A message that waits: until when it counts (monotonic seconds), its bytes, and what to do once it is
+    taken.
+    """
 
     message: Message
     expires: float
@@ -104,7 +107,9 @@ class Mailbox:
                 waiter.set_exception(error)
 
     async def wait(self) -> None:
-        """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is lost."""
+        """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is
+        lost.
+        """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiters.append(waiter)
         try:

@@ -13,9 +13,11 @@ LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 class Loss:
     """Messages that will not arrive. `count` is None where nobody can know it.
 
-    reason: `in_flight` (sent unconfirmed when the connection was cut: they may have arrived), `expired`, `overflow`,
-    `no_receiver` (the process of the channel is gone), `reconnect` (this process was away: whatever was sent to it
-    meanwhile), `broker_overflow` (its queue on the broker was full), `undecodable`.
+    reason: `in_flight` (sent unconfirmed when the connection was cut: they may have arrived), `expired`,
+    `overflow`, `no_receiver` (the process of the channel is gone), `reconnect` (this process was away:
+    whatever was sent to it meanwhile), `broker_overflow` (its queue on the broker was full), `undecodable`;
+    and for confirmed events that nobody waited for: `refused` (queue full) and `unconfirmed` (no confirm
+    before the deadline).
     """
 
     reason: str

@@ -1,7 +1,8 @@
 """The synchronous side: one background thread with one event loop per process, for threads that have none.
 
-Views, uwsgi workers, Celery tasks and shells put events into a deque and wait, if they want to; the thread publishes
-all that has gathered. After a fork the child starts with nothing and opens a connection of its own when it first sends.
+Views, uwsgi workers, Celery tasks and shells put events into a deque and wait, if they want to; the thread
+publishes all that has gathered. After a fork the child starts with nothing and opens a connection of its own
+when it first sends.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .batcher import Ticket
 from .codec import Message, encode
 from .exceptions import BrokerUnavailable
-from .sender import Sender
+from .sender import Sender, Unwatched
 from .session import Session
 from .topology import Destination
 
@@ -124,8 +125,9 @@ class Background:
 class SyncPublisher:
     """`layer.publisher`: publish from any thread, with or without an event loop in it.
 
-    Deadlines are seconds. BrokerUnavailable: not sent, or not confirmed, before the deadline. ChannelFull: the broker
-    refused a message for a normal channel. In a thread that runs an event loop use the layer's own coroutines.
+    Deadlines are seconds. BrokerUnavailable: not sent, or not confirmed, before the deadline. ChannelFull:
+    the broker refused a message for a normal channel. In a thread that runs an event loop use the layer's
+    own coroutines.
     """
 
     def __init__(self, layer: "AMQPChannelLayer") -> None:
@@ -133,6 +135,7 @@ class SyncPublisher:
         self._lock = threading.Lock()
         self._background: Background | None = None
         self._limit = layer.buffer_bytes
+        self._stats = layer.stats
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(me))
         atexit.register(lambda: _stop(me))
@@ -167,7 +170,8 @@ class SyncPublisher:
     def send_many(
         self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
     ) -> None:
-        """Send (channel, message) pairs, all under way at once, in order for each channel; one deadline for all.
+        """Send (channel, message) pairs, all under way at once, in order for each channel; one deadline for
+        all.
 
         When some fail, the first error is raised after all are settled.
         """
@@ -206,7 +210,9 @@ class SyncPublisher:
         ticket = ThreadTicket(len(events), deadline) if wait else None
         for destination, data in events:
             background.put(
-                destination, data, ticket or (_Unwatched(deadline) if destination.confirmed else None)
+                destination,
+                data,
+                ticket or (Unwatched(deadline, self._stats) if destination.confirmed else None),
             )
         if ticket is not None:
             ticket.wait()
@@ -229,15 +235,6 @@ class SyncPublisher:
             background, self._background = self._background, None
         if background is not None:
             background.stop(timeout)
-
-
-class _Unwatched(Ticket):
-    """For a confirmed event that nobody waits for: its failure is reported as a loss."""
-
-    __slots__ = ()
-
-    def __init__(self, deadline: float) -> None:
-        super().__init__(1, deadline)
 
 
 def _forget(publisher: "weakref.ref[SyncPublisher]") -> None:

@@ -1,8 +1,8 @@
 """`receive()` on a normal channel, as the plain `runworker` of Channels does it.
 
-A message is acknowledged when it is handed to its receiver: what that one does with it is not known here, which is why
-work that must not be lost belongs to `asgi_amqp.worker`. A channel that nobody receives on for a while is no longer
-consumed, and what was fetched ahead goes back to the broker for others.
+A message is acknowledged when it is handed to its receiver: what that one does with it is not known here,
+which is why work that must not be lost belongs to `asgi_amqp.worker`. A channel that nobody receives on for
+a while is no longer consumed, and what was fetched ahead goes back to the broker for others.
 """
 
 import asyncio

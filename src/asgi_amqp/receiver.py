@@ -1,8 +1,9 @@
 """The receiving half of a session: one process queue, the groups bound to it, mailboxes, and normal channels.
 
-Runs in one event loop. A group costs the broker a binding when its first local member joins and loses it some seconds
-after the last has left, so that people who come and go cost nothing. After a reconnect everything is declared again
-from what is here, under a new queue name, and every local channel is told that it may have missed something.
+Runs in one event loop. A group costs the broker a binding when its first local member joins and loses it
+some seconds after the last has left, so that people who come and go cost nothing. After a reconnect
+everything is declared again from what is here, under a new queue name, and every local channel is told that
+it may have missed something.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from typing import Any, Protocol
 
 from pamqp import commands
 from pamqp import frame as frames
@@ -57,10 +59,11 @@ class Received:
 
 @dataclass(eq=False, slots=True)
 class Subscription:
-    """A normal channel that is consumed on every link until it is cancelled. At most `prefetch` are unacknowledged.
+    """A normal channel that is consumed on every link until it is cancelled. At most `prefetch` are
+    unacknowledged.
 
-    `on_lost` is called when the link goes: what was not acknowledged will be delivered again. With an error no link
-    will come and the subscription has ended.
+    `on_lost` is called when the link goes: what was not acknowledged will be delivered again. With an error
+    no link will come and the subscription has ended.
     """
 
     queue: Queue
@@ -70,6 +73,12 @@ class Subscription:
     wire: Wire | None = None
     tag: str = ""
     active: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Member(Protocol):
+    """What a group hands its messages to."""
+
+    def put(self, entries: list[Entry], size: int) -> None: ...
 
 
 class Receiver:
@@ -92,7 +101,7 @@ class Receiver:
         self.loop = asyncio.get_running_loop()
         self.process = process
         self.boxes: dict[str, Mailbox] = {}
-        self.groups: dict[str, dict[str, Mailbox]] = {}
+        self.groups: dict[str, dict[str, Member]] = {}
         self.budget = Budget(buffer_bytes)
         self.supervisor = Supervisor(options, self._setup, self._lost, self._failed)
         self.stats = stats
@@ -157,9 +166,9 @@ class Receiver:
         """Until this process can be reached: its queue is declared and consumed."""
         await self.supervisor.link(timeout)
 
-    async def group_add(self, group: str, channel: str, box: Mailbox, timeout: float) -> None:
+    async def group_add(self, group: str, channel: str, member: Member, timeout: float) -> None:
         """Join; back when the next group_send will reach the channel."""
-        self.groups.setdefault(group, {})[channel] = box
+        self.groups.setdefault(group, {})[channel] = member
         deadline = time.monotonic() + timeout
         try:
             while group not in self._bound:
@@ -171,7 +180,9 @@ class Receiver:
             raise
 
     async def _bind(self, group: str) -> None:
-        """Bind once, however many join at the same time; a link that dies meanwhile ends it, and its heir binds all."""
+        """Bind once, however many join at the same time; a link that dies meanwhile ends it, and its heir
+        binds all.
+        """
         future = self._binding.get(group)
         if future is None:
             future = self._binding[group] = self.loop.create_future()
@@ -220,9 +231,6 @@ class Receiver:
     def _take_in(self, delivery: Delivery) -> None:
         """A batch from the process queue, to the mailboxes of its targets."""
         self.stats.batches_in += 1
-        if "x-death" in delivery.headers:
-            self._announce("broker_overflow")
-            return
         try:
             pairs = list(codec.decode(delivery.body))
         except ValueError:
@@ -245,9 +253,16 @@ class Receiver:
                 if members:
                     shared = len(members) > 1
                     entries = [Entry(message, expires, size, shared) for _, message in run]
-                    for box in members.values():
-                        box.put(entries, size * len(entries))
+                    for member in members.values():
+                        member.put(entries, size * len(entries))
                     self.stats.received += len(entries) * len(members)
+
+    def _missed(self, delivery: Delivery) -> None:
+        """A message came to the gap queue: this one, and those before it that it replaced there, never
+        reached us.
+        """
+        deaths: Any = delivery.headers.get("x-death") or [{}]
+        self._announce("expired" if deaths[0].get("reason") == "expired" else "broker_overflow")
 
     # Normal channels
 
@@ -318,11 +333,14 @@ class Receiver:
         wire = await link.wire(on_delivery=self._take_in)
         self._queue_name = self._topology.process_queue(self.process, link.generation)
         await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
+        gap_queue = self._topology.gap_queue(self._queue_name)
+        await wire.queue_declare(
+            gap_queue, exclusive=True, arguments={"x-max-length": 1, "x-overflow": "drop-head"}
+        )
         await wire.queue_declare(
             self._queue_name,
             exclusive=True,
-            auto_delete=True,
-            arguments=self._topology.process_arguments(self._queue_bytes),
+            arguments=self._topology.process_arguments(self._queue_name, self._queue_bytes),
         )
         groups = list(self.groups)
         for group in groups:
@@ -333,6 +351,8 @@ class Receiver:
             self._queue_name, self._topology.exchange, self._topology.process_key(self.process)
         )
         await wire.basic_consume(self._queue_name, _nothing, no_ack=True)
+        gaps = await link.wire(on_delivery=self._missed)
+        await gaps.basic_consume(gap_queue, _nothing, no_ack=True)
         for subscription in self._subscriptions:
             await self._consume(link, subscription)
         self._bound = set(groups)
@@ -340,6 +360,16 @@ class Receiver:
         if self._connected_before:
             self._announce("reconnect")
         self._connected_before = True
+
+    async def flush(self) -> None:
+        """Forget all channels, groups and messages."""
+        for box in self.boxes.values():
+            box.clear()
+        for group, members in list(self.groups.items()):
+            for channel in list(members):
+                self.group_discard(group, channel)
+        if self._wire is not None:
+            await self._wire.queue_purge(self._queue_name)
 
     def _announce(self, reason: str) -> None:
         """Every local channel may have missed something, nobody knows how much."""
@@ -371,7 +401,9 @@ class Receiver:
         self._subscriptions.clear()
 
     def _sweep(self) -> None:
-        """Forget channels that nobody reads: at once past the expiry without groups, after `idle` with them."""
+        """Forget channels that nobody reads: at once past the expiry without groups, after `idle` with
+        them.
+        """
         now = time.monotonic()
         grouped = {channel for members in self.groups.values() for channel in members}
         for channel, box in list(self.boxes.items()):

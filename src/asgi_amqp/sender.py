@@ -1,8 +1,8 @@
 """The sending half of a session: gathers, publishes, waits for confirms, retries what may be retried.
 
-Runs in one event loop. An event is accepted into the batcher; a flush, called once per turn of the loop, publishes all
-that has gathered. Everything is published with confirms, one per batch, so that at a cut it is known what was in
-flight: batches with tickets leave again on the next link, others are reported lost.
+Runs in one event loop. An event is accepted into the batcher; a flush, called once per turn of the loop,
+publishes all that has gathered. Everything is published with confirms, one per batch, so that at a cut it is
+known what was in flight: batches with tickets leave again on the next link, others are reported lost.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import time
 from .batcher import Batch, Batcher, Ticket
 from .connection import Link, Options, Publisher, Supervisor
 from .declare import declare
-from .exceptions import BrokerUnavailable, ChannelFull
+from .exceptions import BrokerUnavailable, ChannelFull, Unroutable
 from .metrics import Stats
 from .topology import Destination, Queue, Topology
 
@@ -41,6 +41,20 @@ class FutureTicket(Ticket):
             await self.future
         finally:
             self.done = True  # cancelled: withdraw what has not left
+
+
+class Unwatched(Ticket):
+    """For a confirmed event that nobody waits for: its failure is reported as a loss."""
+
+    __slots__ = ("_stats",)
+
+    def __init__(self, deadline: float, stats: Stats) -> None:
+        super().__init__(1, deadline)
+        self._stats = stats
+
+    def finish(self) -> None:
+        if self.error is not None:
+            self._stats.lose("refused" if isinstance(self.error, ChannelFull) else "unconfirmed", 1)
 
 
 class Sender:
@@ -73,7 +87,9 @@ class Sender:
         return self.batcher.size + self.unconfirmed_bytes
 
     async def send(self, destination: Destination, data: bytes, timeout: float) -> None:
-        """Confirmed: back when the broker has it. Else: back when it is accepted to leave in this turn of the loop."""
+        """Confirmed: back when the broker has it. Else: back when it is accepted to leave in this turn of
+        the loop.
+        """
         if destination.confirmed:
             ticket = FutureTicket(1, time.monotonic() + timeout)
             self.submit(destination, data, ticket)
@@ -104,7 +120,9 @@ class Sender:
                 ) from None
 
     def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
-        """Accept an event from this loop's thread; its ticket is settled once written, or confirmed where it must be."""
+        """Accept an event from this loop's thread; its ticket is settled once written, or confirmed where it
+        must be.
+        """
         now = time.monotonic()
         self.stats.sent += 1
         if ticket is not None and self._sweeper is None:
@@ -225,10 +243,12 @@ class Sender:
     def _settle(self, batch: Batch, ok: bool, now: float) -> None:
         if batch.returned and batch.confirmed:  # its queue is gone: declare it anew and send again
             queue = batch.destination.queue
-            assert queue is not None
-            self._declared.pop(queue.key, None)
+            if queue is not None:
+                self._declared.pop(queue.key, None)
             for part, ticket in zip(batch.parts, batch.tickets, strict=True):
-                if not ticket.done:
+                if queue is None:
+                    ticket.settle(Unroutable(f"nothing is bound to {batch.destination.key}: was it deleted?"))
+                elif not ticket.done:
                     self.submit(batch.destination, part[len(batch.destination.target) :], ticket)
             return
         if batch.returned:

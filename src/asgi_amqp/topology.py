@@ -62,7 +62,7 @@ def durable_options(
 ) -> list[tuple[re.Pattern[str], Durable]]:
     """The `durable` option, globs or globs with options, as patterns. ConfigurationError names a bad key."""
     given: Mapping[str, Mapping[str, Any]] = (
-        durable if isinstance(durable, Mapping) else dict.fromkeys(durable, {})
+        durable if isinstance(durable, Mapping) else {glob: {} for glob in durable}
     )
     patterns = []
     for glob, options in given.items():
@@ -92,9 +92,22 @@ class Topology:
     def process_queue(self, process: str, generation: int) -> str:
         return f"{self.prefix}.p.{process}.{generation}"
 
-    def process_arguments(self, max_bytes: int) -> Arguments:
-        """Drop-head, never reject-publish: one slow process must not stop the publishers of everyone."""
-        return {"x-message-ttl": self.expiry_ms, "x-max-length-bytes": max_bytes, "x-overflow": "drop-head"}
+    def process_arguments(self, queue: str, max_bytes: int) -> Arguments:
+        """Drop-head, never reject-publish: one slow process must not stop the publishers of everyone.
+
+        What is dropped or expires goes to the gap queue, so that the process learns of it.
+        """
+        return {
+            "x-message-ttl": self.expiry_ms,
+            "x-max-length-bytes": max_bytes,
+            "x-overflow": "drop-head",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.gap_queue(queue),
+        }
+
+    def gap_queue(self, queue: str) -> str:
+        """Holds the last message that a process queue dropped."""
+        return f"{queue}.gap"
 
     def normal_queue(self, channel: str, capacity: int) -> Queue:
         """One message per event, counted and refused by the broker: that is what makes ChannelFull exact.
@@ -137,6 +150,9 @@ class Topology:
 
     def to_process(self, channel: str) -> Destination:
         return Destination(self.process_key(process_of(channel)), encode_target(channel))
+
+    def dead_letters(self, channel: str) -> str:
+        return f"{self.prefix}.d.{channel}.dead"
 
     def to_control(self, process: str) -> Destination:
         return Destination(self.process_key(process), encode_target(""))

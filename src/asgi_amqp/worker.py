@@ -1,9 +1,10 @@
 """A worker for a normal channel: at least once, acknowledged after the handler has finished.
 
-An AMQP message holds one event or, under load, a batch. Events run on `concurrency` slots in the order in which they
-came (strictly, with one slot). A message is acknowledged when all its events are done. An event whose handler raised is
-tried again: alone, after a pause that doubles, until the queue's delivery limit sends it to the dead-letter queue; the
-others of its batch are not repeated for it. A worker that dies leaves its messages to others.
+An AMQP message holds one event or, under load, a batch. Events run on `concurrency` slots in the order in
+which they came (strictly, with one slot). A message is acknowledged when all its events are done. An event
+whose handler raised is tried again: alone, after a pause that doubles, until the queue's delivery limit
+sends it to the dead-letter queue; the others of its batch are not repeated for it. A worker that dies leaves
+its messages to others.
 """
 
 import asyncio
@@ -33,10 +34,12 @@ class _Work:
 
 
 class Worker:
-    """`await Worker(layer, handler, "channel").run()`; ends after `stop()` or SIGTERM, or with an error of the layer.
+    """`await Worker(layer, handler, "channel").run()`; ends after `stop()` or SIGTERM, or with an error of
+    the layer.
 
-    concurrency: handlers at a time, and AMQP messages fetched ahead. drain_timeout: seconds that running handlers get
-    to finish after stop(); then they are cancelled and their messages go back. retry: first and longest pause, seconds.
+    concurrency: handlers at a time, and AMQP messages fetched ahead. drain_timeout: seconds that running
+    handlers get to finish after stop(); then they are cancelled and their messages go back. retry: first and
+    longest pause, seconds.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Worker:
         self._events: deque[tuple[_Work, Message]] = deque()
         self._unfinished: set[_Work] = set()
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
         self._stopping = asyncio.Event()
         self._error: LayerError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,7 +80,9 @@ class Worker:
             self._stopping.set()
 
     async def run(self) -> None:
-        """Work until stopped. BrokerUnavailable when the broker cannot be reached at the start; later it is waited for."""
+        """Work until stopped. BrokerUnavailable when the broker cannot be reached at the start; later it is
+        waited for.
+        """
         self._loop = asyncio.get_running_loop()
         queue = self._layer.destination(self._channel).queue
         if queue is None:
@@ -177,6 +183,8 @@ class Worker:
             else:
                 received.ack()
         self._unfinished.discard(work)
+        if not self._unfinished:
+            self._idle.set()
 
     async def _drain(self, slots: list[asyncio.Task[None]]) -> None:
         """Let what has begun finish; give back the rest."""
@@ -187,9 +195,11 @@ class Worker:
             work.received.refuse(requeue=True)
         self._events = deque((work, message) for work, message in self._events if work in running)
         self._unfinished.intersection_update(running)
-        deadline = asyncio.get_running_loop().time() + self._drain_timeout
-        while self._unfinished and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.01)
+        if self._unfinished:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_timeout):
+                    await self._idle.wait()
         for slot in slots:
             slot.cancel()
         await asyncio.gather(*slots, return_exceptions=True)

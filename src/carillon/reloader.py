@@ -19,9 +19,9 @@ _CRASH_SECONDS = 10  # one that ends this soon after a save ended because of it
 def reload(process: str) -> int:
     """Run `process` until TERM; returns the exit code to end with.
 
-    Only the first start waits for the database and the broker: a restart has to be quick. A process that fails
-    right after a save (a syntax error, say) starts again at the next one; a process that ends otherwise, or is
-    killed, ends the reloader too, so that the container's restart policy takes over.
+    A restart has to be quick and does not wait for the database and the broker, unless the first start still
+    does. A process that fails right after a save (a syntax error, say) starts again at the next one; one that
+    ends otherwise, or is killed, ends the reloader too, and the container's restart policy takes over.
     """
     try:
         import watchfiles
@@ -48,8 +48,9 @@ def reload(process: str) -> int:
             names = sorted({os.path.relpath(path, source) for _, path in changes})
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             say(f"{process}: {names[0]}{more} changed, restarting")
+            still_waiting = child.is_launcher()
             child.stop()
-            child.start(wait=False)
+            child.start(wait=still_waiting)
         elif (code := child.ended()) is not None:
             return code
     child.stop()
@@ -71,7 +72,18 @@ class _Child:
                 [*carillon, "manage", "collectstatic", "--no-input", "--verbosity", "0"], check=False
             )
         self.popen = subprocess.Popen([*carillon, "run", self.process, *([] if wait else ["--no-wait"])])
-        self.started, self.after_save = time.monotonic(), not wait
+        self.started = time.monotonic()
+        self.after_save = not wait
+
+    def is_launcher(self) -> bool:
+        """True while it waits for what the process needs and has not become the process yet."""
+        if self.popen is None:
+            return False
+        try:
+            arguments = Path("/proc", str(self.popen.pid), "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return arguments[1:4] == [b"-m", b"carillon", b"run"]
 
     def ended(self) -> int | None:
         """None while it runs or waits for a save that mends it; else the exit code to pass on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asgi_amqp.connection import Options, Target
-from asgi_amqp.stream import Stream
+from carillon.delivery.stream import Stream
 from asgi_amqp.topology import Queue, Topology
 from channels.layers import get_channel_layer
 from django.conf import settings

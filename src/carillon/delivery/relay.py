@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from asgi_amqp import codec, declare, stream
+from asgi_amqp import codec, declare
 from asgi_amqp.connection import Delivery, Link, Options, Supervisor, Wire
 from asgi_amqp.topology import Topology
 from pamqp.commands import Basic
 
+from carillon.delivery import stream
 from carillon.delivery.event import GROUP, Event, Malformed, pack, unpack
 from carillon.delivery.position import Position, first_of
 from carillon.delivery.seen import Seen

@@ -7,10 +7,11 @@ from the window and joins the live events, in one step. A resume is whole or it 
 import asyncio
 import logging
 
-from asgi_amqp import stream
+
 from asgi_amqp.connection import Options, Supervisor
 from asgi_amqp.exceptions import LayerError
 
+from carillon.delivery import stream
 from carillon.delivery.event import unpack
 from carillon.delivery.hub import Hub, Listener
 from carillon.delivery.position import Position, first_of, message_of

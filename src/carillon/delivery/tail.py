@@ -9,10 +9,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from asgi_amqp import stream
+
 from asgi_amqp.connection import Link, Options, Supervisor
 from asgi_amqp.exceptions import BrokerUnavailable
 
+from carillon.delivery import stream
 from carillon.delivery.event import Malformed, unpack
 from carillon.delivery.hub import Hub
 from carillon.delivery.position import first_of
