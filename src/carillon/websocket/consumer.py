@@ -22,6 +22,7 @@ from django.utils import timezone
 from asgi_amqp.exceptions import LayerError
 from carillon.delivery.asgi_outlet import AsgiOutlet
 from carillon.delivery.forms import Frames1, Frames2, Texts1, Texts2
+from carillon.delivery.position import Position
 from carillon.delivery.replay import Unrecoverable
 from carillon.delivery.station import NotReady
 from carillon.notifications.registry import registry
@@ -82,6 +83,7 @@ class Socket:
         self._ending: Close | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
+        self._held_at: Position | None = None  # while somebody looks at the identity: what follows waits
 
     async def run(self) -> None:
         self.task = asyncio.current_task()
@@ -186,6 +188,8 @@ class Socket:
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new begins
         at `since`, or now."""
+        while self._held_at is not None and self._checking is not None:
+            await asyncio.wait({self._checking})
         async with self.changing:
             groups, errors = await self._permitted(
                 (family, key) for family, keys in wanted.groups.items() for key in keys
@@ -249,7 +253,8 @@ class Socket:
 
     def _listen(self, groups: dict[str, tuple[str, str]]) -> None:
         self.groups = groups
-        sockets().station.hub.subscribe(self.outlet, _names(groups))
+        if self._held_at is None:
+            sockets().station.hub.subscribe(self.outlet, _names(groups))
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
         """Version 2: the socket lives on with a new token of the same user."""
@@ -281,6 +286,15 @@ class Socket:
             # What changed may have changed after that look: look once more.
             self._checking.add_done_callback(lambda _: self.identity is not None and self.recheck())
 
+    def access_changed(self, offset: int) -> None:
+        """Rights changed with the event at `offset`. What follows it is held back until it is clear who may hear
+        it, and is then read from the window: neither too much is heard nor too little."""
+        station = sockets().station
+        if self._held_at is None and not self.changing.locked():
+            self._held_at = Position(station.hub.epoch, offset)
+            station.hub.subscribe(self.outlet, frozenset())
+        self.recheck()
+
     async def _recheck(self) -> None:
         """Is the user still who he was, and may he still hear what he subscribed to?"""
         try:
@@ -290,13 +304,30 @@ class Socket:
                     self.end(Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again"))
                     return
                 await self._become(identity)
+                await self._let_go()
         except DatabaseError as error:
             # A database that is away for a moment is no reason to send everybody away, an expiry is.
-            if _seconds_until(self.identity.expires) <= 0:
-                logger.warning("A socket's login has expired and cannot be checked: %s", type(error).__name__)
+            if self._held_at is not None or _seconds_until(self.identity.expires) <= 0:
+                logger.warning("A socket's login cannot be checked: %s", type(error).__name__)
                 self.end(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
                 return
         self._watch()
+
+    async def _let_go(self) -> None:
+        """Hear what was held back, and go on."""
+        since = self._held_at
+        if since is None:
+            return
+
+        def join() -> None:
+            self._held_at = None
+            self._listen(self.groups)
+
+        try:
+            await sockets().station.resume(self.outlet, _names(self.groups), since, join)
+        except Unrecoverable as gone:
+            join()
+            self.interrupted(gone.reason)
 
     async def _become(self, identity: authentication.Identity) -> None:
         """Go on as this identity: hear what it may hear of what was subscribed to, and no more."""
@@ -350,6 +381,7 @@ class Socket:
             self._checking.cancel()
         sockets().discard(self)
         if self.outlet is not None:
+            self._held_at = None
             self._listen({})
             if not self.direct:
                 self.outlet.cancel()

@@ -56,7 +56,7 @@ class Sockets:
                 if socket is not None:
                     concerned.add(socket)
         for socket in concerned:
-            socket.recheck()
+            socket.access_changed(event.offset)
 
     def _interrupted(self, reason: str) -> None:
         for socket in list(self._by_outlet.values()):

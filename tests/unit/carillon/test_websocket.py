@@ -12,6 +12,7 @@ from channels.layers import get_channel_layer
 from django.test import Client as HttpClient
 from django.utils import timezone
 
+from carillon.delivery.station import NotReady, Station
 from carillon.accounts.models import ApiToken
 from carillon.jobs import changes
 from carillon.jobs.models import Job
@@ -153,9 +154,13 @@ class TestWhoGetsIn:
         monkeypatch.setattr("carillon.websocket.authentication.authenticate", fail)
         await self.refused(1013, "the server cannot reach", token="any")
 
-    async def test_the_broker_is_away(self, people):
+    async def test_the_broker_is_away(self, people, monkeypatch):
         token = await database_sync_to_async(people.token)(people.ann)
-        get_channel_layer().publisher.away = True
+
+        async def ready(self, timeout):
+            raise NotReady
+
+        monkeypatch.setattr(Station, "ready", ready)
         await self.refused(1013, "the server cannot reach", token=token)
 
     async def test_another_path(self, db):
