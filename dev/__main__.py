@@ -70,7 +70,7 @@ def _test_config() -> configuration.Config:
     return configuration.load(project=testing.PROJECT, state=testing.STATE)
 
 
-def test(_: list[str]) -> int:
+def everything(_: list[str]) -> int:
     config = _test_config()
     if engine.check():
         # What a cut-off run left behind goes first: it would hold the ports.
@@ -83,7 +83,7 @@ def test(_: list[str]) -> int:
     return testing.everything(config)
 
 
-def test_unit(_: list[str]) -> int:
+def unit(_: list[str]) -> int:
     from dev import testing
 
     testing.enter(_test_config())
@@ -97,7 +97,7 @@ def lint(_: list[str]) -> int:
     return testing.lint()
 
 
-def test_clean(_: list[str]) -> int:
+def clean_test(_: list[str]) -> int:
     development.clean(_test_config())
     return 0
 
@@ -110,9 +110,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "shell": shell,
     "token": token,
     "demo": demo,
-    "test": test,
-    "test-unit": test_unit,
-    "test-clean": test_clean,
+    "test": everything,
+    "test-unit": unit,
+    "test-clean": clean_test,
     "lint": lint,
 }
 
@@ -134,3 +134,7 @@ if __name__ == "__main__":
         sys.exit(fail(Failure(f"{error.filename or error}: not found; `make dev` installs what is missing")))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # `make dev | head`: nobody reads on. Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import ssl
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,7 +19,7 @@ _SECONDS = 60
 
 
 def ensure(config: Config) -> dict[str, str]:
-    """The environment file's values, proved by a request through nginx; makes admin and token where they fail."""
+    """The environment file's values, proved by a request through nginx; makes admin and token if need be."""
     values = _values(config, token=read(config.environment_file).get("CARILLON_TOKEN", ""))
     if not (values["CARILLON_TOKEN"] and _accepted(values)):
         step("Making the admin and a token")
@@ -34,7 +35,6 @@ def ensure(config: Config) -> dict[str, str]:
             raise Failure(
                 f"{values['CARILLON_URL']} does not accept the token that was just made: see `make logs`"
             )
-    # Only what a shell reads as it stands: no value needs quotes, and shlex.quote says so by changing nothing.
     text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
     secret_files.write(config.environment_file, text, 0o600)
     return values
@@ -73,22 +73,33 @@ def _values(config: Config, *, token: str) -> dict[str, str]:
 
 
 def _accepted(values: dict[str, str]) -> bool:
-    """Does the token open the API, by TLS that our CA vouches for?"""
+    """Does the token open the API, by TLS that our CA vouches for?
+
+    Asks again for a while when there is no answer: a process may be restarting on a saved file just now.
+    """
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return _me(values) == values["CARILLON_USERNAME"]
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                return False
+            problem = f"answered {error.code}"
+        except (OSError, ValueError, LookupError) as error:
+            problem = f"cannot be reached ({error})"
+        if time.monotonic() > deadline:
+            raise Failure(f"{values['CARILLON_URL']} {problem}: see `make logs`")
+        time.sleep(1)
+
+
+def _me(values: dict[str, str]) -> str:
+    """The name of the user that the token stands for."""
     context = ssl.create_default_context(cafile=values["CARILLON_CA_CERT"])
     # Not through a proxy that the environment names: this is our own machine.
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     )
-    request = urllib.request.Request(
-        f"{values['CARILLON_URL']}/api/v2/me/",
-        headers={"Authorization": f"Bearer {values['CARILLON_TOKEN']}"},
-    )
-    try:
-        with opener.open(request, timeout=10) as answer:
-            return json.load(answer)["results"][0]["username"] == values["CARILLON_USERNAME"]
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return False
-        raise Failure(f"{request.full_url} answered {error.code}: see `make logs`") from None
-    except (OSError, ValueError, LookupError) as error:
-        raise Failure(f"{request.full_url} cannot be reached: {error}; see `make logs`") from None
+    headers = {"Authorization": f"Bearer {values['CARILLON_TOKEN']}"}
+    request = urllib.request.Request(f"{values['CARILLON_URL']}/api/v2/me/", headers=headers)  # noqa: S310
+    with opener.open(request, timeout=10) as answer:
+        return json.load(answer)["results"][0]["username"]

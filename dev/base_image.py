@@ -1,8 +1,7 @@
-"""debian:trixie-slim: pulled where an image registry can be reached, else made on this machine with mmdebstrap."""
+"""debian:trixie-slim: pulled where an image registry can be reached, else made here with mmdebstrap."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,13 +38,11 @@ def ensure(config: Config) -> None:
                 "install mmdebstrap, or load the image with `docker load`"
             )
         debian.install(("mmdebstrap",), config.logs)
-    if os.geteuid() != 0 and not debian.release():
-        progress("(as an ordinary user this needs unprivileged user namespaces)")
     make(config)
 
 
 def _pull(log: Path) -> bool:
-    """True when the pull worked. A network that swallows packets must not hold us: it has its time, then no more."""
+    """True when the pull worked. A network that swallows packets must not hold us: hence the deadline."""
     try:
         process.work(["docker", "pull", IMAGE], what=f"docker pull {IMAGE}", log=log, seconds=_PULL_SECONDS)
     except Failure:

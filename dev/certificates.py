@@ -22,7 +22,7 @@ _RENEW_DAYS = 30
 
 
 def ensure(directory: Path, now: datetime.datetime | None = None) -> bool:
-    """ca.pem, ca.key (0600), server.pem and server.key are there and good for a month; True when one was made."""
+    """ca.pem, ca.key (0600), server.pem, server.key are there, good for a month; True when one was made."""
     now = now or datetime.datetime.now(datetime.UTC)
     private_directory(directory)
     authority = _load(directory / "ca.pem", directory / "ca.key")

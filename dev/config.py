@@ -1,4 +1,4 @@
-"""Which stack: its name, its ports and where its state lies. All of it can be set, so that two can run side by side."""
+"""Which stack: its name, its ports, where its state lies. All can be set: two can run side by side."""
 
 from __future__ import annotations
 

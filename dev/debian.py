@@ -14,7 +14,7 @@ _NEWEST_WITHOUT_COMPOSE = 12  # Debian 12's docker-compose is version 1
 
 
 def release(text: str | None = None) -> int | None:
-    """The Debian release of this machine (13), a high number for testing and unstable, None for another system.
+    """The Debian release of this machine (13); a high number for testing and unstable, None elsewhere.
 
     `text`: what /etc/os-release says.
     """

@@ -76,7 +76,7 @@ Carillon is up ({seconds:.0f} s).
 
   page         {values["CARILLON_URL"]}   (plain: {values["CARILLON_HTTP_URL"]})
   log in       {values["CARILLON_USERNAME"]} / {values["CARILLON_PASSWORD"]}
-  authority    {values["CARILLON_CA_CERT"]}   trust it in your browser, or accept its warning
+  authority    {values["CARILLON_CA_CERT"]}   (trust it in your browser, or accept its warning)
   RabbitMQ     http://localhost:{config.management_port}   carillon / see {config.secrets}/amqp_password
   for scripts  . {_shown(config.environment_file)}
 
@@ -90,7 +90,7 @@ def _shown(path: Path) -> str:
 
 
 def clean(config: Config) -> None:
-    """Containers, volumes and the state directory go. Images stay: they cost minutes and hold nothing of yours."""
+    """Containers, volumes and the state directory go. Images stay: they hold nothing of yours."""
     if engine.state()[0] is engine.State.READY:
         stack.down(config, volumes=True)
     elif config.state.exists():

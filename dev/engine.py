@@ -155,8 +155,8 @@ def start() -> None:
 def remove_stale_pid(file: Path, program: str) -> bool:
     """Remove the file when its number is not that of a running `program`; True when it did.
 
-    After a crash or in a restarted container the number may belong to somebody else, and the engine would then
-    take itself to be running already.
+    After a crash or in a restarted container the number may belong to somebody else, and the engine would
+    then take itself to be running already.
     """
     try:
         number = file.read_text().strip()

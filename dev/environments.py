@@ -18,9 +18,9 @@ _SECONDS = 1200
 
 
 def ensure(config: Config, name: str, lock: str) -> Path:
-    """The environment `name` under .dev, with exactly what `lock` says; the path of its python.
+    """The environment `name` under .dev, with what `lock` says and no more; the path of its python.
 
-    An environment of another lock or interpreter is made anew: pip would leave behind what is no longer listed.
+    An environment of another lock or interpreter is made anew: pip leaves behind what is no longer listed.
     """
     # Beside each other, whichever stack asks: they do not depend on one.
     directory = ROOT / ".dev" / name

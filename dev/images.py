@@ -43,8 +43,8 @@ IMAGES = (
             "requirements/app.txt",
             "requirements/dev.txt",
             "pyproject.toml",
-        )
-        + ("supervisord/uwsgi.ini",),
+            "supervisord/uwsgi.ini",
+        ),
         target="development",
         python_packages=True,
     ),

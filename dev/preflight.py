@@ -29,7 +29,7 @@ def disk(needed: int) -> None:
         free = shutil.disk_usage(place).free
         if free < needed:
             raise Failure(
-                f"too little disk: {place} has {free / _GIB:.1f} GiB free and {needed / _GIB:.0f} GiB are needed. "
+                f"too little disk: {place} has {free / _GIB:.1f} GiB free, {needed / _GIB:.0f} GiB are needed. "
                 "Free some (`docker system df` shows what Docker holds)."
             )
 
@@ -80,7 +80,7 @@ def in_use(address: str, port: int) -> bool:
 
 
 def _published() -> dict[int, tuple[str, str]]:
-    """Port on this machine to (compose project, container), as the engine says; empty when it says nothing."""
+    """Port on this machine to (compose project, container), as the engine says; empty when it does not."""
     form = '{{.Label "com.docker.compose.project"}}\t{{.Names}}\t{{.Ports}}'
     try:
         answer = process.ask(["docker", "ps", "--format", form], seconds=15)

@@ -51,7 +51,7 @@ def work(
 ) -> None:
     """Run a long command with its output in `log`, saying every few seconds that it is still at it.
 
-    Raises `Failure` with the end of the log when it fails, or takes longer than `seconds` (it is then killed).
+    Raises `Failure` with the end of the log when it fails or takes longer than `seconds` (then it is killed).
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

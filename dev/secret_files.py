@@ -1,4 +1,4 @@
-"""Secrets of the development stack: made here when missing, kept in the state directory, never in an image."""
+"""Secrets of the development stack: made when missing, kept in the state directory, never in an image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def ensure(directory: Path) -> list[str]:
     made = [name for name in SECRETS if not (directory / name).is_file()]
     for name in made:
         # Letters, digits, - and _: safe in a shell file, a URL and SQL.
-        # 0444: a bind mount keeps the owner, and the containers run as users of their own. What protects the file
-        # is the directory, 0700.
+        # 0444: a bind mount keeps the owner, and the containers run as users of their own. What protects the
+        # file is the directory, 0700.
         write(directory / name, secrets.token_urlsafe(SECRETS[name]) + "\n", 0o444)
     return made
 

@@ -104,7 +104,7 @@ def ensure_browser(config: Config) -> str:
 
 
 def free_ports(config: Config) -> Mapping[str, int]:
-    """The ports as configured, all moved by the same thousands when one is in use (by `make dev`, most likely)."""
+    """The ports as configured, all moved by the same thousands when one is in use (by `make dev`)."""
     for shift in range(0, 40_000, _SHIFT):
         ports = {name: port + shift for name, port in config.ports.items()}
         if max(ports.values()) > 65535:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from carillon.launcher import EXIT_CONFIGURATION, say
 
-_WATCHED = (".py", ".html", ".js", ".css")
+_CODE = (".py",)
+_ASSETS = (".html", ".js", ".css", ".svg")  # only uwsgi serves them, or names them by their hashes
 _STOP_SECONDS = 8  # below Docker's 10, so that a process that does not stop is named rather than just killed
 _CRASH_SECONDS = 10  # one that ends this soon after a save ended because of it
 
@@ -30,13 +31,16 @@ def reload(process: str) -> int:
         return EXIT_CONFIGURATION
 
     source = Path(__file__).resolve().parent.parent
+    watched = _CODE + _ASSETS if process == "uwsgi" else _CODE
     stopping = _StopEvent()
     child = _Child(process)
+    if process == "uwsgi":
+        _collect_static()
     child.start(wait=True)
     # yield_on_timeout: the loop also has to notice a process that ended.
     for changes in watchfiles.watch(
         source,
-        watch_filter=lambda _change, path: path.endswith(_WATCHED),
+        watch_filter=lambda _change, path: path.endswith(watched),
         debounce=200,
         step=50,
         rust_timeout=200,
@@ -48,6 +52,8 @@ def reload(process: str) -> int:
             names = sorted({os.path.relpath(path, source) for _, path in changes})
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             say(f"{process}: {names[0]}{more} changed, restarting")
+            if any(path.endswith(_ASSETS) for _, path in changes):
+                _collect_static()
             still_waiting = child.is_launcher()
             child.stop()
             child.start(wait=still_waiting)
@@ -55,6 +61,12 @@ def reload(process: str) -> int:
             return code
     child.stop()
     return 0
+
+
+def _collect_static() -> None:
+    """nginx serves hashed copies of the assets: without new ones a saved stylesheet would not be seen."""
+    command = [sys.executable, "-m", "carillon", "manage", "collectstatic", "--no-input", "--verbosity", "0"]
+    subprocess.run(command, check=False)
 
 
 class _Child:
@@ -65,13 +77,8 @@ class _Child:
         self.after_save = False
 
     def start(self, *, wait: bool) -> None:
-        carillon = [sys.executable, "-m", "carillon"]
-        if self.process == "uwsgi":
-            # nginx serves the hashed copies: without this a saved stylesheet would not be seen.
-            subprocess.run(
-                [*carillon, "manage", "collectstatic", "--no-input", "--verbosity", "0"], check=False
-            )
-        self.popen = subprocess.Popen([*carillon, "run", self.process, *([] if wait else ["--no-wait"])])
+        command = [sys.executable, "-m", "carillon", "run", self.process, *([] if wait else ["--no-wait"])]
+        self.popen = subprocess.Popen(command)
         self.started = time.monotonic()
         self.after_save = not wait
 

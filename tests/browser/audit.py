@@ -1,4 +1,4 @@
-"""What a reader with other eyes or none would stumble over: texts without contrast, controls without a name."""
+"""What a reader with other eyes, or none, would stumble over: poor contrast, controls without a name."""
 
 # Visible controls that have no accessible name.
 NAMELESS = """
@@ -13,7 +13,7 @@ NAMELESS = """
   .map((one) => one.outerHTML.slice(0, 120))
 """
 
-# For every visible text: [text, its colour, the ground under it, whether it is large], as [r, g, b] of 0 to 255.
+# For every visible text: [text, its colour, the ground under it, whether it is large]; colours as [r, g, b].
 CONTRAST = """
 () => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });

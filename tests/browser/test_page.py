@@ -46,7 +46,7 @@ def job_page(page):
     return page
 
 
-# Coming in ---------------------------------------------------------------------------------------------------
+# Coming in ----------------------------------------------------------------------------------------
 
 
 def test_a_wrong_password_is_refused_and_a_right_one_is_not(fake, open_page):
@@ -86,19 +86,17 @@ def test_a_login_that_ends_is_asked_for_again_and_leads_back(fake, open_page):
     expect(words(page)).to_have_text(re.compile("^(Connected|Resumed)"))
 
 
-# The list ------------------------------------------------------------------------------------------------------
+# The list -----------------------------------------------------------------------------------------
 
 
 def test_states_change_live(fake, page):
     row = page.locator(".row", has_text="Rotate certificates")
     expect(row.locator(".badge")).to_have_text("pending")
-    page.evaluate(
-        "document.querySelectorAll('.row').forEach((row) => row.kept = row.querySelector('a').textContent)"
-    )
+    page.evaluate("document.querySelectorAll('.row').forEach((row) => (row.kept = row.innerText))")
     for status in ("waiting", "running", "successful"):
         fake.do("status", job=4, status=status)
         expect(row.locator(".badge")).to_have_text(status)
-    assert row.evaluate("row => row.kept") == "Rotate certificates", "the row was made anew"
+    assert "Rotate certificates" in row.evaluate("row => row.kept"), "the row was made anew"
     expect(row.get_by_role("button")).to_be_hidden()
 
 
@@ -128,7 +126,7 @@ def test_a_job_is_canceled(page):
     expect(row.locator(".badge")).to_have_text("canceled")
 
 
-# Output --------------------------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------
 
 
 def test_output_streams_in_with_its_colours_and_counts(fake, job_page):
@@ -140,13 +138,13 @@ def test_output_streams_in_with_its_colours_and_counts(fake, job_page):
             event(2, "\r\nTASK [Install] ***", event="playbook_on_task_start", task="Install", play="Web"),
             event(3, "\x1b[0;33mchanged: [a]\x1b[0m", event="runner_on_ok", changed=True),
             event(4, "\x1b[38;5;208mamber \x1b[1;48;2;10;20;30mdeep\x1b[0m", event="runner_on_ok"),
-            event(5, "\x1b[0;31mfatal: [b]: <script>alert(1)</script>\x1b[0m", event="runner_on_failed", failed=True),
+            event(5, "\x1b[31mfatal: <script>alert(1)</script>\x1b[0m", event="runner_on_failed", failed=True),
         ],
     )  # fmt: skip
     expect(job_page.locator(".ln")).to_have_count(7)
     expect(job_page.locator(".count")).to_have_text("7 lines")
     assert numbers(job_page)[1] == "PLAY [Web] ***"
-    assert numbers(job_page)[-1] == "fatal: [b]: <script>alert(1)</script>"
+    assert numbers(job_page)[-1] == "fatal: <script>alert(1)</script>"
     expect(job_page.locator(".fg3")).to_have_text("changed: [a]")
     expect(job_page.locator(".bold.bgx.fgx")).to_have_text("deep")
     assert job_page.locator(".ln .fgx").first.evaluate("span => getComputedStyle(span).color") != (
@@ -237,7 +235,7 @@ def test_the_whole_output_is_saved_without_colours(fake, job_page):
     assert text == "".join(f"ok: [host-{number}]\n" for number in range(1, 451))
 
 
-# The link ------------------------------------------------------------------------------------------------------
+# The link -----------------------------------------------------------------------------------------
 
 
 def test_a_cut_network_is_told_and_the_missed_lines_are_fetched(fake, open_page):
@@ -287,7 +285,7 @@ def test_a_refusal_says_why_and_waits_to_be_asked(fake, page):
     expect(words(page)).to_have_text(CONNECTED)
 
 
-# Everyone ------------------------------------------------------------------------------------------------------
+# Everyone -----------------------------------------------------------------------------------------
 
 
 def focused(page):
@@ -405,7 +403,8 @@ def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
     page.wait_for_load_state("networkidle")
     expect(page.locator("#link-words")).to_be_in_viewport()
     wide = page.evaluate(
-        "[...document.querySelectorAll('body, body *')].filter((one) => one.getBoundingClientRect().right > innerWidth + 1"
+        "[...document.querySelectorAll('body, body *')]"
+        ".filter((one) => one.getBoundingClientRect().right > innerWidth + 1"
         " && getComputedStyle(one).display !== 'none').map((one) => one.outerHTML.slice(0, 100))"
     )
     assert wide == []

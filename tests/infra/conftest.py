@@ -1,6 +1,6 @@
 import pytest
 
-from tests.infra.stack import Stack
+from tests.infra.stack import SERVICES, Stack, wait
 
 
 def pytest_collection_modifyitems(items):
@@ -16,4 +16,6 @@ def stack():
         pytest.skip(
             "no running stack is named (CARILLON_STACK_ENV, CARILLON_STACK_PROJECT): `make test` starts one"
         )
+    for service in SERVICES:
+        wait(f"{service} is healthy", lambda service=service: found.healthy(service), 90)
     return found

@@ -18,7 +18,9 @@ TIMEOUT = 5
 class Client:
     """One socket. `headers` as text pairs; `cookies` in awxkit's way of writing them."""
 
-    def __init__(self, path: str = "/websocket/", *, token: str | None = None, cookie: str = "", **headers: str):
+    def __init__(
+        self, path: str = "/websocket/", *, token: str | None = None, cookie: str = "", **headers: str
+    ):
         if token is not None:
             path += f"?token={token}"
         pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]

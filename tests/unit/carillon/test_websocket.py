@@ -29,8 +29,12 @@ STATUS = {"group_name": "jobs", "unified_job_id": 1, "status": "running"}
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    """No announcement of who is connected between the frames of a test that is not about it."""
+    """No announcement of who is connected between the frames of a test that is not about it.
+
+    And no long goodbye to clients that a test has left open.
+    """
     monkeypatch.setattr("carillon.websocket.presence.ANNOUNCE_AFTER", 3600)
+    monkeypatch.setattr("carillon.websocket.consumer.GOODBYE_TIMEOUT", 0.1)
 
 
 def session_of(user) -> tuple[str, str]:
@@ -39,7 +43,9 @@ def session_of(user) -> tuple[str, str]:
     browser.get("/api/")
     token = browser.cookies["csrftoken"].value
     answer = browser.post(
-        "/api/login/", {"username": user.username, "password": f"{user.username}-password"}, headers={"X-CSRFToken": token}
+        "/api/login/",
+        {"username": user.username, "password": f"{user.username}-password"},
+        headers={"X-CSRFToken": token},
     )
     assert answer.status_code == 302
     return browser.cookies["awx_sessionid"].value, browser.cookies["csrftoken"].value
@@ -189,7 +195,9 @@ class TestSubscribing:
 
     async def test_the_reply_and_the_frame(self, people):
         client = await client_of(people, people.ann)
-        reply = await client.subscribe({"jobs": ["summary", "status_changed"], "schedules": ["changed"]}, xrftoken=None)
+        reply = await client.subscribe(
+            {"jobs": ["summary", "status_changed"], "schedules": ["changed"]}, xrftoken=None
+        )
         groups = ["jobs-status_changed", "jobs-summary", "schedules-changed"]
         assert reply == {"groups_current": groups, "groups_left": [], "groups_joined": groups}
         await aemit_channel_notification("jobs-status_changed", STATUS)
@@ -235,7 +243,6 @@ class TestSubscribing:
         heard.set()
         assert (await client.frame())["groups_joined"] == ["jobs-summary"]
         assert left == []
-        monkeypatch.undo()
 
     async def test_ids_as_numbers_and_as_texts(self, people):
         one, two = await job_of(people.ann), await job_of(people.ann)
@@ -246,7 +253,9 @@ class TestSubscribing:
     async def test_each_id_that_is_denied_is_named_and_the_rest_goes_on(self, people):
         own, other = await job_of(people.ann), await job_of(people.carl)
         client = await client_of(people, people.ann)
-        await client.say({"groups": {"job_events": [other.pk, own.pk, 999, "x"], "nope": [1], "jobs": ["bogus"]}})
+        await client.say(
+            {"groups": {"job_events": [other.pk, own.pk, 999, "x"], "nope": [1], "jobs": ["bogus"]}}
+        )
         assert [await client.frame() for _ in range(6)] == [
             {"error": "unknown channel nope"},
             {"error": f"access denied to channel job_events for resource id {other.pk}"},
@@ -295,14 +304,18 @@ class TestSubscribing:
         session, csrf = await database_sync_to_async(session_of)(people.ann)
         client = Client(cookie=f'awx_sessionid="{session}";csrftoken={csrf}', origin="http://localhost")
         await client.open()
-        assert (await client.subscribe({"jobs": ["summary"]}, xrftoken=csrf))["groups_current"] == ["jobs-summary"]
+        assert (await client.subscribe({"jobs": ["summary"]}, xrftoken=csrf))["groups_current"] == [
+            "jobs-summary"
+        ]
         for wrong in ({}, {"xrftoken": None}, {"xrftoken": "wrong"}):
             assert await client.subscribe({}, **wrong) == {"error": "access denied to channel"}
         await aemit_channel_notification("jobs-summary", {"still": "there"})
         await pump()
         assert await client.frame() == {"still": "there"}
 
-    @pytest.mark.parametrize("text", ["nonsense", "[]", '{"groups": {"jobs": "summary"}}', '{"groups": {"jobs": [{}]}}'])
+    @pytest.mark.parametrize(
+        "text", ["nonsense", "[]", '{"groups": {"jobs": "summary"}}', '{"groups": {"jobs": [{}]}}']
+    )
     async def test_nonsense_leaves_the_old_subscription(self, people, text):
         client = await client_of(people, people.ann)
         await client.subscribe({"jobs": ["summary"]})
@@ -363,7 +376,9 @@ class TestHearing:
     async def test_a_job_from_its_post_to_the_frame(self, people):
         client = await client_of(people, people.ben)
         await client.subscribe({"jobs": ["status_changed"]})
-        await database_sync_to_async(changes.create_job)(owner=people.ann, team=people.team, name="x", status="pending")
+        await database_sync_to_async(changes.create_job)(
+            owner=people.ann, team=people.team, name="x", status="pending"
+        )
         await database_sync_to_async(changes.create_job)(owner=people.ann, name="private", status="new")
         await pump()
         assert (await client.frame())["status"] == "pending"
@@ -386,7 +401,9 @@ class TestPermissionsThatChange:
         await client.subscribe({"job_events": [job.pk], "jobs": ["status_changed"]})
         await database_sync_to_async(people.team.members.remove)(people.ben)
         await pump()
-        assert await client.frame() == {"error": f"access denied to channel job_events for resource id {job.pk}"}
+        assert await client.frame() == {
+            "error": f"access denied to channel job_events for resource id {job.pk}"
+        }
         assert await client.frame() == {
             "groups_current": ["jobs-status_changed"],
             "groups_left": [f"job_events-{job.pk}"],
@@ -499,7 +516,9 @@ class TestPresence:
     async def test_it_is_told(self, people, monkeypatch):
         monkeypatch.setattr("carillon.websocket.presence.ANNOUNCE_AFTER", 0.01)
         client = await client_of(people, people.ann)
-        assert (await client.subscribe({"connections": ["changed"]}))["groups_current"] == ["connections-changed"]
+        assert (await client.subscribe({"connections": ["changed"]}))["groups_current"] == [
+            "connections-changed"
+        ]
         await client_of(people, people.ben)
         frame = None
         async with asyncio.timeout(5):
