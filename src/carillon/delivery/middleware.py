@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
@@ -11,6 +13,8 @@ from carillon.delivery import heads
 
 HEADER = "X-Carillon-Position"
 PREFIX = "/api/v2/"
+STATELESS = frozenset({"ping", "health", "schema"})
+"""Routes that show no state: they are asked often, and a query would be wasted."""
 
 
 class PositionMiddleware:
@@ -21,13 +25,17 @@ class PositionMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        position = None
-        if request.method == "GET" and request.path.startswith(PREFIX):
-            try:
-                position = heads.position()
-            except DatabaseError:
-                pass  # the view will say so, in its own way, if it needs the database
         response = self.get_response(request)
+        position = getattr(request, "position", None)
         if position is not None:
             response[HEADER] = str(position)
         return response
+
+    def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
+        if (
+            request.method == "GET"
+            and request.path.startswith(PREFIX)
+            and request.resolver_match.url_name not in STATELESS
+        ):
+            with suppress(DatabaseError):  # the view will say so, in its own way, if it needs the database
+                request.position = heads.position()

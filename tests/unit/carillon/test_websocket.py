@@ -12,8 +12,8 @@ from channels.layers import get_channel_layer
 from django.test import Client as HttpClient
 from django.utils import timezone
 
-from carillon.delivery.station import NotReady, Station, station
 from carillon.accounts.models import ApiToken
+from carillon.delivery.station import NotReady, Station, station
 from carillon.jobs import changes
 from carillon.jobs.models import Job
 from carillon.notifications import aemit_channel_notification
