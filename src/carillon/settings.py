@@ -92,8 +92,6 @@ CHANNEL_LAYERS = {
             # One runworker at a time takes from it, others stand by: the queue's order is what clients see.
             "durable": {"notifications": {"single": True}},
             "expiry": 60,
-            # Per socket: a burst of one bulk POST (1000 events) must fit with room to spare.
-            "capacity": 5000,
             "ssl_ca": env.amqp_tls_ca,
         },
     }

@@ -355,7 +355,7 @@ class Socket:
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
         else:
-            self.end(Close(protocol.RESTART))
+            self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
 
     async def _close(self, close: Close) -> None:
         if close.error is not None:

@@ -456,6 +456,13 @@ class TestPermissionsThatChange:
 
 
 class TestEnding:
+    async def test_something_was_missed(self, people):
+        client = await client_of(people, people.ann)
+        for heard in station().gaps:
+            heard("retention")
+        assert "missing" in (await client.frame())["error"]
+        assert await client.close_code() == 1013
+
     async def test_the_server_stops(self, people):
         client = await client_of(people, people.ann)
         client.raw.future.cancel()
