@@ -116,7 +116,7 @@ class Relay:
         async def end(epoch):
             if not await stream.exists(link, stream_name(epoch)):
                 return None
-            return await self._end_of(link, stream_name(epoch))
+            return await stream.end_of(link, stream_name(epoch))
 
         await declare.declare(link, self._topology, self._queue)
         epoch = await known(self._open_epoch(end))
@@ -127,7 +127,7 @@ class Relay:
         self._link, self._writer = link, writer
         self._warm = False
         self._wire = wire = await link.wire(on_delivery=self._arrived)
-        if await self._end_of(link, stream_name(epoch)) < 0:
+        if await stream.end_of(link, stream_name(epoch)) < 0:
             # The first message says that the stream is there, and that every event lies behind position 0.
             await writer.publish(pack([]))
         await wire.basic_qos(prefetch_count=PREFETCH)
@@ -137,24 +137,6 @@ class Relay:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._work())
         self._wake.set()
-
-    async def _end_of(self, link: Link, name: str) -> int:
-        """Offset of the last message of the stream; -1 when it has none."""
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def note(messages):
-            if not found.done():
-                found.set_result(messages[-1][0])
-
-        reader = stream.Reader(name, stream.LAST, note)
-        await reader.attach(link)
-        try:
-            async with asyncio.timeout(1):
-                return await found
-        except TimeoutError:
-            return -1
-        finally:
-            reader.detach()
 
     def _lost(self, link: Link, reason: str) -> None:
         if self._writer is not None:
@@ -215,7 +197,7 @@ class Relay:
         """Append a mark and read the end of the stream up to it: the ids there are done with."""
         writer, link = self._writer, self._link
         mark = os.urandom(16)
-        end = await self._end_of(link, writer.name)
+        end = await stream.end_of(link, writer.name)
         read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def note(messages):
@@ -231,7 +213,7 @@ class Relay:
                     self._next = message + 1
                     read.set_result(None)
 
-        reader = stream.Reader(writer.name, max(0, end - TAKEOVER), note)
+        reader = stream.Reader(writer.name, max(0, end - TAKEOVER), note, passing=True)
         reader.next = None
         await reader.attach(link)
         await writer.publish(pack([], mark))
@@ -239,7 +221,7 @@ class Relay:
             async with asyncio.timeout(30):
                 await read
         finally:
-            reader.detach()
+            await reader.close()
         logger.info("The relay has taken over: %d events known", len(self._seen))
 
     async def _take_in(self, delivery: Delivery):

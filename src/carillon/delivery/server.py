@@ -128,7 +128,7 @@ class Socket(WebSocketProtocol):
     def too_slow(self, offset: int) -> None:
         """The outlet has given up on the reader, who gets 4408 and where to go on from."""
         self.server.slow += 1
-        position = str(Position(self.server.hub_epoch(), offset)) if offset else ""
+        position = str(self.server.hub_position()._replace(offset=offset)) if offset else ""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code=TOO_SLOW, reasonUtf8=position.encode())
 
@@ -140,6 +140,13 @@ class Handshake:
 
     def __init__(self, path):
         self.path = path
+
+
+def _buffered(request) -> int:
+    """Bytes of an HTTP answer that wait for its reader."""
+    channel = request.channel
+    transport = getattr(channel, "transport", None)
+    return len(transport.dataBuffer) + transport._tempDataLen if hasattr(transport, "dataBuffer") else 0
 
 
 class DeliveryServer(Server):
@@ -166,11 +173,9 @@ class DeliveryServer(Server):
         self._ports.append(port)
         super().listen_success(port)
 
-    def hub_epoch(self) -> str:
-        """The epoch of the stream that this process reads ("" while it reads none)."""
-        from carillon.delivery.station import station  # needs Django's settings
-
-        return station().hub.epoch
+    def hub_position(self) -> Position:
+        """Where this process is in the stream that it reads; the epoch is "" while it reads none."""
+        return Position("", 0)
 
     # Connections
 
@@ -179,6 +184,8 @@ class DeliveryServer(Server):
         scope.setdefault("asgi", {"version": "3.0"})
         if isinstance(protocol, Socket):
             scope["carillon.outlet"] = protocol.outlet
+        else:
+            scope["carillon.buffered"] = partial(_buffered, protocol)
         details = self.connections.get(protocol)
         if details is None:
             return None
@@ -237,12 +244,17 @@ class DeliveryServer(Server):
 
     def _tick(self):
         self.now = time.monotonic()
+        epoch, offset = self.hub_position()
         dead = self.now - self.ping_interval - self.ping_timeout
         for socket in self._wheel.tick():
             if socket.heard < dead:
                 socket.dropConnection(abort=True)
-            else:
-                socket.outlet.write(PING, 0)
+                continue
+            outlet = socket.outlet
+            outlet.write(PING, 0)
+            if outlet.form is Frames2 and outlet.groups and outlet.sent != offset:
+                # A quiet client's position does not grow old: it moves on with the stream.
+                outlet.text(f'{{"position": "{epoch}:{offset}"}}', offset)
         asyncio.get_event_loop().call_later(TICK, self._tick)
 
     # Going down
@@ -283,10 +295,19 @@ class DeliveryServer(Server):
         socket.serverClose(RESTART, "restart")
 
 
+class CarillonServer(DeliveryServer):
+    """The server with the station of Carillon's application behind it."""
+
+    def hub_position(self) -> Position:
+        from carillon.delivery.station import station  # only now: it needs Django's settings
+
+        return station().position
+
+
 class Launcher(CommandLineInterface):
     """Daphne's command line with our server."""
 
-    server_class = DeliveryServer
+    server_class = CarillonServer
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ class Reader:
         *,
         prefetch: int = 256,
         manual: bool = False,
+        passing: bool = False,
     ) -> None:
         self.name = name
         self.start = start
@@ -90,6 +91,7 @@ class Reader:
         self._on_gap = on_gap
         self._prefetch = prefetch
         self._manual = manual
+        self._passing = passing
         self._inbox: list[tuple[int, bytes]] = []
         self._tag = self._handed = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,8 +99,9 @@ class Reader:
         self._consumer = ""
 
     async def attach(self, link: Link) -> None:
-        """Start reading. A consumer that the broker ends takes the link with it."""
-        wire = self._wire = await link.wire(on_delivery=self._arrived)
+        """Start reading. A consumer that the broker ends takes the link with it, unless it is a passing one."""
+        open_wire = link.passing if self._passing else link.wire
+        wire = self._wire = await open_wire(on_delivery=self._arrived)
         await wire.basic_qos(prefetch_count=self._prefetch)
         start = self.next if self.next is not None else self.start
         answer = await wire.basic_consume(self.name, _nothing, arguments={"x-stream-offset": start})
@@ -108,6 +111,13 @@ class Reader:
         """Hand over nothing more. Reading ends with the link."""
         self._wire = None
         self._inbox.clear()
+
+    async def close(self) -> None:
+        """Stop reading; for a passing reader, whose link lives on."""
+        wire = self._wire
+        self.detach()
+        if wire is not None and not wire.is_closed:
+            await wire.close()
 
     def _arrived(self, delivery: Delivery) -> None:
         offset = delivery.headers.get("x-stream-offset")
@@ -153,6 +163,46 @@ async def _ack(wire: Wire, tag: int) -> None:
 
 async def _nothing(message: object) -> None:
     """aiormq wants a callback; the wire has taken the message before."""
+
+
+async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
+    """Offset of the last message of a stream; -1 when it has none. BrokerUnavailable: the broker does not say."""
+    async with link.attempt() as wire:
+        count = (await wire.queue_declare(name, passive=True)).message_count or 0
+    newest = await _peek(link, name, LAST, timeout if count else 1.0)
+    if newest:
+        return newest[-1][0]
+    if count:
+        raise BrokerUnavailable(f"{name} holds {count} messages, and its last did not come within {timeout:g} s")
+    return -1
+
+
+async def first_from(link: Link, name: str, wanted: int, timeout: float = 10.0) -> int:
+    """The offset that a reader at `wanted` begins with: that, or the oldest that is left."""
+    found = await _peek(link, name, wanted, timeout)
+    if not found:
+        raise BrokerUnavailable(f"{name} gave nothing from message {wanted} on")
+    return found[0][0]
+
+
+async def _peek(link: Link, name: str, start: int | str, timeout: float) -> list[tuple[int, bytes]]:
+    """What comes first to a reader at `start`."""
+    found: asyncio.Future[list[tuple[int, bytes]]] = asyncio.get_running_loop().create_future()
+
+    def note(messages: list[tuple[int, bytes]]) -> None:
+        if not found.done():
+            found.set_result(messages)
+
+    reader = Reader(name, start, note, passing=True)
+    reader.next = None
+    await reader.attach(link)
+    try:
+        async with asyncio.timeout(timeout):
+            return await found
+    except TimeoutError:
+        return []
+    finally:
+        await reader.close()
 
 
 class Writer:

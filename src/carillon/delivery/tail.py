@@ -5,7 +5,6 @@ before; it goes on at its own offset after every reconnect; and it knows a gap w
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -88,7 +87,7 @@ class Tail:
         reader = stream.Reader(stream_name(epoch), start, self._arrived, self._gap, prefetch=PREFETCH)
         if fresh:
             before, self._reader = self.hub.epoch, reader
-            self.hub.begin(epoch, first_of(start) - 1)
+            self.hub.begin(epoch, max(0, first_of(start) - 1))
             if before:
                 self._on_gap("epoch")
             self._check_level()
@@ -98,39 +97,12 @@ class Tail:
 
     async def _beginning(self, link: Link, epoch: str) -> int:
         """Where a process that knows nothing of this stream begins: `BACKLOG` messages before its end."""
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def note(messages):
-            if not found.done():
-                found.set_result(messages[-1][0])
-
-        reader = stream.Reader(stream_name(epoch), stream.LAST, note)
-        await reader.attach(link)
-        end = -1
-        with contextlib.suppress(TimeoutError):
-            # runworker's first message is in the stream before its epoch is known to anyone.
-            async with asyncio.timeout(3):
-                end = await found
-        reader.detach()
+        name = stream_name(epoch)
+        # runworker's first message is in a stream before anyone can know its epoch.
+        end = await stream.end_of(link, name)
         self._goal = end
         self.level.clear()
-        return await self._first_from(link, epoch, max(0, end - BACKLOG)) if end > 0 else 0
-
-    async def _first_from(self, link, epoch, wanted):
-        """The offset that a reader at `wanted` really begins with: what is older may have gone."""
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def note(messages):
-            if not found.done():
-                found.set_result(messages[0][0])
-
-        reader = stream.Reader(stream_name(epoch), wanted, note, prefetch=1)
-        reader.next = None
-        await reader.attach(link)
-        async with asyncio.timeout(3):
-            first = await found
-        reader.detach()
-        return first
+        return await stream.first_from(link, name, max(0, end - BACKLOG)) if end > 0 else 0
 
     def _lost(self, link: Link, reason: str) -> None:
         if self._reader is not None:
