@@ -64,6 +64,7 @@ async def pump() -> None:
     """Give the events on the queue to this process's hub, as runworker and the tail do."""
     publisher = get_channel_layer().publisher
     batches, publisher.batches = publisher.batches, []
+    station().start()
     hub = station().hub
     for batch in batches:
         events = [event_of(message) for _, message in batch]
