@@ -33,10 +33,12 @@ class NotificationsUnavailable(Exception):
         super().__init__("The message broker is not available: nothing was confirmed. Try again in a few seconds.")
 
 
-def message(group: str, text: str, audience: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
-    """A new event, ready for the queue."""
+def message(
+    group: str, text: str, audience: Mapping[str, Sequence[int]] | None = None, id: bytes | None = None
+) -> dict[str, Any]:
+    """An event, ready for the queue; `id`: 16 bytes, where the caller has given it one."""
     return {
-        "id": os.urandom(16),
+        "id": os.urandom(16) if id is None else id,
         "group": group,
         "text": text,
         "audience": tags_of(audience),

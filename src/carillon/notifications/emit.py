@@ -30,12 +30,14 @@ class Notification:
     """A payload for a group.
 
     `audience`: `{"users": [ids], "teams": [ids]}` is these users, these teams' members, and admins;
-    None: everyone who subscribed.
+    None: everyone who subscribed. `id`: 16 bytes of the caller's, for one who tries again after an error: what came
+    through the first time is recognised by it. Without one the event gets its own.
     """
 
     group: str
     payload: Mapping[str, Any]
     audience: Mapping[str, Sequence[int]] | None = None
+    id: bytes | None = None
 
     def message(self) -> dict[str, Any] | None:
         """The queue's message, or None (and a line in the log) when the payload cannot be JSON."""
@@ -46,7 +48,7 @@ class Notification:
             logger.error("Invalid payload for %s dropped: %s", self.group, error)
             DROPPED.inc()
             return None
-        return delivery.message(self.group, text, self.audience)
+        return delivery.message(self.group, text, self.audience, self.id)
 
 
 def emit_channel_notification(

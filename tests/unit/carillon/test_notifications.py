@@ -139,6 +139,13 @@ class TestTheApi:
         assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
         assert [(each["group"], each["text"]) for each in sent.messages] == [("job_events-42", '{"a": [1]}')]
 
+    def test_an_id_makes_a_retry_safe(self, people, sent):
+        client = people.client(people.ann, scope="publish")
+        event = {"group": "jobs-summary", "payload": {}, "id": "0b5f8a1c-9d3e-4f7a-8b2c-1d4e6f708192"}
+        for _ in range(2):
+            assert client.post(self.URL, event, format="json").status_code == 202
+        assert [message["id"].hex() for message in sent.messages] == ["0b5f8a1c9d3e4f7a8b2c1d4e6f708192"] * 2
+
     def test_many(self, people, sent):
         client = people.client(people.ann, scope="publish")
         body = [{"group": "jobs-summary", "payload": {"n": number}} for number in range(1000)]
