@@ -167,6 +167,10 @@ class DeliveryServer(Server):
     def _ready(self):
         self.ws_factory.protocol = Socket
         self.ws_factory.setProtocolOptions(closeHandshakeTimeout=5)
+        asyncio.get_event_loop().call_soon(self.begin)
+
+    def begin(self) -> None:
+        """The loop has begun to run."""
         self._tick()
 
     def listen_success(self, port):
@@ -297,6 +301,13 @@ class DeliveryServer(Server):
 
 class CarillonServer(DeliveryServer):
     """The server with the station of Carillon's application behind it."""
+
+    def begin(self) -> None:
+        from carillon.delivery.station import station
+
+        # Before the first client: those who come back after a restart find the window filled.
+        station().start()
+        super().begin()
 
     def hub_position(self) -> Position:
         from carillon.delivery.station import station  # only now: it needs Django's settings
