@@ -81,6 +81,9 @@ class Socket(WebSocketProtocol):
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
+    # Autobahn would drop a connection that breaks a rule (a message over the limit) where it can say why: 1009.
+    failByDrop = False
+
     outlet = None
     slot = None
     heard = 0.0
