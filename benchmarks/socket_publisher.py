@@ -1,4 +1,5 @@
-"""The publishing end of a socket measurement; its task comes as JSON in argv. `relay` runs what runworker runs."""
+"""The publishing end of a socket measurement; its task comes as JSON in argv. `relay` runs what runworker
+runs."""
 
 import asyncio
 import json
@@ -8,7 +9,7 @@ import time
 
 PAYLOAD = {
     "group_name": "job_events", "counter": 4711, "job": 42, "event": "runner_on_ok",
-    "stdout": "\u001b[0;32mok: [host-17.example.org] => (item=some package)\u001b[0m" * 3, "start_line": 812,
+    "stdout": "\u001b[0;32mok: [host-17.example.org] => (item=some package)\u001b[0m", "start_line": 812,
     "end_line": 813, "uuid": "8b0f3c52-6c0b-4f0c-9d3c-1c2f7b0a1e55", "failed": False, "changed": True,
     "created": "2026-01-01T12:00:00.000000Z", "play": "site", "role": "common", "task": "install", "pad": "",
 }  # fmt: skip
@@ -18,14 +19,15 @@ SIZE = 480
 def payload(number):
     """About what a job event is, and always `SIZE` bytes of JSON: the client counts bytes."""
     made = {**PAYLOAD, "n": f"{number:09d}", "at": f"{time.monotonic():015.6f}"}
-    made["pad"] = "x" * (SIZE - len(json.dumps(made)))
+    room = SIZE - len(json.dumps(made))
+    assert room >= 0
+    made["pad"] = "x" * room
     return made
 
 
 async def relay(url, epoch):
     from asgi_amqp import AMQPChannelLayer
     from asgi_amqp.connection import Options, Target
-
     from carillon.delivery.relay import Relay
     from carillon.delivery.stream import Stream
 
@@ -34,10 +36,10 @@ async def relay(url, epoch):
     async def open_epoch(end):
         return epoch
 
-    await Relay(
-        Options((Target.parse(url),), "bench relay"), layer._topology, layer.destination("notifications").queue,
-        open_epoch=open_epoch, declaration=lambda name: Stream(name, max_bytes=2**30),
-    ).run()  # fmt: skip
+    queue = layer.destination("notifications").queue
+    options = Options((Target.parse(url),), "bench relay")
+    made = {"open_epoch": open_epoch, "declaration": lambda name: Stream(name, max_bytes=2**30)}
+    await Relay(options, layer._topology, queue, **made).run()
 
 
 async def publish(task):
@@ -60,7 +62,11 @@ async def publish(task):
 
         async def send(group, made):
             # What @socket.io/redis-emitter publishes.
-            packet = ["emitter", {"type": 2, "data": ["event", made], "nsp": "/"}, {"rooms": [group], "flags": {}}]
+            packet = [
+                "emitter",
+                {"type": 2, "data": ["event", made], "nsp": "/"},
+                {"rooms": [group], "flags": {}},
+            ]
             await server.publish(f"socket.io#/#{group}#", msgpack.packb(packet))
 
     else:

@@ -1,8 +1,9 @@
-"""The serving end of a socket measurement: an ASGI application, the same for the client whatever carries the events.
+"""The serving end of a socket measurement: an ASGI application, the same for the client whatever carries the
+events.
 
-BENCH_KIND: `carillon` (event stream, local fan-out, our server), or the consumer as Channels' documentation teaches it on
-`redis core`, `redis pubsub` or `channels_rabbitmq`, under daphne as it comes. A client sends the names of its groups
-as one text and gets `ok` back; after that, every frame is an event.
+BENCH_KIND: `carillon` (event stream, local fan-out, our server), or the consumer as Channels' documentation
+teaches it on `redis core`, `redis pubsub` or `channels_rabbitmq`, under daphne as it comes. A client sends
+the names of its groups as one text and gets `ok` back; after that, every frame is an event.
 """
 
 import asyncio
@@ -12,7 +13,6 @@ KIND, URL = os.environ["BENCH_KIND"], os.environ["BENCH_URL"]
 
 if KIND == "carillon":
     from asgi_amqp.connection import Options, Target
-
     from carillon.delivery.forms import Frames1
     from carillon.delivery.hub import Hub
     from carillon.delivery.tail import Tail

@@ -2,9 +2,10 @@
 
     make bench-sockets          (python benchmarks/sockets.py --rounds 3)
 
-Each kind gets one serving process and the same client, which counts bytes in one process of its own: frames have a
-known size. Ours takes the whole way: durable queue, relay, event stream, tail, local fan-out. The others take theirs:
-`group_send` to consumers, or Socket.IO's Redis adapter. Needs Docker (RabbitMQ), redis-server, and node for Socket.IO.
+Each kind gets one serving process and the same client, which counts bytes in one process of its own: frames
+have a known size. Ours takes the whole way: durable queue, relay, event stream, tail, local fan-out. The
+others take theirs: `group_send` to consumers, or Socket.IO's Redis adapter. Needs Docker (RabbitMQ),
+redis-server, and node for Socket.IO.
 """
 
 import argparse
@@ -26,7 +27,13 @@ from benchmarks.layer import Redis  # noqa: E402
 from benchmarks.socket_publisher import SIZE  # noqa: E402
 from tests.integration.asgi_amqp.broker import Broker  # noqa: E402
 
-OURS, CORE, PUBSUB, RABBIT, SOCKETIO = "carillon", "redis core", "redis pubsub", "channels_rabbitmq", "socket.io"
+OURS, CORE, PUBSUB, RABBIT, SOCKETIO = (
+    "carillon",
+    "redis core",
+    "redis pubsub",
+    "channels_rabbitmq",
+    "socket.io",
+)
 PINS = {
     CORE: ["channels-redis==4.3.*", "hiredis", "daphne==4.2.*"],
     PUBSUB: ["channels-redis==4.3.*", "hiredis", "daphne==4.2.*"],
@@ -71,7 +78,11 @@ class Serving:
                    PYTHONPATH=f"{ROOT / 'src'}:{ROOT}:{ROOT / 'benchmarks'}")  # fmt: skip
         self.processes = []
         if kind == OURS:
-            self.processes.append(self.python("socket_publisher.py", json.dumps({"relay": 1, "url": url, "epoch": self.epoch}), env=env))
+            self.processes.append(
+                self.python(
+                    "socket_publisher.py", json.dumps({"relay": 1, "url": url, "epoch": self.epoch}), env=env
+                )
+            )
         if kind == SOCKETIO:
             folder = ROOT / "benchmarks" / "socketio"
             if not (folder / "node_modules").exists():
@@ -79,8 +90,8 @@ class Serving:
             server = subprocess.Popen(["node", "server.js", str(self.port)], cwd=folder, env=env)
         else:
             server = subprocess.Popen(
-                [environment(kind), str(ROOT / "benchmarks" / "socket_server.py"), "-b", "127.0.0.1", "-p", str(self.port),
-                 "-v", "0", "--websocket_timeout", "-1", "socket_server:application"], env=env, cwd=ROOT / "benchmarks",
+                [environment(kind), "socket_server.py", "-b", "127.0.0.1", "-p", str(self.port), "-v", "0",
+                 "--websocket_timeout", "-1", "socket_server:application"], env=env, cwd=ROOT / "benchmarks",
             )  # fmt: skip
         self.server = server
         self.processes.append(server)
@@ -96,7 +107,9 @@ class Serving:
 
     def python(self, script, *arguments, env=None, **options):
         env = env or dict(os.environ, PYTHONPATH=f"{ROOT / 'src'}:{ROOT}:{ROOT / 'benchmarks'}")
-        return subprocess.Popen([environment(self.kind), str(ROOT / "benchmarks" / script), *arguments], env=env, **options)
+        return subprocess.Popen(
+            [environment(self.kind), str(ROOT / "benchmarks" / script), *arguments], env=env, **options
+        )
 
     def memory(self):
         for line in Path(f"/proc/{self.server.pid}/status").read_text().splitlines():
@@ -200,7 +213,13 @@ class Client:
 
 
 def publish(serving, **task):
-    task = {"kind": serving.kind, "url": serving.url, "flying": 100 if serving.kind != OURS else 4000, "pause": 0, **task}
+    task = {
+        "kind": serving.kind,
+        "url": serving.url,
+        "flying": 100 if serving.kind != OURS else 4000,
+        "pause": 0,
+        **task,
+    }
     return serving.python("socket_publisher.py", json.dumps(task), stdout=subprocess.PIPE, text=True)
 
 
@@ -283,7 +302,13 @@ def main():
                         sockets, groups, events = WORKLOADS[name]
                         row = workload(kind, url, sockets, groups, events * FASTER.get(kind, 1))
                     row |= {"kind": kind, "workload": name, "round": turn}
-                    print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+                    print(
+                        {
+                            key: round(value, 4) if isinstance(value, float) else value
+                            for key, value in row.items()
+                        },
+                        flush=True,
+                    )
                     rows.append(row)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1))

@@ -1,7 +1,7 @@
 """The books: what was confirmed, what each client saw, and what is missing. Knows nothing of Carillon.
 
-Events are numbered 0, 1, 2, … in the order in which they are published, one after the other. A client's page has the
-numbers it saw, in order, and the places where it was told that something is missing.
+Events are numbered 0, 1, 2, … in the order in which they are published, one after the other. A client's page
+has the numbers it saw, in order, and the places where it was told that something is missing.
 """
 
 from __future__ import annotations
@@ -80,5 +80,12 @@ def account(page: Page, confirmed: int) -> Account:
     # What came late was counted as missing before: it is not lost, it is out of order.
     silent = max(0, silent - disordered)
     return Account(
-        page.name, len(seen), doubled, disordered, silent, announced, max(page.pauses, default=0.0), page.connects
+        page.name,
+        len(seen),
+        doubled,
+        disordered,
+        silent,
+        announced,
+        max(page.pauses, default=0.0),
+        page.connects,
     )

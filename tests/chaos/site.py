@@ -1,5 +1,5 @@
-"""The stack under fire: its containers, a publisher that gives up nothing, clients of both versions, and a network
-between them that can be cut."""
+"""The stack under fire: its containers, a publisher that gives up nothing, clients of both versions, and a
+network between them that can be cut."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ class Site:
 
 @dataclass
 class Publisher:
-    """Numbers events and publishes them in order, each until it is confirmed: the same event under the same id."""
+    """Numbers events and publishes them in order, each until it is confirmed: the same event under the same
+    id."""
 
     site: Site
     batch: int = 5
@@ -134,7 +135,8 @@ class Publisher:
         while not self._stop:
             numbers = range(self.confirmed, self.confirmed + self.batch)
             events = [
-                {"group": GROUP, "payload": {"n": n, "pad": "x" * self.size}, "id": str(uuid.uuid4())} for n in numbers
+                {"group": GROUP, "payload": {"n": n, "pad": "x" * self.size}, "id": str(uuid.uuid4())}
+                for n in numbers
             ]
             begun = time.monotonic()
             while True:
@@ -257,7 +259,9 @@ class Watcher:
                         self._hear(json.loads(text))
                         if self.since is not None and not self.level:
                             self.level = True
-                            await socket.send(json.dumps({"groups": {"jobs": ["summary"]}, "since": self.since}))
+                            await socket.send(
+                                json.dumps({"groups": {"jobs": ["summary"]}, "since": self.since})
+                            )
                         if self.ready.is_set():
                             wait = 0.1
                         if self.pause:
@@ -291,7 +295,8 @@ class Watcher:
 
 @dataclass
 class Old:
-    """A client of version 1: nothing is lost while it is connected, and when it is not it knows that it was not."""
+    """A client of version 1: nothing is lost while it is connected, and when it is not it knows that it was
+    not."""
 
     site: Site
     name: str

@@ -21,4 +21,10 @@ from tests.chaos.ledger import GAP, Page, account
 )
 def test_accounts(seen, expected):
     found = account(Page("x", 0, seen), 4)
-    assert (found.delivered, found.doubled, found.disordered, found.lost_silently, found.lost_announced) == expected
+    assert (
+        found.delivered,
+        found.doubled,
+        found.disordered,
+        found.lost_silently,
+        found.lost_announced,
+    ) == expected

@@ -1,7 +1,7 @@
 """The matrix: one thing breaks while events flow, and the books are opened.
 
-`make test` runs the cells marked as quick, `make chaos` all of them. CARILLON_CHAOS_REPORT names a file that gets one
-line of JSON for each cell.
+`make test` runs the cells marked as quick, `make chaos` all of them. CARILLON_CHAOS_REPORT names a file that
+gets one line of JSON for each cell.
 """
 
 from __future__ import annotations
@@ -120,7 +120,12 @@ async def kill_and_start(site: Site, service: str, down: float = 1.0) -> None:
 
 @pytest.mark.parametrize(
     "service",
-    ["daphne", "runworker", "rabbitmq", *(pytest.param(name, marks=whole) for name in ("nginx", "uwsgi", "postgresql"))],
+    [
+        "daphne",
+        "runworker",
+        "rabbitmq",
+        *(pytest.param(name, marks=whole) for name in ("nginx", "uwsgi", "postgresql")),
+    ],
 )
 async def test_killed(site, service):
     async with cell(site, f"{service} killed") as running:
@@ -168,24 +173,29 @@ async def test_runworker_killed_again_and_again(site):
 @whole
 async def test_disk_alarm(site):
     async with cell(site, "broker's disk alarm") as running:
-        await asyncio.to_thread(site.run_in, "rabbitmq", "rabbitmqctl", "-q", "set_disk_free_limit", "100TB")
+        await asyncio.to_thread(site.run_in, "rabbitmq", "rabbitmqctl", "-q", "set_disk_free_limit", "1000GB")
         try:
             await asyncio.sleep(8)
         finally:
-            await asyncio.to_thread(site.run_in, "rabbitmq", "rabbitmqctl", "-q", "set_disk_free_limit", "50MB")
+            await asyncio.to_thread(
+                site.run_in, "rabbitmq", "rabbitmqctl", "-q", "set_disk_free_limit", "1GB"
+            )
         await running.published(40)
     assert running.row["announced lost"] == 0
 
 
 @whole
 async def test_the_stream_is_gone(site):
-    """Somebody deletes the log: the past is gone, and every client is told so. Nothing that comes after is lost."""
+    """Somebody deletes the log: the past is gone, and every client is told so. Nothing that comes after is
+    lost."""
     async with cell(site, "event stream deleted") as running:
         names = await asyncio.to_thread(
             site.run_in, "rabbitmq", "rabbitmqctl", "-q", "list_queues", "-p", "carillon", "name"
         )
         stream = next(name for name in names.split() if name.startswith("carillon.events."))
-        await asyncio.to_thread(site.run_in, "rabbitmq", "rabbitmqctl", "-q", "delete_queue", "-p", "carillon", stream)
+        await asyncio.to_thread(
+            site.run_in, "rabbitmq", "rabbitmqctl", "-q", "delete_queue", "-p", "carillon", stream
+        )
         await running.published(60)
 
 

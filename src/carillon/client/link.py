@@ -52,8 +52,8 @@ class Socket:
     """
     A subscription that survives its connections. Iterate it for events. After a reconnect the same groups are
     subscribed again from the position that was reached: what happened meanwhile comes as events, each once.
-    `on_reconnect` is called when that cannot be (too long ago, or a server of version 1), so that one can fetch it.
-    `reconnects` counts them all; `position` is where to go on in another process.
+    `on_reconnect` is called when that cannot be (too long ago, or a server of version 1), so that one can
+    fetch it. `reconnects` counts them all; `position` is where to go on in another process.
 
     The buffer between the wire and the iteration is bounded: who does not iterate holds up the wire, and the
     server may end that (close 4408).
@@ -131,7 +131,8 @@ class Socket:
         Replaces the whole subscription, now and after every reconnect.
 
         :param groups: such as `{"jobs": ["status_changed"], "job_events": [42]}`
-        :param since: a position, such as the header `X-Carillon-Position` of the answer that showed the state: groups
+        :param since: a position, such as the header `X-Carillon-Position` of the answer that showed the
+        state: groups
             that are new begin there, and nothing falls between (version 2)
         :return: what is subscribed now, with the server's words on what it would not give
         :raises SubscriptionError: the server took nothing of it, or did not answer in time

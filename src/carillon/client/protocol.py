@@ -74,7 +74,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Version 2's answer to `since`: all that was missed has been sent, or why it cannot be. Live from `position` on."""
+    """Version 2's answer to `since`: all that was missed has been sent, or why it cannot be. Live from
+    `position` on."""
 
     whole: bool
     position: str
@@ -160,8 +161,8 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def subscribe_message(groups: Groups, since: str | None = None) -> str:
-    """The message that replaces the whole subscription by these groups; `since`, version 2: what they missed after
-    this position is sent first."""
+    """The message that replaces the whole subscription by these groups; `since`, version 2: what they missed
+    after this position is sent first."""
     message: dict[str, Any] = {"groups": {family: list(keys) for family, keys in groups.items()}}
     if since is not None:
         message["since"] = since
@@ -175,8 +176,8 @@ def refresh_message(token: str) -> str:
 
 class Memory:
     """
-    What a client remembers of version 2, so that its application hears each event once: the position from which to
-    ask again, and how far each group has been heard.
+    What a client remembers of version 2, so that its application hears each event once: the position from
+    which to ask again, and how far each group has been heard.
     """
 
     def __init__(self) -> None:
@@ -191,7 +192,8 @@ class Memory:
             self.since = position
 
     def asked(self, since: str) -> None:
-        """A subscription was sent with this `since`: until the answer is whole, this is where to ask again from."""
+        """A subscription was sent with this `since`: until the answer is whole, this is where to ask again
+        from."""
         self.since = since
         self._replaying = True
 

@@ -4,6 +4,7 @@ The payload is encoded to JSON once, by the emitter; from there on it is bytes t
 """
 
 import re
+from typing import NamedTuple
 
 import msgpack
 
@@ -17,8 +18,8 @@ EVERYONE = "*"
 
 class Event:
     """What one emit said: `group` (bytes), `text` (the payload, JSON in UTF-8), `audience` (tags, or None for
-    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `offset` (0 until it is on the
-    stream)."""
+    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `offset` (0 until it is on
+    the stream)."""
 
     __slots__ = ("audience", "group", "id", "offset", "stamp", "text")
 
@@ -43,24 +44,37 @@ class Malformed(ValueError):
     """A body that is no event: it goes to the dead-letter queue with this text as its reason."""
 
 
-def pack(events, mark: bytes = b"") -> bytes:
-    """A stream message's body: up to `BATCH` events in order, and a mark at its very end that its writer knows."""
+class Batch(NamedTuple):
+    """What a stream message holds. Numbers are dense, where stream offsets are not: RabbitMQ takes one for a
+    record of its own now and then. A number that is not the one before plus one, or less, is a gap; 0 is none."""
+
+    number: int
+    events: list[Event]
+
+
+def pack(events, number: int = 0, mark: bytes = b"") -> bytes:
+    """A stream message's body: up to `BATCH` events in order, its number, and a mark at its very end that its
+    writer knows."""
     if len(events) > BATCH:
         raise ValueError(f"{len(events)} events: a message carries {BATCH} at most")
-    return msgpack.packb((VERSION, [(e.group, e.text, e.audience, e.id, e.stamp) for e in events], mark))
+    rows = [(e.group, e.text, e.audience, e.id, e.stamp) for e in events]
+    return msgpack.packb((VERSION, number, rows, mark))
 
 
-def unpack(body: bytes, message: int = 0) -> list[Event]:
-    """The events of the stream message at stream offset `message`. Raises Malformed."""
+def unpack(body: bytes, message: int = 0) -> Batch:
+    """The content of the stream message at stream offset `message`. Raises Malformed."""
     try:
-        version, rows, _ = msgpack.unpackb(body, use_list=False)
+        version, number, rows, _ = msgpack.unpackb(body, use_list=False)
         if version != VERSION:
             raise Malformed(f"version {version!r} is not {VERSION}")
         offset = first_of(message)
-        return [
-            Event(group, text, audience, id, stamp, offset + index)
-            for index, (group, text, audience, id, stamp) in enumerate(rows)
-        ]
+        return Batch(
+            int(number),
+            [
+                Event(group, text, audience, id, stamp, offset + index)
+                for index, (group, text, audience, id, stamp) in enumerate(rows)
+            ],
+        )
     except Malformed:
         raise
     except Exception as error:

@@ -1,9 +1,9 @@
-"""How an event looks on the wire, for each kind of listener. A form has two functions: `piece` makes the bytes of
-one event, `join` makes what is written at once from the pieces of a batch. Both are called once per batch, however
-many listeners share the result.
+"""How an event looks on the wire, for each kind of listener. A form has two functions: `piece` makes the
+bytes of one event, `join` makes what is written at once from the pieces of a batch. Both are called once per
+batch, however many listeners share the result.
 
-Frames are made here and not by Autobahn: a server frame has no mask, so it is a header of two to ten bytes before
-the text, and joined frames go out in one system call.
+Frames are made here and not by Autobahn: a server frame has no mask, so it is a header of two to ten bytes
+before the text, and joined frames go out in one system call.
 """
 
 from struct import pack

@@ -1,5 +1,5 @@
-"""The current epoch and how far its stream goes, kept in one row: a position to read before a query, and the word of
-which stream to tail. Synchronous functions, and asynchronous ones for runworker and daphne.
+"""The current epoch and how far its stream goes, kept in one row: a position to read before a query, and the
+word of which stream to tail. Synchronous functions, and asynchronous ones for runworker and daphne.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _replace(old: str | None) -> str:
 
 
 async def open_epoch(end: Callable[[str], Awaitable[int | None]]) -> str:
-    """The epoch to append to. A stream that is gone, or that ends before where it once was, gets a new one: what its
-    positions promised can no longer be kept, and clients are told so."""
+    """The epoch to append to. A stream that is gone, or that ends before where it once was, gets a new one:
+    what its positions promised can no longer be kept, and clients are told so."""
     known = await _read()
     if known is None:
         return await _replace(None)

@@ -1,7 +1,7 @@
 """The local fan-out: which listeners of this process hear which group, and one write per listener and batch.
 
-Subscribing is a dictionary entry: it costs the broker nothing. All of this runs on the event loop's thread and never
-awaits, so a replay from the window and joining the live events are one step: nothing falls between.
+Subscribing is a dictionary entry: it costs the broker nothing. All of this runs on the event loop's thread
+and never awaits, so a replay from the window and joining the live events are one step: nothing falls between.
 """
 
 import asyncio
@@ -156,7 +156,8 @@ class Hub:
                 self._wake()
 
     async def reached(self, offset: int, timeout: float) -> bool:
-        """Wait until everything up to `offset` has been fanned out, at most `timeout` seconds; whether it was."""
+        """Wait until everything up to `offset` has been fanned out, at most `timeout` seconds; whether it
+        was."""
         if offset <= self.offset:
             return True
         future = asyncio.get_running_loop().create_future()
@@ -202,7 +203,8 @@ class Hub:
             events, recipients = parts[0]
             self._write(recipients, events)
             return
-        # A listener in several lanes gets their events merged in order, made once for everyone in the same lanes.
+        # A listener in several lanes gets their events merged in order, made once for everyone in the same
+        # lanes.
         lane_of: dict[Listener, int] = {}
         for number, (_, recipients) in enumerate(parts):
             bit = 1 << number
@@ -227,7 +229,8 @@ class Hub:
             self._write(listeners, events, pieces)
 
     def _write(self, listeners, events, pieces=None):
-        """Write `events` to each of `listeners`, made once per form. `pieces` keeps the single events of a batch."""
+        """Write `events` to each of `listeners`, made once per form. `pieces` keeps the single events of a
+        batch."""
         made = {}
         epoch = self.epoch
         last = events[-1].offset
@@ -253,7 +256,8 @@ class Hub:
     # Resuming
 
     def replay(self, listener: Listener, groups, offset: int) -> bool:
-        """Write what the window has of `groups` behind `offset` and the listener may hear. False: not covered."""
+        """Write what the window has of `groups` behind `offset` and the listener may hear. False: not
+        covered."""
         events = self.window.after(groups, offset)
         if events is None:
             return False

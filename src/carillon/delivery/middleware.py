@@ -18,8 +18,8 @@ STATELESS = frozenset({"ping", "health", "schema"})
 
 
 class PositionMiddleware:
-    """The position is read before the view asks the database: what the view did not see comes after it. GET the
-    state, subscribe `since` this position, and nothing falls between."""
+    """The position is read before the view asks the database: what the view did not see comes after it. GET
+    the state, subscribe `since` this position, and nothing falls between."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

@@ -6,8 +6,8 @@ from django.db import models
 
 
 class Head(models.Model):
-    """One row: the current epoch, and a position in it that was reached. Never ahead of the stream, and behind it by
-    a quarter of a second at most while runworker runs."""
+    """One row: the current epoch, and a position in it that was reached. Never ahead of the stream, and
+    behind it by a quarter of a second at most while runworker runs."""
 
     ONLY = 1
 
@@ -20,8 +20,9 @@ class Head(models.Model):
 
 
 class Outbox(models.Model):
-    """An event that waits to be put on the durable queue: written in the transaction that it tells of, or when the
-    broker was away. `message` is the queue's message, packed; its id makes a second sending harmless."""
+    """An event that waits to be put on the durable queue: written in the transaction that it tells of, or
+    when the broker was away. `message` is the queue's message, packed; its id makes a second sending
+    harmless."""
 
     message = models.BinaryField()
     created = models.DateTimeField(auto_now_add=True)

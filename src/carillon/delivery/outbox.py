@@ -1,8 +1,8 @@
 """The outbox: events that are rows first, and go onto the durable queue from there.
 
-Written in a transaction, an event exists exactly when the transaction has committed, whatever happens to the process
-or the broker afterwards. runworker sends what it finds, in order, and deletes what the broker has confirmed; a crash
-between the two sends it again under the same id.
+Written in a transaction, an event exists exactly when the transaction has committed, whatever happens to the
+process or the broker afterwards. runworker sends what it finds, in order, and deletes what the broker has
+confirmed; a crash between the two sends it again under the same id.
 """
 
 from __future__ import annotations

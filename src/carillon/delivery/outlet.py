@@ -1,7 +1,8 @@
-"""The writing side of one socket of our server: straight to the file descriptor while the reader keeps up, then a
-backlog bounded in bytes, then the end: nobody else waits for a slow reader.
+"""The writing side of one socket of our server: straight to the file descriptor while the reader keeps up,
+then a backlog bounded in bytes, then the end: nobody else waits for a slow reader.
 
-Whole chunks go in and chunks are whole frames, so the stream of frames is intact wherever a socket is cut off.
+Whole chunks go in and chunks are whole frames, so the stream of frames is intact wherever a socket is cut
+off.
 """
 
 from collections import deque
@@ -19,8 +20,8 @@ TOO_SLOW = 4408
 class Outlet(Listener):
     """What a consumer finds in its scope as `carillon.outlet`.
 
-    `budget` bounds the backlog in bytes; when it is exceeded the backlog is dropped and `slow` is called with the
-    offset of the last event that the reader will get.
+    `budget` bounds the backlog in bytes; when it is exceeded the backlog is dropped and `slow` is called with
+    the offset of the last event that the reader will get.
     """
 
     __slots__ = ("_backlog", "_protocol", "_send", "_transport", "backlog_size", "budget", "sent", "taking")

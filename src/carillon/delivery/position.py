@@ -1,9 +1,9 @@
 """Positions: `<epoch>:<offset>`, the resume tokens of protocol version 2.
 
-The epoch names one event stream for its whole life; a stream that is lost gets a new epoch, never the old one.
-The offset is one integer per *event*: a stream message carries up to `BATCH` events, so the offset is the
-message's stream offset times `BATCH` plus the index of the event in it. Offsets only grow, are compared as
-integers, and say where to read the stream again without any index; they are not consecutive.
+The epoch names one event stream for its whole life; a stream that is lost gets a new epoch, never the old
+one. The offset is one integer per *event*: a stream message carries up to `BATCH` events, so the offset is
+the message's stream offset times `BATCH` plus the index of the event in it. Offsets only grow, are compared
+as integers, and say where to read the stream again without any index; they are not consecutive.
 """
 
 import re

@@ -1,12 +1,14 @@
 """The relay, what `runworker` runs: takes events off the durable queue and appends them to the event stream.
 
-One relay is active, the others stand by (the queue has a single active consumer), so the order of the queue is the
-order of the stream. What has gathered while the last messages were on their way goes out as one message; a queue
-message is acknowledged when the stream has confirmed all of its events. A relay that takes over reads the end of the
-stream first: what its forerunner had appended and not acknowledged comes again, and is known by its id.
+One relay is active, the others stand by (the queue has a single active consumer), so the order of the queue
+is the order of the stream. What has gathered while the last messages were on their way goes out as one
+message; a queue message is acknowledged when the stream has confirmed all of its events. A relay that takes
+over reads the end of the stream first: what its forerunner had appended and not acknowledged comes again, and
+is known by its id.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -15,11 +17,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from pamqp.commands import Basic
+
 from asgi_amqp import codec, declare
 from asgi_amqp.connection import Delivery, Link, Options, Supervisor, Wire
 from asgi_amqp.topology import Topology
-from pamqp.commands import Basic
-
 from carillon.delivery import stream
 from carillon.delivery.event import GROUP, Event, Malformed, pack, unpack
 from carillon.delivery.position import Position, first_of
@@ -37,17 +39,19 @@ IN_FLIGHT = 4
 """Stream messages that wait for their confirm; events that come meanwhile gather into larger ones."""
 
 TAKEOVER = PREFETCH + 64
-"""Stream messages that a relay reads when it takes over. Each carried one queue message at least, or part of one."""
+"""Stream messages that a relay reads when it takes over. Each carried one queue message at least, or part of
+one."""
 
 MAX_TEXT = 1024 * 1024
 
 
 class Relay:
-    """Moves events from `topology`'s queue of the durable channel `channel` to the stream of the current epoch.
+    """Moves events from `topology`'s queue of the durable channel `channel` to the stream of the current
+    epoch.
 
-    `open_epoch(end)` returns the epoch to append to; `end(epoch)` asks for the offset of the last message of that
-    epoch's stream (-1: it is empty, None: there is no such stream). `declaration(name)` says how a stream is made;
-    `counted(what, count)` hears of `relayed`, `double` and `poison`.
+    `open_epoch(end)` returns the epoch to append to; `end(epoch)` asks for the offset of the last message of
+    that epoch's stream (-1: it is empty, None: there is no such stream). `declaration(name)` says how a
+    stream is made; `counted(what, count)` hears of `relayed`, `double` and `poison`.
     """
 
     def __init__(
@@ -72,8 +76,11 @@ class Relay:
         self._counted = counted
         self._seen = Seen(250_000)
         self._unsure: set[bytes] = set()
+        self._newest: asyncio.Future[None] | None = None
+        self._acks: set[asyncio.Task[None]] = set()
         self._epoch = ""
         self._next = 0
+        self._number = 0
         self._pulse: asyncio.Event | None = None
         self._warm = False
         self._stopping = False
@@ -124,6 +131,7 @@ class Relay:
         writer = stream.Writer(stream_name(epoch))
         await writer.attach(link)
         self._epoch = epoch
+        self._number = 0
         self._link, self._writer = link, writer
         self._warm = False
         self._wire = wire = await link.wire(on_delivery=self._arrived)
@@ -203,9 +211,10 @@ class Relay:
         def note(messages):
             for message, body in messages:
                 try:
-                    events = unpack(body, message)
+                    number, events = unpack(body, message)
                 except Malformed:
                     continue
+                self._number = max(number, self._number)
                 for event in events:
                     self._seen.add(event.id)
                 if body.endswith(mark) and not read.done():
@@ -216,7 +225,7 @@ class Relay:
         reader = stream.Reader(writer.name, max(0, end - TAKEOVER), note, passing=True)
         reader.next = None
         await reader.attach(link)
-        await writer.publish(pack([], mark))
+        await writer.publish(pack([], mark=mark))
         try:
             async with asyncio.timeout(30):
                 await read
@@ -277,16 +286,20 @@ class Relay:
                 size += event.size
             tag = closes or tag
         self._pending_bytes -= size
-        if not events:
+        wire = self._wire
+        if not events:  # only doubles: done with, as soon as all that was appended before is
             slots.release()
-            asyncio.ensure_future(self._acknowledge(self._wire, tag))
+            if self._newest is None or self._newest.done():
+                self._acknowledge(wire, tag)
+            else:
+                self._newest.add_done_callback(lambda done: _succeeded(done) and self._acknowledge(wire, tag))
             return
         self._in_flight += 1
         self._unsure.update(event.id for event in events)
-        future = self._writer.publish(pack(events))
+        future = self._newest = self._writer.publish(pack(events, self._number + 1))
+        self._number += 1
         position = Position(self._epoch, first_of(self._next) + len(events) - 1)
         self._next += 1
-        wire = self._wire
 
         def confirmed(done):
             slots.release()
@@ -294,7 +307,7 @@ class Relay:
                 return
             self._in_flight -= 1
             self._wake.set()
-            if done.cancelled() or done.exception() is not None:
+            if not _succeeded(done):
                 if self._link is not None:
                     self._link.give_up("the stream did not confirm")
                 return
@@ -303,16 +316,27 @@ class Relay:
             self.relayed += len(events)
             self._counted("relayed", len(events))
             if tag:
-                asyncio.ensure_future(self._acknowledge(wire, tag))
+                self._acknowledge(wire, tag)
 
         future.add_done_callback(confirmed)
 
-    async def _acknowledge(self, wire, tag):
-        try:
-            await wire.basic_ack(tag, multiple=True, wait=False)
-        except Exception:  # noqa: S110 - the link is gone: the queue gives these messages out again
-            pass
-        self._wake.set()
+    def _acknowledge(self, wire, tag):
+        """Everything up to `tag` is in the stream. On a link that is gone the queue gives it out again."""
+        if self._wire is not wire:
+            return
+
+        async def acknowledge():
+            with contextlib.suppress(Exception):
+                await wire.basic_ack(tag, multiple=True, wait=False)
+            self._wake.set()
+
+        task = asyncio.get_running_loop().create_task(acknowledge())
+        self._acks.add(task)
+        task.add_done_callback(self._acks.discard)
+
+
+def _succeeded(done: asyncio.Future) -> bool:
+    return not done.cancelled() and done.exception() is None
 
 
 def event_of(message: dict) -> Event:

@@ -1,16 +1,15 @@
 """Positions older than the window: read again from the stream, for everyone who waits for it at once.
 
-A scan begins at the oldest position wanted and ends where the window takes over; there each rider is served the rest
-from the window and joins the live events, in one step. A resume is whole or it is refused: `Unrecoverable` says why.
+A scan begins at the oldest position wanted and ends where the window takes over; there each rider is served
+the rest from the window and joins the live events, in one step. A resume is whole or it is refused:
+`Unrecoverable` says why.
 """
 
 import asyncio
 import logging
 
-
 from asgi_amqp.connection import Options, Supervisor
 from asgi_amqp.exceptions import LayerError
-
 from carillon.delivery import stream
 from carillon.delivery.event import unpack
 from carillon.delivery.hub import Hub, Listener
@@ -37,7 +36,8 @@ CHUNK = 32
 
 
 class Unrecoverable(Exception):
-    """What was missed cannot be had, or not in time: the client must fetch its state anew. `reason` is one word."""
+    """What was missed cannot be had, or not in time: the client must fetch its state anew. `reason` is one
+    word."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -68,8 +68,8 @@ class Replayer:
         self._tasks: set[asyncio.Task] = set()
 
     async def resume(self, listener: Listener, groups, since: Position, join) -> None:
-        """Write to the listener what it missed of `groups` behind `since`, then call `join()` in the same step: it
-        subscribes. Raises Unrecoverable; join() has not been called then."""
+        """Write to the listener what it missed of `groups` behind `since`, then call `join()` in the same
+        step: it subscribes. Raises Unrecoverable; join() has not been called then."""
         hub = self.hub
         if since.epoch != hub.epoch:
             raise Unrecoverable("epoch")
@@ -118,7 +118,8 @@ class Replayer:
         self._dispatch()
 
     async def _scan(self, riders):
-        """One pass over the stream; every rider's future ends with the offset it came to, or Unrecoverable."""
+        """One pass over the stream; every rider's future ends with the offset it came to, or
+        Unrecoverable."""
         self.scans += 1
         epoch = self.hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
@@ -144,6 +145,7 @@ class Replayer:
     async def _ride(self, epoch, riders, messages, reader):
         seen = Seen()
         first = None
+        last_number = 0
         while riders := [rider for rider in riders if not rider.done.done()]:
             chunk = await messages.get()
             if chunk is None:
@@ -154,7 +156,12 @@ class Replayer:
                     if first > message_of(rider.since.offset):
                         _settle(rider, Unrecoverable("retention"))
             for message, body in chunk:
-                events = [event for event in unpack(body, message) if seen.add(event.id)]
+                number, found = unpack(body, message)
+                if number > last_number + 1 and last_number:
+                    self._fail(riders, "retention")
+                    return
+                last_number = max(number, last_number)
+                events = [event for event in found if seen.add(event.id)]
                 reached = events[-1].offset if events else first_of(message)
                 for rider in riders:
                     if not rider.done.done():
@@ -182,7 +189,8 @@ class Replayer:
             rider.listener.write(form.join(pieces), wanted[-1].offset)
 
     async def _wait_for_readers(self, riders):
-        """The scan goes at the pace of the slowest reader, up to a point: then that one is cut off by its budget."""
+        """The scan goes at the pace of the slowest reader, up to a point: then that one is cut off by its
+        budget."""
         for _ in range(50):
             if all(rider.listener.held < self._budget // 2 for rider in riders):
                 return

@@ -15,7 +15,8 @@ class Seen:
         return id in self._ids
 
     def add(self, id: bytes) -> bool:
-        """True when `id` is new; False when it was here (its age does not change). An empty id is always new."""
+        """True when `id` is new; False when it was here (its age does not change). An empty id is always
+        new."""
         if not id:
             return True
         ids = self._ids

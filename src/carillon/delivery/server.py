@@ -1,10 +1,12 @@
-"""Daphne's server with what a crowd of long-lived sockets needs. `python -m carillon.delivery.server` takes Daphne's
-own arguments.
+"""Daphne's server with what a crowd of long-lived sockets needs. `python -m carillon.delivery.server` takes
+Daphne's own arguments.
 
-- The scope of a websocket carries `carillon.outlet`: events go from the hub to the file descriptor without passing
+- The scope of a websocket carries `carillon.outlet`: events go from the hub to the file descriptor without
+passing
   through the ASGI application, and a reader that is too slow is closed with 4408 and its position.
 - Nothing walks all sockets: pings come from a timer wheel, an application that ends tidies up after itself.
-- What a client sends is bounded in number: when its application does not read, nothing more is read from the socket.
+- What a client sends is bounded in number: when its application does not read, nothing more is read from the
+socket.
 - TERM drains: no new connections, then 1012 to everyone, spread over `drain_seconds`.
 """
 
@@ -17,7 +19,8 @@ from collections import deque
 from functools import partial
 
 from daphne.cli import CommandLineInterface
-from daphne.server import Server, reactor  # isort:skip  (daphne.server installs the asyncio reactor)
+
+from daphne.server import Server  # isort:skip  (daphne.server installs the asyncio reactor)
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer
 
@@ -81,7 +84,8 @@ class Socket(WebSocketProtocol):
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
-    # Autobahn would drop a connection that breaks a rule (a message over the limit) where it can say why: 1009.
+    # Autobahn would drop a connection that breaks a rule (a message over the limit) where it can say why:
+    # 1009.
     failByDrop = False
 
     outlet = None
@@ -153,7 +157,8 @@ def _buffered(request) -> int:
 
 
 class DeliveryServer(Server):
-    """See the module. `write_budget` is in bytes per socket, `drain_seconds` how long TERM may spread the closes."""
+    """See the module. `write_budget` is in bytes per socket, `drain_seconds` how long TERM may spread the
+    closes."""
 
     write_budget = 1024 * 1024
     drain_seconds = 5.0
@@ -216,8 +221,10 @@ class DeliveryServer(Server):
 
     def _overdue(self, protocol, task):
         if not task.done():
-            logger.warning("An application did not end %s s after its client had gone: cancelled",
-                           self.application_close_timeout)
+            logger.warning(
+                "An application did not end %s s after its client had gone: cancelled",
+                self.application_close_timeout,
+            )
             task.cancel()
 
     def _finished(self, protocol, task):
@@ -236,8 +243,8 @@ class DeliveryServer(Server):
         """Not needed: see _finished() and _overdue()."""
 
     def timeout_checker(self):
-        """Not needed: pings come from the wheel, the handshake has Autobahn's own timer, and sockets live as long
-        as they like."""
+        """Not needed: pings come from the wheel, the handshake has Autobahn's own timer, and sockets live as
+        long as they like."""
 
     def opened(self, socket: Socket) -> None:
         socket.heard = self.now
@@ -270,7 +277,8 @@ class DeliveryServer(Server):
         return defer.Deferred.fromFuture(asyncio.ensure_future(self._drain()))
 
     async def _drain(self):
-        """Runs before the reactor stops: no new connections, everyone told to come back, applications ended."""
+        """Runs before the reactor stops: no new connections, everyone told to come back, applications
+        ended."""
         self.draining = True
         for port in self._ports:
             port.stopListening()
@@ -280,12 +288,11 @@ class DeliveryServer(Server):
             logger.info("Closing %d sockets within %g s", len(sockets), self.drain_seconds)
         begun = time.monotonic()
         for number, socket in enumerate(sockets):
-            while (ahead := begun + self.drain_seconds * number / len(sockets) - time.monotonic()) > 0:
-                await asyncio.sleep(min(ahead, TICK))
+            await asyncio.sleep(max(0, begun + self.drain_seconds * number / len(sockets) - time.monotonic()))
             self.say_goodbye(socket)
-        deadline = time.monotonic() + 2
-        while self.sockets and time.monotonic() < deadline:
-            await asyncio.sleep(TICK)
+        for _ in range(20):
+            if self.sockets:
+                await asyncio.sleep(TICK)
         tasks = [
             task
             for details in self.connections.values()

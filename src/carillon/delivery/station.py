@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from asgi_amqp.exceptions import LayerError
 from django.conf import settings
 
+from asgi_amqp.exceptions import LayerError
 from carillon.delivery import broker, heads
 from carillon.delivery.hub import Hub, Listener
 from carillon.delivery.position import Position
@@ -34,8 +34,8 @@ class Station:
         self.replayer: Replayer | None = None
 
     def start(self) -> None:
-        """Begin to tail the stream, over reconnects, until close(). Where the settings name no EVENT_STREAM, in unit
-        tests, the hub hears only what it is given."""
+        """Begin to tail the stream, over reconnects, until close(). Where the settings name no EVENT_STREAM,
+        in unit tests, the hub hears only what it is given."""
         if settings.EVENT_STREAM is None:
             if not self.hub.epoch:
                 self.hub.begin("none", 0)
@@ -73,8 +73,11 @@ class Station:
             raise Unrecoverable("epoch" if since.epoch != self.hub.epoch else "retention")
 
     def _gap(self, reason: str) -> None:
-        logger.error("What happened meanwhile is not known (%s): %d listeners are told", reason,
-                     len(self.hub.listeners()))
+        logger.error(
+            "What happened meanwhile is not known (%s): %d listeners are told",
+            reason,
+            len(self.hub.listeners()),
+        )
         for told in self.gaps:
             told(reason)
 

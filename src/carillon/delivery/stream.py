@@ -1,12 +1,14 @@
 """Event streams: a RabbitMQ stream to append to with confirms, to tail, and to read again from any offset.
 
-A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker no
-binding. Each message has an offset, counted from 0 without holes. An offset outside the log is not an error for the
-broker: it is *clamped* to the nearest message. A `Reader` therefore knows which offset must come first, and says so
-when another one does. Everything here lives on a `Link` and dies with it: whoever uses it attaches anew on the next.
+A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker
+no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a record
+of its own when a segment begins. An offset outside the log is not an error for the broker, it is *clamped* to
+the nearest message. So offsets say where to read, and not whether something is missing: messages need numbers of
+their own for that. Everything here lives on a `Link` and dies with it: whoever uses it attaches anew on the next.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +28,8 @@ FIRST = "first"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What is declared. Retention works by whole segments, and one segment always stays: keep `segment_bytes` (the
-    broker's default is 500 MB) well below `max_bytes`. `max_age` is in seconds."""
+    """What is declared. Retention works by whole segments, and one segment always stays: keep `segment_bytes`
+    (the broker's default is 500 MB) well below `max_bytes`. `max_age` is in seconds."""
 
     name: str
     max_bytes: int = 4 * 1024**3
@@ -66,11 +68,10 @@ async def declare(link: Link, stream: Stream) -> None:
 class Reader:
     """Reads one stream from an offset on, on one link.
 
-    `on_messages(messages)` gets (offset, body) pairs in order, all that arrived in one turn of the loop at once; it
-    must not block. Messages are acknowledged after it returns or, with `manual`, when `acknowledge()` is called, so at
-    most `prefetch` are in hand.
-    `on_gap(expected, found)` is called first when the offset that comes is not the one that must: retention has
-    passed, or the log was cut. It is not called for the first message of a reader that began at LAST or FIRST.
+    `on_messages(messages)` gets (offset, body) pairs in order, all that arrived in one turn of the loop at
+    once; it must not block. Messages are acknowledged after it returns or, with `manual`, when
+    `acknowledge()` is called, so at most `prefetch` are in hand.
+    Nothing is said of offsets that do not come: some are the broker's own, others may be gone.
     """
 
     def __init__(
@@ -78,7 +79,6 @@ class Reader:
         name: str,
         start: int | str,
         on_messages: Callable[[list[tuple[int, bytes]]], None],
-        on_gap: Callable[[int, int], None] | None = None,
         *,
         prefetch: int = 256,
         manual: bool = False,
@@ -88,7 +88,6 @@ class Reader:
         self.start = start
         self.next: int | None = start if isinstance(start, int) else None
         self._on_messages = on_messages
-        self._on_gap = on_gap
         self._prefetch = prefetch
         self._manual = manual
         self._passing = passing
@@ -99,7 +98,8 @@ class Reader:
         self._consumer = ""
 
     async def attach(self, link: Link) -> None:
-        """Start reading. A consumer that the broker ends takes the link with it, unless it is a passing one."""
+        """Start reading. A consumer that the broker ends takes the link with it, unless it is a passing
+        one."""
         open_wire = link.passing if self._passing else link.wire
         wire = self._wire = await open_wire(on_delivery=self._arrived)
         await wire.basic_qos(prefetch_count=self._prefetch)
@@ -133,9 +133,6 @@ class Reader:
         wire, tag = self._wire, self._tag
         if wire is None or not messages:
             return
-        first = messages[0][0]
-        if self.next is not None and first != self.next and self._on_gap is not None:
-            self._on_gap(self.next, first)
         self.next = messages[-1][0] + 1
         try:
             self._on_messages(messages)
@@ -155,10 +152,8 @@ class Reader:
 
 
 async def _ack(wire: Wire, tag: int) -> None:
-    try:
+    with contextlib.suppress(Exception):  # the link is gone, and with it what was to be acknowledged
         await wire.basic_ack(tag, multiple=True, wait=False)
-    except Exception:  # noqa: S110 - the link is gone, and with it what was to be acknowledged
-        pass
 
 
 async def _nothing(message: object) -> None:
@@ -166,14 +161,17 @@ async def _nothing(message: object) -> None:
 
 
 async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
-    """Offset of the last message of a stream; -1 when it has none. BrokerUnavailable: the broker does not say."""
+    """Offset of the last message of a stream; -1 when it has none. BrokerUnavailable: the broker does not
+    say."""
     async with link.attempt() as wire:
         count = (await wire.queue_declare(name, passive=True)).message_count or 0
     newest = await _peek(link, name, LAST, timeout if count else 1.0)
     if newest:
         return newest[-1][0]
     if count:
-        raise BrokerUnavailable(f"{name} holds {count} messages, and its last did not come within {timeout:g} s")
+        raise BrokerUnavailable(
+            f"{name} holds {count} messages, and its last did not come within {timeout:g} s"
+        )
     return -1
 
 
@@ -208,8 +206,8 @@ async def _peek(link: Link, name: str, start: int | str, timeout: float) -> list
 class Writer:
     """Appends to one stream on one link, in order, each message confirmed.
 
-    `publish` returns at once; its future is done when the broker has the message on disk of a majority, or holds
-    BrokerUnavailable: then nobody knows whether it arrived.
+    `publish` returns at once; its future is done when the broker has the message on disk of a majority, or
+    holds BrokerUnavailable: then nobody knows whether it arrived.
     """
 
     def __init__(self, name: str) -> None:

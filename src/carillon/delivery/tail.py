@@ -1,17 +1,15 @@
 """The tail: one reader of the event stream in each daphne process, over one connection.
 
-It begins some messages before the end, so that a process that has just started can serve those who were on the one
-before; it goes on at its own offset after every reconnect; and it knows a gap when it meets one.
+It begins some messages before the end, so that a process that has just started can serve those who were on
+the one before; it goes on at its own offset after every reconnect; and it knows a gap when it meets one.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-
 from asgi_amqp.connection import Link, Options, Supervisor
 from asgi_amqp.exceptions import BrokerUnavailable
-
 from carillon.delivery import stream
 from carillon.delivery.event import Malformed, unpack
 from carillon.delivery.hub import Hub
@@ -43,8 +41,8 @@ async def known(asked: Awaitable):
 class Tail:
     """Feeds `hub` from the stream of the current epoch.
 
-    `current_epoch()` tells which that is (None: there is none yet). `on_gap(reason)` is called, after the hub has
-    begun anew, when this process cannot know what its listeners have missed: `epoch` or `retention`.
+    `current_epoch()` tells which that is (None: there is none yet). `on_gap(reason)` is called, after the hub
+    has begun anew, when this process cannot know what its listeners have missed: `epoch` or `retention`.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class Tail:
         self._on_gap = on_gap
         self._reader: stream.Reader | None = None
         self._goal = 0
-        self._lost_epoch = ""
+        self._number = 0
         self.supervisor = Supervisor(options, self._attach, self._lost)
 
     def start(self) -> None:
@@ -84,9 +82,10 @@ class Tail:
             fresh = False
         else:
             start, fresh = await self._beginning(link, epoch), True
-        reader = stream.Reader(stream_name(epoch), start, self._arrived, self._gap, prefetch=PREFETCH)
+        reader = stream.Reader(stream_name(epoch), start, self._arrived, prefetch=PREFETCH)
         if fresh:
             before, self._reader = self.hub.epoch, reader
+            self._number = 0
             self.hub.begin(epoch, max(0, first_of(start) - 1))
             if before:
                 self._on_gap("epoch")
@@ -112,12 +111,21 @@ class Tail:
         events = []
         for message, body in messages:
             try:
-                events += unpack(body, message)
+                number, found = unpack(body, message)
             except Malformed:
                 self.malformed += 1
                 logger.error("Stream message %d is no batch of events: skipped", message)
-        if events:
-            self.hub.deliver(events)
+                continue
+            if number > self._number + 1 and self._number:
+                logger.error("%d messages of the stream are gone", number - self._number - 1)
+                self.hub.deliver(events)
+                events = []
+                self.hub.begin(self.hub.epoch, max(0, first_of(message) - 1))
+                self._on_gap("retention")
+            # Two relays that overlapped may have given a number twice.
+            self._number = max(number, self._number)
+            events += found
+        self.hub.deliver(events)
         self.hub.advance(first_of(messages[-1][0]))
         if not self.level.is_set():
             self._check_level()
@@ -125,12 +133,3 @@ class Tail:
     def _check_level(self):
         if self._reader is not None and (self._reader.next or 0) > self._goal:
             self.level.set()
-
-    def _gap(self, expected: int, found: int) -> None:
-        if found < expected:
-            # A consumer that begins inside the log gets exactly what it asked for: this cannot be ours.
-            logger.error("The stream went back from message %d to %d", expected, found)
-        else:
-            logger.error("Messages %d to %d of the stream are gone", expected, found - 1)
-        self.hub.begin(self.hub.epoch, first_of(found) - 1)
-        self._on_gap("retention")

@@ -1,4 +1,5 @@
-"""A timer wheel: many members, each visited once per turn, a few at every tick. Nothing walks all of them at once."""
+"""A timer wheel: many members, each visited once per turn, a few at every tick. Nothing walks all of them at
+once."""
 
 
 class Wheel:

@@ -1,4 +1,5 @@
-"""The recent events of this process, in memory: what most resumes are served from, without asking the broker."""
+"""The recent events of this process, in memory: what most resumes are served from, without asking the
+broker."""
 
 from collections import deque
 
@@ -6,8 +7,8 @@ from collections import deque
 class Window:
     """Keeps the newest events up to `limit` bytes, oldest out first, and answers by group.
 
-    `start` is the offset after which nothing is missing: a client whose position lies at or after it can be served
-    from here. It is None until the first event, or mark(), says where the window begins.
+    `start` is the offset after which nothing is missing: a client whose position lies at or after it can be
+    served from here. It is None until the first event, or mark(), says where the window begins.
     """
 
     def __init__(self, limit: int):
@@ -61,7 +62,8 @@ class Window:
         return self.start is not None and self.start <= offset <= self.end
 
     def after(self, groups, offset: int) -> list | None:
-        """The events of `groups` behind `offset` in the stream's order, or None where the window does not cover it."""
+        """The events of `groups` behind `offset` in the stream's order, or None where the window does not
+        cover it."""
         if not self.covers(offset):
             return None
         found = []

@@ -1,8 +1,9 @@
 """How an event gets onto the durable queue. From there `carillon.delivery` takes it to the sockets.
 
-A message is `{"id", "group", "text", "audience", "stamp"}`: 16 bytes that name the event for ever, the group, the
-payload as JSON text, the tags of those who may hear it (None: every subscriber), and the time in milliseconds.
-A message that is sent again, by us or by who called, is recognised by its id: clients see it once.
+A message is `{"id", "group", "text", "audience", "stamp"}`: 16 bytes that name the event for ever, the group,
+the payload as JSON text, the tags of those who may hear it (None: every subscriber), and the time in
+milliseconds. A message that is sent again, by us or by who called, is recognised by its id: clients see it
+once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asgi_amqp.exceptions import LayerError
 from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 
+from asgi_amqp.exceptions import LayerError
 from carillon.delivery.event import tags_of
 
 QUEUE = "notifications"
@@ -30,7 +31,9 @@ class NotificationsUnavailable(Exception):
     """
 
     def __init__(self) -> None:
-        super().__init__("The message broker is not available: nothing was confirmed. Try again in a few seconds.")
+        super().__init__(
+            "The message broker is not available: nothing was confirmed. Try again in a few seconds."
+        )
 
 
 def message(
@@ -47,7 +50,8 @@ def message(
 
 
 def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
-    """Put messages on the durable queue, in order, as one batch; returns when the broker has confirmed them all.
+    """Put messages on the durable queue, in order, as one batch; returns when the broker has confirmed them
+    all.
 
     Synchronous: not for an event loop's thread. Raises NotificationsUnavailable.
     """

@@ -30,8 +30,8 @@ class Notification:
     """A payload for a group.
 
     `audience`: `{"users": [ids], "teams": [ids]}` is these users, these teams' members, and admins;
-    None: everyone who subscribed. `id`: 16 bytes of the caller's, for one who tries again after an error: what came
-    through the first time is recognised by it. Without one the event gets its own.
+    None: everyone who subscribed. `id`: 16 bytes of the caller's, for one who tries again after an error:
+    what came through the first time is recognised by it. Without one the event gets its own.
     """
 
     group: str
@@ -86,8 +86,8 @@ def emit_on_commit(notifications: Iterable[Notification]) -> None:
 
 
 def emit_in_transaction(notifications: Iterable[Notification]) -> None:
-    """Emit exactly when the current transaction commits: written to the outbox as part of it, and sent by runworker
-    a moment later. Raises DatabaseError."""
+    """Emit exactly when the current transaction commits: written to the outbox as part of it, and sent by
+    runworker a moment later. Raises DatabaseError."""
     outbox.store(_messages(notifications))
 
 
@@ -102,7 +102,8 @@ def _messages(notifications: Iterable[Notification]) -> list[dict[str, Any]]:
 
 
 def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
-    """The change is made: what the broker does not take waits in the outbox, and is lost only with the database."""
+    """The change is made: what the broker does not take waits in the outbox, and is lost only with the
+    database."""
     try:
         delivery.publish(messages)
     except delivery.NotificationsUnavailable as error:

@@ -37,7 +37,8 @@ class NotificationSerializer(serializers.Serializer):
     )
 
     id = serializers.UUIDField(
-        required=False, help_text="Of your making: the same again, after an error, is the same event, sent once"
+        required=False,
+        help_text="Of your making: the same again, after an error, is the same event, sent once",
     )
 
     def validate_group(self, group: str) -> str:
@@ -72,7 +73,12 @@ class NotificationsView(APIView):
         serializer = NotificationSerializer(data=items, many=True)
         serializer.is_valid(raise_exception=True)
         accepted = emit_many(
-            Notification(item["group"], item["payload"], item.get("audience"), item["id"].bytes if "id" in item else None)
+            Notification(
+                item["group"],
+                item["payload"],
+                item.get("audience"),
+                item["id"].bytes if "id" in item else None,
+            )
             for item in serializer.validated_data
         )
         return Response({"accepted": accepted}, status=202)

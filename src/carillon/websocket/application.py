@@ -7,7 +7,7 @@ from typing import Any
 
 from carillon.websocket import consumer, events, upgrade
 
-NOT_FOUND = b'{"detail": "Not found here: this server speaks WebSocket on /websocket/ and Server-Sent Events on /events/."}'
+NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
 
 
 async def application(

@@ -1,7 +1,8 @@
 """A socket: the wire protocol between one client and the groups it subscribes to.
 
-Not one of Channels' consumer classes. Events do not pass through here: the hub writes them to the socket's outlet.
-What is left is a reader of the client's messages, and a timer that looks at who the user is now and then.
+Not one of Channels' consumer classes. Events do not pass through here: the hub writes them to the socket's
+outlet. What is left is a reader of the client's messages, and a timer that looks at who the user is now and
+then.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ class Socket:
             if self._ending is not None:
                 await self._close(self._ending)
             else:
-                # The server stops (or gives up on a socket that is gone: then this is heard by nobody). Not raised
-                # on: daphne's gathering of its applications ends with the first one that does.
+                # The server stops (or gives up on a socket that is gone: then this is heard by nobody). Not
+                # raised on: daphne's gathering of its applications ends with the first one that does.
                 await self._goodbye()
         except Close as close:
             await self._close(close)
@@ -133,7 +134,8 @@ class Socket:
                     raise Close(protocol.POLICY, "too many invalid messages") from None
                 self._text(protocol.error(refusal.error))
 
-    # The handshake -------------------------------------------------------------------------------------------
+    # The handshake
+    # -------------------------------------------------------------------------------------------
 
     async def _connect(self) -> bool:
         """Accept, then say who it is or why not: a browser is shown no reason for a refused handshake."""
@@ -179,15 +181,16 @@ class Socket:
         self._text(protocol.accepted(self.identity.user.pk, at))
         return True
 
-    # What the client says ---------------------------------------------------------------------------------------
+    # What the client says
+    # ---------------------------------------------------------------------------------------
 
     def _xrftoken(self) -> str | None:
         """What a message must carry: only a session's socket can be opened by somebody else's page."""
         return self.csrftoken if self.identity.session_key is not None else None
 
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
-        """Replace the subscription. A group in both the old and the new one loses nothing; one that is new begins
-        at `since`, or now."""
+        """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
+        begins at `since`, or now."""
         while self._held_at is not None and self._checking is not None:
             await asyncio.wait({self._checking})
         async with self.changing:
@@ -219,7 +222,8 @@ class Socket:
     async def _permitted(
         self, wanted: Iterable[tuple[str, str]]
     ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-        """Of (family, key)s: those that the user may hear, by group name, and an error frame for each other one."""
+        """Of (family, key)s: those that the user may hear, by group name, and an error frame for each other
+        one."""
         by_family: dict[str, list[str]] = {}
         for family, key in wanted:
             by_family.setdefault(family, []).append(key)
@@ -266,7 +270,8 @@ class Socket:
         expires = identity.expires
         self._text(protocol.refreshed(expires.isoformat() if expires else None))
 
-    # Who it is, now ---------------------------------------------------------------------------------------------
+    # Who it is, now
+    # ---------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         """Look at the identity when it expires, and now and then."""
@@ -274,9 +279,7 @@ class Socket:
             self._timer.cancel()
         wait = RECHECK * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         left = _seconds_until(self.identity.expires)
-        self._timer = asyncio.get_running_loop().call_later(
-            min(wait, max(left, 0.0) + 0.05), self.recheck
-        )
+        self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
 
     def recheck(self) -> None:
         """Look at the identity and the groups now; the socket goes on, with less, or ends."""
@@ -287,8 +290,8 @@ class Socket:
             self._checking.add_done_callback(lambda _: self.identity is not None and self.recheck())
 
     def access_changed(self, offset: int) -> None:
-        """Rights changed with the event at `offset`. What follows it is held back until it is clear who may hear
-        it, and is then read from the window: neither too much is heard nor too little."""
+        """Rights changed with the event at `offset`. What follows it is held back until it is clear who may
+        hear it, and is then read from the window: neither too much is heard nor too little."""
         station = sockets().station
         if self._held_at is None and not self.changing.locked():
             self._held_at = Position(station.hub.epoch, offset)
@@ -343,7 +346,8 @@ class Socket:
     def _text(self, text: str) -> None:
         self.outlet.text(text)
 
-    # The end --------------------------------------------------------------------------------------------------------
+    # The end
+    # --------------------------------------------------------------------------------------------------------
 
     def _too_slow(self, offset: int) -> None:
         """An outlet that is not our server's has given up on the reader."""
@@ -351,7 +355,8 @@ class Socket:
         self.end(Close(protocol.TOO_SLOW, reason=str(at) if offset else ""))
 
     def interrupted(self, reason: str) -> None:
-        """This process cannot know what the client missed: version 2 is told, version 1 is to come back and look."""
+        """This process cannot know what the client missed: version 2 is told, version 1 is to come back and
+        look."""
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
         else:

@@ -2,10 +2,10 @@
 
     GET /events/?groups=jobs:status_changed,summary;job_events:42&since=<epoch>:<offset>
 
-for clients behind proxies that break websockets, and for `curl -N`. Credentials as for the websocket. The id of an
-event is its position, so a browser's EventSource resumes by itself: `Last-Event-ID` counts before `since`. Besides the
-groups, named events tell what version 2 tells: `recovered`, `unrecovered` (with a reason: fetch the state anew),
-`groups` and `error`. The stream ends when the login does.
+for clients behind proxies that break websockets, and for `curl -N`. Credentials as for the websocket. The id
+of an event is its position, so a browser's EventSource resumes by itself: `Last-Event-ID` counts before
+`since`. Besides the groups, named events tell what version 2 tells: `recovered`, `unrecovered` (with a
+reason: fetch the state anew), `groups` and `error`. The stream ends when the login does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class EventStream(Socket):
         self._buffered = scope.get("carillon.buffered", lambda: 0)
         self._query = scope.get("query_string", b"")
         self._last_event_id = next(
-            (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"last-event-id"), ""
+            (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"last-event-id"),
+            "",
         )
 
     async def _serve(self) -> None:
@@ -90,7 +91,9 @@ class EventStream(Socket):
             await self._answer(status, {"detail": refused.reason})
             return
         except (DatabaseError, NotReady, TimeoutError):
-            await self._answer(503, {"detail": "The server cannot reach its database or broker: try again later."})
+            await self._answer(
+                503, {"detail": "The server cannot reach its database or broker: try again later."}
+            )
             return
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),

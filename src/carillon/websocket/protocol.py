@@ -1,6 +1,7 @@
 """Both versions of the wire protocol, as functions of text. Pure: imports neither Django nor the layer.
 
-A client's frame is parsed to a `Subscribe` or `Refresh`, or refused with a `Refusal`; what the server says is built here.
+A client's frame is parsed to a `Subscribe` or `Refresh`, or refused with a `Refusal`; what the server says is
+built here.
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def recovered(at: Position) -> str:
 
 
 def unrecoverable(at: Position, reason: str) -> str:
-    """What was missed cannot be sent, or not all of it: the client is to fetch the state anew. Live from `at` on."""
+    """What was missed cannot be sent, or not all of it: the client is to fetch the state anew. Live from `at`
+    on."""
     return json.dumps({"recovered": False, "position": str(at), "reason": reason})
 
 

@@ -171,7 +171,13 @@ class Events:
             pairs.append((b"authorization", f"Bearer {token}".encode()))
         self.raw = ApplicationCommunicator(
             application,
-            {"type": "http", "method": "GET", "path": "/events/", "query_string": query.encode(), "headers": pairs},
+            {
+                "type": "http",
+                "method": "GET",
+                "path": "/events/",
+                "query_string": query.encode(),
+                "headers": pairs,
+            },
         )
 
     async def start(self):
@@ -213,7 +219,11 @@ async def test_a_stream_ends_with_its_token(people):
     await database_sync_to_async(lambda: ApiToken.objects.get(user=people.ann).delete())()
     await pump()
     assert (await stream.next())[1] == "error_message"
-    assert (await stream.raw.receive_output(5)) == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert (await stream.raw.receive_output(5)) == {
+        "type": "http.response.body",
+        "body": b"",
+        "more_body": False,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""An ASGI application for the tests of the server: it says what it is told to say. Run in a process of its own."""
+"""An ASGI application for the tests of the server: it says what it is told to say. Run in a process of its
+own."""
 
 import asyncio
 import json

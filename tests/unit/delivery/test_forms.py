@@ -47,7 +47,9 @@ def test_control_frames():
     assert (close.opcode, bytes(close.data)) == (Opcode.CLOSE, b"\x11\x38" + b"e" * 123)
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=200), max_size=2), min_size=1, max_size=4))
+@given(
+    st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=200), max_size=2), min_size=1, max_size=4)
+)
 def test_version_2_joins_to_readable_frames(payloads):
     events = [
         Event(b"jobs-summary", json.dumps(payload).encode(), offset=number)

@@ -43,7 +43,9 @@ AUDIENCES = st.none() | st.lists(st.sampled_from(["u1", "u2", "t1"]), unique=Tru
 STEPS = st.one_of(
     st.tuples(st.just("subscribe"), st.integers(0, 4), SUBSCRIPTIONS),
     st.tuples(st.just("retag"), st.integers(0, 4), TAGS),
-    st.tuples(st.just("deliver"), st.lists(st.tuples(st.sampled_from(GROUPS), AUDIENCES), max_size=6), st.booleans()),
+    st.tuples(
+        st.just("deliver"), st.lists(st.tuples(st.sampled_from(GROUPS), AUDIENCES), max_size=6), st.booleans()
+    ),
 )
 
 
@@ -138,7 +140,14 @@ def test_a_new_beginning_forgets():
 
 def test_ids_are_remembered_up_to_a_limit():
     seen = Seen(2)
-    assert [seen.add(id) for id in (b"a", b"b", b"a", b"c", b"a", b"")] == [True, True, False, True, True, True]
+    assert [seen.add(id) for id in (b"a", b"b", b"a", b"c", b"a", b"")] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
     seen.discard(b"a")
     assert b"a" not in seen
     assert seen.add(b"a")

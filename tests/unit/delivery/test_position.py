@@ -14,7 +14,23 @@ def test_what_is_written_is_read(epoch, offset):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a:", ":1", "a:01", "a:-1", "a:1 ", "A:1", "a:1:2", "a:٣", f"a:{2**53}", "a" * 33 + ":1", None, 5, ["a:1"]],
+    [
+        "",
+        "a",
+        "a:",
+        ":1",
+        "a:01",
+        "a:-1",
+        "a:1 ",
+        "A:1",
+        "a:1:2",
+        "a:٣",
+        f"a:{2**53}",
+        "a" * 33 + ":1",
+        None,
+        5,
+        ["a:1"],
+    ],
 )
 def test_what_is_no_position(text):
     with pytest.raises(ValueError, match="epoch"):

@@ -24,8 +24,8 @@ class Running:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.delivery.serving", "-b", "127.0.0.1", "-p", str(self.port), "-v", "0",
-             "--websocket_timeout", "-1", *arguments, "tests.unit.delivery.serving:application"],
+            [sys.executable, "-m", "tests.unit.delivery.serving", "-b", "127.0.0.1", "-p", str(self.port),
+             "-v", "0", "--websocket_timeout", "-1", *arguments, "tests.unit.delivery.serving:application"],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"},
         )  # fmt: skip
         deadline = time.monotonic() + 30
@@ -102,7 +102,7 @@ async def test_a_slow_reader_is_closed_and_told_where_it_was(server):
         await asyncio.sleep(0.5)
         slow.transport.resume_reading()
         seen = 0
-        with pytest.raises(ConnectionClosed) as closed:
+        with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - it counts until then
             async with asyncio.timeout(20):
                 while True:
                     assert len(await slow.recv()) == 100_000
@@ -137,7 +137,7 @@ async def test_who_does_not_answer_a_ping_is_dropped(server):
         except ConnectionResetError:
             pass
     assert b"\x89\x00" in seen
-    assert 1 < time.monotonic() - begun
+    assert time.monotonic() - begun > 1
     writer.close()
     async with server.connect(ping_interval=None) as answering:
         await asyncio.sleep(4)

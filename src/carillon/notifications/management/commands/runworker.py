@@ -1,4 +1,5 @@
-"""`runworker`: takes events off the durable queue and appends them to the event stream that every daphne process tails.
+"""`runworker`: takes events off the durable queue and appends them to the event stream that every daphne
+process tails.
 
 In place of the command of the same name in Channels, which would need to be told the queue's name and takes
 messages without acknowledging them.
@@ -78,8 +79,8 @@ async def serve() -> bool:
 
 
 async def note_heads(relay: Relay) -> None:
-    """Keep the row of `heads` near the end of the stream, until cancelled. A database that is away only makes the
-    positions in REST answers older."""
+    """Keep the row of `heads` near the end of the stream, until cancelled. A database that is away only makes
+    the positions in REST answers older."""
     noted = None
     while True:
         await asyncio.sleep(HEAD_INTERVAL)
