@@ -30,11 +30,11 @@ if KIND == "carillon":
 
             tail = Tail(Options((Target.parse(URL),), "bench tail"), hub, epoch, print)
             tail.start()
-        await tail.level.wait()
         outlet = scope["carillon.outlet"]
         outlet.form = Frames1
         await receive()
         await send({"type": "websocket.accept"})
+        await tail.level.wait()
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":

@@ -46,7 +46,8 @@ class Malformed(ValueError):
 
 class Batch(NamedTuple):
     """What a stream message holds. Numbers are dense, where stream offsets are not: RabbitMQ takes one for a
-    record of its own now and then. A number that is not the one before plus one, or less, is a gap; 0 is none."""
+    record of its own now and then. A number that is not the one before plus one, or less, is a gap; 0 is
+    none."""
 
     number: int
     events: list[Event]

@@ -1,10 +1,11 @@
 """Event streams: a RabbitMQ stream to append to with confirms, to tail, and to read again from any offset.
 
 A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker
-no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a record
-of its own when a segment begins. An offset outside the log is not an error for the broker, it is *clamped* to
-the nearest message. So offsets say where to read, and not whether something is missing: messages need numbers of
-their own for that. Everything here lives on a `Link` and dies with it: whoever uses it attaches anew on the next.
+no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a
+record of its own when a segment begins. An offset outside the log is not an error for the broker, it is
+*clamped* to the nearest message. So offsets say where to read, and not whether something is missing: messages
+need numbers of their own for that. Everything here lives on a `Link` and dies with it: whoever uses it
+attaches anew on the next.
 """
 
 import asyncio

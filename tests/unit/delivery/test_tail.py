@@ -1,7 +1,6 @@
 """What the tail makes of the messages of a stream, without a broker."""
 
 from asgi_amqp.connection import Options, Target
-
 from carillon.delivery.event import Event, pack
 from carillon.delivery.forms import Texts1
 from carillon.delivery.hub import Hub, Listener
