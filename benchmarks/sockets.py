@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.layer import Redis  # noqa: E402
 from benchmarks.socket_publisher import SIZE  # noqa: E402
-from tests.integration.asgi_amqp.broker import Broker  # noqa: E402
+from tests.integration.asgi_amqp import broker as brokers  # noqa: E402
 
 OURS, CORE, PUBSUB, RABBIT, SOCKETIO = (
     "carillon",
@@ -291,7 +291,8 @@ def main():
         print("npm is not installed: without Socket.IO", file=sys.stderr)
         options.kinds.remove(SOCKETIO)
     rows = []
-    with Broker() as broker, Redis() as redis:
+    brokers.NAME = "carillon-bench-sockets-"  # not for the tests to clear away
+    with brokers.Broker() as broker, Redis() as redis:
         for turn in range(options.rounds):
             for kind in options.kinds:
                 url = broker.url if kind in (OURS, RABBIT) else redis.url
