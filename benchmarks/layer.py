@@ -234,8 +234,8 @@ def markdown(medians, results, layers, rounds, load):
         lines.append(
             f"| {name} | {number(value)} | {number(target)} | {'reached' if reached else '**not reached**'} |"
         )
-    lines += ["", "CPU time of publisher and subscriber together, microseconds per message delivered (it "
-              "hardly depends on what else the machine does):", "",
+    lines += ["", "CPU time of publisher and subscriber together, microseconds per message "
+              "delivered:", "",
               "| | " + " | ".join(layers) + " |", "|---|" + "---|" * len(layers)]  # fmt: skip
     for name in ("send", "group_send", "fan-out to 100", "fan-out to 1000"):
         row = [results[name][layer] for layer in layers]
