@@ -56,7 +56,8 @@ else:
         ),
     }
     backend, config = BACKENDS[KIND]
-    settings.configure(CHANNEL_LAYERS={"default": {"BACKEND": backend, "CONFIG": config}})
+    if not settings.configured:  # daphne imports this module once more by its name
+        settings.configure(CHANNEL_LAYERS={"default": {"BACKEND": backend, "CONFIG": config}})
 
     class Consumer(AsyncJsonWebsocketConsumer):
         async def receive(self, text_data=None, bytes_data=None):

@@ -91,7 +91,8 @@ class Serving:
         else:
             server = subprocess.Popen(
                 [environment(kind), "socket_server.py", "-b", "127.0.0.1", "-p", str(self.port), "-v", "0",
-                 "--websocket_timeout", "-1", "--ping-timeout", "3600", "socket_server:application"], env=env, cwd=ROOT / "benchmarks",
+                 "--websocket_timeout", "-1", "--ping-timeout", "3600", "socket_server:application"],
+                env=env, cwd=ROOT / "benchmarks",
             )  # fmt: skip
         self.server = server
         self.processes.append(server)
@@ -179,9 +180,14 @@ class Client:
                 break
             for key, _ in ready:
                 try:
-                    got += key.fileobj.recv_into(buffer)
+                    came = key.fileobj.recv_into(buffer)
                 except BlockingIOError:
                     continue
+                except ConnectionResetError:
+                    came = 0
+                if not came:  # the server gave this one up: what it misses is lost
+                    self.selector.unregister(key.fileobj)
+                got += came
             last = time.monotonic()
         return got // self.frame, last
 
