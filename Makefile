@@ -40,6 +40,15 @@ test-clean: ## remove what a cut-off `make test` left behind
 lint: ## ruff, mypy, yamllint
 	@$(DEV) lint
 
+bench-sockets: ## measure events to sockets beside Channels' consumers and Socket.IO (minutes, on a quiet machine)
+	@test -x .dev/venv-test/bin/python || { echo "make bench-sockets: run make test-unit first, it makes the environment"; exit 1; }
+	@.dev/venv-test/bin/python benchmarks/sockets.py
+
+chaos: ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
+	@test -x .dev/venv-test/bin/python || { echo "make chaos: run make test-unit first, it makes the environment"; exit 1; }
+	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
+	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl .dev/venv-test/bin/python -m pytest -q tests/chaos
+
 bench-layer: ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
 	@test -x .dev/venv-test/bin/python || { echo "make bench-layer: run make test-unit first, it makes the environment"; exit 1; }
 	@.dev/venv-test/bin/python benchmarks/layer.py
@@ -64,4 +73,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-layer test-long lock
+.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-layer bench-sockets chaos test-long lock

@@ -66,7 +66,7 @@ def everything(config: Config) -> int:
     with interruptible():
         try:
             development.up(config)
-            chosen = [*LINTS, *suites(("unit", "integration", "infra", "browser"))]
+            chosen = [*LINTS, *suites(("unit", "integration", "infra", "chaos", "browser"))]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": browser})
         finally:
             step("Taking down the test stack")

@@ -17,6 +17,8 @@ for _name, _value in {
 from carillon.settings import *  # noqa: E402, F403
 
 CHANNEL_LAYERS = {"default": {"BACKEND": "tests.unit.carillon.fakes.FakeLayer"}}
+# No stream to tail: a test gives events to the hub itself.
+EVENT_STREAM = None
 # The real one is slow on purpose.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 # Without collectstatic there is no manifest.

@@ -475,7 +475,7 @@ class Supervisor:
                     log.error("giving up: %s", error)
                     self._fail(error)
                     return
-                except (LayerError, AMQPError, OSError, TimeoutError, RuntimeError) as error:
+                except Exception as error:  # whatever `setup` met: to end unseen helps nobody
                     if link is not None:
                         self._lost(link, describe(error))
                         await link.close()

@@ -53,6 +53,7 @@ class Durable:
     delivery_limit: int = 20  # attempts before a message goes to the dead-letter queue
     max_length: int | None = None  # messages; more: ChannelFull
     max_bytes: int = 256 * 1024 * 1024  # bytes; more: ChannelFull
+    single: bool = False  # one consumer at a time is given messages, the others stand by: keeps the order
     ttl: float | None = None  # seconds until an unread message goes to the dead-letter queue; None: never
 
 
@@ -136,6 +137,8 @@ class Topology:
             "x-dead-letter-routing-key": f"{name}.dead",
             "x-dead-letter-strategy": "at-least-once",
         }
+        if options.single:
+            arguments["x-single-active-consumer"] = True
         if options.max_length is not None:
             arguments["x-max-length"] = options.max_length
         if options.ttl is not None:

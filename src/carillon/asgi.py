@@ -7,9 +7,6 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
 django.setup(set_prefix=False)
 
-from carillon.websocket import daphne_fixes  # noqa: E402  (needs Django's apps)
-from carillon.websocket.application import application  # noqa: E402
-
-daphne_fixes.install()
+from carillon.websocket.application import application  # noqa: E402  (needs Django's apps)
 
 __all__ = ["application"]

@@ -58,7 +58,7 @@ def argv(process: str, environment: Environment, *, socket_on_stdin: bool = Fals
         listen = ["--fd", "0"] if socket_on_stdin else ["-b", environment.bind, "-p", str(DAPHNE_PORT)]
         # fmt: off
         return [
-            str(programs / "daphne"), *listen,
+            sys.executable, "-m", "carillon.delivery.server", *listen,
             "--websocket_timeout", "-1",  # the default ends every socket after a day, with a goodbye's code
             "--ping-interval", "20", "--ping-timeout", "30",
             "--proxy-headers",

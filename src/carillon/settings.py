@@ -24,6 +24,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     # rest_framework is not among them: only its browsable API has templates and static files, and it is off.
     "drf_spectacular",
+    "carillon.delivery",
     "carillon.accounts",
     "carillon.jobs",
     "carillon.websocket",
@@ -31,6 +32,8 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    # First: the position is read before anything else is.
+    "carillon.delivery.middleware.PositionMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -92,18 +95,18 @@ CHANNEL_LAYERS = {
         "CONFIG": {
             "url": env.amqp_urls,
             "prefix": "carillon",
-            "durable": ["notifications"],
+            # One runworker at a time takes from it, others stand by: the queue's order is what clients see.
+            "durable": {"notifications": {"single": True}},
             "expiry": 60,
-            # Per socket: a burst of one bulk POST (1000 events) must fit with room to spare.
-            "capacity": 5000,
-            # A socket may live for months; Channels' day would silently end its subscriptions.
-            "group_expiry": 10 * 365 * 86400,
-            # What a process could not keep for a socket is told to the socket, which tells its client.
-            "gap_type": "delivery.gap",
             "ssl_ca": env.amqp_tls_ca,
         },
     }
 }
+
+# How long what happened can be asked for again. Retention works by whole segments: keep them small.
+EVENT_STREAM = {"max_age": 24 * 3600, "max_bytes": 4 * 2**30, "segment_bytes": 16 * 2**20}
+# Of each daphne process, for resumes that need not ask the broker.
+EVENT_WINDOW_BYTES = 64 * 2**20
 
 # Who may come in -----------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def test_killed_comes_back_and_serves(stack, service):
 
 MAIN = {
     "uwsgi": ("uwsgi --ini", "carillon uWSGI"),
-    "daphne": ("bin/daphne ",),
+    "daphne": ("-m carillon.delivery.server ",),
     "runworker": ("-m django runworker",),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Self
@@ -10,21 +11,28 @@ from typing import Self
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.typing import Subprotocol
 
 from carillon.client.endpoint import Endpoint, endpoint
 from carillon.client.errors import Away, CertificateError, ClientError, Refused, SubscriptionError
 from carillon.client.failures import connection_failure
 from carillon.client.protocol import (
+    VERSION_2,
     Backoff,
     Event,
     Garbage,
     Groups,
+    Memory,
+    Progress,
+    ReconnectAfter,
+    Recovery,
     Refusal,
     ServerError,
     Subscription,
     Welcome,
     classify,
     goodbye,
+    refresh_message,
     subscribe_message,
 )
 
@@ -42,9 +50,10 @@ Tell = Callable[[str], None]
 
 class Socket:
     """
-    A subscription that survives its connections. Iterate it for events. After a reconnect the same groups
-    are subscribed again; version 1 does not replay what happened meanwhile: `reconnects` grows, and
-    `on_reconnect` is called, so that one can fetch it.
+    A subscription that survives its connections. Iterate it for events. After a reconnect the same groups are
+    subscribed again from the position that was reached: what happened meanwhile comes as events, each once.
+    `on_reconnect` is called when that cannot be (too long ago, or a server of version 1), so that one can
+    fetch it. `reconnects` counts them all; `position` is where to go on in another process.
 
     The buffer between the wire and the iteration is bounded: who does not iterate holds up the wire, and the
     server may end that (close 4408).
@@ -70,6 +79,9 @@ class Socket:
         self._wait = wait
         self._give_up = give_up
         self._backoff = backoff or Backoff()
+        self._memory = Memory()
+        self._version = 1
+        self._asked_to_wait: float | None = None
         self._groups: Groups | None = None
         self._connection: ClientConnection | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -99,11 +111,29 @@ class Socket:
             await asyncio.wait([self._task])
             self._task = None
 
-    async def subscribe(self, groups: Groups) -> Subscription:
+    @property
+    def position(self) -> str | None:
+        """Everything up to here has been received; None with a server of version 1."""
+        return self._memory.since if self._version == 2 else None
+
+    async def refresh(self, token: str) -> None:
+        """
+        Go on with another token of the same user: this connection, if there is one, and those to come.
+
+        :raises ConnectionClosed: the connection broke; the next one uses the new token
+        """
+        self._where = dataclasses.replace(self._where, token=token)
+        if self._connection is not None and self._version == 2:
+            await self._connection.send(refresh_message(token))
+
+    async def subscribe(self, groups: Groups, *, since: str | None = None) -> Subscription:
         """
         Replaces the whole subscription, now and after every reconnect.
 
         :param groups: such as `{"jobs": ["status_changed"], "job_events": [42]}`
+        :param since: a position, such as the header `X-Carillon-Position` of the answer that showed the
+        state: groups
+            that are new begin there, and nothing falls between (version 2)
         :return: what is subscribed now, with the server's words on what it would not give
         :raises SubscriptionError: the server took nothing of it, or did not answer in time
         :raises ClientError: the link has ended
@@ -111,12 +141,15 @@ class Socket:
         if self._failure is not None:
             raise self._failure
         self._groups = groups
+        self._memory.keep(groups)
+        if since is not None:
+            self._memory.asked(since)
         self._errors = []
         self._reply = asyncio.get_running_loop().create_future()
         if self._connection is not None:
             # A connection that breaks right now is made anew, and subscribes by itself.
             try:
-                await self._connection.send(subscribe_message(groups))
+                await self._connection.send(subscribe_message(groups, since if self._version == 2 else None))
             except ConnectionClosed:
                 self._tell("the connection broke while subscribing")
         try:
@@ -171,6 +204,7 @@ class Socket:
                     ssl=self._where.ssl_context,
                     additional_headers={"Authorization": f"Bearer {self._where.token}"},
                     user_agent_header="carillon-client",
+                    subprotocols=[Subprotocol(VERSION_2)],
                     proxy=None,
                     open_timeout=OPEN_TIMEOUT,
                     close_timeout=CLOSE_TIMEOUT,
@@ -202,6 +236,8 @@ class Socket:
                 if now - opened >= STABLE:
                     self._backoff.reset()
             delay = self._backoff.next()
+            if self._asked_to_wait is not None:
+                delay, self._asked_to_wait = self._asked_to_wait, None
             patience = self._wait if self.user is None else self._give_up
             if patience is not None and now + delay - lost_at > patience:
                 away = f", for {now - lost_at:.0f} s now" if patience else ""
@@ -221,12 +257,19 @@ class Socket:
         again = self.user is not None
         self.user = first.user
         self._connection = connection
+        self._version = 2 if connection.subprotocol == VERSION_2 and first.position is not None else 1
+        if first.position is not None:
+            self._memory.welcome(first.position)
         if self._groups is not None:
-            await connection.send(subscribe_message(self._groups))
+            since = self._memory.since if self._version == 2 else None
+            if since is not None:
+                self._memory.asked(since)
+            await connection.send(subscribe_message(self._groups, since))
         if again:
             self.reconnects += 1
             self._tell("connected again")
-            self._on_reconnect()
+            if self._version == 1:
+                self._on_reconnect()
         else:
             self._tell(f"connected to {self._where.url} as user {self.user}")
         if self._ready is not None and not self._ready.done():
@@ -237,7 +280,17 @@ class Socket:
             frame = classify(await connection.recv())
             match frame:
                 case Event():
-                    await self._events.put(frame)
+                    if frame.position is None or self._memory.is_new(frame):
+                        await self._events.put(frame)
+                case Recovery(whole=whole, position=position, reason=reason):
+                    self._memory.settled(position)
+                    if not whole:
+                        self._tell(f"what happened meanwhile cannot be sent ({reason})")
+                        self._on_reconnect()
+                case Progress(position=position):
+                    self._memory.progress(position)
+                case ReconnectAfter(seconds=seconds):
+                    self._asked_to_wait = seconds
                 case Subscription():
                     self._subscribed(frame)
                 case ServerError():

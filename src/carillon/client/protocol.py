@@ -1,4 +1,4 @@
-"""The wire protocol, version 1, as the client sees it. Pure: no sockets, no clocks."""
+"""The wire protocol, both versions, as the client sees it. Pure: no sockets, no clocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from carillon.client.errors import ConfigurationError
+
+VERSION_2 = "carillon.v2"
 
 Groups = Mapping[str, Sequence[str | int]]
 
@@ -26,6 +28,7 @@ MAX_GROUP_WORD = 200
 @dataclass(frozen=True, slots=True)
 class Welcome:
     user: int
+    position: str | None = None  # version 2: where the event stream is
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Event:
 
     family: str
     payload: dict[str, Any]
+    group: str | None = None  # version 2
+    position: str | None = None  # version 2
 
     @property
     def job_id(self) -> int | None:
@@ -68,13 +73,39 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """Version 2's answer to `since`: all that was missed has been sent, or why it cannot be. Live from
+    `position` on."""
+
+    whole: bool
+    position: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Version 2: nothing that concerns us has happened up to `position`."""
+
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReconnectAfter:
+    """Version 2: the server is about to restart, and asks to come back after this many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Garbage:
-    """A frame that version 1 does not know."""
+    """A frame that neither version knows."""
 
     why: str
 
 
-Frame = Welcome | Refusal | Subscription | ServerError | Event | Garbage
+Frame = (
+    Welcome | Refusal | Subscription | ServerError | Event | Recovery | Progress | ReconnectAfter | Garbage
+)
 
 
 def classify(frame: str | bytes) -> Frame:
@@ -89,7 +120,10 @@ def classify(frame: str | bytes) -> Frame:
         return Garbage("a frame that is no JSON object")
     if message.get("accept") is True:
         user = message.get("user")
-        return Welcome(user) if isinstance(user, int) else Garbage("a welcome to nobody")
+        at = message.get("position")
+        if not isinstance(user, int):
+            return Garbage("a welcome to nobody")
+        return Welcome(user, at if isinstance(at, str) else None)
     if "accept" in message or message.get("close") is True:
         return Refusal(str(message.get("error") or "no reason given"))
     if "groups_current" in message:
@@ -98,21 +132,99 @@ def classify(frame: str | bytes) -> Frame:
             _names(message.get("groups_joined")),
             _names(message.get("groups_left")),
         )
+    if isinstance(at := message.get("position"), str):
+        return _positioned(message, at)
     family = message.get("group_name")
     if isinstance(family, str):
         return Event(family, message)
+    if isinstance(wait := message.get("reconnect_after"), int | float):
+        return ReconnectAfter(max(0.0, wait / 1000))
     if "error" in message:
         return ServerError(str(message["error"]))
     return Garbage("an object of no known kind")
+
+
+def _positioned(message: dict[str, Any], at: str) -> Frame:
+    if "recovered" in message:
+        return Recovery(message["recovered"] is True, at, str(message.get("reason", "")))
+    if "event" not in message:
+        return Progress(at)
+    group, payload = message.get("group"), message["event"]
+    if not isinstance(group, str) or not isinstance(payload, dict):
+        return Garbage("an event without group or payload")
+    family = payload.get("group_name")
+    return Event(family if isinstance(family, str) else group.partition("-")[0], payload, group, at)
 
 
 def _names(value: Any) -> tuple[str, ...]:
     return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
-def subscribe_message(groups: Groups) -> str:
-    """The message that replaces the whole subscription by these groups."""
-    return json.dumps({"groups": {family: list(keys) for family, keys in groups.items()}})
+def subscribe_message(groups: Groups, since: str | None = None) -> str:
+    """The message that replaces the whole subscription by these groups; `since`, version 2: what they missed
+    after this position is sent first."""
+    message: dict[str, Any] = {"groups": {family: list(keys) for family, keys in groups.items()}}
+    if since is not None:
+        message["since"] = since
+    return json.dumps(message)
+
+
+def refresh_message(token: str) -> str:
+    """Version 2: the socket lives on with this token."""
+    return json.dumps({"refresh": token})
+
+
+class Memory:
+    """
+    What a client remembers of version 2, so that its application hears each event once: the position from
+    which to ask again, and how far each group has been heard.
+    """
+
+    def __init__(self) -> None:
+        self.since: str | None = None
+        self._replaying = False
+        self._heard: dict[str, int] = {}
+        self._epoch = ""
+
+    def welcome(self, position: str) -> None:
+        """The server says where the stream is; it counts only for one who knows no position yet."""
+        if self.since is None:
+            self.since = position
+
+    def asked(self, since: str) -> None:
+        """A subscription was sent with this `since`: until the answer is whole, this is where to ask again
+        from."""
+        self.since = since
+        self._replaying = True
+
+    def is_new(self, event: Event) -> bool:
+        """Whether the application is to hear it; what was heard before is not new."""
+        epoch, _, number = (event.position or "").partition(":")
+        if not number.isdigit() or event.group is None:
+            return True
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._heard.clear()
+        if int(number) <= self._heard.get(event.group, -1):
+            return False
+        self._heard[event.group] = int(number)
+        if not self._replaying:
+            self.since = event.position
+        return True
+
+    def settled(self, position: str) -> None:
+        """Everything up to here has been heard, or is known to be lost."""
+        self.since = position
+        self._replaying = False
+
+    def progress(self, position: str) -> None:
+        if not self._replaying:
+            self.since = position
+
+    def keep(self, groups: Groups) -> None:
+        """Forget groups that are no longer subscribed."""
+        names = {f"{family}-{key}" for family, keys in groups.items() for key in keys}
+        self._heard = {group: number for group, number in self._heard.items() if group in names}
 
 
 def parse_groups(words: Sequence[str]) -> dict[str, list[str]]:
@@ -155,7 +267,7 @@ _GOODBYES = {
     1013: Goodbye(True, "the server is busy"),
     4401: Goodbye(False, "the token is refused, or no longer valid", refused=True),
     4403: Goodbye(False, "the server forbids this origin", refused=True),
-    4408: Goodbye(True, "this client read too slowly; events were missed"),
+    4408: Goodbye(True, "this client read too slowly"),
 }
 
 

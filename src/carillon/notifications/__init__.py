@@ -9,6 +9,7 @@ from carillon.notifications.emit import (
     Notification,
     aemit_channel_notification,
     emit_channel_notification,
+    emit_in_transaction,
     emit_many,
     emit_on_commit,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "NotificationsUnavailable",
     "aemit_channel_notification",
     "emit_channel_notification",
+    "emit_in_transaction",
     "emit_many",
     "emit_on_commit",
     "register",

@@ -1,19 +1,24 @@
-"""How a message travels: onto the durable queue, and from there to the sockets of every process.
+"""How an event gets onto the durable queue. From there `carillon.delivery` takes it to the sockets.
 
-A message is `{"group": <layer group>, "message": {"type": …, …}}`: what to broadcast, and to whom.
-Everything else in Carillon calls `publish`, `apublish` and `broadcast`, and knows nothing of the broker.
+A message is `{"id", "group", "text", "audience", "stamp"}`: 16 bytes that name the event for ever, the group,
+the payload as JSON text, the tags of those who may hear it (None: every subscriber), and the time in
+milliseconds. A message that is sent again, by us or by who called, is recognised by its id: clients see it
+once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 
 from asgi_amqp.exceptions import LayerError
+from carillon.delivery.event import tags_of
 
 QUEUE = "notifications"
 TIMEOUT = 5.0  # seconds until a publish that the broker did not confirm counts as failed
@@ -22,7 +27,7 @@ TIMEOUT = 5.0  # seconds until a publish that the broker did not confirm counts 
 class NotificationsUnavailable(Exception):
     """The broker did not take the messages: it is away, full, or did not confirm in time.
 
-    Whether some of them were taken is not known; sending them again is safe for receivers that look at ids.
+    Whether some of them were taken is not known; sending the same messages again is safe.
     """
 
     def __init__(self) -> None:
@@ -31,8 +36,22 @@ class NotificationsUnavailable(Exception):
         )
 
 
+def message(
+    group: str, text: str, audience: Mapping[str, Sequence[int]] | None = None, id: bytes | None = None
+) -> dict[str, Any]:
+    """An event, ready for the queue; `id`: 16 bytes, where the caller has given it one."""
+    return {
+        "id": os.urandom(16) if id is None else id,
+        "group": group,
+        "text": text,
+        "audience": tags_of(audience),
+        "stamp": int(time.time() * 1000),
+    }
+
+
 def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
-    """Put messages on the durable queue, in order, as one batch; returns when all are confirmed.
+    """Put messages on the durable queue, in order, as one batch; returns when the broker has confirmed them
+    all.
 
     Synchronous: not for an event loop's thread. Raises NotificationsUnavailable.
     """
@@ -44,22 +63,14 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> Non
         raise NotificationsUnavailable from error
 
 
-async def apublish(messages: Sequence[dict[str, Any]]) -> None:
+async def apublish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
     """`publish` for asynchronous code."""
     layer = get_channel_layer()
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(timeout):
             await asyncio.gather(*(layer.send(QUEUE, message) for message in messages))
     except (LayerError, ChannelFull, TimeoutError) as error:
         raise NotificationsUnavailable from error
-
-
-async def broadcast(message: dict[str, Any]) -> None:
-    """What runworker does with a message from the queue. An error means: not acked."""
-    await get_channel_layer().group_send(message["group"], message["message"])
-    # `group_send` is back before the message has left, which it does in this turn of the loop. The ack on the
-    # same connection must come after it: a worker killed between the two would take the message along.
-    await asyncio.sleep(0)
 
 
 def check(timeout: float = 2.0) -> None:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from prometheus_client import Counter
 
+from carillon.delivery import outbox
 from carillon.notifications import delivery
 
 logger = logging.getLogger(__name__)
 
-LOST = Counter(
-    "carillon_notifications_lost", "Notifications of committed changes that the broker did not take"
-)
+LOST = Counter("carillon_notifications_lost", "Notifications of committed changes that nothing would take")
+KEPT = Counter("carillon_notifications_kept", "Notifications that went to the outbox: the broker was away")
 DROPPED = Counter("carillon_notifications_dropped", "Notifications whose payload was no JSON")
 
 
@@ -30,12 +30,14 @@ class Notification:
     """A payload for a group.
 
     `audience`: `{"users": [ids], "teams": [ids]}` is these users, these teams' members, and admins;
-    None: everyone who subscribed.
+    None: everyone who subscribed. `id`: 16 bytes of the caller's, for one who tries again after an error:
+    what came through the first time is recognised by it. Without one the event gets its own.
     """
 
     group: str
     payload: Mapping[str, Any]
     audience: Mapping[str, Sequence[int]] | None = None
+    id: bytes | None = None
 
     def message(self) -> dict[str, Any] | None:
         """The queue's message, or None (and a line in the log) when the payload cannot be JSON."""
@@ -46,13 +48,7 @@ class Notification:
             logger.error("Invalid payload for %s dropped: %s", self.group, error)
             DROPPED.inc()
             return None
-        message = {"type": "notification", "group": self.group, "text": text}
-        if self.audience is not None:
-            message["audience"] = {
-                "users": list(self.audience.get("users", ())),
-                "teams": list(self.audience.get("teams", ())),
-            }
-        return {"group": self.group, "message": message}
+        return delivery.message(self.group, text, self.audience, self.id)
 
 
 def emit_channel_notification(
@@ -89,20 +85,34 @@ def emit_on_commit(notifications: Iterable[Notification]) -> None:
     publish_on_commit(_messages(notifications))
 
 
+def emit_in_transaction(notifications: Iterable[Notification]) -> None:
+    """Emit exactly when the current transaction commits: written to the outbox as part of it, and sent by
+    runworker a moment later. Raises DatabaseError."""
+    outbox.store(_messages(notifications))
+
+
 def publish_on_commit(messages: Sequence[dict[str, Any]]) -> None:
     """`emit_on_commit` for messages of `delivery`: those to the sockets themselves, not to their clients."""
     if messages:
-        transaction.on_commit(lambda: _publish_or_count(messages))
+        transaction.on_commit(lambda: _publish_or_keep(messages))
 
 
 def _messages(notifications: Iterable[Notification]) -> list[dict[str, Any]]:
     return [message for notification in notifications if (message := notification.message()) is not None]
 
 
-def _publish_or_count(messages: Sequence[dict[str, Any]]) -> None:
+def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
+    """The change is made: what the broker does not take waits in the outbox, and is lost only with the
+    database."""
     try:
         delivery.publish(messages)
     except delivery.NotificationsUnavailable as error:
-        LOST.inc(len(messages))
-        groups = sorted({message["group"] for message in messages})
-        logger.error("Lost %d notifications to %s: %s", len(messages), ", ".join(groups[:5]), error)
+        try:
+            outbox.store(messages)
+        except DatabaseError:
+            LOST.inc(len(messages))
+            groups = sorted({message["group"] for message in messages})
+            logger.error("Lost %d notifications to %s: %s", len(messages), ", ".join(groups[:5]), error)
+        else:
+            KEPT.inc(len(messages))
+            logger.warning("%d notifications wait in the outbox: %s", len(messages), error)

@@ -71,6 +71,11 @@ class Family:
                     return Key(text, int(number))
         return None
 
+    @property
+    def asks(self) -> bool:
+        """Whether allowed() may ask the database: a rule of one's own might."""
+        return self.permitted is not None or self.may_subscribe is not None
+
     def allowed(self, user: Any, keys: Iterable[Key]) -> set[Key]:
         """Those of `keys` that `user` may subscribe to. May ask the database."""
         keys = set(keys)

@@ -36,6 +36,11 @@ class NotificationSerializer(serializers.Serializer):
         required=False, allow_null=True, help_text="Only these; default: all subscribers"
     )
 
+    id = serializers.UUIDField(
+        required=False,
+        help_text="Of your making: the same again, after an error, is the same event, sent once",
+    )
+
     def validate_group(self, group: str) -> str:
         if registry.parse_group(group) is None:
             raise serializers.ValidationError(
@@ -68,7 +73,12 @@ class NotificationsView(APIView):
         serializer = NotificationSerializer(data=items, many=True)
         serializer.is_valid(raise_exception=True)
         accepted = emit_many(
-            Notification(item["group"], item["payload"], item.get("audience"))
+            Notification(
+                item["group"],
+                item["payload"],
+                item.get("audience"),
+                item["id"].bytes if "id" in item else None,
+            )
             for item in serializer.validated_data
         )
         return Response({"accepted": accepted}, status=202)

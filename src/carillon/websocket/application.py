@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from carillon.websocket import consumer, upgrade
+from carillon.websocket import consumer, events, upgrade
 
-NOT_FOUND = b'{"detail": "Not found here: this server speaks WebSocket on /websocket/ and nothing else."}'
+NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
 
 
 async def application(
@@ -22,7 +22,10 @@ async def application(
             await receive()
             await send({"type": "websocket.close"})  # before an accept: 403
     elif scope["type"] == "http":
-        await _plain_http(scope, send)
+        if scope["path"] in events.PATHS and scope["method"] == "GET":
+            await events.serve(scope, receive, send)
+        else:
+            await _plain_http(scope, send)
     else:
         raise ValueError(f"this application serves no {scope['type']!r}")
 

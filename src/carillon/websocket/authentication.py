@@ -6,9 +6,10 @@ One that is present and wrong is refused; the next is not tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,6 +21,7 @@ from django.http.request import split_domain_port, validate_host
 from django.utils.crypto import constant_time_compare
 
 from carillon.accounts.models import ApiToken
+from carillon.delivery.event import EVERYONE
 from carillon.websocket.protocol import FORBIDDEN_ORIGIN, UNAUTHENTICATED
 
 SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
@@ -59,11 +61,11 @@ class Identity:
     def __repr__(self) -> str:
         return f"Identity(user {self.user.pk})"
 
-    def hears(self, audience: Mapping[str, Iterable[int]] | None) -> bool:
-        """Is this user meant by a notification's audience?"""
-        if audience is None or self.user.is_superuser:
-            return True
-        return self.user.pk in audience["users"] or not self.team_ids.isdisjoint(audience["teams"])
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """What an event's audience is matched against."""
+        rank = (EVERYONE,) if self.user.is_superuser else ()
+        return frozenset((f"u{self.user.pk}", *(f"t{team}" for team in self.team_ids), *rank))
 
 
 class Handshake:
@@ -135,6 +137,14 @@ def authenticate(handshake: Handshake) -> Identity:
     if not token.allows("read"):
         raise Refused("the token's scope does not include read")
     return _identity(token.user, token.expires, token_id=token.pk)
+
+
+def by_token(token: str) -> Identity | None:
+    """Whose token it is, if it is good and may read. Asks the database."""
+    found = ApiToken.find(token)
+    if found is None or not found.allows("read"):
+        return None
+    return _identity(found.user, found.expires, token_id=found.pk)
 
 
 def revalidate(identity: Identity) -> Identity | None:

@@ -1,7 +1,8 @@
-"""A socket: version 1 of the wire protocol between one client and the groups it subscribes to.
+"""A socket: the wire protocol between one client and the groups it subscribes to.
 
-Not one of Channels' consumer classes: they await one handler at a time, and each message would pay a hop to a
-thread. Here a reader, a deliverer and a watch over the identity run side by side.
+Not one of Channels' consumer classes. Events do not pass through here: the hub writes them to the socket's
+outlet. What is left is a reader of the client's messages, and a timer that looks at who the user is now and
+then.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from datetime import datetime
 from typing import Any
 
 from channels.db import database_sync_to_async
-from channels.layers import get_channel_layer
 from django.db import DatabaseError
 from django.utils import timezone
 
 from asgi_amqp.exceptions import LayerError
+from carillon.delivery.asgi_outlet import AsgiOutlet
+from carillon.delivery.forms import Frames1, Frames2, Texts1, Texts2
+from carillon.delivery.position import Position
+from carillon.delivery.replay import Unrecoverable
+from carillon.delivery.station import NotReady
 from carillon.notifications.registry import registry
-from carillon.websocket import authentication, internal, protocol
+from carillon.websocket import authentication, protocol
 from carillon.websocket.presence import presence
+from carillon.websocket.sockets import sockets
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +44,10 @@ Message = dict[str, Any]
 class Close(Exception):
     """Ends the socket with a close code, after an error frame if there is something to say."""
 
-    def __init__(self, code: int, error: str | None = None) -> None:
+    def __init__(self, code: int, error: str | None = None, reason: str = "") -> None:
         self.code = code
         self.error = error
+        self.reason = reason
         super().__init__(code, error)
 
 
@@ -61,79 +68,55 @@ class Socket:
         self.receive = receive
         self.send = send
         self.limits = limits
-        self.handshake = authentication.Handshake(scope)
+        self.handshake: authentication.Handshake | None = authentication.Handshake(scope)
         self.address = str((scope.get("client") or [""])[0])
-        self.layer = get_channel_layer()
+        self.csrftoken = self.handshake.csrftoken
+        self.version = 2 if protocol.VERSION_2 in scope.get("subprotocols", ()) else 1
+        self.outlet = scope.get("carillon.outlet")
+        self.direct = self.outlet is not None
         self.identity: authentication.Identity | None = None
-        self.channel = ""
         self.entry: uuid.UUID | None = None
         self.groups: dict[str, tuple[str, str]] = {}  # name: (family, key)
         self.changing = asyncio.Lock()  # one change of `groups` or `identity` at a time
         self.messages = protocol.Allowance(limits.message_burst, limits.message_rate)
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
+        self.task: asyncio.Task[None] | None = None
+        self._ending: Close | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._checking: asyncio.Task[None] | None = None
+        self._held_at: Position | None = None  # while somebody looks at the identity: what follows waits
 
     async def run(self) -> None:
+        self.task = asyncio.current_task()
         try:
             await self._serve()
         except Gone:
             pass
         except asyncio.CancelledError:
-            # The server stops (or gives up on a socket that is gone: then nobody hears this). Not raised on:
-            # daphne waits for its applications only until the first one does that.
-            await self._goodbye()
+            if self._ending is not None:
+                await self._close(self._ending)
+            else:
+                # The server stops (or gives up on a socket that is gone: then this is heard by nobody). Not
+                # raised on: daphne's gathering of its applications ends with the first one that does.
+                await self._goodbye()
         except Close as close:
-            await self._close(close.code, close.error)
+            await self._close(close)
         except (DatabaseError, LayerError, TimeoutError) as error:
             logger.warning("Socket closed, to come back later: %s", type(error).__name__)
-            await self._close(protocol.TRY_LATER, "the server cannot reach its database or broker")
+            await self._close(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
         finally:
             await self._clean_up()
+
+    def end(self, close: Close) -> None:
+        """Close this socket, from outside of its own task."""
+        if self._ending is None and self.task is not None and not self.task.done():
+            self._ending = close
+            self.task.cancel()
 
     async def _serve(self) -> None:
         if not await self._connect():
             return
-        tasks = [asyncio.create_task(work) for work in (self._read(), self._deliver(), self._watch())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-
-    # The handshake ---------------------------------------------------------------------------------
-
-    async def _connect(self) -> bool:
-        """Accept, then say who it is or why not: a browser is shown no reason for a refused handshake."""
-        await self.receive()
-        await self.send({"type": "websocket.accept", "subprotocol": None})
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                self.identity = await database_sync_to_async(authentication.authenticate)(self.handshake)
-                self.channel = await self.layer.new_channel()
-                await self.layer.group_add(internal.GROUP, self.channel)
-                self.entry = await presence().join(
-                    self.identity.user.pk, self.address, self.handshake.user_agent
-                )
-        except authentication.Refused as refused:
-            await self._text(protocol.refused(refused.reason))
-            await self._close(refused.code)
-            return False
-        except (DatabaseError, LayerError, TimeoutError) as error:
-            logger.warning("A client is sent away for now: %s", type(error).__name__)
-            await self._text(
-                protocol.refused("the server cannot reach its database or broker: try again later")
-            )
-            await self._close(protocol.TRY_LATER)
-            return False
-        await self._text(protocol.accepted(self.identity.user.pk))
-        return True
-
-    # What the client says --------------------------------------------------------------------------
-
-    async def _read(self) -> None:
+        self._watch()
         while True:
             message = await self.receive()
             if message["type"] == "websocket.disconnect":
@@ -141,35 +124,106 @@ class Socket:
             if not self.messages.spend(asyncio.get_running_loop().time()):
                 raise Close(protocol.POLICY, "too many messages")
             try:
-                wanted = protocol.parse(message.get("text"), self.limits, self._xrftoken())
+                wanted = protocol.parse(message.get("text"), self.limits, self._xrftoken(), self.version)
+                if isinstance(wanted, protocol.Refresh):
+                    await self._refresh(wanted)
+                else:
+                    await self._subscribe(wanted)
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
                     raise Close(protocol.POLICY, "too many invalid messages") from None
-                await self._text(protocol.error(refusal.error))
-            else:
-                await self._subscribe(wanted)
+                self._text(protocol.error(refusal.error))
+
+    # The handshake
+    # -------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> bool:
+        """Accept, then say who it is or why not: a browser is shown no reason for a refused handshake."""
+        await self.receive()
+        await self.send(
+            {
+                "type": "websocket.accept",
+                "subprotocol": protocol.VERSION_2 if self.version == 2 else None,
+            }
+        )
+        if not self.direct:
+            self.outlet = AsgiOutlet(
+                Texts2 if self.version == 2 else Texts1,
+                self.send,
+                lambda text: {"type": "websocket.send", "text": text},
+                self._too_slow,
+            )
+        elif self.version == 2:
+            self.outlet.form = Frames2
+        else:
+            self.outlet.form = Frames1
+        here = sockets()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                self.identity = await here.authenticate(self.handshake)
+                await here.station.ready(CONNECT_TIMEOUT)
+                self.entry = await presence().join(
+                    self.identity.user.pk, self.address, self.handshake.user_agent
+                )
+        except authentication.Refused as refused:
+            self._text(protocol.refused(refused.reason))
+            await self._close(Close(refused.code))
+            return False
+        except (DatabaseError, LayerError, NotReady, TimeoutError) as error:
+            logger.warning("A client is sent away for now: %s", type(error).__name__)
+            self._text(protocol.refused("the server cannot reach its database or broker: try again later"))
+            await self._close(Close(protocol.TRY_LATER))
+            return False
+        self.handshake = None
+        self.outlet.tags = self.identity.tags
+        here.add(self)
+        at = here.station.position if self.version == 2 else None
+        self._text(protocol.accepted(self.identity.user.pk, at))
+        return True
+
+    # What the client says
+    # ---------------------------------------------------------------------------------------
 
     def _xrftoken(self) -> str | None:
         """What a message must carry: only a session's socket can be opened by somebody else's page."""
-        return self.handshake.csrftoken if self.identity.session_key is not None else None
+        return self.csrftoken if self.identity.session_key is not None else None
 
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
-        """Replace the subscription. A group in both the old and the new one is never left."""
+        """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
+        begins at `since`, or now."""
+        while self._held_at is not None and self._checking is not None:
+            await asyncio.wait({self._checking})
         async with self.changing:
             groups, errors = await self._permitted(
                 (family, key) for family, keys in wanted.groups.items() for key in keys
             )
-            errors = [
-                protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)
-            ] + errors
+            unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
+            if wanted.since is None:
+                self._replace(groups, [*unknown, *errors])
+                return
+            station = sockets().station
             joined = groups.keys() - self.groups.keys()
-            await asyncio.gather(*(self.layer.group_add(group, self.channel) for group in joined))
-            await self._replace(groups, errors)
+            old, kept = self.groups, {name: self.groups[name] for name in self.groups.keys() & groups.keys()}
+            self._listen(kept)
+            for frame in (*unknown, *errors):
+                self._text(frame)
+            self._text(protocol.groups_reply(old, groups))
+
+            def join() -> None:
+                self._listen(groups)
+                self._text(protocol.recovered(station.position))
+
+            try:
+                await station.resume(self.outlet, _names(joined), wanted.since, join)
+            except Unrecoverable as gone:
+                self._text(protocol.unrecoverable(station.position, gone.reason))
+                self._listen(groups)
 
     async def _permitted(
         self, wanted: Iterable[tuple[str, str]]
     ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-        """Of (family, key)s: what the user may hear, by group name, and an error frame for each other one."""
+        """Of (family, key)s: those that the user may hear, by group name, and an error frame for each other
+        one."""
         by_family: dict[str, list[str]] = {}
         for family, key in wanted:
             by_family.setdefault(family, []).append(key)
@@ -182,7 +236,10 @@ class Socket:
                 continue
             keys = {text: family.parse_key(text) for text in texts}
             known = {key for key in keys.values() if key is not None}
-            allowed = await database_sync_to_async(family.allowed)(user, known) if known else set()
+            if not family.asks:
+                allowed = family.allowed(user, known)
+            else:
+                allowed = await database_sync_to_async(family.allowed)(user, known) if known else set()
             for text, key in keys.items():
                 if key in allowed:
                     groups[f"{name}-{text}"] = (name, text)
@@ -190,93 +247,157 @@ class Socket:
                     errors.append(protocol.denied(name, text))
         return groups, errors
 
-    async def _replace(self, groups: dict[str, tuple[str, str]], errors: Iterable[str]) -> None:
-        """The groups are joined: say so, and leave those that are no longer wanted."""
-        old, self.groups = self.groups, groups
+    def _replace(self, groups: dict[str, tuple[str, str]], errors: Iterable[str]) -> None:
+        """In one step: what is no longer wanted is left, what is new is joined, and the client is told."""
+        old = self.groups
         for frame in errors:
-            await self._text(frame)
-        await self._text(protocol.groups_reply(old, groups))
-        left = old.keys() - groups.keys()
-        await asyncio.gather(*(self.layer.group_discard(group, self.channel) for group in left))
+            self._text(frame)
+        self._text(protocol.groups_reply(old, groups))
+        self._listen(groups)
 
-    # What the server says --------------------------------------------------------------------------
+    def _listen(self, groups: dict[str, tuple[str, str]]) -> None:
+        self.groups = groups
+        if self._held_at is None:
+            sockets().station.hub.subscribe(self.outlet, _names(groups))
 
-    async def _deliver(self) -> None:
-        while True:
-            message = await self.layer.receive(self.channel)
-            if message["type"] == "notification":
-                # What is still on its way from a group that was left is not for this client any more.
-                if message["group"] in self.groups and self.identity.hears(message.get("audience")):
-                    await self._text(message["text"])
-            elif message["type"] == "delivery.gap":
-                raise _gap(message)
-            elif message["type"] == "access.changed" and self.identity.user.pk in message["users"]:
-                await self._recheck()
+    async def _refresh(self, wanted: protocol.Refresh) -> None:
+        """Version 2: the socket lives on with a new token of the same user."""
+        async with self.changing:
+            identity = await database_sync_to_async(authentication.by_token)(wanted.token)
+            if identity is None or identity.user.pk != self.identity.user.pk:
+                raise protocol.Refusal("refresh refused: not a valid token of this user")
+            await self._become(identity)
+        expires = identity.expires
+        self._text(protocol.refreshed(expires.isoformat() if expires else None))
 
-    async def _watch(self) -> None:
-        """Looks at the identity when it expires, and now and then."""
-        while True:
-            wait = RECHECK * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
-            left = _seconds_until(self.identity.expires)
-            await asyncio.sleep(min(wait, max(left, 0.0) + 0.05))
-            try:
-                await self._recheck()
-            except DatabaseError:
-                # A database that is away for a moment is no reason to send everybody away, an expiry is.
-                if _seconds_until(self.identity.expires) <= 0:
-                    raise
+    # Who it is, now
+    # ---------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look at the identity when it expires, and now and then."""
+        if self._timer is not None:
+            self._timer.cancel()
+        wait = RECHECK * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+        left = _seconds_until(self.identity.expires)
+        self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
+
+    def recheck(self) -> None:
+        """Look at the identity and the groups now; the socket goes on, with less, or ends."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._recheck())
+        else:
+            # What changed may have changed after that look: look once more.
+            self._checking.add_done_callback(lambda _: self.identity is not None and self.recheck())
+
+    def access_changed(self, offset: int) -> None:
+        """Rights changed with the event at `offset`. What follows it is held back until it is clear who may
+        hear it, and is then read from the window: neither too much is heard nor too little."""
+        station = sockets().station
+        if self._held_at is None and not self.changing.locked():
+            self._held_at = Position(station.hub.epoch, offset)
+            station.hub.subscribe(self.outlet, frozenset())
+        self.recheck()
 
     async def _recheck(self) -> None:
         """Is the user still who he was, and may he still hear what he subscribed to?"""
-        async with self.changing:
-            identity = await database_sync_to_async(authentication.revalidate)(self.identity)
-            if identity is None:
-                raise Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again")
-            self.identity = identity
-            groups, errors = await self._permitted(self.groups.values())
-            if groups.keys() != self.groups.keys():
-                await self._replace(groups, errors)
+        try:
+            async with self.changing:
+                identity = await database_sync_to_async(authentication.revalidate)(self.identity)
+                if identity is None:
+                    self.end(Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again"))
+                    return
+                await self._become(identity)
+                await self._let_go()
+        except DatabaseError as error:
+            # A database that is away for a moment is no reason to send everybody away, an expiry is.
+            if self._held_at is not None or _seconds_until(self.identity.expires) <= 0:
+                logger.warning("A socket's login cannot be checked: %s", type(error).__name__)
+                self.end(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
+                return
+        self._watch()
 
-    async def _text(self, text: str) -> None:
-        await self.send({"type": "websocket.send", "text": text})
+    async def _let_go(self) -> None:
+        """Hear what was held back, and go on."""
+        since = self._held_at
+        if since is None:
+            return
 
-    # The end ---------------------------------------------------------------------------------------
+        def join() -> None:
+            self._held_at = None
+            self._listen(self.groups)
 
-    async def _close(self, code: int, error: str | None = None) -> None:
-        if error is not None:
-            await self._text(protocol.error(error))
-        await self.send({"type": "websocket.close", "code": code})
+        try:
+            await sockets().station.resume(self.outlet, _names(self.groups), since, join)
+        except Unrecoverable as gone:
+            join()
+            self.interrupted(gone.reason)
+
+    async def _become(self, identity: authentication.Identity) -> None:
+        """Go on as this identity: hear what it may hear of what was subscribed to, and no more."""
+        here = sockets()
+        self.identity = identity
+        if identity.tags != self.outlet.tags:
+            here.station.hub.retag(self.outlet, identity.tags)
+        groups, errors = await self._permitted(self.groups.values())
+        if groups.keys() != self.groups.keys():
+            self._replace(groups, errors)
+        self._watch()
+
+    def _text(self, text: str) -> None:
+        self.outlet.text(text)
+
+    # The end
+    # --------------------------------------------------------------------------------------------------------
+
+    def _too_slow(self, offset: int) -> None:
+        """An outlet that is not our server's has given up on the reader."""
+        at = sockets().station.position._replace(offset=offset)
+        self.end(Close(protocol.TOO_SLOW, reason=str(at) if offset else ""))
+
+    def interrupted(self, reason: str) -> None:
+        """This process cannot know what the client missed: version 2 is told, version 1 is to come back and
+        look."""
+        if self.version == 2:
+            self._text(protocol.unrecoverable(sockets().station.position, reason))
+        else:
+            self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
+
+    async def _close(self, close: Close) -> None:
+        if close.error is not None:
+            self._text(protocol.error(close.error))
+        if not self.direct:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_TIMEOUT):
+                    await self.outlet.flush()
+        await self.send({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
     async def _goodbye(self) -> None:
         """Tell the client to come back to another process, and see the closing handshake through."""
-        await self._close(protocol.RESTART)
+        await self._close(Close(protocol.RESTART))
         with suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT):
                 while (await self.receive())["type"] != "websocket.disconnect":
                     pass
 
     async def _clean_up(self) -> None:
-        try:
-            async with asyncio.timeout(GOODBYE_TIMEOUT):
-                if self.entry is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
+        sockets().discard(self)
+        if self.outlet is not None:
+            self._held_at = None
+            self._listen({})
+            if not self.direct:
+                self.outlet.cancel()
+        if self.entry is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_TIMEOUT):
                     await presence().leave(self.entry)
-                if self.channel:
-                    await asyncio.gather(
-                        *(
-                            self.layer.group_discard(group, self.channel)
-                            for group in (internal.GROUP, *self.groups)
-                        )
-                    )
-        except (LayerError, TimeoutError) as error:
-            # The layer forgets a channel that nobody reads when it expires.
-            logger.debug("Groups of a closed socket are left to expire: %s", type(error).__name__)
 
 
-def _gap(message: Message) -> Close:
-    """Something was missed, nobody knows what: the client must look for itself when it comes back."""
-    if message.get("reason") == "reconnect":
-        return Close(protocol.TRY_LATER, "the server lost its broker for a moment: events may be missing")
-    return Close(protocol.TOO_SLOW, "events came faster than they could be delivered: some are missing")
+def _names(groups: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(name.encode() for name in groups)
 
 
 def _seconds_until(moment: datetime | None) -> float:

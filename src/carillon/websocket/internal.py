@@ -1,17 +1,21 @@
-"""Messages to the sockets themselves rather than to their clients."""
+"""Messages to the sockets themselves rather than to their clients: they travel with the events, in one
+order."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
+from carillon.notifications.delivery import message
 from carillon.notifications.emit import publish_on_commit
 
-# Every socket listens here. No family's group has a '.' in its name, so no client can.
-GROUP = "internal.sockets"
+# No family's group begins with '!', so no client can name it.
+ACCESS = "!access"
 
 
-def access_changed(user_ids: Iterable[int]) -> None:
-    """After the transaction: these users' sockets check anew who they are and what they may hear."""
-    users = sorted(set(user_ids))
-    if users:
-        publish_on_commit([{"group": GROUP, "message": {"type": "access.changed", "users": users}}])
+def access_changed(user_ids: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
+    """After the transaction: these users' sockets check anew who they are and what they may hear, and the
+    sockets that hear these groups whether they still may."""
+    what = {"users": sorted(set(user_ids)), "groups": sorted(set(groups))}
+    if what["users"] or what["groups"]:
+        publish_on_commit([message(ACCESS, json.dumps(what))])

@@ -1,6 +1,7 @@
-"""Version 1 of the wire protocol, as functions of text. Pure: imports neither Django nor the layer.
+"""Both versions of the wire protocol, as functions of text. Pure: imports neither Django nor the layer.
 
-A client's frame is parsed to a `Subscribe` or refused with a `Refusal`; what the server says is built here.
+A client's frame is parsed to a `Subscribe` or `Refresh`, or refused with a `Refusal`; what the server says is
+built here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from carillon.delivery import position
+from carillon.delivery.position import Position
+
+VERSION_2 = "carillon.v2"
+"""The subprotocol by which a client asks for version 2."""
 
 # Close codes. Never 1000: clients of Tower do not come back after it.
 POLICY = 1008
@@ -40,6 +47,14 @@ class Subscribe:
     """A well-formed `groups` message: family to keys, as text, in the client's order and without doubles."""
 
     groups: Mapping[str, tuple[str, ...]]
+    since: Position | None = None
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Version 2: a token that is to take the place of the one that the socket was opened with."""
+
+    token: str = field(repr=False)
 
 
 class Refusal(Exception):
@@ -50,8 +65,10 @@ class Refusal(Exception):
         super().__init__(error)
 
 
-def parse(text: str | None, limits: Limits, xrftoken: str | None) -> Subscribe:
-    """A client's frame to what it asks for.
+def parse(
+    text: str | None, limits: Limits, xrftoken: str | None, version: int = 1
+) -> Subscribe | Refresh:
+    """A client's frame to what it asks for; `since` and `refresh` are read in version 2 alone.
 
     `text`: None for a binary frame. `xrftoken`: what the message must carry, when identity came from a
     session cookie ("" when the handshake had no `csrftoken` cookie: then nothing will do); None: anything.
@@ -60,6 +77,17 @@ def parse(text: str | None, limits: Limits, xrftoken: str | None) -> Subscribe:
     message = _load(text, limits)
     if xrftoken is not None and not (xrftoken and message.get("xrftoken") == xrftoken):
         raise Refusal(ACCESS_DENIED)
+    if version == 2 and "refresh" in message:
+        token = message["refresh"]
+        if not isinstance(token, str) or not 0 < len(token) <= 500:
+            raise _invalid('"refresh" is not a token')
+        return Refresh(token)
+    since = None
+    if version == 2 and message.get("since") is not None:
+        try:
+            since = position.parse(message["since"])
+        except ValueError as error:
+            raise _invalid(f'"since": {error}') from None
     if "groups" not in message:
         raise _invalid('there is no "groups" in it')
     groups = message["groups"]
@@ -77,7 +105,7 @@ def parse(text: str | None, limits: Limits, xrftoken: str | None) -> Subscribe:
         if count > limits.groups:
             raise _invalid(f"more than {limits.groups} groups")
         result[family] = tuple(found)
-    return Subscribe(result)
+    return Subscribe(result, since)
 
 
 def _load(text: str | None, limits: Limits) -> dict[str, Any]:
@@ -114,8 +142,33 @@ def _invalid(why: str) -> Refusal:
 # What the server says ------------------------------------------------------------------------------
 
 
-def accepted(user_id: int) -> str:
-    return json.dumps({"accept": True, "user": user_id})
+def accepted(user_id: int, at: Position | None = None) -> str:
+    """`at`, version 2: where the event stream is now."""
+    frame: dict[str, Any] = {"accept": True, "user": user_id}
+    if at is not None:
+        frame["position"] = str(at)
+    return json.dumps(frame)
+
+
+def recovered(at: Position) -> str:
+    """All that was missed has been sent; what comes now is live."""
+    return json.dumps({"recovered": True, "position": str(at)})
+
+
+def unrecoverable(at: Position, reason: str) -> str:
+    """What was missed cannot be sent, or not all of it: the client is to fetch the state anew. Live from `at`
+    on."""
+    return json.dumps({"recovered": False, "position": str(at), "reason": reason})
+
+
+def progress(at: Position) -> str:
+    """Nothing that concerns this client has happened up to here."""
+    return json.dumps({"position": str(at)})
+
+
+def refreshed(expires: str | None) -> str:
+    """The new token has taken the place of the old; `expires`: ISO 8601, or None for never."""
+    return json.dumps({"refreshed": True, "expires": expires})
 
 
 def refused(reason: str) -> str:

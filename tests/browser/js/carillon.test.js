@@ -10,8 +10,10 @@ const settle = () => new Promise((resolve) => setImmediate(resolve));
 class FakeSocket {
   static all = [];
 
-  constructor(url) {
+  constructor(url, protocols) {
     this.url = url;
+    this.offered = protocols;
+    this.protocol = "";
     this.readyState = 0;
     this.sent = [];
     FakeSocket.all.push(this);
@@ -81,14 +83,14 @@ test("the back-off is jittered over the whole range and bounded", async () => {
 });
 
 test("frames are told apart", async () => {
-  assert.deepEqual(classify('{"accept": true, "user": 3}'), { kind: "accepted", user: 3 });
+  assert.deepEqual(classify('{"accept": true, "user": 3}'), { kind: "accepted", user: 3, position: null });
   assert.deepEqual(classify('{"accept": false, "user": null, "close": true, "error": "expired"}'), { kind: "refused", reason: "expired" });
   assert.deepEqual(classify('{"groups_current": ["a"], "groups_left": [], "groups_joined": ["a"]}'), {
     kind: "groups", current: ["a"], left: [], joined: ["a"],
   });
   assert.deepEqual(classify('{"error": "unknown channel nonsense"}'), { kind: "error", error: "unknown channel nonsense" });
   const event = { group_name: "jobs", unified_job_id: 4, status: "running", error: "part of the payload" };
-  assert.deepEqual(classify(JSON.stringify(event)), { kind: "event", family: "jobs", event });
+  assert.deepEqual(classify(JSON.stringify(event)), { kind: "event", family: "jobs", event, group: null, position: null });
   for (const text of ["", "nonsense", "[]", "null", "3", "{}"]) assert.deepEqual(classify(text), { kind: "unknown" });
 });
 
@@ -336,4 +338,60 @@ test("one listener's fault costs the others nothing", async () => {
   FakeSocket.last.says({ group_name: "jobs" });
   assert.equal(heard.length, 1);
   assert.equal(error.mock.callCount(), 1);
+});
+
+/** A server of version 2 on the newest socket: in, and the subscription answered. */
+function accepts2(position) {
+  FakeSocket.last.protocol = "carillon.v2";
+  FakeSocket.last.says({ accept: true, user: 7, position });
+}
+
+test("version 2: each event is heard once, and a reconnect asks from where it was", async () => {
+  const { link } = make();
+  const heard = [];
+  const told = [];
+  link.on("jobs", ({ n }) => heard.push(n));
+  link.onreconnect = (how) => told.push(how);
+  link.connect();
+  link.subscribe({ jobs: ["summary"] });
+  assert.deepEqual(FakeSocket.last.offered, ["carillon.v2"]);
+  accepts2("ep:1");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:1");
+  FakeSocket.last.answers("jobs-summary");
+  FakeSocket.last.says({ recovered: true, position: "ep:1" });
+  await settle();
+  const event = (n) => ({ position: `ep:${n}`, group: "jobs-summary", event: { group_name: "jobs", n } });
+  FakeSocket.last.says(event(2));
+  FakeSocket.last.says({ position: "ep:5" });
+  assert.equal(link.position, "ep:5");
+  FakeSocket.last.says({ reconnect_after: 40 });
+  FakeSocket.last.closes(1012);
+  mock.timers.tick(41);
+  accepts2("ep:9");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:5");
+  FakeSocket.last.answers("jobs-summary");
+  FakeSocket.last.says(event(2));
+  FakeSocket.last.says(event(7));
+  assert.equal(link.position, "ep:5", "until the replay is whole, it begins again where it began");
+  FakeSocket.last.says({ recovered: true, position: "ep:9" });
+  assert.equal(link.position, "ep:9");
+  assert.deepEqual(heard, [2, 7]);
+  assert.deepEqual(told, [{ recovered: true, reason: "" }]);
+  FakeSocket.last.says({ recovered: false, position: "other:3", reason: "epoch" });
+  assert.deepEqual(told[1], { recovered: false, reason: "epoch" });
+  link.refresh("new");
+  assert.deepEqual(FakeSocket.last.sent.at(-1), { refresh: "new" });
+  link.close();
+});
+
+test("version 2: state, then events since its position", async () => {
+  const { link } = make();
+  link.connect();
+  accepts2("ep:10");
+  FakeSocket.last.answers();
+  await settle();
+  link.subscribe({ jobs: ["summary"] }, { since: "ep:4" });
+  assert.equal(FakeSocket.last.sent.at(-1).since, "ep:4");
+  assert.equal(link.position, "ep:4");
+  link.close();
 });

@@ -10,6 +10,7 @@ from django.core.cache import cache
 from rest_framework.test import APIClient
 
 from carillon.accounts.models import ApiToken, Team
+from carillon.delivery import heads
 from tests.unit.carillon.fakes import Sent
 
 
@@ -17,6 +18,7 @@ from tests.unit.carillon.fakes import Sent
 def _fresh():
     channel_layers.backends.clear()
     cache.clear()
+    heads.forget()
     yield
     channel_layers.backends.clear()
 

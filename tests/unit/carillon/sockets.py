@@ -8,7 +8,8 @@ from typing import Any
 from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 
-from carillon.notifications import delivery
+from carillon.delivery.relay import event_of
+from carillon.delivery.station import station
 from carillon.websocket.application import application
 
 TIMEOUT = 5
@@ -60,9 +61,13 @@ class Client:
 
 
 async def pump() -> None:
-    """Broadcast what is on the queue, as runworker does."""
+    """Give the events on the queue to this process's hub, as runworker and the tail do."""
     publisher = get_channel_layer().publisher
     batches, publisher.batches = publisher.batches, []
+    station().start()
+    hub = station().hub
     for batch in batches:
-        for _, message in batch:
-            await delivery.broadcast(message)
+        events = [event_of(message) for _, message in batch]
+        for place, event in enumerate(events):
+            event.offset = hub.offset + 1 + place
+        hub.deliver(events)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from carillon.delivery import outbox
 from carillon.jobs import payloads
 from carillon.jobs.models import Job, JobEvent, Kind
 from carillon.notifications import emit
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.django_db
 def told(sent) -> list[tuple[str, dict, dict | None]]:
     """What was emitted: (group, payload, audience)."""
     return [
-        (message["group"], json.loads(message["message"]["text"]), message["message"].get("audience"))
+        (message["group"], json.loads(message["text"]), message["audience"])
         for message in sent.messages
     ]
 
@@ -120,7 +121,7 @@ class TestJobs:
             make(people, team=people.team)
         client = people.client(people.ann)
         client.get("/api/v2/jobs/")
-        with django_assert_num_queries(3):  # the token, the count, the page
+        with django_assert_num_queries(4):  # the position, the token, the count, the page
             client.get("/api/v2/jobs/")
 
 
@@ -135,7 +136,7 @@ class TestStatus:
             with commits():
                 assert client.patch(job["url"], {"status": status}, format="json").status_code == 200
         base = {"group_name": "jobs", "unified_job_id": job["id"], "type": "job"}
-        audience = {"users": [people.ann.pk], "teams": [people.team.pk]}
+        audience = (f"t{people.team.pk}", f"u{people.ann.pk}")
         finished = Job.objects.get().finished.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         assert told(sent) == [
             ("jobs-status_changed", {**base, **more}, audience)
@@ -202,15 +203,19 @@ class TestStatus:
     def test_the_broker_is_away(self, people, sent, commits, caplog):
         job = make(people)
         sent.publisher.away = True
-        lost = emit.LOST._value.get()
+        kept, lost = emit.KEPT._value.get(), emit.LOST._value.get()
         with commits():
             answer = people.client(people.ann).patch(
                 f"/api/v2/jobs/{job.pk}/", {"status": "running"}, format="json"
             )
         assert answer.status_code == 200
         assert Job.objects.get().status == "running"
-        assert emit.LOST._value.get() == lost + 1
-        assert "Lost 1 notifications to jobs-status_changed" in caplog.text
+        assert (emit.KEPT._value.get(), emit.LOST._value.get()) == (kept + 1, lost)
+        assert "1 notifications wait in the outbox" in caplog.text
+        sent.publisher.away = False
+        assert outbox.send_some() == 1
+        assert [group for group, _, _ in told(sent)] == ["jobs-status_changed"]
+        assert outbox.send_some() == 0
 
 
 EVENT = {
@@ -277,7 +282,7 @@ class TestEvents:
             answer = client.post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
         assert (answer.status_code, answer.json()) == (201, {"created": 500, "duplicates": 0})
         (batch,) = sent.publisher.batches
-        assert [json.loads(message["message"]["text"])["counter"] for _, message in batch] == list(
+        assert [json.loads(message["text"])["counter"] for _, message in batch] == list(
             range(1, 501)
         )
 
@@ -300,7 +305,7 @@ class TestEvents:
         end = (
             "jobs-summary",
             {"group_name": "jobs", "unified_job_id": job.pk, "final_counter": 1},
-            {"users": [people.ann.pk], "teams": []},
+            (f"u{people.ann.pk}",),
         )
         assert told(sent)[1:] == [end, end]
         assert job.events.count() == 1
@@ -386,7 +391,7 @@ class TestSchedules:
         assert people.client(people.carl).get(made["url"]).status_code == 404
         with commits():
             assert client.delete(made["url"]).status_code == 204
-        audience = {"users": [people.ann.pk], "teams": [people.team.pk]}
+        audience = (f"t{people.team.pk}", f"u{people.ann.pk}")
         assert (
             told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
         )

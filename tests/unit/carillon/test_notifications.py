@@ -5,23 +5,24 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import time
 import uuid
 from io import StringIO
 
 import pytest
-from channels.layers import get_channel_layer
 from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.utils.functional import lazystr
 from rest_framework.test import APIClient
 
+from carillon.delivery import outbox
 from carillon.notifications import (
     Notification,
     NotificationsUnavailable,
     aemit_channel_notification,
-    delivery,
     emit,
     emit_channel_notification,
+    emit_in_transaction,
     emit_many,
     emit_on_commit,
 )
@@ -29,27 +30,21 @@ from carillon.notifications import (
 
 def test_the_message(sent):
     assert emit_channel_notification("jobs-summary", {"a": 1}) is True
-    assert sent.publisher.batches == [
-        [
-            (
-                "notifications",
-                {
-                    "group": "jobs-summary",
-                    "message": {"type": "notification", "group": "jobs-summary", "text": '{"a": 1}'},
-                },
-            )
-        ]
-    ]
+    (((channel, message),),) = sent.publisher.batches
+    assert channel == "notifications"
+    assert len(message.pop("id")) == 16
+    assert time.time() - message.pop("stamp") / 1000 < 60
+    assert message == {"group": "jobs-summary", "text": '{"a": 1}', "audience": None}
 
 
 def test_the_audience(sent):
     emit_channel_notification("jobs-summary", {}, audience={"users": (1,)})
-    assert sent.messages[0]["message"]["audience"] == {"users": [1], "teams": []}
+    assert sent.messages[0]["audience"] == ("u1",)
 
 
 async def test_from_asynchronous_code(sent):
     assert await aemit_channel_notification("jobs-summary", {"a": 1}) is True
-    assert sent.messages[0]["message"]["text"] == '{"a": 1}'
+    assert sent.messages[0]["text"] == '{"a": 1}'
     sent.publisher.away = True
     with pytest.raises(NotificationsUnavailable):
         await aemit_channel_notification("jobs-summary", {"a": 1})
@@ -65,7 +60,7 @@ def test_what_django_can_encode(sent):
         "é": "\u2028",
     }
     emit_channel_notification("jobs-summary", payload)
-    assert json.loads(sent.messages[0]["message"]["text"]) == {
+    assert json.loads(sent.messages[0]["text"]) == {
         "at": "2026-01-02T03:04:05Z",
         "for": "P0DT00H01M00S",
         "price": "1.50",
@@ -86,7 +81,7 @@ def test_what_is_no_json_is_logged_and_dropped(sent, caplog, payload):
     dropped = emit.DROPPED._value.get()
     assert emit_channel_notification("jobs-summary", payload) is False
     assert emit_many([Notification("jobs-summary", payload), Notification("jobs-summary", {"good": 1})]) == 1
-    assert [message["message"]["text"] for message in sent.messages] == ['{"good": 1}']
+    assert [message["text"] for message in sent.messages] == ['{"good": 1}']
     assert "Invalid payload for jobs-summary dropped" in caplog.text
     assert emit.DROPPED._value.get() == dropped + 2
 
@@ -117,11 +112,21 @@ def test_a_rollback_says_nothing(sent):
     assert sent.messages == []
 
 
-async def test_broadcasting(sent):
-    layer = get_channel_layer()
-    await layer.group_add("jobs-summary", "a.channel")
-    await delivery.broadcast({"group": "jobs-summary", "message": {"type": "notification", "text": "x"}})
-    assert await layer.receive("a.channel") == {"type": "notification", "text": "x"}
+@pytest.mark.django_db(transaction=True)
+def test_in_the_transaction(sent):
+    with transaction.atomic():
+        emit_in_transaction([Notification("jobs-summary", {"n": 1})])
+    with transaction.atomic():
+        emit_in_transaction([Notification("jobs-summary", {"n": 2})])
+        transaction.set_rollback(True)
+    assert sent.messages == []
+    sent.publisher.away = True
+    with pytest.raises(NotificationsUnavailable):
+        outbox.send_some()
+    sent.publisher.away = False
+    assert outbox.send_some() == 1
+    assert [message["text"] for message in sent.messages] == ['{"n": 1}']
+    assert outbox.send_some() == 0
 
 
 @pytest.mark.django_db
@@ -132,11 +137,14 @@ class TestTheApi:
         client = people.client(people.ann, scope="publish")
         answer = client.post(self.URL, {"group": "job_events-42", "payload": {"a": [1]}}, format="json")
         assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
-        assert sent.messages[0]["message"] == {
-            "type": "notification",
-            "group": "job_events-42",
-            "text": '{"a": [1]}',
-        }
+        assert [(each["group"], each["text"]) for each in sent.messages] == [("job_events-42", '{"a": [1]}')]
+
+    def test_an_id_makes_a_retry_safe(self, people, sent):
+        client = people.client(people.ann, scope="publish")
+        event = {"group": "jobs-summary", "payload": {}, "id": "0b5f8a1c-9d3e-4f7a-8b2c-1d4e6f708192"}
+        for _ in range(2):
+            assert client.post(self.URL, event, format="json").status_code == 202
+        assert [message["id"].hex() for message in sent.messages] == ["0b5f8a1c9d3e4f7a8b2c1d4e6f708192"] * 2
 
     def test_many(self, people, sent):
         client = people.client(people.ann, scope="publish")
@@ -152,7 +160,7 @@ class TestTheApi:
             {"group": "jobs-summary", "payload": {}, "audience": {"users": [3], "teams": []}},
             format="json",
         )
-        assert sent.messages[0]["message"]["audience"] == {"users": [3], "teams": []}
+        assert sent.messages[0]["audience"] == ("u3",)
 
     def test_who_may(self, people, sent):
         body = {"group": "jobs-summary", "payload": {}}
@@ -212,7 +220,7 @@ def test_health_without_a_broker(client, sent):
 class TestEmitCommand:
     def test_it_emits(self, sent):
         call_command("emit", "jobs-summary", '{"a": 1}', stdout=StringIO())
-        assert sent.messages[0]["message"]["text"] == '{"a": 1}'
+        assert sent.messages[0]["text"] == '{"a": 1}'
 
     @pytest.mark.parametrize(
         ("group", "payload"),

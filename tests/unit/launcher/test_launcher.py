@@ -75,7 +75,7 @@ def test_argv_has_addresses_and_no_secret():
 
 def test_daphne_takes_a_socket_from_supervisord():
     daphne = launcher.argv("daphne", load(ENVIRON), socket_on_stdin=True)
-    assert daphne[1:3] == ["--fd", "0"]
+    assert daphne[1:5] == ["-m", "carillon.delivery.server", "--fd", "0"]
     assert not {"-b", "-p", "-u"} & set(daphne)
 
 

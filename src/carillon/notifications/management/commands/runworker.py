@@ -1,4 +1,5 @@
-"""`runworker`: takes notifications off the durable queue and broadcasts them to the sockets.
+"""`runworker`: takes events off the durable queue and appends them to the event stream that every daphne
+process tails.
 
 In place of the command of the same name in Channels, which would need to be told the queue's name and takes
 messages without acknowledging them.
@@ -8,40 +9,86 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from typing import Any
 
-from channels.layers import get_channel_layer
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
+from prometheus_client import Counter
 
-from asgi_amqp.exceptions import LayerError
-from asgi_amqp.worker import Worker
-from carillon.notifications import delivery
+from carillon.delivery import broker, heads, outbox
+from carillon.delivery.relay import Relay
 
 logger = logging.getLogger(__name__)
 
-DRAIN = 5.0  # seconds that what is in hand gets to finish; the rest stays on the queue
+STOP_DEADLINE = 8.0
+"""Seconds a stop may take: what is in hand is finished, the rest stays on the queue."""
+
+HEAD_INTERVAL = 0.25
+"""Seconds between notes of how far the stream goes."""
+
+RELAYED = Counter("carillon_relay_events", "Events that came by the durable queue", ["outcome"])
 
 
 class Command(BaseCommand):
-    help = "Broadcast notifications from the durable queue to the websockets, until told to stop (TERM, INT)."
+    help = "Relay events from the durable queue to the event stream, until told to stop (TERM, INT)."
     # Checks and migrations are the launcher's to wait for.
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            asyncio.run(serve())
-        except LayerError as error:
-            raise CommandError(f"The broker cannot be used: {error}") from None
+        if not asyncio.run(serve()):
+            raise CommandError(f"runworker did not stop within {STOP_DEADLINE:g} s and was cut off.")
 
 
-async def serve() -> None:
-    """Work until TERM or INT. Raises LayerError when the broker cannot be reached at the start."""
-    layer = get_channel_layer()
-    # One at a time: the order of the queue is the order in which clients hear.
-    worker = Worker(layer, delivery.broadcast, delivery.QUEUE, concurrency=1, drain_timeout=DRAIN)
-    logger.info("runworker starts")
+async def serve() -> bool:
+    """Work until TERM or INT; False when work in hand had to be cut off (it stays on the queue)."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    relay = Relay(
+        broker.options("carillon relay"),
+        broker.topology(),
+        broker.queue(),
+        open_epoch=heads.open_epoch,
+        declaration=broker.declaration,
+        counted=lambda what, count: RELAYED.labels(what).inc(count),
+    )
+    running = asyncio.create_task(relay.run())
+    stop = asyncio.create_task(stopping.wait())
+    helpers = [asyncio.create_task(work) for work in (note_heads(relay), outbox.run())]
+    logger.info("runworker is ready")
     try:
-        await worker.run()
+        await asyncio.wait({running, stop, *helpers}, return_when=asyncio.FIRST_COMPLETED)
+        for helper in helpers:
+            if helper.done():
+                helper.result()  # raises what ended it
+        if running.done():
+            running.result()
+            return True
+        logger.info("runworker is stopping")
+        await relay.stop()
+        done, _ = await asyncio.wait({running}, timeout=STOP_DEADLINE)
+        if done:
+            running.result()
+        return bool(done)
     finally:
-        await layer.close()
-    logger.info("runworker has stopped after %d notifications", worker.handled)
+        for task in (running, stop, *helpers):
+            task.cancel()
+        await asyncio.gather(running, stop, *helpers, return_exceptions=True)
+
+
+async def note_heads(relay: Relay) -> None:
+    """Keep the row of `heads` near the end of the stream, until cancelled. A database that is away only makes
+    the positions in REST answers older."""
+    noted = None
+    while True:
+        await asyncio.sleep(HEAD_INTERVAL)
+        reached = relay.position
+        if reached is not None and reached != noted:
+            try:
+                await heads.save(reached)
+                noted = reached
+            except DatabaseError as error:
+                logger.warning("The position cannot be noted: %s", type(error).__name__)
+                await asyncio.sleep(1)

@@ -101,7 +101,8 @@ class App {
     this.indicator = new Link(this);
     this.link.on("state", (link) => this.linked(link));
     this.link.on("control", () => this.begin());
-    this.link.onreconnect = () => this.resumed();
+    // Recovered, the events themselves have told everything; else each view fetches what it shows.
+    this.link.onreconnect = ({ recovered }) => (recovered ? this.indicator.resumed(0) : this.resumed());
     this.stage = part("main");
     part("logout").addEventListener("click", () => this.logout());
     globalThis.addEventListener("hashchange", () => this.user && this.go());

@@ -9,9 +9,10 @@
  *     link.connect();
  *
  * On a page of the same origin the session cookie is the identity and the `csrftoken` cookie is sent along as
- * `xrftoken`; elsewhere give `{ url, token }`. The link comes back by itself after any break that can heal; while it is
- * away the server keeps nothing for it, so `onreconnect` is the place to fetch what was missed. It is called when the
- * subscription stands again: what happens from then on arrives as events, and nothing falls between.
+ * `xrftoken`; elsewhere give `{ url, token }`. The link comes back by itself after any break that can heal; it then
+ * asks for what it missed from the position that it had reached, and each event is heard once. `onreconnect` is called when the
+ * subscription stands again and tells whether nothing is missing (`recovered`); where something is, because it is too long ago or
+ * the server speaks version 1 alone, it is the place to fetch the state anew.
  *
  * (Django's static files rewrite module specifiers by regular expression, in comments too: keep them out of here.)
  *
@@ -53,6 +54,7 @@
 
 const DEFAULTS = { base: 500, cap: 30_000, openWithin: 10_000, replyWithin: 10_000, probeAfter: 25_000 };
 const OPEN = 1;
+const VERSION_2 = "carillon.v2";
 
 /** Close codes after which coming back by itself would only repeat the refusal. */
 const REFUSALS = new Map([
@@ -99,7 +101,9 @@ export function verdict(code) {
  * What a frame of the server says.
  *
  * @param {string} text
- * @returns {{kind: "accepted", user: number} | {kind: "refused", reason: string} | {kind: "event", family: string, event: object}
+ * @returns {{kind: "accepted", user: number, position: ?string} | {kind: "refused", reason: string} | {kind: "event", family: string, event: object, group: ?string, position: ?string}
+ *   | {kind: "recovery", recovered: boolean, position: string, reason: string} | {kind: "progress", position: string}
+ *   | {kind: "restart", after: number} | {kind: "refreshed"}
  *   | {kind: "groups", current: string[], left: string[], joined: string[]} | {kind: "error", error: string} | {kind: "unknown"}}
  */
 export function classify(text) {
@@ -110,13 +114,22 @@ export function classify(text) {
     return { kind: "unknown" };
   }
   if (frame === null || typeof frame !== "object" || Array.isArray(frame)) return { kind: "unknown" };
-  if (frame.accept === true) return { kind: "accepted", user: frame.user };
+  if (frame.accept === true) return { kind: "accepted", user: frame.user, position: frame.position ?? null };
   if (frame.accept === false) return { kind: "refused", reason: frame.error || "" };
   if (Array.isArray(frame.groups_current)) {
     const { groups_current: current, groups_left: left = [], groups_joined: joined = [] } = frame;
     return { kind: "groups", current, left, joined };
   }
-  if (typeof frame.group_name === "string") return { kind: "event", family: frame.group_name, event: frame };
+  if (typeof frame.position === "string") {
+    const { position, group, event } = frame;
+    if ("recovered" in frame) return { kind: "recovery", recovered: frame.recovered === true, position, reason: frame.reason ?? "" };
+    if (event === undefined) return { kind: "progress", position };
+    if (typeof group !== "string" || event === null || typeof event !== "object") return { kind: "unknown" };
+    return { kind: "event", family: event.group_name ?? group.split("-", 1)[0], event, group, position };
+  }
+  if (typeof frame.reconnect_after === "number") return { kind: "restart", after: frame.reconnect_after };
+  if (frame.refreshed === true) return { kind: "refreshed" };
+  if (typeof frame.group_name === "string") return { kind: "event", family: frame.group_name, event: frame, group: null, position: null };
   if (typeof frame.error === "string") return { kind: "error", error: frame.error };
   return { kind: "unknown" };
 }
@@ -124,6 +137,58 @@ export function classify(text) {
 /** Whether an error means that the whole subscription was rejected (no other answer follows). */
 export function rejectsSubscription(error) {
   return error === "access denied to channel" || error.startsWith("invalid message");
+}
+
+/** What a client of version 2 remembers, so that each event is heard once: where to ask again from, and how far each group was heard. */
+export class Memory {
+  constructor() {
+    /** @type {?string} */
+    this.since = null;
+    this.replaying = false;
+    this._heard = new Map();
+    this._epoch = "";
+  }
+
+  /** The server says where the stream is; it counts only while no position is known. */
+  welcome(position) {
+    this.since ??= position;
+  }
+
+  /** A subscription was sent with this `since`: until the answer is whole, this is where to ask again from. */
+  asked(since) {
+    this.since = since;
+    this.replaying = true;
+  }
+
+  /** Is the event one that was not heard before? */
+  isNew(group, position) {
+    const [epoch, digits] = position.split(":");
+    const number = Number(digits);
+    if (epoch !== this._epoch) {
+      this._epoch = epoch;
+      this._heard.clear();
+    }
+    if (number <= (this._heard.get(group) ?? -1)) return false;
+    this._heard.set(group, number);
+    if (!this.replaying) this.since = position;
+    return true;
+  }
+
+  /** Everything up to here was heard, or is known to be lost. */
+  settled(position) {
+    this.since = position;
+    this.replaying = false;
+  }
+
+  progress(position) {
+    if (!this.replaying) this.since = position;
+  }
+
+  /** Forget groups that are no longer subscribed. @param {Groups} groups */
+  keep(groups) {
+    const names = new Set(Object.entries(groups).flatMap(([family, keys]) => Array.from(keys ?? [], (key) => `${family}-${key}`)));
+    for (const group of [...this._heard.keys()]) if (!names.has(group)) this._heard.delete(group);
+  }
 }
 
 /**
@@ -176,8 +241,15 @@ export class Carillon {
     this.options = { ...DEFAULTS, ...options };
     /** @type {LinkState} */
     this.link = { state: "idle", attempt: 0, retryAt: null, reason: "", code: null, user: null };
-    /** Called after every reconnect, once the subscription stands again. @type {?(() => void | Promise<void>)} */
+    /**
+     * Called after every reconnect, once the subscription stands again and what could be recovered has been heard; also when a
+     * link that stands lost something. @type {?((how: {recovered: boolean, reason: string}) => void | Promise<void>)}
+     */
     this.onreconnect = null;
+    this._memory = new Memory();
+    this._version = 1;
+    this._resuming = null; // set after a reconnect, until the server says whether everything was recovered
+    this._restart = null; // ms that a server about to restart asked to wait
     this._handlers = new Map();
     this._groups = null;
     this._waiting = []; // one entry per subscription sent and not yet answered: {resolve, reject, errors}
@@ -233,15 +305,38 @@ export class Carillon {
   }
 
   /**
+   * Everything up to here has been heard: where another client may go on. null with a server of version 1.
+   *
+   * @returns {?string}
+   */
+  get position() {
+    return this._version === 2 ? this._memory.since : null;
+  }
+
+  /**
+   * Go on with another token of the same user, without a new connection.
+   *
+   * @param {string} token
+   */
+  refresh(token) {
+    this.options.token = token;
+    if (this._admitted && this._version === 2) this._socket.send(JSON.stringify({ refresh: token }));
+  }
+
+  /**
    * Replace the whole subscription; it is remembered and made again after every reconnect.
    *
    * @param {Groups} groups
+   * @param {{since?: string}} [from]  a position, such as the header `X-Carillon-Position` of the answer that showed the state:
+   *   groups that are new begin there, and nothing falls between
    * @returns {Promise<?Reply>} null while the link is not up (it is made when it is); rejects when the server rejects it
    *   or the link breaks before it answers
    */
-  subscribe(groups) {
+  subscribe(groups, { since } = {}) {
     this._groups = groups;
-    return this._admitted ? this._send(groups) : Promise.resolve(null);
+    this._memory.keep(groups);
+    if (since) this._memory.asked(since);
+    return this._admitted ? this._send(groups, since) : Promise.resolve(null);
   }
 
   _emit(name, value) {
@@ -270,7 +365,7 @@ export class Carillon {
     this._xrftoken = (typeof xrftoken === "function" ? xrftoken() : xrftoken) ?? cookie("csrftoken");
     let socket;
     try {
-      socket = new (this.options.WebSocket ?? globalThis.WebSocket)(url.href);
+      socket = new (this.options.WebSocket ?? globalThis.WebSocket)(url.href, [VERSION_2]);
     } catch (error) {
       this._become({ state: "refused", reason: String(error.message ?? error), code: null });
       return;
@@ -287,7 +382,7 @@ export class Carillon {
     const frame = classify(data);
     switch (frame.kind) {
       case "accepted":
-        return this._accepted(frame.user);
+        return this._accepted(frame.user, frame.position);
       case "refused":
         this._refusal = frame.reason; // the close that follows has the code
         return undefined;
@@ -295,7 +390,16 @@ export class Carillon {
         return this._answered(frame);
       case "error":
         return this._failed(frame.error);
+      case "recovery":
+        return this._recovered(frame);
+      case "progress":
+        this._memory.progress(frame.position);
+        return undefined;
+      case "restart":
+        this._restart = frame.after;
+        return undefined;
       case "event":
+        if (frame.position !== null && !this._memory.isNew(frame.group, frame.position)) return undefined;
         this._emit(frame.family, frame.event);
         this._emit("*", frame.event);
         return undefined;
@@ -305,26 +409,40 @@ export class Carillon {
   }
 
   /** Let in. The link stands when the subscription does: until then nothing would arrive. */
-  _accepted(user) {
+  _accepted(user, position) {
     clearTimeout(this._timers.open);
     this._admitted = true;
+    const socket = this._socket;
+    this._version = socket.protocol === VERSION_2 && position !== null ? 2 : 1;
+    if (this._version === 2) this._memory.welcome(position);
+    const since = this._version === 2 && this._groups ? this._memory.since : null;
+    if (since) this._memory.asked(since);
+    this._resuming = since && this._stood;
     const stands = () => {
       const again = this._stood;
       this._stood = true;
       this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
-      if (again) return this.onreconnect?.();
+      // With a `since` the server tells, when it is done, whether everything was recovered.
+      if (again && !since) return this.onreconnect?.({ recovered: false, reason: "version" });
       return undefined;
     };
-    const socket = this._socket;
     // Rejected, the link still stands, with nothing subscribed: "error" told why. Broken, it does not: "state" told.
-    this._send(this._groups ?? {}).then(stands, () => socket === this._socket && stands());
+    this._send(this._groups ?? {}, since).then(stands, () => socket === this._socket && stands());
   }
 
-  _send(groups) {
+  /** What was missed has been heard, or cannot be. */
+  _recovered({ recovered, position, reason }) {
+    this._memory.settled(position);
+    const resuming = this._resuming;
+    this._resuming = null;
+    if (resuming || !recovered) this.onreconnect?.({ recovered, reason });
+  }
+
+  _send(groups, since = null) {
     return new Promise((resolve, reject) => {
       this._waiting.push({ resolve, reject, errors: [] });
       this._await();
-      this._socket.send(JSON.stringify({ groups, xrftoken: this._xrftoken || null }));
+      this._socket.send(JSON.stringify({ groups, xrftoken: this._xrftoken || null, ...(since && this._version === 2 ? { since } : {}) }));
     });
   }
 
@@ -394,7 +512,8 @@ export class Carillon {
   _again(reason, code) {
     const attempt = this.link.state === "connected" ? 1 : this.link.attempt + 1;
     const { base, cap, random } = this.options;
-    const wait = backoff(attempt, { base, cap, random });
+    const wait = this._restart ?? backoff(attempt, { base, cap, random });
+    this._restart = null;
     this._become({ state: "reconnecting", attempt, retryAt: Date.now() + wait, reason, code, user: null });
     this._timers.retry = setTimeout(() => this._open(attempt), wait);
   }

@@ -1,0 +1,107 @@
+"""The publishing end of a socket measurement; its task comes as JSON in argv. `relay` runs what runworker
+runs."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+
+PAYLOAD = {
+    "group_name": "job_events", "counter": 4711, "job": 42, "event": "runner_on_ok",
+    "stdout": "\u001b[0;32mok: [host-17.example.org] => (item=some package)\u001b[0m", "start_line": 812,
+    "end_line": 813, "uuid": "8b0f3c52-6c0b-4f0c-9d3c-1c2f7b0a1e55", "failed": False, "changed": True,
+    "created": "2026-01-01T12:00:00.000000Z", "play": "site", "role": "common", "task": "install", "pad": "",
+}  # fmt: skip
+SIZE = 480
+
+
+def payload(number):
+    """About what a job event is, and always `SIZE` bytes of JSON: the client counts bytes."""
+    made = {**PAYLOAD, "n": f"{number:09d}", "at": f"{time.monotonic():015.6f}"}
+    room = SIZE - len(json.dumps(made))
+    assert room >= 0
+    made["pad"] = "x" * room
+    return made
+
+
+async def relay(url, epoch):
+    from asgi_amqp import AMQPChannelLayer
+    from asgi_amqp.connection import Options, Target
+    from carillon.delivery.relay import Relay
+    from carillon.delivery.stream import Stream
+
+    layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}})
+
+    async def open_epoch(end):
+        return epoch
+
+    queue = layer.destination("notifications").queue
+    options = Options((Target.parse(url),), "bench relay")
+    made = {"open_epoch": open_epoch, "declaration": lambda name: Stream(name, max_bytes=2**30)}
+    await Relay(options, layer._topology, queue, **made).run()
+
+
+async def publish(task):
+    kind, url, groups, pause = task["kind"], task["url"], task["groups"], task["pause"]
+    if kind == "carillon":
+        from asgi_amqp import AMQPChannelLayer
+
+        layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}}, timeout=60)
+
+        async def send(group, made):
+            text = json.dumps(made)
+            message = {"id": os.urandom(16), "group": group, "text": text, "stamp": int(time.time() * 1000)}
+            await layer.send("notifications", message)
+
+    elif kind == "socket.io":
+        import redis.asyncio as redis
+
+        server = redis.from_url(url)
+        import msgpack
+
+        async def send(group, made):
+            # What @socket.io/redis-emitter publishes.
+            packet = [
+                "emitter",
+                {"type": 2, "data": ["event", made], "nsp": "/"},
+                {"rooms": [group], "flags": {}},
+            ]
+            await server.publish(f"socket.io#/#{group}#", msgpack.packb(packet))
+
+    else:
+        sys.path.insert(0, os.path.dirname(__file__))
+        os.environ.update(BENCH_KIND=kind, BENCH_URL=url)
+        import socket_server  # noqa: F401  (configures the layer)
+        from channels.layers import get_channel_layer
+
+        layer = get_channel_layer()
+
+        async def send(group, made):
+            await layer.group_send(group, {"type": "event", "payload": made})
+
+    await send("warm", payload(0))
+    slots = asyncio.Semaphore(1 if pause else task["flying"])
+
+    async def one(number):
+        try:
+            await send(f"g-{number % groups}", payload(number))
+        finally:
+            slots.release()
+
+    tasks = set()
+    print(json.dumps({"began": time.monotonic()}), flush=True)
+    for number in range(task["count"]):
+        await slots.acquire()
+        work = asyncio.ensure_future(one(number))
+        tasks.add(work)
+        work.add_done_callback(tasks.discard)
+        if pause:
+            await asyncio.sleep(pause)
+    await asyncio.gather(*tasks)
+    print(json.dumps({"done": time.monotonic()}), flush=True)
+
+
+if __name__ == "__main__":
+    task = json.loads(sys.argv[1])
+    asyncio.run(relay(task["url"], task["epoch"]) if task.get("relay") else publish(task))

@@ -1,0 +1,104 @@
+"""The current epoch and how far its stream goes, kept in one row: a position to read before a query, and the
+word of which stream to tail. Synchronous functions, and asynchronous ones for runworker and daphne.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections, transaction
+
+from carillon.delivery.models import Head
+from carillon.delivery.position import Position, message_of
+
+logger = logging.getLogger(__name__)
+
+FRESH = 0.25
+"""Seconds for which a position that was read may be used again: any lower bound is safe."""
+
+_cached: tuple[float, Position | None] = (0.0, None)
+
+
+def position() -> Position | None:
+    """A position that the stream had reached before this call; None when there is no stream yet. A query made
+    afterwards sees everything that events at or before this position tell of."""
+    global _cached
+    read, known = _cached
+    now = time.monotonic()
+    if known is None or now - read > FRESH:
+        row = Head.objects.filter(pk=Head.ONLY).first()
+        known = Position(row.epoch, row.offset) if row is not None else None
+        _cached = (now, known)
+    return known
+
+
+def forget() -> None:
+    """The next position() asks the database."""
+    global _cached
+    _cached = (0.0, None)
+
+
+@sync_to_async(thread_sensitive=False)
+def current_epoch() -> str | None:
+    """The epoch whose stream is to be tailed. Raises DatabaseError."""
+    close_old_connections()
+    try:
+        return Head.objects.filter(pk=Head.ONLY).values_list("epoch", flat=True).first()
+    finally:
+        close_old_connections()
+
+
+@sync_to_async(thread_sensitive=False)
+def save(reached: Position) -> None:
+    """Note how far the stream goes; never backwards. Raises DatabaseError."""
+    close_old_connections()
+    try:
+        Head.objects.filter(pk=Head.ONLY, epoch=reached.epoch, offset__lt=reached.offset).update(
+            offset=reached.offset
+        )
+    finally:
+        close_old_connections()
+
+
+@sync_to_async(thread_sensitive=False)
+def _read() -> Position | None:
+    close_old_connections()
+    row = Head.objects.filter(pk=Head.ONLY).first()
+    return Position(row.epoch, row.offset) if row is not None else None
+
+
+@sync_to_async(thread_sensitive=False)
+def _replace(old: str | None) -> str:
+    """A new epoch in place of `old`, unless another relay was quicker: then that one's."""
+    with transaction.atomic():
+        row = Head.objects.select_for_update().filter(pk=Head.ONLY).first()
+        if row is not None and row.epoch != old:
+            return row.epoch
+        # Never used before, in this installation or one that was restored from its backup.
+        epoch = f"{int(time.time()):x}{secrets.token_hex(3)}"
+        if row is None:
+            _, made = Head.objects.get_or_create(pk=Head.ONLY, defaults={"epoch": epoch})
+            return epoch if made else Head.objects.get(pk=Head.ONLY).epoch
+        row.epoch, row.offset = epoch, 0
+        row.save()
+        return epoch
+
+
+async def open_epoch(end: Callable[[str], Awaitable[int | None]]) -> str:
+    """The epoch to append to. A stream that is gone, or that ends before where it once was, gets a new one:
+    what its positions promised can no longer be kept, and clients are told so."""
+    known = await _read()
+    if known is None:
+        return await _replace(None)
+    last = await end(known.epoch)
+    if last is None:
+        logger.warning("The event stream of epoch %s is gone: a new epoch begins", known.epoch)
+    elif known.offset and last < message_of(known.offset):
+        logger.warning("The event stream of epoch %s was cut: a new epoch begins", known.epoch)
+    else:
+        return known.epoch
+    return await _replace(known.epoch)

@@ -1,0 +1,75 @@
+"""All sockets of this process: what reaches several of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from channels.db import database_sync_to_async
+
+from carillon.delivery.event import Event
+from carillon.delivery.station import Station, station
+from carillon.websocket import authentication, internal
+
+if TYPE_CHECKING:
+    from carillon.websocket.consumer import Socket
+
+
+class Sockets:
+    """The sockets of one event loop, by user and by outlet."""
+
+    def __init__(self, here: Station) -> None:
+        self.station = here
+        self._by_user: dict[int, set[Socket]] = {}
+        self._by_outlet: dict[object, Socket] = {}
+        here.hub.on(internal.ACCESS.encode(), self._access_changed)
+        here.gaps.append(self._interrupted)
+
+    def add(self, socket: Socket) -> None:
+        self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
+        self._by_outlet[socket.outlet] = socket
+
+    def discard(self, socket: Socket) -> None:
+        self._by_outlet.pop(socket.outlet, None)
+        if socket.identity is not None:
+            mine = self._by_user.get(socket.identity.user.pk)
+            if mine is not None:
+                mine.discard(socket)
+                if not mine:
+                    del self._by_user[socket.identity.user.pk]
+
+    async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
+        """Who a handshake is. Raises Refused, DatabaseError."""
+        return await database_sync_to_async(authentication.authenticate)(handshake)
+
+    def _access_changed(self, event: Event) -> None:
+        """Somebody's rights have changed: those whom it concerns look again."""
+        what = json.loads(event.text)
+        concerned = set()
+        for user in what["users"]:
+            concerned |= self._by_user.get(user, set())
+        for group in what["groups"]:
+            for listener in self.station.hub.members(group.encode()):
+                socket = self._by_outlet.get(listener)
+                if socket is not None:
+                    concerned.add(socket)
+        for socket in concerned:
+            socket.access_changed(event.offset)
+
+    def _interrupted(self, reason: str) -> None:
+        for socket in list(self._by_outlet.values()):
+            socket.interrupted(reason)
+
+
+_sockets: WeakKeyDictionary[asyncio.AbstractEventLoop, Sockets] = WeakKeyDictionary()
+
+
+def sockets() -> Sockets:
+    """Those of the running loop."""
+    loop = asyncio.get_running_loop()
+    found = _sockets.get(loop)
+    if found is None:
+        found = _sockets[loop] = Sockets(station())
+    return found

@@ -1,0 +1,332 @@
+"""The stack under fire: its containers, a publisher that gives up nothing, clients of both versions, and a
+network between them that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shlex
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from tests.chaos.ledger import Page
+
+GROUP = "jobs-summary"
+
+
+def docker(*arguments: str) -> str:
+    """What docker wrote; an error is a failure with its words."""
+    answer = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=90, check=False)
+    assert answer.returncode == 0, f"docker {' '.join(arguments)}: {answer.stderr}"
+    return answer.stdout
+
+
+@dataclass(frozen=True)
+class Site:
+    """One running stack."""
+
+    values: dict
+    project: str
+
+    @classmethod
+    def from_environment(cls) -> Site | None:
+        file, project = os.environ.get("CARILLON_STACK_ENV"), os.environ.get("CARILLON_STACK_PROJECT")
+        if not (file and project):
+            return None
+        values = {}
+        for line in Path(file).read_text().splitlines():
+            name, separator, value = line.partition("=")
+            if separator:
+                values[name] = "".join(shlex.split(value))
+        return cls(values, project)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        url = urlsplit(self.values["CARILLON_URL"])
+        return url.hostname, url.port or 443
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.values["CARILLON_CA_CERT"])
+
+    @property
+    def token(self) -> str:
+        return self.values["CARILLON_TOKEN"]
+
+    def containers(self, service: str) -> list[str]:
+        return docker(
+            "ps", "-aq",
+            "--filter", f"label=com.docker.compose.project={self.project}",
+            "--filter", f"label=com.docker.compose.service={service}",
+        ).split()  # fmt: skip
+
+    def kill(self, service: str) -> None:
+        """SIGKILL, to everything in the container at once."""
+        for container in self.containers(service):
+            docker("kill", "--signal", "KILL", container)
+
+    def start(self, service: str) -> None:
+        for container in self.containers(service):
+            docker("start", container)
+
+    def restart(self, service: str) -> None:
+        """TERM, and again from the start."""
+        for container in self.containers(service):
+            docker("restart", "--time", "12", container)
+
+    def run_in(self, service: str, *command: str) -> str:
+        return docker("exec", self.containers(service)[0], *command)
+
+    def memory_peak(self, service: str) -> int:
+        """Bytes; 0 where the kernel does not say."""
+        with contextlib.suppress(AssertionError, ValueError):
+            return int(self.run_in(service, "cat", "/sys/fs/cgroup/memory.peak"))
+        return 0
+
+    def publish(self, events: list[dict]) -> None:
+        """One request; returns when all are accepted. Raises OSError."""
+        request = urllib.request.Request(
+            f"{self.values['CARILLON_URL']}/api/v2/notifications/",
+            json.dumps(events).encode(),
+            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, context=self.tls, timeout=15) as answer:
+            assert answer.status == 202
+
+
+@dataclass
+class Publisher:
+    """Numbers events and publishes them in order, each until it is confirmed: the same event under the same
+    id."""
+
+    site: Site
+    batch: int = 5
+    pause: float = 0.04
+    size: int = 100
+    confirmed: int = 0
+    retries: int = 0
+    longest: float = 0.0
+    _stop: bool = False
+    _task: asyncio.Task | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> int:
+        """Confirmed events in all."""
+        self._stop = True
+        await asyncio.wait_for(self._task, 150)
+        return self.confirmed
+
+    async def _run(self) -> None:
+        while not self._stop:
+            numbers = range(self.confirmed, self.confirmed + self.batch)
+            events = [
+                {"group": GROUP, "payload": {"n": n, "pad": "x" * self.size}, "id": str(uuid.uuid4())}
+                for n in numbers
+            ]
+            begun = time.monotonic()
+            while True:
+                try:
+                    await asyncio.to_thread(self.site.publish, events)
+                    break
+                except (OSError, ValueError, AssertionError):
+                    self.retries += 1
+                    assert time.monotonic() - begun < 120, "nothing can be published any more"
+                    await asyncio.sleep(0.2)
+            self.longest = max(self.longest, time.monotonic() - begun)
+            self.confirmed += self.batch
+            await asyncio.sleep(self.pause)
+
+
+class Network:
+    """A proxy between the clients and nginx. `cut()` breaks every connection; then, for a time, new ones are
+    refused, or nothing gets through and nobody is told."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        self.port = 0
+        self._open: set[asyncio.Task] = set()
+        self._through = asyncio.Event()
+        self._through.set()
+        self._refuse = False
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in list(self._open):
+            task.cancel()
+
+    async def cut(self, seconds: float, *, blackhole: bool = False) -> None:
+        if blackhole:
+            self._through.clear()
+            await asyncio.sleep(seconds)
+            self._break()
+            self._through.set()
+        else:
+            self._refuse = True
+            self._break()
+            await asyncio.sleep(seconds)
+            self._refuse = False
+
+    def _break(self) -> None:
+        for task in list(self._open):
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuse:
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        self._open.add(task)
+        far = None
+        try:
+            far_reader, far = await asyncio.open_connection(*self.target)
+            await asyncio.gather(self._pump(reader, far), self._pump(far_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._open.discard(task)
+            for end in (writer, far):
+                if end is not None:
+                    end.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await self._through.wait()
+            writer.write(data)
+            await writer.drain()
+        raise ConnectionResetError
+
+
+@dataclass
+class Watcher:
+    """A client of version 2 that is only as clever as the protocol asks: it remembers one position."""
+
+    site: Site
+    name: str
+    port: int
+    page: Page = None
+    since: str | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    codes: list = field(default_factory=list)
+    level: bool = False
+    pause: float = 0.0
+    _task: asyncio.Task | None = None
+
+    def start(self, first: int) -> None:
+        self.page = Page(self.name, first)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        wait = 0.1
+        while True:
+            try:
+                async with connect(
+                    f"wss://{self.site.address[0]}:{self.port}/websocket/",
+                    ssl=self.site.tls,
+                    subprotocols=["carillon.v2"],
+                    additional_headers={"Authorization": f"Bearer {self.site.token}"},
+                    open_timeout=5,
+                    ping_interval=3,
+                    ping_timeout=3,
+                    max_size=None,
+                    close_timeout=1,
+                ) as socket:
+                    self.page.connects += 1
+                    async for text in socket:
+                        self._hear(json.loads(text))
+                        if self.since is not None and not self.level:
+                            self.level = True
+                            await socket.send(
+                                json.dumps({"groups": {"jobs": ["summary"]}, "since": self.since})
+                            )
+                        if self.ready.is_set():
+                            wait = 0.1
+                        if self.pause:
+                            await asyncio.sleep(self.pause)
+                    self.codes.append(socket.close_code)
+            except ConnectionClosed as closed:
+                self.codes.append(closed.rcvd.code if closed.rcvd else None)
+            except (OSError, InvalidHandshake, TimeoutError, EOFError):
+                pass
+            self.level = False
+            await asyncio.sleep(random.uniform(0, wait))
+            wait = min(2.0, wait * 2)
+
+    def _hear(self, frame: dict) -> None:
+        if "event" in frame:
+            self.page.saw(frame["event"]["n"])
+            self.since = frame["position"]
+        elif frame.get("recovered") is False:
+            self.page.told_of_a_gap()
+            self.since = frame["position"]
+            self.ready.set()
+        elif "recovered" in frame:
+            self.since = frame["position"]
+            self.ready.set()
+        elif frame.get("accept") is True:
+            if self.since is None:
+                self.since = frame["position"]
+        elif "position" in frame:
+            self.since = frame["position"]
+
+
+@dataclass
+class Old:
+    """A client of version 1: nothing is lost while it is connected, and when it is not it knows that it was
+    not."""
+
+    site: Site
+    name: str
+    port: int
+    page: Page = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task | None = None
+
+    def start(self, first: int) -> None:
+        self.page = Page(self.name, first)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(ConnectionClosed, OSError, InvalidHandshake, TimeoutError, EOFError):
+                async with connect(
+                    f"wss://{self.site.address[0]}:{self.port}/websocket/?token={self.site.token}",
+                    ssl=self.site.tls, open_timeout=5, ping_interval=3, ping_timeout=3, close_timeout=1,
+                ) as socket:  # fmt: skip
+                    self.page.connects += 1
+                    await socket.send(json.dumps({"groups": {"jobs": ["summary"]}}))
+                    async for text in socket:
+                        frame = json.loads(text)
+                        if "n" in frame:
+                            self.page.saw(frame["n"])
+                        elif "groups_current" in frame:
+                            self.ready.set()
+            self.page.told_of_a_gap()  # the connection ended: that is how version 1 is told
+            await asyncio.sleep(random.uniform(0.1, 0.5))

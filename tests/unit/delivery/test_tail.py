@@ -1,0 +1,59 @@
+"""What the tail makes of the messages of a stream, without a broker."""
+
+from asgi_amqp.connection import Options, Target
+from carillon.delivery.event import Event, pack
+from carillon.delivery.forms import Texts1
+from carillon.delivery.hub import Hub, Listener
+from carillon.delivery.tail import Tail
+from carillon.delivery.window import Window
+
+
+class Ear(Listener):
+    __slots__ = ("heard",)
+
+    def __init__(self):
+        super().__init__(Texts1)
+        self.heard = []
+
+    def write(self, data, offset):
+        self.heard += data
+
+
+def message(number, *texts):
+    return pack([Event(b"a-1", text, None, text * 16) for text in texts], number)
+
+
+def make():
+    gaps = []
+    hub = Hub(Window(10**6))
+    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, None, gaps.append)
+    hub.begin("ep", 0)
+    ear = Ear()
+    hub.subscribe(ear, frozenset([b"a-1"]))
+    return tail, hub, ear, gaps
+
+
+def test_offsets_may_have_holes():
+    tail, hub, ear, gaps = make()
+    tail._arrived([(1, message(1, b"a")), (2, message(2, b"b"))])
+    tail._arrived([(5, message(3, b"c"))])
+    assert (ear.heard, gaps) == (["a", "b", "c"], [])
+    assert hub.offset >= 5 * 4096
+
+
+def test_numbers_may_not():
+    tail, hub, ear, gaps = make()
+    tail._arrived([(1, message(1, b"a")), (2, message(3, b"c"))])
+    assert (ear.heard, gaps) == (["a", "c"], ["retention"])
+    assert hub.window.after([b"a-1"], 4096) is None, "nobody resumes over the gap"
+    assert [event.text for event in hub.window.after([b"a-1"], 2 * 4096 - 1)] == [b"c"]
+
+
+def test_marks_and_relays_that_overlapped():
+    tail, _, ear, gaps = make()
+    tail._arrived(
+        [(1, message(1, b"a")), (2, pack([], mark=b"m")), (3, message(2, b"b")), (4, message(2, b"x"))]
+    )
+    tail._arrived([(5, message(3, b"b")), (6, message(3, b"c")), (7, b"nonsense"), (8, message(4, b"d"))])
+    assert (ear.heard, gaps) == (["a", "b", "x", "c", "d"], [])
+    assert tail.malformed == 1
