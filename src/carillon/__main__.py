@@ -1,0 +1,80 @@
+"""The command `carillon`: run a process, prepare the database, look whether all is well."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from carillon import environment, launcher
+from carillon.environment import ConfigurationError, Environment
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        settings = environment.load()
+    except ConfigurationError as error:
+        for problem in error.problems:
+            launcher.say(problem)
+        return launcher.EXIT_CONFIGURATION
+    return options.function(options, settings) or 0
+
+
+def _run(options: argparse.Namespace, settings: Environment) -> None:
+    launcher.run(options.process, settings, wait=not options.no_wait)
+
+
+def _reload(options: argparse.Namespace, _: Environment) -> int:
+    from carillon import reloader
+
+    return reloader.reload(options.process)
+
+
+def _probe(options: argparse.Namespace, settings: Environment) -> int:
+    from carillon import probe
+
+    try:
+        print(probe.probe(options.process, settings))
+    except probe.NotServing as problem:
+        launcher.say(str(problem))
+        return 1
+    return 0
+
+
+def _migrate(_: argparse.Namespace, settings: Environment) -> None:
+    launcher.migrate(settings)
+
+
+def _check(_: argparse.Namespace, settings: Environment) -> int:
+    return launcher.check(settings)
+
+
+def _manage(options: argparse.Namespace, _: Environment) -> None:
+    launcher.manage(options.arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="carillon", description=__doc__)
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(name: str, function: object, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(function=function)
+        return sub
+
+    run = command("run", _run, "wait for what the process needs, then become it")
+    run.add_argument("process", choices=launcher.PROCESSES)
+    run.add_argument("--no-wait", action="store_true", help="start at once")
+    reload = command("reload", _reload, "run the process and restart it on a saved file (development)")
+    reload.add_argument("process", choices=launcher.PROCESSES)
+    probe = command("probe", _probe, "does the process on this machine serve? (the health check)")
+    probe.add_argument("process", choices=launcher.PROCESSES)
+    command("migrate", _migrate, "wait for the database and bring its tables up to date")
+    command("check", _check, "check the configuration, and whether database, migrations and broker are ready")
+    manage = command("manage", _manage, "run a command of Django's")
+    manage.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command …")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
