@@ -1,0 +1,224 @@
+"""nginx's one rendered file: its values checked, then `nginx/sites/site.conf.j2` filled with them.
+
+Pure but for `read` and `write`. Ansible's template module renders the same template to the same bytes (a test compares).
+
+    python -m dev.site_file nginx/sites/development.yml .dev/nginx/site.conf
+
+The values, all required:
+
+    server_names     list of host names or addresses ("[::1]")
+    https.listen     list of "port" or "address:port"; https.certificate, https.key: absolute paths on nginx's machine
+    https.hsts       seconds of Strict-Transport-Security; 0: the header is not sent
+    http.listen      as above; http.policy: "serve" (every route, for development) or "redirect" (to HTTPS, with the ACME path)
+    http.redirect_port  the port that a redirect names (443: none)
+    uwsgi, daphne    lists of "host:port"
+    resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving; null: they are
+                     fixed, and there may be several
+    trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
+    client_limits    true: sockets and logins are limited per client address
+    access_log       /dev/stdout in a container; a file where systemd starts nginx (its stdout, a socket, cannot be opened)
+    temporary        absolute path of a directory on nginx's machine that its workers may write to
+"""
+
+import ipaddress
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jinja2
+import yaml
+
+TEMPLATE = Path(__file__).parent.parent / "nginx" / "sites" / "site.conf.j2"
+POLICIES = ("serve", "redirect")
+HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+                       r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*")
+SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*")
+
+
+class SiteFileError(ValueError):
+    """Values that cannot become a site file; the text has one line per problem, each with the value's name."""
+
+
+def check(values) -> list[str]:
+    """What is wrong with the values, one line each; empty when they can be rendered."""
+    problems: list[str] = []
+    tree = {
+        "server_names": _each(_server_name),
+        "https": {"listen": _each(_listen), "certificate": _path, "key": _path, "hsts": _seconds},
+        "http": {"listen": _each(_listen), "policy": _policy, "redirect_port": _port},
+        "uwsgi": _each(_upstream),
+        "daphne": _each(_upstream),
+        "resolver": _resolver,
+        "trusted_proxies": _each(_network, may_be_empty=True),
+        "client_limits": _flag,
+        "access_log": _path,
+        "temporary": _path,
+    }
+    _walk(tree, values, "", problems)
+    if not problems and values["resolver"]:
+        problems += [
+            f"{name}: with a resolver there is one name, not {len(values[name])} (several fixed addresses: resolver: null)"
+            for name in ("uwsgi", "daphne") if len(values[name]) != 1
+        ]
+    return problems
+
+
+def render(values: dict, template: str) -> str:
+    """The site file's text. Raises SiteFileError when the values do not pass `check`."""
+    problems = check(values)
+    if problems:
+        raise SiteFileError("\n".join(problems))
+    # Ansible's settings (its template module trims blocks and keeps the last newline), so that both write the same bytes.
+    # The output is nginx's configuration, not HTML, and every value has been checked: nothing to escape.
+    environment = jinja2.Environment(  # noqa: S701
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(template).render(site=values)
+
+
+def read(path: Path) -> dict:
+    """The values of a YAML file. Raises SiteFileError when it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SiteFileError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SiteFileError(f"{path}: not YAML: {error}") from error
+
+
+def write(values_file: Path, output: Path) -> bool:
+    """Renders `values_file` into `output` (0644, replaced whole); False when it already said the same."""
+    try:
+        text = render(read(values_file), TEMPLATE.read_text())
+    except SiteFileError as error:
+        raise SiteFileError("\n".join(f"{values_file}: {line}" for line in str(error).splitlines())) from error
+    if output.is_file() and output.read_text() == text:
+        return False
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=output.parent, prefix=output.name, delete=False) as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
+    os.replace(file.name, output)
+    return True
+
+
+def _walk(tree, value, name: str, problems: list[str]) -> None:
+    if callable(tree):
+        problems += [f"{name}: {problem}" for problem in tree(value)]
+        return
+    if not isinstance(value, dict):
+        problems.append(f"{name or 'the file'}: must be a mapping with {', '.join(tree)}")
+        return
+    prefix = f"{name}." if name else ""
+    problems += [f"{prefix}{key}: no such value (there are {', '.join(tree)})" for key in value if key not in tree]
+    for key, branch in tree.items():
+        if key in value:
+            _walk(branch, value[key], prefix + key, problems)
+        else:
+            problems.append(f"{prefix}{key}: missing")
+
+
+def _each(rule, *, may_be_empty: bool = False):
+    def check_list(value):
+        if not isinstance(value, list):
+            return ["must be a list"]
+        if not value and not may_be_empty:
+            return ["must not be empty"]
+        return [problem for item in value for problem in rule(item)]
+    return check_list
+
+
+def _address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _host_and_port(value) -> tuple[str, str]:
+    host, _, port = str(value).rpartition(":")
+    return (host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host), port
+
+
+def _port(value):
+    if isinstance(value, bool) or not str(value).isdecimal() or not 0 < int(value) < 65536:
+        return [f"{value!r} is not a port (1 to 65535)"]
+    return []
+
+
+def _server_name(value):
+    text = str(value)
+    if text == "_" or HOST_NAME.fullmatch(text) or _address(text.removeprefix("[").removesuffix("]")):
+        return []
+    return [f"{value!r} is not a host name or address"]
+
+
+def _listen(value):
+    if str(value).isdecimal():
+        return _port(value)
+    host, port = _host_and_port(value)
+    if not _address(host):
+        return [f"{value!r} is not a port, address:port or [address]:port"]
+    return _port(port)
+
+
+def _upstream(value):
+    host, port = _host_and_port(value)
+    if host == "localhost":
+        return [f"{value!r}: localhost may be ::1, where nothing listens; write 127.0.0.1"]
+    if not (_address(host) or HOST_NAME.fullmatch(host)):
+        return [f"{value!r} is not host:port"]
+    return _port(port)
+
+
+def _resolver(value):
+    if value is None or value == "" or (isinstance(value, str) and _address(value)):
+        return []
+    return [f"{value!r} is not the address of a DNS server"]
+
+
+def _network(value):
+    try:
+        network = ipaddress.ip_network(value)
+    except ValueError as error:
+        return [str(error)]
+    if network.prefixlen == 0:
+        return [f"{value!r} would let anyone claim any address: name the proxies"]
+    return []
+
+
+def _path(value):
+    if not isinstance(value, str) or not SAFE_PATH.fullmatch(value):
+        return [f"{value!r} is not an absolute path (letters, digits and . _ / + @ -)"]
+    return []
+
+
+def _seconds(value):
+    return [] if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else [f"{value!r} is not seconds"]
+
+
+def _policy(value):
+    return [] if value in POLICIES else [f"{value!r} is not one of {', '.join(POLICIES)}"]
+
+
+def _flag(value):
+    return [] if isinstance(value, bool) else [f"{value!r} is not true or false"]
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m dev.site_file VALUES.yml OUTPUT.conf", file=sys.stderr)
+        return 2
+    try:
+        write(Path(arguments[0]), Path(arguments[1]))
+    except (SiteFileError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

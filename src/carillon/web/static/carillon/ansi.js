@@ -1,0 +1,147 @@
+/**
+ * Terminal output to styled spans: SGR only (colours of 4, 8 and 24 bits, bold, faint, italic, underline, inverse,
+ * strike). Every other escape sequence and control character is taken out. Pure: makes data, never HTML.
+ */
+
+/**
+ * @typedef {object} Style
+ * @property {?(number | string)} fg  0 to 15 of the theme's palette, or "#rrggbb"
+ * @property {?(number | string)} bg
+ * @property {boolean} bold
+ * @property {boolean} faint
+ * @property {boolean} italic
+ * @property {boolean} underline
+ * @property {boolean} inverse
+ * @property {boolean} strike
+ *
+ * @typedef {{text: string, style: Style}} Span
+ */
+
+/** @type {Style} */
+export const PLAIN = Object.freeze({
+  fg: null,
+  bg: null,
+  bold: false,
+  faint: false,
+  italic: false,
+  underline: false,
+  inverse: false,
+  strike: false,
+});
+
+// CSI …, OSC … ended by BEL or ST, the other string sequences, and two-character escapes.
+const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])/g;
+const CONTROL = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]/g;
+const LEVELS = [0, 95, 135, 175, 215, 255];
+
+const hex = (...rgb) => `#${rgb.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
+
+/**
+ * @param {number} index  of the 256 colours
+ * @returns {number | string} 0 to 15 stay the theme's, the cube and the greys are fixed
+ */
+export function colour256(index) {
+  if (index < 16) return index;
+  if (index >= 232) return hex(...Array(3).fill(8 + (index - 232) * 10));
+  const cube = index - 16;
+  return hex(LEVELS[Math.floor(cube / 36)], LEVELS[Math.floor(cube / 6) % 6], LEVELS[cube % 6]);
+}
+
+function extended(codes, at) {
+  const byte = (value) => Number.isInteger(value) && value >= 0 && value <= 255;
+  if (codes[at] === 5 && byte(codes[at + 1])) return { colour: colour256(codes[at + 1]), used: 2 };
+  const rgb = codes.slice(at + 1, at + 4);
+  if (codes[at] === 2 && rgb.length === 3 && rgb.every(byte)) return { colour: hex(...rgb), used: 4 };
+  return { colour: undefined, used: codes[at] === 2 ? 4 : 2 };
+}
+
+/**
+ * @param {Style} style
+ * @param {string} parameters  of one SGR sequence: "1;31", "38;5;208", "38:2::255:0:0", ""
+ * @returns {Style}
+ */
+export function sgr(style, parameters) {
+  const next = { ...style };
+  // The colon form may carry a colour space that the semicolon form does not: 38:2:<space>:r:g:b.
+  const plain = parameters.replace(/([34]8):2:\d*:(\d+:\d+:\d+)/g, "$1:2:$2");
+  const codes = plain.split(/[;:]/).map((code) => (code === "" ? 0 : Number(code)));
+  for (let at = 0; at < codes.length; at++) {
+    const code = codes[at];
+    if (code === 0) Object.assign(next, PLAIN);
+    else if (code === 1) next.bold = true;
+    else if (code === 2) next.faint = true;
+    else if (code === 3) next.italic = true;
+    else if (code === 4 || code === 21) next.underline = true;
+    else if (code === 7) next.inverse = true;
+    else if (code === 9) next.strike = true;
+    else if (code === 22) next.bold = next.faint = false;
+    else if (code === 23) next.italic = false;
+    else if (code === 24) next.underline = false;
+    else if (code === 27) next.inverse = false;
+    else if (code === 29) next.strike = false;
+    else if (code >= 30 && code <= 37) next.fg = code - 30;
+    else if (code === 39) next.fg = null;
+    else if (code >= 40 && code <= 47) next.bg = code - 40;
+    else if (code === 49) next.bg = null;
+    else if (code >= 90 && code <= 97) next.fg = code - 82;
+    else if (code >= 100 && code <= 107) next.bg = code - 92;
+    else if (code === 38 || code === 48) {
+      const { colour, used } = extended(codes, at + 1);
+      if (colour !== undefined) next[code === 38 ? "fg" : "bg"] = colour;
+      at += used;
+    }
+  }
+  return next;
+}
+
+const clean = (text) => text.replace(CONTROL, "");
+
+/**
+ * One line of output to spans.
+ *
+ * @param {string} line  without its line feed
+ * @param {Style} [style]  in force when it begins
+ * @returns {{spans: Span[], style: Style}} and the style in force when it ends
+ */
+export function parseLine(line, style = PLAIN) {
+  // A carriage return inside a line is a progress bar painting over itself: what counts is what was painted last.
+  const painted = line.replace(/\r+$/, "");
+  const text = painted.slice(painted.lastIndexOf("\r") + 1);
+  const spans = [];
+  const push = (part) => {
+    const cleaned = clean(part);
+    if (cleaned !== "") spans.push({ text: cleaned, style });
+  };
+  let end = 0;
+  for (const match of text.matchAll(ESCAPE)) {
+    push(text.slice(end, match.index));
+    if (match[2] === "m" && !/[<=>?]/.test(match[1])) style = sgr(style, match[1]);
+    end = match.index + match[0].length;
+  }
+  push(text.slice(end));
+  return { spans, style };
+}
+
+/**
+ * The stdout of one event to lines. Each event starts plain: a colour left open must not run into the next one.
+ *
+ * @param {string} stdout
+ * @returns {Span[][]} one entry per line; none for ""
+ */
+export function parse(stdout) {
+  if (stdout === "") return [];
+  const lines = stdout.replace(/\r*\n$/, "").split("\n");
+  let style = PLAIN;
+  return lines.map((line) => {
+    const parsed = parseLine(line, style);
+    style = parsed.style;
+    return parsed.spans;
+  });
+}
+
+/** The same without colours: for downloads and titles. */
+export function strip(stdout) {
+  return parse(stdout)
+    .map((spans) => spans.map((span) => span.text).join(""))
+    .join("\n");
+}

@@ -1,0 +1,405 @@
+/**
+ * Carillon's client for browsers: one module, no dependency.
+ *
+ *     const link = new Carillon();
+ *     link.on("jobs", (event) => console.log(event.unified_job_id, event.status));
+ *     link.on("state", (link) => console.log(describe(link)));
+ *     link.onreconnect = () => fetchWhatWasMissed();
+ *     link.subscribe({ jobs: ["status_changed", "summary"] });
+ *     link.connect();
+ *
+ * On a page of the same origin the session cookie is the identity and the `csrftoken` cookie is sent along as
+ * `xrftoken`; elsewhere give `{ url, token }`. The link comes back by itself after any break that can heal; while it is
+ * away the server keeps nothing for it, so `onreconnect` is the place to fetch what was missed. It is called when the
+ * subscription stands again: what happens from then on arrives as events, and nothing falls between.
+ *
+ * (Django's static files rewrite module specifiers by regular expression, in comments too: keep them out of here.)
+ *
+ * @module carillon
+ */
+
+/**
+ * @typedef {"idle" | "connecting" | "connected" | "reconnecting" | "refused" | "closed"} State
+ *
+ * @typedef {object} LinkState
+ * @property {State} state
+ * @property {number} attempt   how many attempts have failed since the link last stood; 0 while it stands
+ * @property {?number} retryAt  milliseconds since 1970 of the next attempt, while `reconnecting` waits for it
+ * @property {string} reason    why it is so, in words; empty when there is nothing to say
+ * @property {?number} code     the close code that led here
+ * @property {?number} user     the user's id, while connected
+ *
+ * @typedef {Object<string, Array<string | number>>} Groups  family to keys: `{jobs: ["status_changed"], job_events: [42]}`
+ *
+ * @typedef {object} Reply  the server's answer to a subscription
+ * @property {string[]} current
+ * @property {string[]} left
+ * @property {string[]} joined
+ * @property {string[]} errors  what was denied while the rest went ahead
+ *
+ * @typedef {object} Options
+ * @property {string} [url]           default: `/websocket/` of the page's own host
+ * @property {string} [token]         an API token, sent in the URL; without it the session cookie is the identity
+ * @property {string | (() => string)} [xrftoken]  default: the cookie `csrftoken`
+ * @property {number} [base]          back-off: the first wait is at most twice this, in ms
+ * @property {number} [cap]           back-off: no wait is longer, in ms
+ * @property {number} [openWithin]    ms for handshake and acceptance together
+ * @property {number} [replyWithin]   ms for the answer to a subscription or a probe
+ * @property {number} [probeAfter]    ms of silence after which the link is probed
+ * @property {typeof WebSocket} [WebSocket]
+ * @property {() => number} [random]  in [0, 1)
+ * @property {EventTarget} [network]  fires `online` and `offline`; default: the window
+ */
+
+const DEFAULTS = { base: 500, cap: 30_000, openWithin: 10_000, replyWithin: 10_000, probeAfter: 25_000 };
+const OPEN = 1;
+
+/** Close codes after which coming back by itself would only repeat the refusal. */
+const REFUSALS = new Map([
+  [4401, "not logged in, or the login has ended"],
+  [4403, "this page's origin is not allowed by the server"],
+  [1008, "the server closed the link: its policy was broken"],
+  [1009, "the server closed the link: a message was too big"],
+]);
+
+const BREAKS = new Map([
+  [1000, "the server said goodbye"],
+  [1001, "the server is going away"],
+  [1005, "the server closed the link"],
+  [1006, "the connection was lost"],
+  [1011, "the server had an error"],
+  [1012, "the server is restarting"],
+  [1013, "the server is busy"],
+  [4408, "this page read too slowly"],
+]);
+
+/**
+ * How long to wait before an attempt: full jitter, so that a thousand pages cut off together do not come back together.
+ *
+ * @param {number} attempt  1 for the first
+ * @returns {number} ms in [0, min(cap, base * 2 ** attempt))
+ */
+export function backoff(attempt, { base = DEFAULTS.base, cap = DEFAULTS.cap, random = Math.random } = {}) {
+  const ceiling = Math.min(cap, base * 2 ** Math.min(Math.max(attempt, 1), 30));
+  return Math.floor(random() * ceiling);
+}
+
+/**
+ * What a closed socket means.
+ *
+ * @param {number} code  of the close
+ * @returns {{retry: boolean, reason: string}}
+ */
+export function verdict(code) {
+  if (REFUSALS.has(code)) return { retry: false, reason: REFUSALS.get(code) };
+  return { retry: true, reason: BREAKS.get(code) ?? `the server closed the link (code ${code})` };
+}
+
+/**
+ * What a frame of the server says.
+ *
+ * @param {string} text
+ * @returns {{kind: "accepted", user: number} | {kind: "refused", reason: string} | {kind: "event", family: string, event: object}
+ *   | {kind: "groups", current: string[], left: string[], joined: string[]} | {kind: "error", error: string} | {kind: "unknown"}}
+ */
+export function classify(text) {
+  let frame;
+  try {
+    frame = JSON.parse(text);
+  } catch {
+    return { kind: "unknown" };
+  }
+  if (frame === null || typeof frame !== "object" || Array.isArray(frame)) return { kind: "unknown" };
+  if (frame.accept === true) return { kind: "accepted", user: frame.user };
+  if (frame.accept === false) return { kind: "refused", reason: frame.error || "" };
+  if (Array.isArray(frame.groups_current)) {
+    const { groups_current: current, groups_left: left = [], groups_joined: joined = [] } = frame;
+    return { kind: "groups", current, left, joined };
+  }
+  if (typeof frame.group_name === "string") return { kind: "event", family: frame.group_name, event: frame };
+  if (typeof frame.error === "string") return { kind: "error", error: frame.error };
+  return { kind: "unknown" };
+}
+
+/** Whether an error means that the whole subscription was rejected (no other answer follows). */
+export function rejectsSubscription(error) {
+  return error === "access denied to channel" || error.startsWith("invalid message");
+}
+
+/**
+ * The state of a link in plain words.
+ *
+ * @param {LinkState} link
+ * @param {number} [now]  ms since 1970
+ * @returns {string}
+ */
+export function describe(link, now = Date.now()) {
+  switch (link.state) {
+    case "connecting":
+      return "Connecting";
+    case "connected":
+      return "Connected";
+    case "reconnecting": {
+      const seconds = link.retryAt === null ? 0 : Math.ceil((link.retryAt - now) / 1000);
+      return `Reconnecting ${seconds > 0 ? `in ${seconds} s` : "now"} (attempt ${link.attempt})`;
+    }
+    case "refused":
+      return `Refused: ${link.reason}`;
+    case "closed":
+      return "Closed";
+    default:
+      return "Not connected";
+  }
+}
+
+/**
+ * @param {string} name
+ * @param {string} [cookies]
+ * @returns {string} the cookie's value, or ""
+ */
+export function cookie(name, cookies = globalThis.document?.cookie ?? "") {
+  for (const part of cookies.split(";")) {
+    const [key, ...value] = part.trim().split("=");
+    if (key === name) return decodeURIComponent(value.join("=").replace(/^"(.*)"$/, "$1"));
+  }
+  return "";
+}
+
+function ownAddress() {
+  const { protocol, host } = globalThis.location;
+  return `${protocol === "https:" ? "wss" : "ws"}://${host}/websocket/`;
+}
+
+export class Carillon {
+  /** @param {Options} [options] */
+  constructor(options = {}) {
+    this.options = { ...DEFAULTS, ...options };
+    /** @type {LinkState} */
+    this.link = { state: "idle", attempt: 0, retryAt: null, reason: "", code: null, user: null };
+    /** Called after every reconnect, once the subscription stands again. @type {?(() => void | Promise<void>)} */
+    this.onreconnect = null;
+    this._handlers = new Map();
+    this._groups = null;
+    this._waiting = []; // one entry per subscription sent and not yet answered: {resolve, reject, errors}
+    this._socket = null;
+    this._stood = false; // was the link up before? then the next acceptance is a reconnect
+    this._timers = { open: 0, retry: 0, probe: 0, reply: 0 };
+    this._network = options.network ?? (typeof globalThis.addEventListener === "function" ? globalThis : null);
+    this._onOnline = () => this._hurry();
+    this._onOffline = () => this._probe();
+    this._onVisible = () => globalThis.document?.visibilityState === "visible" && this._hurry();
+  }
+
+  /**
+   * Listen. `name` is a family ("jobs", "job_events" …), "*" for every event, "state", "subscribed" or "error".
+   *
+   * @param {string} name
+   * @param {(value: any) => void} handler
+   * @returns {() => void} stops listening
+   */
+  on(name, handler) {
+    const handlers = this._handlers.get(name) ?? new Set();
+    this._handlers.set(name, handlers.add(handler));
+    return () => handlers.delete(handler);
+  }
+
+  /** Open the link, or open it again after a refusal. */
+  connect() {
+    if (["connecting", "connected"].includes(this.link.state)) return;
+    this._network?.addEventListener("online", this._onOnline);
+    this._network?.addEventListener("offline", this._onOffline);
+    globalThis.document?.addEventListener("visibilitychange", this._onVisible);
+    this._open(this.link.state === "reconnecting" ? this.link.attempt : 0);
+  }
+
+  /** Close it for good. */
+  close() {
+    this._network?.removeEventListener("online", this._onOnline);
+    this._network?.removeEventListener("offline", this._onOffline);
+    globalThis.document?.removeEventListener("visibilitychange", this._onVisible);
+    this._drop("closed", 1000);
+    this._stood = false;
+    this._become({ state: "closed", attempt: 0, retryAt: null, reason: "", code: null, user: null });
+  }
+
+  /** While `reconnecting`: do not wait for the back-off, try now. */
+  retry() {
+    if (this.link.state === "reconnecting" && this.link.retryAt !== null) this._open(this.link.attempt);
+  }
+
+  /**
+   * Replace the whole subscription; it is remembered and made again after every reconnect.
+   *
+   * @param {Groups} groups
+   * @returns {Promise<?Reply>} null while the link is not up (it is made when it is); rejects when the server rejects it
+   *   or the link breaks before it answers
+   */
+  subscribe(groups) {
+    this._groups = groups;
+    return this.link.state === "connected" ? this._send(groups) : Promise.resolve(null);
+  }
+
+  _emit(name, value) {
+    for (const handler of this._handlers.get(name) ?? []) {
+      try {
+        handler(value);
+      } catch (error) {
+        // One listener's fault must not cost the others their event.
+        globalThis.reportError ? globalThis.reportError(error) : console.error(error);
+      }
+    }
+  }
+
+  _become(change) {
+    this.link = { ...this.link, ...change };
+    this._emit("state", this.link);
+  }
+
+  _open(attempt) {
+    clearTimeout(this._timers.retry);
+    this._become({ state: attempt ? "reconnecting" : "connecting", attempt, retryAt: null });
+    const { token, xrftoken } = this.options;
+    const url = new URL(this.options.url ?? ownAddress());
+    if (token) url.searchParams.set("token", token);
+    // The server compares with the cookie of the handshake: take it now, a login elsewhere may change it later.
+    this._xrftoken = (typeof xrftoken === "function" ? xrftoken() : xrftoken) ?? cookie("csrftoken");
+    let socket;
+    try {
+      socket = new (this.options.WebSocket ?? globalThis.WebSocket)(url.href);
+    } catch (error) {
+      this._become({ state: "refused", reason: String(error.message ?? error), code: null });
+      return;
+    }
+    this._socket = socket;
+    this._refusal = "";
+    socket.onmessage = ({ data }) => this._receive(socket, data);
+    socket.onclose = ({ code }) => socket === this._socket && this._closed(code);
+    this._timers.open = setTimeout(() => this._lost("no answer to the handshake"), this.options.openWithin);
+  }
+
+  _receive(socket, data) {
+    if (socket !== this._socket) return;
+    this._rest();
+    const frame = classify(data);
+    switch (frame.kind) {
+      case "accepted":
+        return this._accepted(frame.user);
+      case "refused":
+        this._refusal = frame.reason; // the close that follows has the code
+        return undefined;
+      case "groups":
+        return this._answered(frame);
+      case "error":
+        return this._failed(frame.error);
+      case "event":
+        this._emit(frame.family, frame.event);
+        this._emit("*", frame.event);
+        return undefined;
+      default:
+        return undefined;
+    }
+  }
+
+  _accepted(user) {
+    clearTimeout(this._timers.open);
+    const again = this._stood;
+    this._stood = true;
+    this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
+    const subscribed = this._send(this._groups ?? {});
+    subscribed.then(
+      () => again && this.onreconnect?.(),
+      () => undefined, // told through "error" and "state"
+    );
+  }
+
+  _send(groups) {
+    return new Promise((resolve, reject) => {
+      this._waiting.push({ resolve, reject, errors: [] });
+      this._await();
+      this._socket.send(JSON.stringify({ groups, xrftoken: this._xrftoken || null }));
+    });
+  }
+
+  _answered({ current, left, joined }) {
+    const waiting = this._waiting.shift();
+    this._await();
+    const reply = { current, left, joined, errors: waiting?.errors ?? [] };
+    waiting?.resolve(reply);
+    if (!waiting?.probe) this._emit("subscribed", reply);
+  }
+
+  _failed(error) {
+    if (rejectsSubscription(error)) {
+      this._waiting.shift()?.reject(new Error(error));
+      this._await();
+    } else {
+      this._waiting[0]?.errors.push(error);
+    }
+    this._emit("error", error);
+  }
+
+  /** A deadline stands while any answer is due. */
+  _await() {
+    clearTimeout(this._timers.reply);
+    if (this._waiting.length === 0) return;
+    this._timers.reply = setTimeout(() => this._lost("the server fell silent"), this.options.replyWithin);
+  }
+
+  /** Something was heard: the next probe is due after a whole silence. */
+  _rest() {
+    clearTimeout(this._timers.probe);
+    this._timers.probe = setTimeout(() => this._probe(), this.options.probeAfter);
+  }
+
+  /**
+   * Is anyone there? A page cannot see the pings of the protocol, and a cut cable closes nothing. The same subscription
+   * sent again changes nothing and must be answered.
+   */
+  _probe() {
+    if (this.link.state !== "connected" || this._waiting.length > 0) return;
+    this._send(this._groups ?? {}).catch(() => undefined);
+    this._waiting[this._waiting.length - 1].probe = true;
+  }
+
+  /** The network is back, or the page is looked at again. */
+  _hurry() {
+    this.retry();
+    this._probe();
+  }
+
+  _lost(reason) {
+    this._drop(reason);
+    this._again(reason, null);
+  }
+
+  _closed(code) {
+    const refusal = this._refusal;
+    const { retry, reason } = verdict(code);
+    this._drop(reason);
+    if (retry) {
+      this._again(reason, code);
+    } else {
+      this._become({ state: "refused", attempt: 0, retryAt: null, reason: refusal || reason, code, user: null });
+    }
+  }
+
+  _again(reason, code) {
+    const attempt = this.link.state === "connected" ? 1 : this.link.attempt + 1;
+    const { base, cap, random } = this.options;
+    const wait = backoff(attempt, { base, cap, random });
+    this._become({ state: "reconnecting", attempt, retryAt: Date.now() + wait, reason, code, user: null });
+    this._timers.retry = setTimeout(() => this._open(attempt), wait);
+  }
+
+  _drop(reason, code) {
+    for (const timer of Object.values(this._timers)) clearTimeout(timer);
+    const socket = this._socket;
+    this._socket = null;
+    if (socket) {
+      socket.onmessage = null;
+      socket.onclose = null;
+      if (socket.readyState <= OPEN) socket.close(code);
+    }
+    for (const { reject } of this._waiting.splice(0)) reject(new Error(reason));
+  }
+}

@@ -1,0 +1,58 @@
+/**
+ * A job's events in order. They arrive live (perhaps twice, perhaps out of order, perhaps with some lost while the link
+ * was away) and from the REST API (in order, the authority). Out come runs of events in order of `counter`, each once.
+ * Pure: knows neither the page nor the network.
+ */
+export class EventLog {
+  /** @param {number} [bound]  how many events may wait behind a gap; the farthest are dropped, a fetch brings them back */
+  constructor(bound = 5000) {
+    this.bound = bound;
+    /** Everything up to this counter has been released or given up. */
+    this.last = 0;
+    this.early = new Map();
+  }
+
+  /**
+   * @param {Array<{counter: number}>} events
+   * @returns {Array<object>} those that are now due, in order
+   */
+  add(events) {
+    for (const event of events) {
+      if (Number.isInteger(event.counter) && event.counter > this.last) this.early.set(event.counter, event);
+    }
+    const due = this._release();
+    if (this.early.size > this.bound) {
+      const kept = [...this.early.keys()].sort((a, b) => a - b).slice(0, this.bound);
+      this.early = new Map(kept.map((counter) => [counter, this.early.get(counter)]));
+    }
+    return due;
+  }
+
+  /** @returns {?{after: number, before: number}} the counters between which something is missing */
+  gap() {
+    if (this.early.size === 0) return null;
+    return { after: this.last, before: Math.min(...this.early.keys()) };
+  }
+
+  /**
+   * The authority does not have what is missing: go on without it.
+   *
+   * @returns {{missing: ?{from: number, to: number}, due: Array<object>}}
+   */
+  skip() {
+    const gap = this.gap();
+    if (gap === null) return { missing: null, due: [] };
+    this.last = gap.before - 1;
+    return { missing: { from: gap.after + 1, to: gap.before - 1 }, due: this._release() };
+  }
+
+  _release() {
+    const due = [];
+    while (this.early.has(this.last + 1)) {
+      this.last += 1;
+      due.push(this.early.get(this.last));
+      this.early.delete(this.last);
+    }
+    return due;
+  }
+}

@@ -1,0 +1,257 @@
+/** The list of jobs: states that change live, a filter, a search, a button to cancel. */
+
+import { address, request } from "../api.js";
+import { badge, h, icon, ring, say } from "../dom.js";
+import { ACTIVE, FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+
+const PAGE_SIZE = 50;
+const GATHER = 300; // ms: a burst of news becomes one request
+const GRACE = 3000; // ms: a job that leaves the filter stays to be seen in its new state
+
+export class Jobs {
+  /** @param {object} app */
+  constructor(app) {
+    this.app = app;
+    this.jobs = new Map();
+    this.rows = new Map();
+    this.filter = FILTERS[0];
+    this.search = "";
+    this.next = null;
+    this.news = new Set();
+    this.timer = 0;
+    this.pending = null;
+
+    this.buttons = FILTERS.map((filter) =>
+      h("button.chip", { type: "button", "aria-pressed": filter === this.filter, onclick: () => this.choose(filter) }, filter.label),
+    );
+    this.box = h("input.search", {
+      type: "search",
+      placeholder: "Search by name",
+      "aria-label": "Search jobs by name",
+      autocomplete: "off",
+      oninput: () => {
+        clearTimeout(this.typing);
+        this.typing = setTimeout(() => this.choose(this.filter), GATHER);
+      },
+    });
+    this.list = h("ul.rows", { "aria-label": "Jobs" });
+    this.more = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.load(true) }, "Show more");
+    this.status = h("p.empty", { hidden: true });
+    this.heading = h("h1", { tabindex: -1 }, "Jobs");
+    this.element = h(
+      "section.jobs",
+      { "aria-labelledby": "jobs-heading" },
+      h("div.pane-head", {}, this.heading, this.box, h("div.chips", { role: "group", "aria-label": "Filter by state" }, ...this.buttons)),
+      h("div.scroll", {}, this.list, this.status, this.more),
+    );
+    this.heading.id = "jobs-heading";
+    this.offs = [
+      app.link.on("jobs", (event) => this.hear(event)),
+      app.onReconnect(() => this.load()),
+      app.onSecond(() => this.tick()),
+    ];
+    app.want("jobs", { jobs: ["status_changed", "summary"] });
+    this.load();
+  }
+
+  destroy() {
+    clearTimeout(this.timer);
+    clearTimeout(this.typing);
+    this.pending?.abort();
+    for (const off of this.offs) off();
+    this.app.want("jobs", null);
+  }
+
+  choose(filter) {
+    this.filter = filter;
+    this.search = this.box.value.trim();
+    for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === filter));
+    return this.load();
+  }
+
+  /** @param {boolean} [more]  the next page below, instead of the first one anew */
+  async load(more = false) {
+    this.pending?.abort();
+    this.pending = new AbortController();
+    const path = more
+      ? this.next
+      : address("/api/v2/jobs/", { page_size: PAGE_SIZE, status: this.filter.states, search: this.search, order_by: "-id" });
+    try {
+      const page = await request(path, { signal: this.pending.signal });
+      if (!more) this.jobs.clear();
+      for (const job of page.results) this.jobs.set(job.id, job);
+      this.next = page.next && new URL(page.next, location.href).pathname + new URL(page.next, location.href).search;
+      this.draw();
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.app.failed(error);
+      if (this.jobs.size === 0) this.tell(error.message);
+    }
+  }
+
+  hear(event) {
+    const job = this.jobs.get(event.unified_job_id);
+    if (job && event.status) {
+      this.update({ ...job, status: event.status, finished: event.finished ?? job.finished });
+    }
+    // The event says the state; started, elapsed and, of a job not seen before, everything else is asked for.
+    this.news.add(event.unified_job_id);
+    this.timer ||= setTimeout(() => this.ask(), GATHER);
+  }
+
+  async ask() {
+    this.timer = 0;
+    const ids = [...this.news];
+    this.news.clear();
+    if (ids.length > 5) {
+      await this.load();
+      return;
+    }
+    await Promise.all(
+      ids.map(async (id) => {
+        try {
+          this.update(await request(`/api/v2/jobs/${id}/`));
+        } catch (error) {
+          if (error.status !== 404) this.app.failed(error);
+        }
+      }),
+    );
+  }
+
+  belongs(job) {
+    const { states } = this.filter;
+    return (
+      (states.length === 0 || states.includes(job.status)) &&
+      (this.search === "" || job.name.toLowerCase().includes(this.search.toLowerCase()))
+    );
+  }
+
+  update(job) {
+    const before = this.jobs.get(job.id);
+    if (!before && !this.belongs(job)) return;
+    this.jobs.set(job.id, job);
+    if (!before) this.draw();
+    else this.fill(this.rows.get(job.id), job);
+    if (before && before.status !== job.status) {
+      const row = this.rows.get(job.id);
+      if (row) ring(row.badge.firstElementChild);
+      if (!this.belongs(job)) {
+        setTimeout(() => {
+          const now = this.jobs.get(job.id);
+          if (!now || this.belongs(now)) return;
+          this.jobs.delete(job.id);
+          this.draw();
+        }, GRACE);
+      }
+    }
+  }
+
+  /** Rows are kept and moved, never made anew: focus and scroll position stay. */
+  draw() {
+    const jobs = [...this.jobs.values()].sort((a, b) => b.id - a.id);
+    for (const [id, row] of this.rows) {
+      if (this.jobs.has(id)) continue;
+      row.element.remove();
+      this.rows.delete(id);
+    }
+    let before = this.list.firstElementChild;
+    for (const job of jobs) {
+      let row = this.rows.get(job.id);
+      if (!row) this.rows.set(job.id, (row = this.row(job)));
+      this.fill(row, job);
+      if (row.element === before) before = before.nextElementSibling;
+      else this.list.insertBefore(row.element, before);
+    }
+    this.more.hidden = !this.next;
+    this.mark();
+    const filtered = this.filter.states.length > 0 || this.search !== "";
+    this.tell(jobs.length > 0 ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
+  }
+
+  tell(text) {
+    this.status.hidden = text === "";
+    say(this.status, text);
+  }
+
+  row(job) {
+    const row = {
+      badge: badge(job.status),
+      name: h("a.row-link", { href: `#/jobs/${job.id}` }),
+      id: h("span.id", {}, `#${job.id}`),
+      kind: h("span.kind"),
+      owner: h("span.owner"),
+      started: h("time.started"),
+      took: h("span.took"),
+      cancel: h("button.quiet.cancel", { type: "button", onclick: () => this.app.cancel(this.jobs.get(job.id)) }, "Cancel"),
+    };
+    row.slot = h("span.slot", {}, row.badge);
+    row.element = h(
+      "li.row",
+      {},
+      row.slot,
+      h("span.title", {}, row.name, row.id),
+      row.kind,
+      row.owner,
+      row.started,
+      row.took,
+      row.cancel,
+    );
+    return row;
+  }
+
+  fill(row, job) {
+    if (!row) return;
+    if (row.status !== job.status) {
+      row.status = job.status;
+      const fresh = badge(job.status);
+      row.badge.replaceWith(fresh);
+      row.badge = fresh;
+    }
+    say(row.name, job.name);
+    say(row.kind, kindName(job.kind ?? job.type));
+    const { owner, team } = job.summary_fields ?? {};
+    say(row.owner, [owner?.username, team?.name].filter(Boolean).join(" · "));
+    row.cancel.hidden = !isActive(job.status);
+    row.cancel.setAttribute("aria-label", `Cancel ${job.name}`);
+    const since = job.started ?? job.created;
+    row.started.dateTime = since;
+    row.started.title = when(since);
+    this.clock(row, job, Date.now());
+  }
+
+  clock(row, job, now) {
+    say(row.started, ago(job.started ?? job.created, now));
+    say(row.took, duration(elapsed(job, now)));
+  }
+
+  tick() {
+    const now = Date.now();
+    for (const [id, row] of this.rows) this.clock(row, this.jobs.get(id), now);
+  }
+
+  /** Which job is open beside the list. */
+  open(id) {
+    this.current = id;
+    this.mark();
+  }
+
+  mark() {
+    for (const [id, row] of this.rows) {
+      if (id === this.current) row.name.setAttribute("aria-current", "page");
+      else row.name.removeAttribute("aria-current");
+    }
+  }
+
+  /** Move the focus along the list. */
+  step(by) {
+    const links = [...this.list.querySelectorAll(".row-link")];
+    const focused = links.indexOf(document.activeElement);
+    const at = focused === -1 ? links.findIndex((link) => link.hasAttribute("aria-current")) : focused;
+    links[Math.min(links.length - 1, Math.max(0, at + by))]?.focus();
+  }
+
+  summary() {
+    const running = [...this.jobs.values()].filter((job) => ACTIVE.includes(job.status)).length;
+    return running > 0 ? plural(running, "job") + " active" : "";
+  }
+}

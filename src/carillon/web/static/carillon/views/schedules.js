@@ -1,0 +1,90 @@
+/** The schedules: what runs when, and whether it does. */
+
+import { request } from "../api.js";
+import { h } from "../dom.js";
+import { ago, when } from "../format.js";
+
+const GATHER = 300; // ms
+
+export class Schedules {
+  constructor(app) {
+    this.app = app;
+    this.timer = 0;
+    this.body = h("tbody");
+    this.empty = h("p.empty", { hidden: true }, "No schedules yet.");
+    this.table = h(
+      "table",
+      {},
+      h("caption.sr", {}, "Schedules"),
+      h("thead", {}, h("tr", {}, ...["Name", "Rule", "Next run", "Owner", "On"].map((text) => h("th", { scope: "col" }, text)))),
+      this.body,
+    );
+    this.element = h(
+      "section.page",
+      { "aria-labelledby": "schedules-heading" },
+      h("h1", { id: "schedules-heading", tabindex: -1 }, "Schedules"),
+      h("div.sheet", {}, this.table, this.empty),
+    );
+    this.offs = [app.link.on("schedules", () => this.later()), app.onReconnect(() => this.load())];
+    app.want("schedules", { schedules: ["changed"] });
+    this.load();
+  }
+
+  destroy() {
+    clearTimeout(this.timer);
+    for (const off of this.offs) off();
+    this.app.want("schedules", null);
+  }
+
+  later() {
+    this.timer ||= setTimeout(() => this.load(), GATHER);
+  }
+
+  async load() {
+    this.timer = 0;
+    try {
+      const page = await request("/api/v2/schedules/?page_size=200");
+      const focused = document.activeElement?.dataset?.schedule;
+      this.body.replaceChildren(...page.results.map((schedule) => this.row(schedule)));
+      if (focused) this.body.querySelector(`[data-schedule="${CSS.escape(focused)}"]`)?.focus();
+      this.empty.hidden = page.results.length > 0;
+      this.table.hidden = page.results.length === 0;
+    } catch (error) {
+      this.app.failed(error);
+    }
+  }
+
+  row(schedule) {
+    const { owner, team } = schedule.summary_fields ?? {};
+    const next = schedule.enabled ? schedule.next_run : null;
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, schedule.name),
+      h("td.rule", { "data-label": "Rule" }, schedule.rrule),
+      h("td", { "data-label": "Next run" }, next ? h("time", { datetime: next, title: when(next) }, ago(next, Date.now())) : "–"),
+      h("td", { "data-label": "Owner" }, [owner?.username, team?.name].filter(Boolean).join(" · ") || "–"),
+      h(
+        "td",
+        { "data-label": "On" },
+        h("button.switch", {
+          type: "button",
+          role: "switch",
+          "aria-checked": schedule.enabled,
+          "aria-label": `Run ${schedule.name}`,
+          "data-schedule": schedule.id,
+          onclick: () => this.toggle(schedule),
+        }),
+      ),
+    );
+  }
+
+  async toggle(schedule) {
+    try {
+      await request(`/api/v2/schedules/${schedule.id}/`, { method: "PATCH", json: { enabled: !schedule.enabled } });
+    } catch (error) {
+      this.app.announce(`${schedule.name} was not changed: ${error.message}`, true);
+    }
+    await this.load();
+  }
+}

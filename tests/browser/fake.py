@@ -1,0 +1,261 @@
+"""A server that plays Carillon for the page: what the stack cannot be made to do on cue, this does.
+
+An ASGI application for daphne. It serves the page with hashed static files under nginx's CSP, the answers of the REST
+API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with `{"do": …}`:
+
+    {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them to the sockets
+    {"do": "frame", "frame": {…}}                             send a frame to every socket
+    {"do": "status", "job": 1, "status": "successful"}
+    {"do": "close", "code": 1012}                             close every socket
+    {"do": "refuse", "code": 4401, "error": "…"}              refuse handshakes from now on; code null: accept again
+    {"do": "mute", "mute": true}                              answer no subscription
+    {"do": "session", "valid": false}                         end the login
+"""
+
+import json
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import django
+from django.conf import settings
+
+ROOT = tempfile.mkdtemp(prefix="carillon-fake-")
+settings.configure(
+    SECRET_KEY="fake",
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF="carillon.web.urls",
+    INSTALLED_APPS=["django.contrib.staticfiles", "carillon.web"],
+    STATIC_URL="/static/",
+    STATIC_ROOT=ROOT,
+    STORAGES={"staticfiles": {"BACKEND": "carillon.static_storage.HashedStorage"}},
+    TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],
+)
+django.setup()
+
+from django.core.management import call_command  # noqa: E402
+from django.template.loader import render_to_string  # noqa: E402
+
+call_command("collectstatic", verbosity=0, interactive=False)
+
+CSP = "default-src 'self'; connect-src 'self' wss://localhost; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+USER = {"id": 1, "username": "ringer", "is_superuser": True, "teams": []}
+
+
+def now():
+    return datetime.now(UTC)
+
+
+def job(number, name, status, kind="job", ago=0, took=None, team=None):
+    started = now() - timedelta(seconds=ago)
+    done = status not in ("new", "pending", "waiting", "running")
+    return {
+        "id": number, "type": kind, "kind": kind, "url": f"/api/v2/jobs/{number}/", "name": name, "status": status,
+        "created": started.isoformat(), "modified": started.isoformat(),
+        "started": None if status in ("new", "pending", "waiting") else started.isoformat(),
+        "finished": (started + timedelta(seconds=took or 1)).isoformat() if done else None,
+        "elapsed": took or 0.0, "failed": status in ("failed", "error"), "owner": 1, "team": None, "workflow_job": None,
+        "event_family": "job_events", "related": {},
+        "summary_fields": {"owner": {"id": 1, "username": "ringer"}, "team": team and {"id": 1, "name": team}},
+    }  # fmt: skip
+
+
+class State:
+    def __init__(self):
+        self.logged_in = True
+        self.refusal = None
+        self.muted = False
+        self.sockets = {}
+        self.jobs = {one["id"]: one for one in [
+            job(1, "Roll out the web tier", "running", ago=42, team="Platform"),
+            job(2, "Nightly inventory", "successful", "inventory_update", ago=4000, took=31.4),
+            job(3, "Fetch site playbooks", "failed", "project_update", ago=9000, took=4.2),
+            job(4, "Rotate certificates", "pending", ago=8),
+            job(5, "Ping all hosts", "canceled", "ad_hoc_command", ago=90000, took=2.0),
+        ]}  # fmt: skip
+        self.events = {number: [] for number in self.jobs}
+        self.schedules = {
+            1: {"id": 1, "name": "Nightly inventory", "rrule": "DTSTART:20250101T020000Z RRULE:FREQ=DAILY;INTERVAL=1",
+                "enabled": True, "next_run": (now() + timedelta(hours=5)).isoformat(), "owner": 1, "team": None},
+        }  # fmt: skip
+
+
+STATE = State()
+
+
+def page_of(rows, query):
+    size = min(int(query.get("page_size", ["25"])[0]), 200)
+    more = len(rows) > size
+    return {"count": len(rows), "next": "http://fake/api/next/" if more else None, "previous": None, "results": rows[:size]}
+
+
+def listing(query):
+    states = [state for state in query.get("status", [""])[0].split(",") if state]
+    search = query.get("search", [""])[0].lower()
+    rows = sorted(STATE.jobs.values(), key=lambda one: -one["id"])
+    return [one for one in rows if (not states or one["status"] in states) and search in one["name"].lower()]
+
+
+async def tell(frame, groups=None):
+    for socket in list(STATE.sockets.values()):
+        if groups is None or set(groups) & socket.groups:
+            await socket(frame)
+
+
+class Socket:
+    def __init__(self, send):
+        self.send = send
+        self.groups = set()
+
+    async def __call__(self, frame):
+        await self.send({"type": "websocket.send", "text": json.dumps(frame)})
+
+
+async def set_status(number, status):
+    one = STATE.jobs[number]
+    one["status"] = status
+    if status == "running":
+        one["started"] = now().isoformat()
+    elif status in ("successful", "failed", "canceled", "error"):
+        one["finished"] = now().isoformat()
+    frame = {"group_name": "jobs", "unified_job_id": number, "status": status, "type": one["kind"]}
+    await tell(frame, ["jobs-status_changed"])
+
+
+async def steer(order):
+    do = order["do"]
+    if do == "events":
+        number = order["job"]
+        for event in order["events"]:
+            event = {"job": number, "group_name": "job_events", "event": "verbose", "event_data": {}, "failed": False,
+                     "changed": False, "play": "", "task": "", "stdout": "", **event}  # fmt: skip
+            STATE.events[number].append(event)
+            if order.get("live", True):
+                await tell(event, [f"job_events-{number}"])
+        STATE.events[number].sort(key=lambda event: event["counter"])
+    elif do == "job":
+        one = job(**order["fields"])
+        STATE.jobs[one["id"]] = one
+        STATE.events.setdefault(one["id"], [])
+        await tell({"group_name": "jobs", "unified_job_id": one["id"], "status": one["status"]}, ["jobs-status_changed"])
+    elif do == "frame":
+        await tell(order["frame"])
+    elif do == "status":
+        await set_status(order["job"], order["status"])
+    elif do == "close":
+        for socket in list(STATE.sockets.values()):
+            await socket.send({"type": "websocket.close", "code": order["code"]})
+    elif do == "refuse":
+        STATE.refusal = order if order["code"] else None
+    elif do == "mute":
+        STATE.muted = order["mute"]
+    elif do == "session":
+        STATE.logged_in = order["valid"]
+    elif do == "reset":
+        for socket in list(STATE.sockets.values()):
+            await socket.send({"type": "websocket.close", "code": 1001})
+        STATE.__init__()
+
+
+async def answer(method, path, query, body):
+    """Status and JSON of the API's answer."""
+    if path == "/fake/":
+        await steer(json.loads(body))
+        return 200, {}
+    if path == "/api/login/":
+        form = parse_qs(body.decode())
+        if form.get("password") != ["bells"]:
+            return 401, {"detail": "Wrong username or password."}
+        STATE.logged_in = True
+        return 200, USER
+    if not STATE.logged_in:
+        return 401, {"detail": "Authentication credentials were not provided."}
+    parts = path.removeprefix("/api/v2/").strip("/").split("/")
+    match parts:
+        case ["api", "logout"]:
+            STATE.logged_in = False
+            return 200, {}
+        case ["me"]:
+            return 200, {"count": 1, "next": None, "previous": None, "results": [USER]}
+        case ["jobs"]:
+            return 200, page_of(listing(query), query)
+        case ["jobs", number, *rest] if int(number) in STATE.jobs:
+            if rest == ["events"]:
+                after = int(query.get("counter__gt", ["0"])[0])
+                return 200, page_of([event for event in STATE.events[int(number)] if event["counter"] > after], query)
+            if rest == ["cancel"]:
+                await set_status(int(number), "canceled")
+            return (202 if rest else 200), STATE.jobs[int(number)]
+        case ["schedules"]:
+            return 200, page_of(list(STATE.schedules.values()), query)
+        case ["schedules", number]:
+            STATE.schedules[int(number)].update(json.loads(body))
+            await tell({"group_name": "schedules", "id": int(number)}, ["schedules-changed"])
+            return 200, STATE.schedules[int(number)]
+        case ["connections"]:
+            rows = [{"user": {"id": 1, "username": "ringer"}, "since": now().isoformat(), "address": "192.0.2.7",
+                     "client": "Mozilla/5.0 Chrome/140.0"} for _ in STATE.sockets]  # fmt: skip
+            return 200, rows
+    return 404, {"detail": "Not found."}
+
+
+async def http(scope, receive, send):
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    path = scope["path"]
+    headers = [(b"content-security-policy", CSP.encode())]
+    if path == "/":
+        status, kind, content = 200, "text/html; charset=utf-8", render_to_string("carillon/page.html").encode()
+        headers.append((b"set-cookie", b"csrftoken=fake; Path=/; SameSite=Lax"))
+    elif path.startswith("/static/"):
+        file = Path(ROOT, path.removeprefix("/static/"))
+        status, content = (200, file.read_bytes()) if file.is_file() else (404, b"")
+        kind = TYPES.get(file.suffix, "application/octet-stream")
+    else:
+        status, data = await answer(scope["method"], path, parse_qs(scope["query_string"].decode()), body)
+        kind, content = "application/json", json.dumps(data).encode()
+    headers.append((b"content-type", kind.encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def websocket(receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    socket = Socket(send)
+    if STATE.refusal or not STATE.logged_in:
+        refusal = STATE.refusal or {"code": 4401, "error": "not logged in"}
+        await socket({"accept": False, "user": None, "close": True, "error": refusal.get("error", "")})
+        await send({"type": "websocket.close", "code": refusal["code"]})
+        return
+    STATE.sockets[id(socket)] = socket
+    await socket({"accept": True, "user": 1})
+    try:
+        while (message := await receive())["type"] == "websocket.receive":
+            if STATE.muted:
+                continue
+            groups = {f"{family}-{key}" for family, keys in json.loads(message["text"])["groups"].items() for key in keys}
+            left, joined, socket.groups = socket.groups - groups, groups - socket.groups, groups
+            await socket({"groups_current": sorted(groups), "groups_left": sorted(left), "groups_joined": sorted(joined)})
+    finally:
+        del STATE.sockets[id(socket)]
+
+
+async def application(scope, receive, send):
+    if scope["type"] == "http":
+        await http(scope, receive, send)
+    elif scope["type"] == "websocket":
+        await websocket(receive, send)
+
+
+if __name__ == "__main__":
+    from daphne.server import Server
+
+    Server(application, endpoints=[f"tcp:port={sys.argv[1]}:interface=127.0.0.1"], signal_handlers=True).run()
