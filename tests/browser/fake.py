@@ -6,7 +6,7 @@ API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with
     {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them to the sockets
     {"do": "frame", "frame": {…}}                             send a frame to every socket
     {"do": "status", "job": 1, "status": "successful"}
-    {"do": "close", "code": 1012}                             close every socket
+    {"do": "close", "code": 4408}                             close every socket (autobahn sends 1000 and 3000 to 4999 only)
     {"do": "refuse", "code": 4401, "error": "…"}              refuse handshakes from now on; code null: accept again
     {"do": "mute", "mute": true}                              answer no subscription
     {"do": "session", "valid": false}                         end the login
@@ -156,7 +156,7 @@ async def steer(order):
         STATE.logged_in = order["valid"]
     elif do == "reset":
         for socket in list(STATE.sockets.values()):
-            await socket.send({"type": "websocket.close", "code": 1001})
+            await socket.send({"type": "websocket.close", "code": 4408})
         STATE.__init__()
 
 

@@ -1,0 +1,38 @@
+"""Bearer tokens for the REST API. Sessions and passwords are Django REST framework's own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework import authentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+
+from carillon.accounts.models import ApiToken
+
+
+class BearerAuthentication(authentication.BaseAuthentication):
+    """`Authorization: Bearer <token>`; `request.auth` is the `ApiToken`."""
+
+    def authenticate(self, request: Request) -> tuple[Any, ApiToken] | None:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        found = ApiToken.find(token.strip())
+        if found is None:
+            raise AuthenticationFailed("The token is unknown, expired or revoked: make a new one.")
+        return found.user, found
+
+    def authenticate_header(self, request: Request) -> str:
+        return 'Bearer realm="carillon"'
+
+
+class BearerScheme(OpenApiAuthenticationExtension):
+    """How the schema speaks of it."""
+
+    target_class = BearerAuthentication
+    name = "bearer"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
+        return {"type": "http", "scheme": "bearer"}

@@ -1,0 +1,32 @@
+"""What a token's scope allows. Sessions and passwords are the user himself and may do all that he may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework.permissions import SAFE_METHODS, BasePermission
+from rest_framework.request import Request
+
+from carillon.accounts.models import ApiToken
+
+
+class TokenScope(BasePermission):
+    """`read` for GET, HEAD and OPTIONS, `write` for the rest."""
+
+    message = "This token's scope does not allow that: make one with the scope it needs."
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if not isinstance(request.auth, ApiToken):
+            return True
+        return request.auth.allows("read" if request.method in SAFE_METHODS else "write")
+
+
+class MayPublish(BasePermission):
+    """A token with the scope `publish`, or an admin's session: whoever publishes can speak as any job."""
+
+    message = "Publishing needs a token with the scope publish (an admin can make one)."
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if isinstance(request.auth, ApiToken):
+            return request.auth.allows("publish")
+        return bool(request.user and request.user.is_superuser)

@@ -1,0 +1,95 @@
+"""What must follow when a user, a team, a token or a session changes: sockets look again at what they may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_in, user_logged_out
+from django.contrib.sessions.models import Session
+from django.db import transaction
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
+from django.dispatch import receiver
+
+from carillon.accounts.models import ApiToken, Team, UserSession
+from carillon.notifications import Notification, emit_on_commit
+from carillon.websocket.internal import access_changed
+
+
+@receiver(user_logged_in)
+def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
+    """Note the new session; end the oldest ones beyond SESSIONS_PER_USER and say so to the user."""
+    if request.session.session_key is None:
+        request.session.create()
+    else:
+        request.session.save()
+    with transaction.atomic():
+        # One login at a time per user: two at once would each count without the other.
+        get_user_model().objects.select_for_update(no_key=True).get(pk=user.pk)
+        UserSession.objects.get_or_create(
+            session_id=request.session.session_key, defaults={"user_id": user.pk}
+        )
+        limit = settings.SESSIONS_PER_USER
+        if limit < 0:
+            return
+        keys = list(
+            UserSession.objects.filter(user=user)
+            .order_by("-created", "-pk")
+            .values_list("session_id", flat=True)
+        )
+        if evicted := keys[max(limit, 1) :]:
+            Session.objects.filter(pk__in=evicted).delete()
+            # First the word, then the look at the sessions that closes the evicted ones' sockets.
+            emit_on_commit(
+                [
+                    Notification(
+                        f"control-limit_reached_{user.pk}",
+                        {"group_name": "control", "reason": "limit_reached"},
+                    )
+                ]
+            )
+            access_changed([user.pk])
+
+
+@receiver(user_logged_out)
+def end_sockets_of_session(sender: Any, user: Any, **kwargs: Any) -> None:
+    if user is not None:
+        access_changed([user.pk])
+
+
+@receiver(post_save, sender=settings.AUTH_USER_MODEL)
+def user_changed(sender: Any, instance: Any, created: bool, update_fields: Any = None, **kwargs: Any) -> None:
+    # Every login saves last_login: that changes nothing that anybody may do.
+    if not created and (update_fields is None or set(update_fields) != {"last_login"}):
+        access_changed([instance.pk])
+
+
+@receiver(pre_delete, sender=settings.AUTH_USER_MODEL)
+def user_deleted(sender: Any, instance: Any, **kwargs: Any) -> None:
+    access_changed([instance.pk])
+
+
+@receiver(m2m_changed, sender=Team.members.through)
+def members_changed(
+    sender: Any, instance: Any, action: str, reverse: bool, pk_set: Iterable[int] | None, **kwargs: Any
+) -> None:
+    if action not in ("post_add", "post_remove", "pre_clear"):
+        return
+    if reverse:
+        access_changed([instance.pk])
+    elif action == "pre_clear":
+        access_changed(instance.members.values_list("pk", flat=True))
+    else:
+        access_changed(pk_set or ())
+
+
+@receiver(pre_delete, sender=Team)
+def team_deleted(sender: Any, instance: Team, **kwargs: Any) -> None:
+    access_changed(instance.members.values_list("pk", flat=True))
+
+
+@receiver(post_delete, sender=ApiToken)
+def token_revoked(sender: Any, instance: ApiToken, **kwargs: Any) -> None:
+    access_changed([instance.user_id])

@@ -1,0 +1,111 @@
+"""Families of events: an allow-list of what may be subscribed to, and by whom.
+
+A group's name is `<family>-<key>`. Names are built from registered families and checked keys alone, never from
+a client's text. Pure: imports neither Django nor the layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+ID = "<id>"
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
+_WORD = re.compile(r"[a-z0-9_]{1,40}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")  # fits a bigint, and has one spelling only
+
+
+@dataclass(frozen=True)
+class Key:
+    """What follows the family in a group's name: `text`, and the id in it if the key has one."""
+
+    text: str
+    id: int | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of groups.
+
+    `keys`: fixed words, or words with the placeholder `<id>` for a positive integer: `("changed",)`, `("<id>",)`,
+    `("limit_reached_<id>",)`.
+    `may_subscribe(user, key)`: may this user hear of this key? Without it every user may.
+    `permitted(user, keys)`: the same for many keys at once, for rules that ask a database; it answers with those
+    keys that are allowed, and is used in place of `may_subscribe`.
+    Raises ValueError for names that cannot be part of a group's name.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    may_subscribe: Callable[[Any, Key], bool] | None = None
+    permitted: Callable[[Any, set[Key]], set[Key]] | None = None
+    _patterns: tuple[tuple[str, str, bool], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"family {self.name!r}: a name is lower-case letters, digits and '_'")
+        patterns = []
+        for key in self.keys:
+            before, placeholder, after = key.partition(ID)
+            if not (placeholder or before) or any(
+                part and not _WORD.fullmatch(part) for part in (before, after)
+            ):
+                raise ValueError(
+                    f"family {self.name!r}: key {key!r} is not lower-case words with at most one {ID}"
+                )
+            patterns.append((before, after, bool(placeholder)))
+        object.__setattr__(self, "_patterns", tuple(patterns))
+
+    def parse_key(self, text: str) -> Key | None:
+        """The key that `text` spells, or None when this family has no such key."""
+        for before, after, has_id in self._patterns:
+            if not has_id:
+                if text == before:
+                    return Key(text)
+            elif text.startswith(before) and text.endswith(after):
+                number = text[len(before) : len(text) - len(after)]
+                if _NUMBER.fullmatch(number):
+                    return Key(text, int(number))
+        return None
+
+    def allowed(self, user: Any, keys: Iterable[Key]) -> set[Key]:
+        """Those of `keys` that `user` may subscribe to. May ask the database."""
+        keys = set(keys)
+        if self.permitted is not None:
+            return self.permitted(user, keys) & keys
+        if self.may_subscribe is not None:
+            return {key for key in keys if self.may_subscribe(user, key)}
+        return keys
+
+
+class Registry:
+    """The families that are known, by name."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Family] = {}
+
+    def register(self, family: Family) -> Family:
+        """Add a family. Raises ValueError when another one has the name."""
+        if self._families.setdefault(family.name, family) != family:
+            raise ValueError(f"family {family.name!r} is registered twice: choose another name")
+        return family
+
+    def get(self, name: str) -> Family | None:
+        return self._families.get(name)
+
+    def names(self) -> list[str]:
+        return sorted(self._families)
+
+    def parse_group(self, group: str) -> tuple[Family, Key] | None:
+        """`job_events-42` to its family and key; None when it is no group of a known family."""
+        name, _, key_text = group.partition("-")
+        family = self._families.get(name)
+        key = family.parse_key(key_text) if family else None
+        return (family, key) if family and key else None
+
+
+registry = Registry()
+register = registry.register

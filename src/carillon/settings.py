@@ -1,0 +1,198 @@
+"""Django settings. Values that differ between machines come from `carillon.environment`; the rest stands here."""
+
+from pathlib import Path
+
+from carillon import __version__, environment
+
+env = environment.load()
+
+BASE_DIR = Path(__file__).resolve().parent
+
+SECRET_KEY = env.secret_key
+SECRET_KEY_FALLBACKS = env.secret_key_fallbacks
+# Never on, not even in development: the debug page shows settings and request data to whoever provokes an error.
+DEBUG = False
+ALLOWED_HOSTS = env.allowed_hosts
+
+INSTALLED_APPS = [
+    # Before channels: both have a command `runworker`, and the first app listed wins.
+    "carillon.notifications",
+    "channels",
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "django.contrib.sessions",
+    "django.contrib.staticfiles",
+    # rest_framework itself is left out: only its browsable API needs templates and static files, and it is off.
+    "drf_spectacular",
+    "carillon.accounts",
+    "carillon.jobs",
+    "carillon.websocket",
+    "carillon.web",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "carillon.urls"
+WSGI_APPLICATION = "carillon.wsgi.application"
+ASGI_APPLICATION = "carillon.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+    }
+]
+
+# Database ----------------------------------------------------------------------------------------------------
+
+if env.database_host == "sqlite":  # unit tests only
+    DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "HOST": env.database_host,
+            "PORT": env.database_port,
+            "NAME": env.database_name,
+            "USER": env.database_user,
+            "PASSWORD": env.database_password,
+            "CONN_MAX_AGE": 60,
+            # A connection that a restarted server closed is noticed at the start of a request, not in its middle.
+            "CONN_HEALTH_CHECKS": True,
+            "OPTIONS": {
+                "connect_timeout": 5,
+                "application_name": "carillon",
+                # No query of ours is slow by design: one that is should fail and free its worker.
+                "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
+            },
+        }
+    }
+
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# Delivery ----------------------------------------------------------------------------------------------------
+
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "asgi_amqp.AMQPChannelLayer",
+        "CONFIG": {
+            "url": env.amqp_urls,
+            "prefix": "carillon",
+            "durable": ["notifications"],
+            "expiry": 60,
+            # Per socket: a burst of one bulk POST (1000 events) must fit with room to spare.
+            "capacity": 5000,
+            "ssl_ca": env.amqp_tls_ca,
+        },
+    }
+}
+
+# Who may come in ----------------------------------------------------------------------------------------------
+
+LOGIN_URL = "/"
+LOGIN_REDIRECT_URL = "/"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+SESSION_COOKIE_NAME = env.session_cookie_name
+SESSION_COOKIE_AGE = 8 * 3600
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+# Development also serves plain HTTP on 8013, where a browser would drop a secure cookie.
+SESSION_COOKIE_SECURE = not env.development
+CSRF_COOKIE_SECURE = not env.development
+# The page and Tower's clients read this cookie to fill in X-CSRFToken and xrftoken.
+CSRF_COOKIE_HTTPONLY = False
+CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_TRUSTED_ORIGINS = env.trusted_origins
+CSRF_FAILURE_VIEW = "carillon.errors.csrf_failure"
+# How many sessions a user may have at a time; a new one beyond that ends the oldest. -1: any number.
+SESSIONS_PER_USER = -1
+
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+# Sizes: nginx limits the body first; this is for whoever reaches uwsgi in another way.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 2**20
+
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        # Bearer first: its name goes into WWW-Authenticate, so that no browser opens a password dialogue.
+        "carillon.accounts.authentication.BearerAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+        "rest_framework.authentication.BasicAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "rest_framework.permissions.IsAuthenticated",
+        "carillon.accounts.permissions.TokenScope",
+    ],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PAGINATION_CLASS": "carillon.pagination.Pagination",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "carillon.errors.exception_handler",
+    # Guessing passwords: per address and uwsgi process.
+    "DEFAULT_THROTTLE_RATES": {"login": "60/min"},
+    # nginx passes the client's address as REMOTE_ADDR; X-Forwarded-For is not ours to believe.
+    "NUM_PROXIES": 0,
+    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+}
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Carillon",
+    "DESCRIPTION": "Jobs, their events and who may hear of them. Live notifications: /websocket/.",
+    "VERSION": __version__,
+    "SERVE_INCLUDE_SCHEMA": False,
+    "ENUM_NAME_OVERRIDES": {
+        "JobKind": "carillon.jobs.models.Kind",
+        "JobStatus": "carillon.jobs.models.Status",
+    },
+}
+
+# Static files ---------------------------------------------------------------------------------------------------
+
+STATIC_URL = "/static/"
+STATIC_ROOT = env.static_root
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "carillon.static_storage.HashedStorage"},
+}
+
+# The rest ---------------------------------------------------------------------------------------------------------
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+APPEND_SLASH = True
+
+# To stderr, one line each. Nothing here writes a query string or a header: tokens travel in both.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {
+        "django": {"handlers": [], "level": "INFO", "propagate": True},
+        # 4xx answers are the client's affair, and nginx has them in its access log.
+        "django.request": {"level": "ERROR"},
+        "daphne": {"level": "WARNING"},
+        "aio_pika": {"level": "WARNING"},
+        "aiormq": {"level": "CRITICAL"},  # its errors carry the broker's URL
+    },
+}

@@ -1,0 +1,46 @@
+"""The ASGI application: the websocket on its one path; plain HTTP gets a hint; anything else is turned away."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from carillon.websocket import consumer, upgrade
+
+NOT_FOUND = b'{"detail": "Not found here: this server speaks WebSocket on /websocket/ and nothing else."}'
+
+
+async def application(
+    scope: Mapping[str, Any],
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+) -> None:
+    if scope["type"] == "websocket":
+        if scope["path"] in upgrade.PATHS:
+            await consumer.serve(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close"})  # before an accept: 403
+    elif scope["type"] == "http":
+        await _plain_http(scope, send)
+    else:
+        raise ValueError(f"this application serves no {scope['type']!r}")
+
+
+async def _plain_http(scope: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    if scope["path"] in upgrade.PATHS:
+        said = next(
+            (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"upgrade"), None
+        )
+        status, headers, body = upgrade.STATUS, upgrade.HEADERS, upgrade.body(said)
+    else:
+        status, headers, body = 404, {"Content-Type": "application/json"}, NOT_FOUND
+    headers = {**headers, "Content-Length": str(len(body))}
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,5 @@
+from django.apps import AppConfig
+
+
+class WebsocketConfig(AppConfig):
+    name = "carillon.websocket"

@@ -1,0 +1,164 @@
+"""Who is at the other end of a handshake: the first credential present decides.
+
+1. `?token=` in the URL (the last, if several) 2. `Authorization: Bearer` 3. cookie `token` 4. the session cookie.
+One that is present and wrong is refused; the next is not tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
+from django.http import parse_cookie
+from django.http.request import split_domain_port, validate_host
+from django.utils.crypto import constant_time_compare
+
+from carillon.accounts.models import ApiToken
+from carillon.websocket.protocol import FORBIDDEN_ORIGIN, UNAUTHENTICATED
+
+SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
+
+
+class Refused(Exception):
+    """The handshake is refused: `reason` for the client, and the close code."""
+
+    def __init__(self, reason: str, code: int = UNAUTHENTICATED) -> None:
+        self.reason = reason
+        self.code = code
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a handshake presents. `kind`: `token` or `session`; `by_cookie`: the browser added it by itself."""
+
+    kind: str
+    value: str
+    by_cookie: bool
+
+    def __repr__(self) -> str:
+        return f"Credential({self.kind})"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A user, for as long as `token_id` or `session_key` is good for him."""
+
+    user: Any
+    team_ids: frozenset[int]
+    expires: datetime | None
+    token_id: int | None = None
+    session_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Identity(user {self.user.pk})"
+
+    def hears(self, audience: Mapping[str, Iterable[int]] | None) -> bool:
+        """Is this user meant by a notification's audience?"""
+        if audience is None or self.user.is_superuser:
+            return True
+        return self.user.pk in audience["users"] or not self.team_ids.isdisjoint(audience["teams"])
+
+
+class Handshake:
+    """The parts of an ASGI scope that speak of identity."""
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self._headers = [(name.lower(), value.decode("latin1")) for name, value in scope["headers"]]
+        self.cookies = parse_cookie("; ".join(self._all(b"cookie")))
+        self._query = scope.get("query_string", b"").decode("latin1")
+        self.origin = next(iter(self._all(b"origin")), None)
+        self.user_agent = next(iter(self._all(b"user-agent")), "")
+
+    def _all(self, name: bytes) -> list[str]:
+        return [value for key, value in self._headers if key == name]
+
+    @property
+    def csrftoken(self) -> str:
+        return self.cookies.get(settings.CSRF_COOKIE_NAME, "")
+
+    def credential(self) -> Credential:
+        """The first credential present. Raises Refused when there is none."""
+        try:
+            in_url = parse_qs(self._query, max_num_fields=50).get("token")
+        except ValueError:
+            raise Refused("too many fields in the URL's query") from None
+        if in_url:
+            return Credential("token", in_url[-1], by_cookie=False)
+        for value in self._all(b"authorization"):
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer" and token.strip():
+                return Credential("token", token.strip(), by_cookie=False)
+        if in_cookie := unquote(self.cookies.get("token", "")).strip('"'):
+            return Credential("token", in_cookie, by_cookie=True)
+        if session_key := self.cookies.get(settings.SESSION_COOKIE_NAME, ""):
+            return Credential("session", session_key, by_cookie=True)
+        raise Refused("no credentials: give ?token=, an Authorization header, or log in first")
+
+
+def origin_is_allowed(origin: str | None) -> bool:
+    """May a page of this origin use its visitor's cookies here?
+
+    The host counts, not the scheme: awxkit says `http://` over TLS. No origin at all is not a browser.
+    """
+    if origin is None:
+        return True
+    try:
+        netloc = urlsplit(origin).netloc.lower()
+    except ValueError:
+        return False
+    if netloc in {urlsplit(trusted).netloc.lower() for trusted in settings.CSRF_TRUSTED_ORIGINS}:
+        return True
+    domain, _ = split_domain_port(netloc)
+    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+def authenticate(handshake: Handshake) -> Identity:
+    """Asks the database. Raises Refused."""
+    credential = handshake.credential()
+    if credential.by_cookie and not origin_is_allowed(handshake.origin):
+        raise Refused("forbidden Origin: its host is not one of this server's", FORBIDDEN_ORIGIN)
+    if credential.kind == "session":
+        identity = _by_session(credential.value)
+        if identity is None:
+            raise Refused("the session has ended: log in again")
+        return identity
+    token = ApiToken.find(credential.value)
+    if token is None:
+        raise Refused("invalid auth token")
+    if not token.allows("read"):
+        raise Refused("the token's scope does not include read")
+    return _identity(token.user, token.expires, token_id=token.pk)
+
+
+def revalidate(identity: Identity) -> Identity | None:
+    """The same identity as the database knows it now; None when it is no longer good. Asks the database."""
+    if identity.session_key is not None:
+        return _by_session(identity.session_key)
+    token = ApiToken.objects.valid().select_related("user").filter(pk=identity.token_id).first()
+    return _identity(token.user, token.expires, token_id=token.pk) if token else None
+
+
+def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity:
+    return Identity(user, frozenset(user.teams.values_list("pk", flat=True)), expires, **reference)
+
+
+def _by_session(key: str) -> Identity | None:
+    """Not `django.contrib.auth.get_user`: that may give the session a new key, and a socket can set no cookie."""
+    session = SessionStore(key)
+    if SESSION_KEY not in session or session.get(BACKEND_SESSION_KEY) not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    user = load_backend(session[BACKEND_SESSION_KEY]).get_user(session[SESSION_KEY])
+    if user is None:
+        return None
+    known = session.get(HASH_SESSION_KEY, "")
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    if not any(constant_time_compare(known, valid) for valid in hashes):
+        return None
+    return _identity(user, session.get_expiry_date(), session_key=key)

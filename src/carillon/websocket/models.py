@@ -1,0 +1,33 @@
+"""Who is connected: rows that each process keeps alive by its heartbeat."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+
+class Process(models.Model):
+    """A process that serves sockets, alive as long as its heartbeat is young."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    heartbeat = models.DateTimeField(default=timezone.now, db_index=True)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class Connection(models.Model):
+    """A socket of a user."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="connections")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    since = models.DateTimeField(default=timezone.now)
+    address = models.CharField(max_length=64, blank=True)
+    client = models.CharField(max_length=200, blank=True)
+
+    def __str__(self) -> str:
+        return f"socket of user {self.user_id}"

@@ -1,0 +1,165 @@
+"""Version 1 of the wire protocol, as functions of text. Pure: imports neither Django nor the layer.
+
+A client's frame is parsed to a `Subscribe` or refused with a `Refusal`; what the server says is built here too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Close codes. Never 1000: clients of Tower do not come back after it.
+POLICY = 1008
+RESTART = 1012
+TRY_LATER = 1013
+UNAUTHENTICATED = 4401
+FORBIDDEN_ORIGIN = 4403
+TOO_SLOW = 4408
+
+ACCESS_DENIED = "access denied to channel"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one socket may ask for."""
+
+    message_bytes: int = 64 * 1024
+    groups: int = 250
+    name_length: int = 60  # characters of a family or a key
+    # Nonsense and messages: so many at once, and so many a second over time.
+    nonsense_burst: float = 20
+    nonsense_rate: float = 0.5
+    message_burst: float = 100
+    message_rate: float = 10
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """A well-formed `groups` message: family to keys, as text, in the client's order and without doubles."""
+
+    groups: Mapping[str, tuple[str, ...]]
+
+
+class Refusal(Exception):
+    """A frame that is answered with an error and changes nothing."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+def parse(text: str | None, limits: Limits, xrftoken: str | None) -> Subscribe:
+    """A client's frame to what it asks for.
+
+    `text`: None for a binary frame. `xrftoken`: what the message must carry, when identity came from a session
+    cookie ("" when the handshake had no `csrftoken` cookie: then nothing will do); None: it is not looked at.
+    Raises Refusal.
+    """
+    message = _load(text, limits)
+    if xrftoken is not None and not (xrftoken and message.get("xrftoken") == xrftoken):
+        raise Refusal(ACCESS_DENIED)
+    if "groups" not in message:
+        raise _invalid('there is no "groups" in it')
+    groups = message["groups"]
+    if not isinstance(groups, dict):
+        raise _invalid('"groups" is not an object')
+    result: dict[str, tuple[str, ...]] = {}
+    count = 0
+    for family, keys in groups.items():
+        if len(family) > limits.name_length:
+            raise _invalid(f"a channel's name is longer than {limits.name_length} characters")
+        if not isinstance(keys, list):
+            raise Refusal(ACCESS_DENIED)
+        found = dict.fromkeys(_key(family, key, limits) for key in keys)
+        count += len(found)
+        if count > limits.groups:
+            raise _invalid(f"more than {limits.groups} groups")
+        result[family] = tuple(found)
+    return Subscribe(result)
+
+
+def _load(text: str | None, limits: Limits) -> dict[str, Any]:
+    if text is None:
+        raise _invalid("a binary frame: send text")
+    # A character is at least a byte: the cheap test first.
+    if len(text) > limits.message_bytes or len(text.encode("utf-8", "replace")) > limits.message_bytes:
+        raise _invalid(f"longer than {limits.message_bytes} bytes")
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _invalid("not JSON") from None
+    if not isinstance(message, dict):
+        raise _invalid("not a JSON object")
+    return message
+
+
+def _key(family: str, key: Any, limits: Limits) -> str:
+    # bool is an int to Python, and 1.0 is not a number that anybody's id is.
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise _invalid(f'"{family}" has a key that is neither a text nor a whole number')
+    if isinstance(key, int) and abs(key) >= 10**limits.name_length:
+        raise _invalid(f'"{family}" has a key longer than {limits.name_length} characters')
+    text = str(key)
+    if len(text) > limits.name_length:
+        raise _invalid(f'"{family}" has a key longer than {limits.name_length} characters')
+    return text
+
+
+def _invalid(why: str) -> Refusal:
+    return Refusal(f"invalid message: {why}")
+
+
+# What the server says -----------------------------------------------------------------------------------------
+
+
+def accepted(user_id: int) -> str:
+    return json.dumps({"accept": True, "user": user_id})
+
+
+def refused(reason: str) -> str:
+    return json.dumps({"accept": False, "user": None, "close": True, "error": reason})
+
+
+def error(text: str) -> str:
+    return json.dumps({"error": text})
+
+
+def unknown_family(family: str) -> str:
+    return error(f"unknown channel {family}")
+
+
+def denied(family: str, key: str) -> str:
+    return error(f"{ACCESS_DENIED} {family} for resource id {key}")
+
+
+def groups_reply(old: Iterable[str], new: Iterable[str]) -> str:
+    """The answer to a `groups` message: what is subscribed now, what is left, what is new; each sorted."""
+    old, new = set(old), set(new)
+    return json.dumps(
+        {"groups_current": sorted(new), "groups_left": sorted(old - new), "groups_joined": sorted(new - old)}
+    )
+
+
+@dataclass
+class Allowance:
+    """A token bucket: `burst` at once, `rate` a second over time. `now` is any clock's seconds."""
+
+    burst: float
+    rate: float
+    _left: float = field(init=False)
+    _at: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._left = self.burst
+
+    def spend(self, now: float) -> bool:
+        """Take one; False when there is none left."""
+        if self._at is not None:
+            self._left = min(self.burst, self._left + max(now - self._at, 0.0) * self.rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
