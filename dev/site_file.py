@@ -1,22 +1,22 @@
 """nginx's one rendered file: its values checked, then `nginx/sites/site.conf.j2` filled with them.
 
-Pure but for `read` and `write`. Ansible's template module renders the same template to the same bytes (a test compares).
+Pure but for `read` and `write`. Ansible's template module makes the same bytes of the same template (a test).
 
     python -m dev.site_file nginx/sites/development.yml .dev/nginx/site.conf
 
 The values, all required:
 
     server_names     list of host names or addresses ("[::1]")
-    https.listen     list of "port" or "address:port"; https.certificate, https.key: absolute paths on nginx's machine
+    https.listen     list of "port" or "address:port"; https.certificate, https.key: absolute paths
     https.hsts       seconds of Strict-Transport-Security; 0: the header is not sent
-    http.listen      as above; http.policy: "serve" (every route, for development) or "redirect" (to HTTPS, with the ACME path)
+    http.listen      as above; http.policy: "serve" (every route: development) or "redirect" (to HTTPS)
     http.redirect_port  the port that a redirect names (443: none)
     uwsgi, daphne    lists of "host:port"
-    resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving; null: they are
-                     fixed, and there may be several
+    resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving;
+                     null: they are fixed, and there may be several
     trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
     client_limits    true: sockets and logins are limited per client address
-    access_log       /dev/stdout in a container; a file where systemd starts nginx (its stdout, a socket, cannot be opened)
+    access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
     temporary        absolute path of a directory on nginx's machine that its workers may write to
 """
 
@@ -32,13 +32,15 @@ import yaml
 
 TEMPLATE = Path(__file__).parent.parent / "nginx" / "sites" / "site.conf.j2"
 POLICIES = ("serve", "redirect")
-HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-                       r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*")
+HOST_NAME = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*"
+)
 SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*")
 
 
 class SiteFileError(ValueError):
-    """Values that cannot become a site file; the text has one line per problem, each with the value's name."""
+    """Values that cannot become a site file; one line per problem, each with the value's name."""
 
 
 def check(values) -> list[str]:
@@ -59,8 +61,9 @@ def check(values) -> list[str]:
     _walk(tree, values, "", problems)
     if not problems and values["resolver"]:
         problems += [
-            f"{name}: with a resolver there is one name, not {len(values[name])} (several fixed addresses: resolver: null)"
-            for name in ("uwsgi", "daphne") if len(values[name]) != 1
+            f"{name}: with a resolver there is one name, not {len(values[name])} (several: resolver: null)"
+            for name in ("uwsgi", "daphne")
+            if len(values[name]) != 1
         ]
     return problems
 
@@ -70,7 +73,7 @@ def render(values: dict, template: str) -> str:
     problems = check(values)
     if problems:
         raise SiteFileError("\n".join(problems))
-    # Ansible's settings (its template module trims blocks and keeps the last newline), so that both write the same bytes.
+    # As Ansible's template module has it (blocks trimmed, the last newline kept), so both write the same.
     # The output is nginx's configuration, not HTML, and every value has been checked: nothing to escape.
     environment = jinja2.Environment(  # noqa: S701
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -93,7 +96,9 @@ def write(values_file: Path, output: Path) -> bool:
     try:
         text = render(read(values_file), TEMPLATE.read_text())
     except SiteFileError as error:
-        raise SiteFileError("\n".join(f"{values_file}: {line}" for line in str(error).splitlines())) from error
+        raise SiteFileError(
+            "\n".join(f"{values_file}: {line}" for line in str(error).splitlines())
+        ) from error
     if output.is_file() and output.read_text() == text:
         return False
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,9 @@ def _walk(tree, value, name: str, problems: list[str]) -> None:
         problems.append(f"{name or 'the file'}: must be a mapping with {', '.join(tree)}")
         return
     prefix = f"{name}." if name else ""
-    problems += [f"{prefix}{key}: no such value (there are {', '.join(tree)})" for key in value if key not in tree]
+    problems += [
+        f"{prefix}{key}: no such value (there are {', '.join(tree)})" for key in value if key not in tree
+    ]
     for key, branch in tree.items():
         if key in value:
             _walk(branch, value[key], prefix + key, problems)
@@ -127,6 +134,7 @@ def _each(rule, *, may_be_empty: bool = False):
         if not value and not may_be_empty:
             return ["must not be empty"]
         return [problem for item in value for problem in rule(item)]
+
     return check_list
 
 
@@ -197,7 +205,11 @@ def _path(value):
 
 
 def _seconds(value):
-    return [] if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else [f"{value!r} is not seconds"]
+    return (
+        []
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        else [f"{value!r} is not seconds"]
+    )
 
 
 def _policy(value):

@@ -1,4 +1,4 @@
-"""Django settings. Values that differ between machines come from `carillon.environment`; the rest stands here."""
+"""Django settings. What differs between machines comes from `carillon.environment`; the rest is here."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ BASE_DIR = Path(__file__).resolve().parent
 
 SECRET_KEY = env.secret_key
 SECRET_KEY_FALLBACKS = env.secret_key_fallbacks
-# Never on, not even in development: the debug page shows settings and request data to whoever provokes an error.
+# Never on, not even in development: the debug page shows settings and requests to whoever meets an error.
 DEBUG = False
 ALLOWED_HOSTS = env.allowed_hosts
 
@@ -22,7 +22,7 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
-    # rest_framework itself is left out: only its browsable API needs templates and static files, and it is off.
+    # rest_framework is not among them: only its browsable API has templates and static files, and it is off.
     "drf_spectacular",
     "carillon.accounts",
     "carillon.jobs",
@@ -51,7 +51,7 @@ TEMPLATES = [
     }
 ]
 
-# Database ----------------------------------------------------------------------------------------------------
+# Database ------------------------------------------------------------------------------------------
 
 if env.database_host == "sqlite":  # unit tests only
     DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
@@ -65,7 +65,7 @@ else:
             "USER": env.database_user,
             "PASSWORD": env.database_password,
             "CONN_MAX_AGE": 60,
-            # A connection that a restarted server closed is noticed at the start of a request, not in its middle.
+            # A connection that a restarted server closed is noticed at the start of a request.
             "CONN_HEALTH_CHECKS": True,
             "OPTIONS": {
                 "connect_timeout": 5,
@@ -78,7 +78,7 @@ else:
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Delivery ----------------------------------------------------------------------------------------------------
+# Delivery ------------------------------------------------------------------------------------------
 
 CHANNEL_LAYERS = {
     "default": {
@@ -95,7 +95,7 @@ CHANNEL_LAYERS = {
     }
 }
 
-# Who may come in ----------------------------------------------------------------------------------------------
+# Who may come in -----------------------------------------------------------------------------------
 
 LOGIN_URL = "/"
 LOGIN_REDIRECT_URL = "/"
@@ -163,7 +163,7 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
-# Static files ---------------------------------------------------------------------------------------------------
+# Static files --------------------------------------------------------------------------------------
 
 STATIC_URL = "/static/"
 STATIC_ROOT = env.static_root
@@ -172,7 +172,7 @@ STORAGES = {
     "staticfiles": {"BACKEND": "carillon.static_storage.HashedStorage"},
 }
 
-# The rest ---------------------------------------------------------------------------------------------------------
+# The rest ------------------------------------------------------------------------------------------
 
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"

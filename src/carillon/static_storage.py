@@ -1,4 +1,4 @@
-"""How static files are named: by the hash of what is in them, so that nginx may let caches keep them for ever."""
+"""Static files are named by the hash of what is in them, so that caches may keep them for ever."""
 
 from django.contrib.staticfiles.storage import ManifestStaticFilesStorage
 

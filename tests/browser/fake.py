@@ -1,15 +1,17 @@
 """A server that plays Carillon for the page: what the stack cannot be made to do on cue, this does.
 
-An ASGI application for daphne. It serves the page with hashed static files under nginx's CSP, the answers of the REST
-API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with `{"do": …}`:
+An ASGI application for daphne. It serves the page with hashed static files under nginx's CSP, the answers of the
+REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with `{"do": …}`:
 
-    {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them to the sockets
-    {"do": "frame", "frame": {…}}                             send a frame to every socket
+    {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them
+    {"do": "job", "fields": {…}}                              a new job: the arguments of `job`
     {"do": "status", "job": 1, "status": "successful"}
-    {"do": "close", "code": 4408}                             close every socket (autobahn sends 1000 and 3000 to 4999 only)
-    {"do": "refuse", "code": 4401, "error": "…"}              refuse handshakes from now on; code null: accept again
+    {"do": "frame", "frame": {…}}                             send a frame to every socket
+    {"do": "close", "code": 4408}                             close every socket
+    {"do": "refuse", "code": 4403, "error": "…"}              refuse handshakes; code null: accept again
     {"do": "mute", "mute": true}                              answer no subscription
     {"do": "session", "valid": false}                         end the login
+    {"do": "reset"}                                           all as at the start
 """
 
 import json
@@ -40,7 +42,10 @@ from django.template.loader import render_to_string  # noqa: E402
 
 call_command("collectstatic", verbosity=0, interactive=False)
 
-CSP = "default-src 'self'; connect-src 'self' wss://localhost; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+CSP = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 USER = {"id": 1, "username": "ringer", "is_superuser": True, "teams": []}
 
@@ -53,14 +58,28 @@ def job(number, name, status, kind="job", ago=0, took=None, team=None):
     started = now() - timedelta(seconds=ago)
     done = status not in ("new", "pending", "waiting", "running")
     return {
-        "id": number, "type": kind, "kind": kind, "url": f"/api/v2/jobs/{number}/", "name": name, "status": status,
-        "created": started.isoformat(), "modified": started.isoformat(),
+        "id": number,
+        "type": kind,
+        "kind": kind,
+        "url": f"/api/v2/jobs/{number}/",
+        "name": name,
+        "status": status,
+        "created": started.isoformat(),
+        "modified": started.isoformat(),
         "started": None if status in ("new", "pending", "waiting") else started.isoformat(),
         "finished": (started + timedelta(seconds=took or 1)).isoformat() if done else None,
-        "elapsed": took or 0.0, "failed": status in ("failed", "error"), "owner": 1, "team": None, "workflow_job": None,
-        "event_family": "job_events", "related": {},
-        "summary_fields": {"owner": {"id": 1, "username": "ringer"}, "team": team and {"id": 1, "name": team}},
-    }  # fmt: skip
+        "elapsed": took or 0.0,
+        "failed": status in ("failed", "error"),
+        "owner": 1,
+        "team": None,
+        "workflow_job": None,
+        "event_family": "job_events",
+        "related": {},
+        "summary_fields": {
+            "owner": {"id": 1, "username": "ringer"},
+            "team": team and {"id": 1, "name": team},
+        },
+    }
 
 
 class State:
@@ -69,18 +88,28 @@ class State:
         self.refusal = None
         self.muted = False
         self.sockets = {}
-        self.jobs = {one["id"]: one for one in [
-            job(1, "Roll out the web tier", "running", ago=42, team="Platform"),
-            job(2, "Nightly inventory", "successful", "inventory_update", ago=4000, took=31.4),
-            job(3, "Fetch site playbooks", "failed", "project_update", ago=9000, took=4.2),
-            job(4, "Rotate certificates", "pending", ago=8),
-            job(5, "Ping all hosts", "canceled", "ad_hoc_command", ago=90000, took=2.0),
-        ]}  # fmt: skip
+        self.jobs = {
+            one["id"]: one
+            for one in [
+                job(1, "Roll out the web tier", "running", ago=42, team="Platform"),
+                job(2, "Nightly inventory", "successful", "inventory_update", ago=4000, took=31.4),
+                job(3, "Fetch site playbooks", "failed", "project_update", ago=9000, took=4.2),
+                job(4, "Rotate certificates", "pending", ago=8),
+                job(5, "Ping all hosts", "canceled", "ad_hoc_command", ago=90000, took=2.0),
+            ]
+        }
         self.events = {number: [] for number in self.jobs}
         self.schedules = {
-            1: {"id": 1, "name": "Nightly inventory", "rrule": "DTSTART:20250101T020000Z RRULE:FREQ=DAILY;INTERVAL=1",
-                "enabled": True, "next_run": (now() + timedelta(hours=5)).isoformat(), "owner": 1, "team": None},
-        }  # fmt: skip
+            1: {
+                "id": 1,
+                "name": "Nightly inventory",
+                "rrule": "DTSTART:20250101T020000Z RRULE:FREQ=DAILY",
+                "enabled": True,
+                "next_run": (now() + timedelta(hours=5)).isoformat(),
+                "owner": 1,
+                "team": None,
+            },
+        }
 
 
 STATE = State()
@@ -89,7 +118,12 @@ STATE = State()
 def page_of(rows, query):
     size = min(int(query.get("page_size", ["25"])[0]), 200)
     more = len(rows) > size
-    return {"count": len(rows), "next": "http://fake/api/next/" if more else None, "previous": None, "results": rows[:size]}
+    return {
+        "count": len(rows),
+        "next": "http://fake/api/next/" if more else None,
+        "previous": None,
+        "results": rows[:size],
+    }
 
 
 def listing(query):
@@ -130,8 +164,18 @@ async def steer(order):
     if do == "events":
         number = order["job"]
         for event in order["events"]:
-            event = {"job": number, "group_name": "job_events", "event": "verbose", "event_data": {}, "failed": False,
-                     "changed": False, "play": "", "task": "", "stdout": "", **event}  # fmt: skip
+            event = {
+                "job": number,
+                "group_name": "job_events",
+                "event": "verbose",
+                "event_data": {},
+                "failed": False,
+                "changed": False,
+                "play": "",
+                "task": "",
+                "stdout": "",
+                **event,
+            }
             STATE.events[number].append(event)
             if order.get("live", True):
                 await tell(event, [f"job_events-{number}"])
@@ -140,7 +184,10 @@ async def steer(order):
         one = job(**order["fields"])
         STATE.jobs[one["id"]] = one
         STATE.events.setdefault(one["id"], [])
-        await tell({"group_name": "jobs", "unified_job_id": one["id"], "status": one["status"]}, ["jobs-status_changed"])
+        await tell(
+            {"group_name": "jobs", "unified_job_id": one["id"], "status": one["status"]},
+            ["jobs-status_changed"],
+        )
     elif do == "frame":
         await tell(order["frame"])
     elif do == "status":
@@ -185,7 +232,9 @@ async def answer(method, path, query, body):
         case ["jobs", number, *rest] if int(number) in STATE.jobs:
             if rest == ["events"]:
                 after = int(query.get("counter__gt", ["0"])[0])
-                return 200, page_of([event for event in STATE.events[int(number)] if event["counter"] > after], query)
+                return 200, page_of(
+                    [event for event in STATE.events[int(number)] if event["counter"] > after], query
+                )
             if rest == ["cancel"]:
                 await set_status(int(number), "canceled")
             return (202 if rest else 200), STATE.jobs[int(number)]
@@ -196,8 +245,15 @@ async def answer(method, path, query, body):
             await tell({"group_name": "schedules", "id": int(number)}, ["schedules-changed"])
             return 200, STATE.schedules[int(number)]
         case ["connections"]:
-            rows = [{"user": {"id": 1, "username": "ringer"}, "since": now().isoformat(), "address": "192.0.2.7",
-                     "client": "Mozilla/5.0 Chrome/140.0"} for _ in STATE.sockets]  # fmt: skip
+            rows = [
+                {
+                    "user": {"id": 1, "username": "ringer"},
+                    "since": now().isoformat(),
+                    "address": "192.0.2.7",
+                    "client": "Mozilla/5.0 Chrome/140.0",
+                }
+                for _ in STATE.sockets
+            ]
             return 200, rows
     return 404, {"detail": "Not found."}
 
@@ -212,7 +268,11 @@ async def http(scope, receive, send):
     path = scope["path"]
     headers = [(b"content-security-policy", CSP.encode())]
     if path == "/":
-        status, kind, content = 200, "text/html; charset=utf-8", render_to_string("carillon/page.html").encode()
+        status, kind, content = (
+            200,
+            "text/html; charset=utf-8",
+            render_to_string("carillon/page.html").encode(),
+        )
         headers.append((b"set-cookie", b"csrftoken=fake; Path=/; SameSite=Lax"))
     elif path.startswith("/static/"):
         file = Path(ROOT, path.removeprefix("/static/"))
@@ -241,9 +301,19 @@ async def websocket(receive, send):
         while (message := await receive())["type"] == "websocket.receive":
             if STATE.muted:
                 continue
-            groups = {f"{family}-{key}" for family, keys in json.loads(message["text"])["groups"].items() for key in keys}
+            groups = {
+                f"{family}-{key}"
+                for family, keys in json.loads(message["text"])["groups"].items()
+                for key in keys
+            }
             left, joined, socket.groups = socket.groups - groups, groups - socket.groups, groups
-            await socket({"groups_current": sorted(groups), "groups_left": sorted(left), "groups_joined": sorted(joined)})
+            await socket(
+                {
+                    "groups_current": sorted(groups),
+                    "groups_left": sorted(left),
+                    "groups_joined": sorted(joined),
+                }
+            )
     finally:
         del STATE.sockets[id(socket)]
 

@@ -721,6 +721,11 @@ def is_secret(task, result=None):
     return task.no_log is True or bool(result.get("_ansible_no_log")) or "censored" in result
 
 
+def task_name(task):
+    """The name without the role's, which events carry on their own."""
+    return str(task.name or task.get_name()).strip()
+
+
 def is_rescued(task):
     """
     Whether a failure of this task is caught: it stands in the `block` part of a block that has a `rescue`
@@ -895,7 +900,7 @@ class CallbackModule(CallbackBase):
         self._start_task(task, handler=True)
 
     def _start_task(self, task, **data):
-        self._task = task.get_name(include_role_fqcn=False).strip()
+        self._task = task_name(task)
         self._task_id = task._uuid
         self._role = task._role.get_name() if task._role else ""
         data.update(self._about(task))
@@ -998,7 +1003,7 @@ class CallbackModule(CallbackBase):
             stdout=stdout,
             task=self._task
             if task._uuid == self._task_id
-            else task.get_name(include_role_fqcn=False).strip(),
+            else task_name(task),
         )
 
     def _censored_line(self, name, result, ignored):

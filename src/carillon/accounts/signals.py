@@ -1,4 +1,4 @@
-"""What must follow when a user, a team, a token or a session changes: sockets look again at what they may do."""
+"""When a user, a team, a token or a session changes: sockets look again at what they may do."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def new_token() -> str:
 
 
 def digest(token: str) -> str:
-    """What is stored: SHA-256 in hex. No salt and no slow hash: a token is random, not a word to be guessed."""
+    """What is stored: SHA-256 in hex. No salt, no slow hash: a token is random, not a word to be guessed."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 

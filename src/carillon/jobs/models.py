@@ -75,8 +75,8 @@ class Job(Owned):
     workflow_job = models.ForeignKey(
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="nodes"
     )
-    # The id, in the caller's own books, of what is worked on: a project_update's project, an inventory_update's
-    # inventory. Clients of Tower look for it in jobs-status_changed.
+    # The id, in the caller's own books, of what is worked on: a project_update's project, an inventory
+    # update's inventory. Clients of Tower look for it in jobs-status_changed.
     resource = models.PositiveBigIntegerField(null=True, blank=True)
 
     class Meta:

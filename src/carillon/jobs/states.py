@@ -15,7 +15,7 @@ _NEXT = {
 
 
 def may_become(current: str, wanted: str) -> bool:
-    """May a job of status `current` become `wanted`? Staying what it is is always allowed: a retry is no error."""
+    """May a job of status `current` become `wanted`? Staying what it is always may: a retry is no error."""
     return current == wanted or wanted in _NEXT.get(current, frozenset())
 
 

@@ -136,7 +136,7 @@ class JobViewSet(
             many=False,
         ),
         responses={201: EventsResultSerializer},
-        description=f"One object, or a list of up to {MAX_BATCH}. A counter sent again is counted as a duplicate.",
+        description=f"One object, or a list of up to {MAX_BATCH}. A counter sent again is a duplicate.",
     )
     @action(detail=True, methods=["get", "post"])
     def events(self, request: Request, pk: str) -> Response:

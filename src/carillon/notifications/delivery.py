@@ -1,6 +1,6 @@
 """How a message travels: onto the durable queue, and from there to the sockets of every process.
 
-A message is `{"group": <layer group>, "message": {"type": …, …}}`: what runworker is to broadcast, and to whom.
+A message is `{"group": <layer group>, "message": {"type": …, …}}`: what to broadcast, and to whom.
 Everything else in Carillon calls `publish`, `apublish` and `broadcast`, and knows nothing of the broker.
 """
 
@@ -32,7 +32,7 @@ class NotificationsUnavailable(Exception):
 
 
 def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
-    """Put messages on the durable queue, in order, as one batch; returns when the broker has confirmed them all.
+    """Put messages on the durable queue, in order, as one batch; returns when all are confirmed.
 
     Synchronous: not for an event loop's thread. Raises NotificationsUnavailable.
     """
@@ -44,18 +44,18 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> Non
         raise NotificationsUnavailable from error
 
 
-async def apublish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
+async def apublish(messages: Sequence[dict[str, Any]]) -> None:
     """`publish` for asynchronous code."""
     layer = get_channel_layer()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*(layer.send(QUEUE, message) for message in messages))
     except (LayerError, ChannelFull, TimeoutError) as error:
         raise NotificationsUnavailable from error
 
 
 async def broadcast(message: dict[str, Any]) -> None:
-    """What runworker does with a message from the queue. Raises the layer's errors, so that it is not acked."""
+    """What runworker does with a message from the queue. An error raised means: not acked."""
     await get_channel_layer().group_send(message["group"], message["message"])
 
 

@@ -29,7 +29,7 @@ DROPPED = Counter("carillon_notifications_dropped", "Notifications whose payload
 class Notification:
     """A payload for a group.
 
-    `audience`: `{"users": [ids], "teams": [ids]}` limits it to these users, members of these teams, and admins;
+    `audience`: `{"users": [ids], "teams": [ids]}` is these users, these teams' members, and admins;
     None: everyone who subscribed.
     """
 
@@ -66,7 +66,7 @@ def emit_channel_notification(
 
 
 def emit_many(notifications: Iterable[Notification]) -> int:
-    """Emit in order, as one batch; how many had a payload that could be sent. Raises NotificationsUnavailable."""
+    """Emit in order, as one batch; how many had a payload that is JSON. Raises NotificationsUnavailable."""
     messages = _messages(notifications)
     delivery.publish(messages)
     return len(messages)
@@ -84,7 +84,7 @@ async def aemit_channel_notification(
 def emit_on_commit(notifications: Iterable[Notification]) -> None:
     """Emit as one batch when the current transaction has committed (at once outside of one).
 
-    The change is made by then, so nothing is raised: what the broker does not take is logged and counted as lost.
+    The change is made by then, so nothing is raised: what the broker does not take is logged and counted.
     """
     publish_on_commit(_messages(notifications))
 

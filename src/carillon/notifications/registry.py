@@ -1,6 +1,6 @@
 """Families of events: an allow-list of what may be subscribed to, and by whom.
 
-A group's name is `<family>-<key>`. Names are built from registered families and checked keys alone, never from
+A group's name is `<family>-<key>`. Names are built from registered families and checked keys, never from
 a client's text. Pure: imports neither Django nor the layer.
 """
 
@@ -30,11 +30,11 @@ class Key:
 class Family:
     """A family of groups.
 
-    `keys`: fixed words, or words with the placeholder `<id>` for a positive integer: `("changed",)`, `("<id>",)`,
-    `("limit_reached_<id>",)`.
+    `keys`: fixed words, or words with the placeholder `<id>` for a positive integer: `("changed",)`,
+    `("<id>",)`, `("limit_reached_<id>",)`.
     `may_subscribe(user, key)`: may this user hear of this key? Without it every user may.
-    `permitted(user, keys)`: the same for many keys at once, for rules that ask a database; it answers with those
-    keys that are allowed, and is used in place of `may_subscribe`.
+    `permitted(user, keys)`: the same for many keys at once, for rules that ask a database; it answers
+    with those keys that are allowed, and is used in place of `may_subscribe`.
     Raises ValueError for names that cannot be part of a group's name.
     """
 

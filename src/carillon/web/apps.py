@@ -1,4 +1,4 @@
-"""The page at `/`: a template, its style and its ES modules. It has no models and asks the REST API for everything."""
+"""The page at `/`: a template, its style and its ES modules. No models: it asks the REST API."""
 
 from django.apps import AppConfig
 

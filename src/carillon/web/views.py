@@ -1,4 +1,4 @@
-"""The one view: the page itself. What it shows is fetched by its modules, with the session of whoever looks."""
+"""The one view: the page itself. Its modules fetch what it shows, with the session of whoever looks."""
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render

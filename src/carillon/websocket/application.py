@@ -1,4 +1,4 @@
-"""The ASGI application: the websocket on its one path; plain HTTP gets a hint; anything else is turned away."""
+"""The ASGI application: the websocket on its path; plain HTTP gets a hint; the rest is turned away."""
 
 from __future__ import annotations
 

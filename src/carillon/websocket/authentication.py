@@ -1,6 +1,6 @@
 """Who is at the other end of a handshake: the first credential present decides.
 
-1. `?token=` in the URL (the last, if several) 2. `Authorization: Bearer` 3. cookie `token` 4. the session cookie.
+1. `?token=` in the URL (the last one) 2. `Authorization: Bearer` 3. cookie `token` 4. the session cookie.
 One that is present and wrong is refused; the next is not tried.
 """
 
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Credential:
-    """What a handshake presents. `kind`: `token` or `session`; `by_cookie`: the browser added it by itself."""
+    """What a handshake presents. `kind`: `token` or `session`; `by_cookie`: a browser adds it by itself."""
 
     kind: str
     value: str
@@ -150,7 +150,7 @@ def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity
 
 
 def _by_session(key: str) -> Identity | None:
-    """Not `django.contrib.auth.get_user`: that may give the session a new key, and a socket can set no cookie."""
+    """Not `django.contrib.auth.get_user`: that may change the session's key, and a socket sets no cookie."""
     session = SessionStore(key)
     if SESSION_KEY not in session or session.get(BACKEND_SESSION_KEY) not in settings.AUTHENTICATION_BACKENDS:
         return None

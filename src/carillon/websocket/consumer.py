@@ -78,8 +78,8 @@ class Socket:
         except Gone:
             pass
         except asyncio.CancelledError:
-            # The server stops (or gives up on a socket that is gone: then this is heard by nobody). Not raised on:
-            # daphne's gathering of its applications ends with the first one that does.
+            # The server stops (or gives up on a socket that is gone: then nobody hears this). Not raised on:
+            # daphne waits for its applications only until the first one does that.
             await self._goodbye()
         except Close as close:
             await self._close(close.code, close.error)
@@ -103,7 +103,7 @@ class Socket:
             if isinstance(result, Exception):
                 raise result
 
-    # The handshake -------------------------------------------------------------------------------------------
+    # The handshake ---------------------------------------------------------------------------------
 
     async def _connect(self) -> bool:
         """Accept, then say who it is or why not: a browser is shown no reason for a refused handshake."""
@@ -131,7 +131,7 @@ class Socket:
         await self._text(protocol.accepted(self.identity.user.pk))
         return True
 
-    # What the client says ---------------------------------------------------------------------------------------
+    # What the client says --------------------------------------------------------------------------
 
     async def _read(self) -> None:
         while True:
@@ -169,7 +169,7 @@ class Socket:
     async def _permitted(
         self, wanted: Iterable[tuple[str, str]]
     ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-        """Of (family, key)s: those that the user may hear, by group name, and an error frame for each other one."""
+        """Of (family, key)s: what the user may hear, by group name, and an error frame for each other one."""
         by_family: dict[str, list[str]] = {}
         for family, key in wanted:
             by_family.setdefault(family, []).append(key)
@@ -199,7 +199,7 @@ class Socket:
         left = old.keys() - groups.keys()
         await asyncio.gather(*(self.layer.group_discard(group, self.channel) for group in left))
 
-    # What the server says -----------------------------------------------------------------------------------------
+    # What the server says --------------------------------------------------------------------------
 
     async def _deliver(self) -> None:
         while True:
@@ -238,7 +238,7 @@ class Socket:
     async def _text(self, text: str) -> None:
         await self.send({"type": "websocket.send", "text": text})
 
-    # The end --------------------------------------------------------------------------------------------------------
+    # The end ---------------------------------------------------------------------------------------
 
     async def _close(self, code: int, error: str | None = None) -> None:
         if error is not None:

@@ -1,4 +1,4 @@
-"""What the sockets tell of: that somebody came or went. Who it was, the REST API says to those who may know."""
+"""What the sockets tell of: that somebody came or went. Who it was, the REST API tells those who may know."""
 
 from carillon.notifications import Family, register
 

@@ -1,6 +1,6 @@
 """Version 1 of the wire protocol, as functions of text. Pure: imports neither Django nor the layer.
 
-A client's frame is parsed to a `Subscribe` or refused with a `Refusal`; what the server says is built here too.
+A client's frame is parsed to a `Subscribe` or refused with a `Refusal`; what the server says is built here.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Refusal(Exception):
 def parse(text: str | None, limits: Limits, xrftoken: str | None) -> Subscribe:
     """A client's frame to what it asks for.
 
-    `text`: None for a binary frame. `xrftoken`: what the message must carry, when identity came from a session
-    cookie ("" when the handshake had no `csrftoken` cookie: then nothing will do); None: it is not looked at.
+    `text`: None for a binary frame. `xrftoken`: what the message must carry, when identity came from a
+    session cookie ("" when the handshake had no `csrftoken` cookie: then nothing will do); None: anything.
     Raises Refusal.
     """
     message = _load(text, limits)
@@ -111,7 +111,7 @@ def _invalid(why: str) -> Refusal:
     return Refusal(f"invalid message: {why}")
 
 
-# What the server says -----------------------------------------------------------------------------------------
+# What the server says ------------------------------------------------------------------------------
 
 
 def accepted(user_id: int) -> str:

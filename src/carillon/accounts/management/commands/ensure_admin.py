@@ -21,8 +21,9 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, username: str, password_file: str, **options: Any) -> None:
+        from_stdin = password_file == "-"  # noqa: S105  (a file's name)
         try:
-            password = (sys.stdin.read() if password_file == "-" else Path(password_file).read_text()).strip()
+            password = (sys.stdin.read() if from_stdin else Path(password_file).read_text()).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"--password-file {password_file} cannot be read: {error}") from None
         if not password:

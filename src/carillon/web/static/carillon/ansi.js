@@ -126,11 +126,14 @@ export function parseLine(line, style = PLAIN) {
  * The stdout of one event to lines. Each event starts plain: a colour left open must not run into the next one.
  *
  * @param {string} stdout
- * @returns {Span[][]} one entry per line; none for ""
+ * @param {?number} [count]  how many lines it is, where the event says so: only that tells whether a last line feed ends
+ *   a line or stands for an empty one
+ * @returns {Span[][]} one entry per line
  */
-export function parse(stdout) {
-  if (stdout === "") return [];
-  const lines = stdout.replace(/\r*\n$/, "").split("\n");
+export function parse(stdout, count = null) {
+  const lines = stdout.split("\n");
+  const last = lines[lines.length - 1];
+  if ((last === "" || last === "\r") && lines.length !== count) lines.pop();
   let style = PLAIN;
   return lines.map((line) => {
     const parsed = parseLine(line, style);
@@ -139,9 +142,9 @@ export function parse(stdout) {
   });
 }
 
-/** The same without colours: for downloads and titles. */
-export function strip(stdout) {
-  return parse(stdout)
+/** The same without colours, as text. */
+export function strip(stdout, count = null) {
+  return parse(stdout, count)
     .map((spans) => spans.map((span) => span.text).join(""))
     .join("\n");
 }

@@ -56,3 +56,8 @@ export class EventLog {
     return due;
   }
 }
+
+/** @returns {?number} how many lines of output an event is, where it says so */
+export function lineCount({ start_line: start, end_line: end }) {
+  return Number.isInteger(start) && Number.isInteger(end) && end >= start ? end - start : null;
+}

@@ -66,7 +66,8 @@ const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "
 export function ago(iso, now) {
   const seconds = (Date.parse(iso) - now) / 1000;
   for (const [unit, size] of STEPS) {
-    if (Math.abs(seconds) >= size) return relative.format(Math.trunc(seconds / size), unit);
+    // What is to come is rounded, what is over was complete: "in 5 hours" at 4:59, "1 hour ago" at 1:59.
+    if (Math.abs(seconds) >= size) return relative.format(seconds > 0 ? Math.round(seconds / size) : Math.trunc(seconds / size), unit);
   }
   return seconds > 10 ? "in less than a minute" : "just now";
 }

@@ -5,6 +5,7 @@
 
 import { parse } from "./ansi.js";
 import { h } from "./dom.js";
+import { lineCount } from "./eventlog.js";
 
 const CHUNK = 100; // lines; the style sheet's estimate of a chunk's height counts on it
 const BUDGET = 8; // ms of a frame spent on adding lines
@@ -80,11 +81,11 @@ export class Output {
   add(events) {
     let lines = 0;
     for (const event of events) {
-      const parsed = parse(event.stdout ?? "");
+      const parsed = parse(event.stdout ?? "", lineCount(event));
       if (parsed.length === 0) continue;
       lines += parsed.length;
       this.total += parsed.length;
-      this._queue.push({ lines: parsed, tone: tone(event), raw: !/\x1b\[/.test(event.stdout) });
+      this._queue.push({ lines: parsed, tone: tone(event), raw: !event.stdout?.includes("\x1b[") });
     }
     this._schedule();
     return lines;

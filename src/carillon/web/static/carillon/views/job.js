@@ -3,7 +3,7 @@
 import { strip } from "../ansi.js";
 import { address, request } from "../api.js";
 import { badge, h, icon, ring, say } from "../dom.js";
-import { EventLog } from "../eventlog.js";
+import { EventLog, lineCount } from "../eventlog.js";
 import { duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 import { Output } from "../output.js";
 import { Tally } from "../tally.js";
@@ -319,7 +319,10 @@ export class JobPage {
       let path = address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: "0", page_size: PAGE_SIZE });
       while (path) {
         const page = await request(path, { signal: this.stop.signal });
-        for (const event of page.results) if (event.stdout) parts.push(`${strip(event.stdout)}\n`);
+        for (const event of page.results) {
+          const count = lineCount(event);
+          if (event.stdout || count) parts.push(`${strip(event.stdout, count)}\n`);
+        }
         const end = page.results.at(-1)?.counter;
         path = page.next && end && address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: end, page_size: PAGE_SIZE });
       }

@@ -1,0 +1,69 @@
+"""Messages to bytes and back. Pure: no I/O, no clock.
+
+A message is one msgpack map. The body of an AMQP message is a *batch*: the targets and messages of one
+or more events, one after the other, as plain concatenated msgpack values::
+
+    <target> <message> <target> <message> …
+
+so that a batch is made by joining bytes that were packed when they were sent, and read in one pass.
+A target is the name of a group, the full name of a process-local channel, or "" for a control message
+between two processes of this layer.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+
+Message = dict[str, Any]
+BIG_INT = 1  # msgpack extension type: a signed, big-endian integer of any length
+
+
+def _extend(value: object) -> msgpack.ExtType:
+    if isinstance(value, int):  # beyond 64 bits, where msgpack stops
+        return msgpack.ExtType(BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+    raise TypeError(
+        f"a channel layer message cannot hold a {type(value).__name__}; use str, bytes, int, "
+        "float, bool, None, list or dict"
+    )
+
+
+def _restore(code: int, data: bytes) -> Any:
+    return int.from_bytes(data, "big", signed=True) if code == BIG_INT else msgpack.ExtType(code, data)
+
+
+def encode(message: Message) -> bytes:
+    """One message as bytes. TypeError when it is not a dict or holds what cannot travel."""
+    if not isinstance(message, dict):
+        raise TypeError(f"a channel layer message is a dict, not a {type(message).__name__}")
+    data: bytes = msgpack.packb(message, default=_extend, unicode_errors="surrogatepass")
+    return data
+
+
+def encode_target(name: str) -> bytes:
+    """A target as bytes, to stand before its message in a batch."""
+    data: bytes = msgpack.packb(name)
+    return data
+
+
+def decode(body: bytes) -> Iterator[tuple[str, Message]]:
+    """The (target, message) pairs of a batch, in order. ValueError when the body is not a whole batch."""
+    unpacker = msgpack.Unpacker(
+        None,
+        max_buffer_size=len(body) or 1,
+        ext_hook=_restore,
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+        read_size=1,
+    )
+    unpacker.feed(body)
+    try:
+        items = list(unpacker)
+    except ValueError:
+        raise
+    except Exception as error:  # msgpack raises its own, not all of them ValueErrors
+        raise ValueError(f"not a batch: {error}") from None
+    if len(items) % 2 or unpacker.tell() != len(body):
+        raise ValueError("not a batch: it ends in the middle of an event")
+    pairs = iter(items)
+    return zip(pairs, pairs, strict=True)

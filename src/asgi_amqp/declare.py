@@ -1,0 +1,29 @@
+"""Declares the queue of a normal channel, for publishers and readers alike."""
+
+import logging
+
+from aiormq.exceptions import ChannelPreconditionFailed
+
+from .connection import Link
+from .topology import Queue, Topology
+
+log = logging.getLogger("asgi_amqp")
+
+
+async def declare(link: Link, topology: Topology, queue: Queue) -> None:
+    """The queue, the dead-letter queue beside it, and the binding. Whoever comes first makes them.
+
+    One that exists with other arguments is used as it is: a changed capacity must not stop a rolling upgrade.
+    """
+    wanted = [(queue.name, queue.arguments)]
+    if queue.dead:
+        wanted.insert(0, (queue.dead, {"x-queue-type": "quorum"}))
+    for name, arguments in wanted:
+        try:
+            async with link.attempt() as wire:
+                await wire.queue_declare(name, durable=True, arguments=arguments)
+        except ChannelPreconditionFailed as error:
+            log.warning("queue %s exists with other options and is used as it is: %s", name, error)
+    async with link.attempt() as wire:
+        await wire.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
+        await wire.queue_bind(queue.name, topology.exchange, queue.key)

@@ -1,0 +1,249 @@
+"""The synchronous side: one background thread with one event loop per process, for threads that have none.
+
+Views, uwsgi workers, Celery tasks and shells put events into a deque and wait, if they want to; the thread
+publishes all that has gathered. After a fork the child starts with nothing and opens a connection of its own
+when it first sends.
+"""
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .batcher import Ticket
+from .codec import Message, encode
+from .exceptions import BrokerUnavailable
+from .sender import Sender, Unwatched
+from .session import Session
+from .topology import Destination
+
+if TYPE_CHECKING:
+    from .layer import AMQPChannelLayer
+
+T = TypeVar("T")
+
+
+class ThreadTicket(Ticket):
+    """A ticket that a thread waits for: a lock is the cheapest thing it can sleep on."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, left: int, deadline: float) -> None:
+        super().__init__(left, deadline)
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def finish(self) -> None:
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Until settled; the sender's sweep settles it at the deadline, we allow that a second."""
+        if not self._lock.acquire(timeout=max(0.0, self.deadline - time.monotonic()) + 1.0):
+            raise BrokerUnavailable(
+                "no confirm from the broker in time, and the background thread does not answer"
+            )
+        if self.error is not None:
+            raise self.error
+
+
+class Background:
+    """The thread, its loop and its session. Made on first use, once per process."""
+
+    def __init__(self, make: Callable[[], Session]) -> None:
+        self._inbox: deque[tuple[Destination, bytes, Ticket | None]] = deque()
+        self._woken = False
+        self.waiting_bytes = 0
+        started = threading.Event()
+        self.loop = asyncio.new_event_loop()
+        self.session: Session
+        self._sender: Sender
+
+        def run() -> None:
+            asyncio.set_event_loop(self.loop)
+
+            async def begin() -> None:
+                self.session = make()
+                self._sender = self.session.sender
+                started.set()
+
+            self.loop.run_until_complete(begin())
+            self.loop.run_forever()
+
+        self.thread = threading.Thread(target=run, name="asgi_amqp", daemon=True)
+        self.thread.start()
+        started.wait()
+
+    def put(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
+        """From any thread."""
+        self._inbox.append((destination, data, ticket))
+        self.waiting_bytes += len(data)
+        if not self._woken:
+            self._woken = True
+            self.loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self._woken = False
+        submit = self._sender.submit
+        inbox = self._inbox
+        while inbox:
+            destination, data, ticket = inbox.popleft()
+            self.waiting_bytes -= len(data)
+            submit(destination, data, ticket)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait, roughly: threads may be putting more just now."""
+        return self.waiting_bytes + self._sender.buffered
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run a coroutine in the background loop and wait for it from a thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+    def stop(self, timeout: float) -> None:
+        """Send what has gathered, disconnect, end the thread."""
+        if not self.thread.is_alive():
+            return
+
+        async def end() -> None:
+            self._take()
+            await self.session.close()
+
+        try:
+            self.run(end(), timeout)
+        except TimeoutError:
+            pass  # the deadline is the promise; what is left is lost with the process
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(timeout)
+
+
+class SyncPublisher:
+    """`layer.publisher`: publish from any thread, with or without an event loop in it.
+
+    Deadlines are seconds. BrokerUnavailable: not sent, or not confirmed, before the deadline. ChannelFull:
+    the broker refused a message for a normal channel. In a thread that runs an event loop use the layer's
+    own coroutines.
+    """
+
+    def __init__(self, layer: "AMQPChannelLayer") -> None:
+        self._layer = weakref.proxy(layer)
+        self._lock = threading.Lock()
+        self._background: Background | None = None
+        self._limit = layer.buffer_bytes
+        self._stats = layer.stats
+        me = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget(me))
+        atexit.register(lambda: _stop(me))
+
+    def forget(self) -> None:
+        """In the child of a fork: the thread is not here, and the connection is the parent's."""
+        self._lock = threading.Lock()
+        self._background = None
+
+    @property
+    def background(self) -> Background:
+        """The process's background loop, started when first asked for."""
+        background = self._background
+        if background is None:
+            with self._lock:
+                background = self._background
+                if background is None:
+                    background = self._background = Background(self._layer.make_session)
+        return background
+
+    @property
+    def running(self) -> Background | None:
+        return self._background
+
+    def send(self, channel: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
+        """Send to a channel. Waits until it is written, or for a normal channel until the broker has it.
+
+        With `wait=False` it only waits for room in the buffer; what is lost later shows in `layer.on_loss`.
+        """
+        self._publish([(self._layer.destination(channel), encode(message))], timeout, wait)
+
+    def send_many(
+        self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
+    ) -> None:
+        """Send (channel, message) pairs, all under way at once, in order for each channel; one deadline for
+        all.
+
+        When some fail, the first error is raised after all are settled.
+        """
+        self._publish(
+            [(self._layer.destination(channel), encode(message)) for channel, message in events],
+            timeout,
+            wait,
+        )
+
+    def group_send(self, group: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
+        """Send to all channels of a group. Waits until it is written to the broker's socket."""
+        self._publish([(self._layer.group_destination(group), encode(message))], timeout, wait)
+
+    def group_send_many(
+        self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
+    ) -> None:
+        """Send (group, message) pairs, all under way at once, in order."""
+        self._publish(
+            [(self._layer.group_destination(group), encode(message)) for group, message in events],
+            timeout,
+            wait,
+        )
+
+    def _publish(self, events: list[tuple[Destination, bytes]], timeout: float, wait: bool) -> None:
+        if not events:
+            return
+        background = self.background
+        deadline = time.monotonic() + timeout
+        while background.buffered > self._limit:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"{background.buffered} bytes wait to be sent, the most that buffer_bytes "
+                    "allows, and the broker takes none"
+                )
+            time.sleep(0.002)
+        ticket = ThreadTicket(len(events), deadline) if wait else None
+        for destination, data in events:
+            background.put(
+                destination,
+                data,
+                ticket or (Unwatched(deadline, self._stats) if destination.confirmed else None),
+            )
+        if ticket is not None:
+            ticket.wait()
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until everything accepted so far is with the broker; whether it is."""
+        background = self._background
+        if background is None:
+            return True
+
+        async def flush() -> bool:
+            background._take()
+            return await background.session.sender.flush(timeout)
+
+        return background.run(flush(), timeout + 1)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Send what has gathered and end the background thread; the next send starts another."""
+        with self._lock:
+            background, self._background = self._background, None
+        if background is not None:
+            background.stop(timeout)
+
+
+def _forget(publisher: "weakref.ref[SyncPublisher]") -> None:
+    target = publisher()
+    if target is not None:
+        target.forget()
+
+
+def _stop(publisher: "weakref.ref[SyncPublisher]") -> None:
+    target = publisher()
+    if target is not None:
+        target.close(2.0)

@@ -1,0 +1,427 @@
+"""The receiving half of a session: one process queue, the groups bound to it, mailboxes, and normal channels.
+
+Runs in one event loop. A group costs the broker a binding when its first local member joins and loses it
+some seconds after the last has left, so that people who come and go cost nothing. After a reconnect
+everything is declared again from what is here, under a new queue name, and every local channel is told that
+it may have missed something.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Protocol
+
+from pamqp import commands
+from pamqp import frame as frames
+
+from . import codec
+from .connection import Delivery, Link, Options, Supervisor, Wire
+from .declare import declare
+from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
+from .mailbox import Budget, Entry, Mailbox
+from .metrics import Stats
+from .topology import Queue, Topology
+
+LINGER = 5.0  # seconds for which a group without local members stays bound
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One AMQP message of a normal channel: its events, and the way to acknowledge it."""
+
+    messages: list[codec.Message]
+    delivery: Delivery
+    wire: Wire
+    link: Link
+
+    def ack(self) -> None:
+        """Done. On a link that is gone nothing happens: the broker has already given it to someone else."""
+        self._answer(commands.Basic.Ack(delivery_tag=self.delivery.tag))
+
+    def refuse(self, *, requeue: bool) -> None:
+        """Back to the queue, one attempt more; or, without requeue, to the dead-letter queue."""
+        self._answer(commands.Basic.Nack(delivery_tag=self.delivery.tag, requeue=requeue))
+
+    def _answer(self, method: commands.Basic.Ack | commands.Basic.Nack) -> None:
+        if not self.link.lost.done() and not self.wire.is_closed:
+            self.link.write(frames.marshal(method, self.wire.number))
+
+    @property
+    def attempts(self) -> int:
+        """How often it has been delivered before."""
+        count = self.delivery.headers.get("x-delivery-count", 0)
+        return max(count if isinstance(count, int) else 0, int(self.delivery.redelivered))
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """A normal channel that is consumed on every link until it is cancelled. At most `prefetch` are
+    unacknowledged.
+
+    `on_lost` is called when the link goes: what was not acknowledged will be delivered again. With an error
+    no link will come and the subscription has ended.
+    """
+
+    queue: Queue
+    prefetch: int
+    on_message: Callable[[Received], None]
+    on_lost: Callable[[LayerError | None], None]
+    wire: Wire | None = None
+    tag: str = ""
+    active: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Member(Protocol):
+    """What a group hands its messages to."""
+
+    def put(self, entries: list[Entry], size: int) -> None: ...
+
+
+class Receiver:
+    """See the module. `process` is the id in the names of this session's channels."""
+
+    def __init__(
+        self,
+        process: str,
+        options: Options,
+        topology: Topology,
+        stats: Stats,
+        *,
+        expiry: float,
+        queue_bytes: int,
+        buffer_bytes: int,
+        idle: float,
+        capacity: Callable[[str], int],
+        gap: Callable[[], codec.Message | None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.process = process
+        self.boxes: dict[str, Mailbox] = {}
+        self.groups: dict[str, dict[str, Member]] = {}
+        self.budget = Budget(buffer_bytes)
+        self.supervisor = Supervisor(options, self._setup, self._lost, self._failed)
+        self.stats = stats
+        self.control: Callable[[codec.Message], None] = lambda message: None
+        self._topology = topology
+        self._expiry = expiry
+        self._idle = idle
+        self._queue_bytes = queue_bytes
+        self._gap = gap
+        self._capacity = capacity
+        self._wire: Wire | None = None
+        self._bound: set[str] = set()
+        self._binding: dict[str, asyncio.Future[None]] = {}
+        self._subscriptions: set[Subscription] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connected_before = False
+        self._sweeper = self.loop.call_later(max(1.0, expiry / 2), self._sweep)
+
+    # Local channels and groups
+
+    def box(self, channel: str) -> Mailbox:
+        """The mailbox of a process-local channel of this session."""
+        box = self.boxes.get(channel)
+        if box is None:
+            box = self.boxes[channel] = Mailbox(
+                self._capacity(channel),
+                self.budget,
+                lambda reason, count: self._dropped(channel, reason, count),
+                time.monotonic(),
+            )
+        return box
+
+    def _dropped(self, channel: str, reason: str, count: int) -> None:
+        self.stats.lose(reason, count, channel)
+        message = self._gap()
+        box = self.boxes.get(channel)
+        if message is not None and box is not None:
+            box.put_first(
+                Entry({**message, "reason": reason, "count": count}, time.monotonic() + self._expiry, 0)
+            )
+
+    async def get(self, channel: str) -> tuple[Entry, Mailbox]:
+        """The next message of a process-local channel, and its mailbox."""
+        box = self.box(channel)
+        return await self.receive(box), box
+
+    async def receive(self, box: Mailbox) -> Entry:
+        """The oldest message of a mailbox, once there is one. ConfigurationError when there will be none."""
+        box.read_at = now = time.monotonic()
+        while True:
+            entry = box.take(now)
+            if entry is not None:
+                return entry
+            if self._wire is None:
+                if isinstance(self.supervisor.problem, ConfigurationError):
+                    await self.supervisor.link(self._expiry)
+                self.supervisor.start()
+            await box.wait()
+            now = time.monotonic()
+
+    async def ready(self, timeout: float) -> None:
+        """Until this process can be reached: its queue is declared and consumed."""
+        await self.supervisor.link(timeout)
+
+    async def group_add(self, group: str, channel: str, member: Member, timeout: float) -> None:
+        """Join; back when the next group_send will reach the channel."""
+        self.groups.setdefault(group, {})[channel] = member
+        deadline = time.monotonic() + timeout
+        try:
+            while group not in self._bound:
+                await self.supervisor.link(max(0.0, deadline - time.monotonic()))
+                if group not in self._bound:
+                    await self._bind(group)
+        except BaseException:
+            self.group_discard(group, channel)
+            raise
+
+    async def _bind(self, group: str) -> None:
+        """Bind once, however many join at the same time; a link that dies meanwhile ends it, and its heir
+        binds all.
+        """
+        future = self._binding.get(group)
+        if future is None:
+            future = self._binding[group] = self.loop.create_future()
+            wire = self._wire
+            try:
+                if wire is not None:
+                    await wire.queue_bind(
+                        self._queue_name, self._topology.exchange, self._topology.group_key(group)
+                    )
+                    if wire is self._wire:
+                        self._bound.add(group)
+            except (ConnectionError, LookupError, RuntimeError, LayerError):
+                pass  # the link is gone: the caller looks again
+            finally:
+                del self._binding[group]
+                future.set_result(None)
+        else:
+            await asyncio.shield(future)
+
+    def group_discard(self, group: str, channel: str) -> None:
+        members = self.groups.get(group)
+        if members is None or members.pop(channel, None) is None or members:
+            return
+        del self.groups[group]
+        self.loop.call_later(LINGER, self._unbind, group)
+
+    def _unbind(self, group: str) -> None:
+        wire = self._wire
+        if group in self.groups or group not in self._bound or wire is None:
+            return
+        self._bound.discard(group)
+
+        async def unbind() -> None:
+            with contextlib.suppress(Exception):  # a lost link has nothing bound
+                await wire.queue_unbind(
+                    self._queue_name, self._topology.exchange, self._topology.group_key(group)
+                )
+
+        self._spawn(unbind())
+
+    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take_in(self, delivery: Delivery) -> None:
+        """A batch from the process queue, to the mailboxes of its targets."""
+        self.stats.batches_in += 1
+        try:
+            pairs = list(codec.decode(delivery.body))
+        except ValueError:
+            self.stats.lose("undecodable", None)
+            return
+        expires = time.monotonic() + self._expiry
+        size = len(delivery.body) // max(1, len(pairs))
+        for target, run in groupby(pairs, itemgetter(0)):
+            if not target:
+                for _, message in run:
+                    self.control(message)
+            elif "!" in target:
+                box = self.box(target)
+                entries = [Entry(message, expires, size) for _, message in run]
+                box.arriving = max(0, box.arriving - len(entries))
+                box.put(entries, size * len(entries))
+                self.stats.received += len(entries)
+            else:
+                members = self.groups.get(target)
+                if members:
+                    shared = len(members) > 1
+                    entries = [Entry(message, expires, size, shared) for _, message in run]
+                    for member in members.values():
+                        member.put(entries, size * len(entries))
+                    self.stats.received += len(entries) * len(members)
+
+    def _missed(self, delivery: Delivery) -> None:
+        """A message came to the gap queue: this one, and those before it that it replaced there, never
+        reached us.
+        """
+        deaths: Any = delivery.headers.get("x-death") or [{}]
+        self._announce("expired" if deaths[0].get("reason") == "expired" else "broker_overflow")
+
+    # Normal channels
+
+    async def subscribe(
+        self,
+        queue: Queue,
+        prefetch: int,
+        on_message: Callable[[Received], None],
+        on_lost: Callable[[LayerError | None], None],
+        timeout: float,
+    ) -> Subscription:
+        """Consume a normal channel from now on, over reconnects; back when the broker has agreed."""
+        subscription = Subscription(queue, prefetch, on_message, on_lost)
+        self._subscriptions.add(subscription)
+        try:
+            async with asyncio.timeout(timeout):
+                link = await self.supervisor.link(timeout)
+                if subscription.wire is None:
+                    await self._consume(link, subscription)
+                await subscription.active.wait()
+        except TimeoutError:
+            self._subscriptions.discard(subscription)
+            raise BrokerUnavailable(f"could not consume {queue.name} within {timeout:g} s") from None
+        except BaseException:
+            self._subscriptions.discard(subscription)
+            raise
+        return subscription
+
+    async def _consume(self, link: Link, subscription: Subscription) -> None:
+        await declare(link, self._topology, subscription.queue)
+
+        def on_delivery(delivery: Delivery) -> None:
+            self.stats.batches_in += 1
+            try:
+                messages = [message for _, message in codec.decode(delivery.body)]
+            except ValueError:
+                self.stats.lose("undecodable", None, subscription.queue.key[2:])
+                Received([], delivery, wire, link).refuse(requeue=False)
+                return
+            self.stats.received += len(messages)
+            subscription.on_message(Received(messages, delivery, wire, link))
+
+        wire = await link.wire(on_delivery=on_delivery)
+        subscription.wire = wire
+        await wire.basic_qos(prefetch_count=subscription.prefetch)
+        answer = await wire.basic_consume(subscription.queue.name, _nothing)
+        subscription.tag = answer.consumer_tag or ""
+        subscription.active.set()
+
+    async def pause(self, subscription: Subscription) -> None:
+        """No new messages; those delivered can still be acknowledged."""
+        self._subscriptions.discard(subscription)
+        if subscription.wire is not None and not subscription.wire.is_closed:
+            with contextlib.suppress(Exception):
+                await subscription.wire.basic_cancel(subscription.tag, timeout=5)
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop; what was delivered and not acknowledged goes back to the queue."""
+        await self.pause(subscription)
+        if subscription.wire is not None and not subscription.wire.is_closed:
+            with contextlib.suppress(Exception):
+                subscription.wire.retired = True
+                await subscription.wire.close()
+
+    # The link
+
+    async def _setup(self, link: Link) -> None:
+        wire = await link.wire(on_delivery=self._take_in)
+        self._queue_name = self._topology.process_queue(self.process, link.generation)
+        await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
+        gap_queue = self._topology.gap_queue(self._queue_name)
+        await wire.queue_declare(
+            gap_queue, exclusive=True, arguments={"x-max-length": 1, "x-overflow": "drop-head"}
+        )
+        await wire.queue_declare(
+            self._queue_name,
+            exclusive=True,
+            arguments=self._topology.process_arguments(self._queue_name, self._queue_bytes),
+        )
+        groups = list(self.groups)
+        for group in groups:
+            await wire.queue_bind(
+                self._queue_name, self._topology.exchange, self._topology.group_key(group), nowait=True
+            )
+        await wire.queue_bind(
+            self._queue_name, self._topology.exchange, self._topology.process_key(self.process)
+        )
+        await wire.basic_consume(self._queue_name, _nothing, no_ack=True)
+        gaps = await link.wire(on_delivery=self._missed)
+        await gaps.basic_consume(gap_queue, _nothing, no_ack=True)
+        for subscription in self._subscriptions:
+            await self._consume(link, subscription)
+        self._bound = set(groups)
+        self._wire = wire
+        if self._connected_before:
+            self._announce("reconnect")
+        self._connected_before = True
+
+    async def flush(self) -> None:
+        """Forget all channels, groups and messages."""
+        for box in self.boxes.values():
+            box.clear()
+        for group, members in list(self.groups.items()):
+            for channel in list(members):
+                self.group_discard(group, channel)
+        if self._wire is not None:
+            await self._wire.queue_purge(self._queue_name)
+
+    def _announce(self, reason: str) -> None:
+        """Every local channel may have missed something, nobody knows how much."""
+        self.stats.lose(reason, None)
+        message = self._gap()
+        for box in self.boxes.values():
+            box.arriving = 0
+            if message is not None:
+                box.put(
+                    [Entry({**message, "reason": reason, "count": None}, time.monotonic() + self._expiry, 0)],
+                    0,
+                )
+
+    def _lost(self, link: Link, reason: str) -> None:
+        self.stats.reconnects += 1
+        self._wire = None
+        self._bound.clear()
+        for subscription in self._subscriptions:
+            subscription.wire = None
+            subscription.active.clear()
+            subscription.on_lost(None)
+
+    def _failed(self, error: LayerError) -> None:
+        """Trying again cannot help: whoever waits for a message must know."""
+        for box in self.boxes.values():
+            box.fail(error)
+        for subscription in self._subscriptions:
+            subscription.on_lost(error)
+        self._subscriptions.clear()
+
+    def _sweep(self) -> None:
+        """Forget channels that nobody reads: at once past the expiry without groups, after `idle` with
+        them.
+        """
+        now = time.monotonic()
+        grouped = {channel for members in self.groups.values() for channel in members}
+        for channel, box in list(self.boxes.items()):
+            unread = 0.0 if box.waiters else now - box.read_at
+            if unread > self._idle or (unread > self._expiry and channel not in grouped):
+                box.clear()
+                del self.boxes[channel]
+                if channel in grouped:
+                    for group in [group for group, members in self.groups.items() if channel in members]:
+                        self.group_discard(group, channel)
+        self._sweeper = self.loop.call_later(max(1.0, self._expiry / 2), self._sweep)
+
+    async def close(self) -> None:
+        self._sweeper.cancel()
+        await self.supervisor.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+
+async def _nothing(message: object) -> None:
+    """aiormq wants a callback; the wire has taken the message before."""

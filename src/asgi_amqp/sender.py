@@ -1,0 +1,357 @@
+"""The sending half of a session: gathers, publishes, waits for confirms, retries what may be retried.
+
+Runs in one event loop. An event is accepted into the batcher; a flush, called once per turn of the loop,
+publishes all that has gathered. Everything is published with confirms, one per batch, so that at a cut it is
+known what was in flight: batches with tickets leave again on the next link, others are reported lost.
+"""
+
+import asyncio
+import time
+
+from .batcher import Batch, Batcher, Ticket
+from .connection import Link, Options, Publisher, Supervisor
+from .declare import declare
+from .exceptions import BrokerUnavailable, ChannelFull, Unroutable
+from .metrics import Stats
+from .topology import Destination, Queue, Topology
+
+WINDOW = 64  # batches that may be unconfirmed; beyond it events gather into larger batches
+UNWRITTEN = 1 << 20  # bytes in the transport beyond which nothing more is written
+SWEEP = 0.1  # seconds between looks at deadlines, while anyone waits
+
+
+class FutureTicket(Ticket):
+    """A ticket that an asyncio task awaits in the sender's own loop."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, left: int, deadline: float) -> None:
+        super().__init__(left, deadline)
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish(self) -> None:
+        if not self.future.done():
+            if self.error is None:
+                self.future.set_result(None)
+            else:
+                self.future.set_exception(self.error)
+
+    async def wait(self) -> None:
+        try:
+            await self.future
+        finally:
+            self.done = True  # cancelled: withdraw what has not left
+
+
+class Unwatched(Ticket):
+    """For a confirmed event that nobody waits for: its failure is reported as a loss."""
+
+    __slots__ = ("_stats",)
+
+    def __init__(self, deadline: float, stats: Stats) -> None:
+        super().__init__(1, deadline)
+        self._stats = stats
+
+    def finish(self) -> None:
+        if self.error is not None:
+            self._stats.lose("refused" if isinstance(self.error, ChannelFull) else "unconfirmed", 1)
+
+
+class Sender:
+    """See the module. `buffer_bytes` bounds what waits; a full buffer makes senders wait, then fail."""
+
+    def __init__(
+        self, options: Options, topology: Topology, stats: Stats, *, buffer_bytes: int, expiry: float
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.batcher = Batcher()
+        self.supervisor = Supervisor(options, self._setup, self._lost)
+        self.stats = stats
+        self.unconfirmed: dict[int, Batch] = {}
+        self.unconfirmed_bytes = 0
+        self.blocked = False
+        self._topology = topology
+        self._limit = buffer_bytes
+        self._expiry = expiry
+        self._link: Link | None = None
+        self._publisher: Publisher | None = None
+        self._scheduled = self._draining = False
+        self._room: asyncio.Event = asyncio.Event()
+        self._declared: dict[str, float] = {}
+        self._held: dict[str, list[tuple[Destination, bytes, Ticket]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def buffered(self) -> int:
+        return self.batcher.size + self.unconfirmed_bytes
+
+    async def send(self, destination: Destination, data: bytes, timeout: float) -> None:
+        """Confirmed: back when the broker has it. Else: back when it is accepted to leave in this turn of
+        the loop.
+        """
+        if destination.confirmed:
+            ticket = FutureTicket(1, time.monotonic() + timeout)
+            self.submit(destination, data, ticket)
+            await ticket.wait()
+            return
+        if self._link is None or self.buffered > self._limit:
+            await self._wait_for_room(timeout)
+        self.stats.sent += 1
+        self.batcher.add(destination, data, time.monotonic())
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    async def _wait_for_room(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            await self.supervisor.link(max(0.0, deadline - time.monotonic()))
+            if self.buffered <= self._limit:
+                return
+            self._room.clear()
+            try:
+                async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
+                    await self._room.wait()
+            except TimeoutError:
+                raise BrokerUnavailable(
+                    f"{self._state()}: {self.buffered} bytes wait to be sent, the most that "
+                    "buffer_bytes allows"
+                ) from None
+
+    def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
+        """Accept an event from this loop's thread; its ticket is settled once written, or confirmed where it
+        must be.
+        """
+        now = time.monotonic()
+        self.stats.sent += 1
+        if ticket is not None and self._sweeper is None:
+            self._sweeper = self.loop.call_later(SWEEP, self._sweep)
+        queue = destination.queue
+        if queue is not None and ticket is not None:
+            held = self._held.get(queue.key)
+            if held is not None:
+                held.append((destination, data, ticket))
+                return
+            if now - self._declared.get(queue.key, -1e9) > self._expiry:
+                self._held[queue.key] = [(destination, data, ticket)]
+                self._spawn(queue)
+                return
+        self.batcher.add(destination, data, now, ticket)
+        self._schedule()
+
+    def _spawn(self, queue: Queue) -> None:
+        task = self.loop.create_task(self._declare(queue))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _declare(self, queue: Queue) -> None:
+        """Declare a queue, then let go the events that were held for it."""
+        error: Exception | None = None
+        while self._waiting(queue.key):
+            try:
+                await declare(await self.supervisor.link(1.0), self._topology, queue)
+                break
+            except BrokerUnavailable:
+                continue
+            except Exception as problem:
+                error = problem
+                break
+        now = time.monotonic()
+        if error is None:
+            self._declared[queue.key] = now
+        for destination, data, ticket in self._held.pop(queue.key, ()):
+            if error is not None:
+                ticket.settle(error)
+            elif not ticket.done:
+                self.batcher.add(destination, data, now, ticket)
+        self._schedule()
+
+    def _waiting(self, key: str) -> bool:
+        return any(not ticket.done for _, _, ticket in self._held.get(key, ()))
+
+    def _schedule(self) -> None:
+        if self._link is None:
+            self.supervisor.start()
+        elif not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Publish what has gathered, as far as the window and the transport allow."""
+        self._scheduled = False
+        link, publisher = self._link, self._publisher
+        if link is None or publisher is None or self._draining:
+            return
+        out = []
+        now = time.monotonic()
+        while len(self.unconfirmed) < WINDOW:
+            batch = self.batcher.take()
+            if batch is None:
+                break
+            mandatory = batch.confirmed or (len(batch.keys) == 1 and batch.destination.key.startswith("p."))
+            out.append(
+                publisher.frames(
+                    b"".join(batch.parts), batch.keys, persistent=batch.confirmed, mandatory=mandatory
+                )
+            )
+            batch.since = now
+            batch.returned = False
+            self.unconfirmed[publisher.tag] = batch
+            self.unconfirmed_bytes += batch.size
+            if not batch.confirmed:
+                for ticket in batch.tickets:
+                    ticket.settle()
+        if out:
+            self.stats.batches_out += len(out)
+            link.write(out[0] if len(out) == 1 else b"".join(out))
+            if link.unwritten > UNWRITTEN:
+                self._draining = True
+                task = self.loop.create_task(self._drain(link))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self, link: Link) -> None:
+        try:
+            await link.drain()
+        except OSError:
+            pass  # the supervisor hears of it too
+        finally:
+            self._draining = False
+            self._schedule()
+
+    def _confirm(self, tag: int, multiple: bool, ok: bool) -> None:
+        if multiple:
+            tags = []
+            for earlier in self.unconfirmed:
+                if earlier > tag:
+                    break
+                tags.append(earlier)
+        else:
+            tags = [tag]
+        now = time.monotonic()
+        for each in tags:
+            batch = self.unconfirmed.pop(each, None)
+            if batch is not None:
+                self.unconfirmed_bytes -= batch.size
+                self._settle(batch, ok, now)
+        if not self._room.is_set() and self.buffered <= self._limit:
+            self._room.set()
+        if len(self.batcher):
+            self._schedule()
+
+    def _settle(self, batch: Batch, ok: bool, now: float) -> None:
+        if batch.returned and batch.confirmed:  # its queue is gone: declare it anew and send again
+            queue = batch.destination.queue
+            if queue is not None:
+                self._declared.pop(queue.key, None)
+            for part, ticket in zip(batch.parts, batch.tickets, strict=True):
+                if queue is None:
+                    ticket.settle(Unroutable(f"nothing is bound to {batch.destination.key}: was it deleted?"))
+                elif not ticket.done:
+                    self.submit(batch.destination, part[len(batch.destination.target) :], ticket)
+            return
+        if batch.returned:
+            self.stats.lose("no_receiver", batch.count)
+        elif ok:
+            self.stats.confirmed += batch.count
+            self.stats.confirm_took(now - batch.since)
+        else:
+            self.stats.refused += batch.count
+        if batch.confirmed:
+            key = batch.destination.key
+            error = None if ok else ChannelFull(f"the queue of channel {key[2:]!r} is full")
+            for ticket in batch.tickets:
+                ticket.settle(error)
+
+    def _returned(self, message_id: str) -> None:
+        batch = self.unconfirmed.get(int(message_id)) if message_id.isdigit() else None
+        if batch is not None:
+            batch.returned = True
+
+    def _sweep(self) -> None:
+        """Give up tickets past their deadline, and what has waited unsent for longer than the expiry."""
+        now = time.monotonic()
+        waiting = False
+        for batch in (*self.batcher, *self.unconfirmed.values()):
+            for ticket in batch.tickets:
+                waiting = waiting or not ticket.done
+                if not ticket.done and ticket.deadline < now:
+                    ticket.give_up(BrokerUnavailable(f"not confirmed in time: {self._state()}"))
+        for held in self._held.values():
+            for _, _, ticket in held:
+                waiting = waiting or not ticket.done
+                if not ticket.done and ticket.deadline < now:
+                    ticket.give_up(BrokerUnavailable(f"not sent in time: {self._state()}"))
+        self._sweeper = self.loop.call_later(SWEEP, self._sweep) if waiting else None
+
+    def _state(self) -> str:
+        if self._link is None:
+            return str(self.supervisor.problem or "no connection to the broker")
+        return (
+            "the broker has blocked its publishers (memory or disk alarm)"
+            if self.blocked
+            else "the broker is slow"
+        )
+
+    async def _setup(self, link: Link) -> None:
+        async with link.attempt() as wire:
+            await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
+        wire = await link.wire(confirms=True, on_confirm=self._confirm, on_return=self._returned)
+        self._publisher = Publisher(wire, self._topology.exchange, link.frame_max)
+        self._link = link
+        self.blocked = False
+        dropped = self.batcher.drop_older(time.monotonic() - self._expiry)
+        if dropped:
+            self.stats.lose("expired", dropped)
+        self._spawn_watch(link)
+        self._schedule()
+
+    def _spawn_watch(self, link: Link) -> None:
+        async def watch() -> None:
+            while not link.lost.done():
+                self.blocked = await link.blocked()
+                await asyncio.wait([link.lost], timeout=1)
+
+        task = self.loop.create_task(watch())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _lost(self, link: Link, reason: str) -> None:
+        if self._link is not link:
+            return
+        self._link = self._publisher = None
+        self.blocked = False
+        self.stats.reconnects += 1
+        again = []
+        gone = 0
+        for batch in self.unconfirmed.values():
+            if batch.confirmed:
+                again.append(batch.live())
+            else:
+                gone += batch.count
+        self.unconfirmed.clear()
+        self.unconfirmed_bytes = 0
+        self.batcher.put_back([batch for batch in again if batch.count])
+        if gone:
+            self.stats.lose("in_flight", gone)
+
+    async def flush(self, timeout: float) -> bool:
+        """Wait until all that was accepted is confirmed, at most `timeout` seconds; whether it is."""
+        deadline = time.monotonic() + timeout
+        while self.batcher.count or self.unconfirmed or self._held:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    async def close(self, timeout: float = 2.0) -> None:
+        """Let go what has gathered, if the broker listens, and disconnect."""
+        if self._link is not None:
+            self._flush()
+            await self.flush(timeout)
+        await self.supervisor.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()

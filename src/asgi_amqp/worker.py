@@ -1,0 +1,205 @@
+"""A worker for a normal channel: at least once, acknowledged after the handler has finished.
+
+An AMQP message holds one event or, under load, a batch. Events run on `concurrency` slots in the order in
+which they came (strictly, with one slot). A message is acknowledged when all its events are done. An event
+whose handler raised is tried again: alone, after a pause that doubles, until the queue's delivery limit
+sends it to the dead-letter queue; the others of its batch are not repeated for it. A worker that dies leaves
+its messages to others.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+from .codec import Message, encode
+from .exceptions import LayerError
+from .layer import AMQPChannelLayer
+from .receiver import Received
+
+log = logging.getLogger("asgi_amqp.worker")
+
+Handler = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    received: Received
+    left: int
+    failed: list[Message] = field(default_factory=list)
+
+
+class Worker:
+    """`await Worker(layer, handler, "channel").run()`; ends after `stop()` or SIGTERM, or with an error of
+    the layer.
+
+    concurrency: handlers at a time, and AMQP messages fetched ahead. drain_timeout: seconds that running
+    handlers get to finish after stop(); then they are cancelled and their messages go back. retry: first and
+    longest pause, seconds.
+    """
+
+    def __init__(
+        self,
+        layer: AMQPChannelLayer,
+        handler: Handler,
+        channel: str,
+        concurrency: int = 1,
+        *,
+        drain_timeout: float = 10.0,
+        retry: tuple[float, float] = (0.1, 30.0),
+        handle_signals: bool = True,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError("concurrency: at least 1")
+        self.handled = 0
+        self.failed = 0
+        self._layer = layer
+        self._handler = handler
+        self._channel = channel
+        self._concurrency = concurrency
+        self._drain_timeout = drain_timeout
+        self._retry = retry
+        self._handle_signals = handle_signals
+        self._events: deque[tuple[_Work, Message]] = deque()
+        self._unfinished: set[_Work] = set()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._error: LayerError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def stop(self) -> None:
+        """Take nothing new, finish what runs, return from run(). From any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        else:
+            self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until stopped. BrokerUnavailable when the broker cannot be reached at the start; later it is
+        waited for.
+        """
+        self._loop = asyncio.get_running_loop()
+        queue = self._layer.destination(self._channel).queue
+        if queue is None:
+            raise ValueError(f"{self._channel} is a process-local channel: a worker needs a normal one")
+        receiver = self._layer.session().receiver
+        with self._signals():
+            subscription = await receiver.subscribe(
+                queue, self._concurrency, self._on_message, self._on_lost, self._layer.timeout
+            )
+            slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
+            try:
+                await self._stopping.wait()
+                await receiver.pause(subscription)
+            finally:
+                await self._drain(slots)
+                await receiver.unsubscribe(subscription)
+        if self._error is not None:
+            raise self._error
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop the worker, in the main thread."""
+        loop = asyncio.get_running_loop()
+        wanted = self._handle_signals and threading.current_thread() is threading.main_thread()
+        if wanted:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stopping.set)
+        try:
+            yield
+        finally:
+            if wanted:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+
+    def _on_message(self, received: Received) -> None:
+        if not received.messages:
+            received.ack()
+            return
+        work = _Work(received, len(received.messages))
+        self._unfinished.add(work)
+        self._events.extend((work, message) for message in received.messages)
+        self._wake.set()
+
+    def _on_lost(self, error: LayerError | None) -> None:
+        """What has not begun will come again, to us or to another worker."""
+        self._events.clear()
+        self._unfinished.clear()
+        if error is not None:
+            self._error = error
+            self._stopping.set()
+
+    async def _slot(self) -> None:
+        while True:
+            while not self._events:
+                self._wake.clear()
+                await self._wake.wait()
+            work, message = self._events.popleft()
+            try:
+                await self._handler(message)
+                self.handled += 1
+            except Exception:
+                self.failed += 1
+                log.exception(
+                    "channel %s: the handler failed on a message of type %r",
+                    self._channel,
+                    message.get("type"),
+                )
+                work.failed.append(message)
+            work.left -= 1
+            if not work.left:
+                await self._finish(work)
+
+    async def _finish(self, work: _Work) -> None:
+        received = work.received
+        if not work.failed:
+            received.ack()
+        elif len(received.messages) == 1:
+            first, longest = self._retry
+            pause = min(longest, first * 2 ** min(received.attempts, 30))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    pause
+                ):  # the slot waits: a broken database must not spin the queue
+                    await self._stopping.wait()
+            received.refuse(requeue=True)
+        else:
+            sender = self._layer.session().sender
+            destination = self._layer.destination(self._channel)
+            try:
+                for message in work.failed:
+                    await sender.send(destination, encode(message), self._layer.timeout)
+            except (LayerError, Exception):
+                log.warning(
+                    "channel %s: failed events could not be put back alone: their batch is repeated",
+                    self._channel,
+                )
+                received.refuse(requeue=True)
+            else:
+                received.ack()
+        self._unfinished.discard(work)
+        if not self._unfinished:
+            self._idle.set()
+
+    async def _drain(self, slots: list[asyncio.Task[None]]) -> None:
+        """Let what has begun finish; give back the rest."""
+        begun = {work for work in self._unfinished if work.left < len(work.received.messages)}
+        waiting = {id(work) for work, _ in self._events}
+        running = [work for work in self._unfinished if work in begun or id(work) not in waiting]
+        for work in self._unfinished.difference(running):
+            work.received.refuse(requeue=True)
+        self._events = deque((work, message) for work, message in self._events if work in running)
+        self._unfinished.intersection_update(running)
+        if self._unfinished:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_timeout):
+                    await self._idle.wait()
+        for slot in slots:
+            slot.cancel()
+        await asyncio.gather(*slots, return_exceptions=True)

@@ -1,0 +1,54 @@
+"""Exceptions of sockets, TLS and handshakes, as errors in words."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+from carillon.client.errors import Away, CertificateError, ClientError, Refused
+
+
+def connection_failure(error: Exception, where: str) -> ClientError:
+    """What a failed connection to `where` (an address) was."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return CertificateError(
+            f"the certificate of {where} is not trusted ({error.verify_message}): "
+            "CARILLON_CA_CERT or --ca-cert names the CA to trust"
+        )
+    if isinstance(error, InvalidStatus):
+        return http_failure(error.response.status_code, error.response.body, where)
+    if isinstance(error, ssl.SSLError):
+        return Away(f"{where} does not speak TLS as it should ({error.reason or error})")
+    if isinstance(error, TimeoutError):
+        return Away(f"{where} does not answer in time")
+    if isinstance(error, ConnectionRefusedError):
+        return Away(f"nothing listens at {where}")
+    if isinstance(error, socket.gaierror):
+        return Away(f"the name in {where} is not known")
+    if isinstance(error, OSError):
+        return Away(f"no connection to {where}: {(error.strerror or str(error)).lower()}")
+    if isinstance(error, InvalidHandshake):
+        return Away(f"what answers at {where} speaks no websocket: {error}")
+    return Away(f"no connection to {where}: {error}")
+
+
+def http_failure(status: int, body: bytes | bytearray | None, where: str) -> ClientError:
+    """What an HTTP answer other than 2xx means. A JSON body's `detail` or `error` is quoted."""
+    try:
+        answer = json.loads(body or b"")
+        detail = (
+            str(answer.get("detail") or answer.get("error") or "")[:300] if isinstance(answer, dict) else ""
+        )
+    except ValueError:
+        detail = ""
+    quoted = f": {detail}" if detail else ""
+    if status in (401, 403):
+        return Refused(f"{where} refuses the token ({status}){quoted}")
+    if status == 404:
+        return Away(f"{where} is not there (404){quoted}")
+    if status == 426:
+        return Away(f"{where} saw no websocket (426): something between eats the Upgrade header{quoted}")
+    return Away(f"{where} answers {status}{quoted}")

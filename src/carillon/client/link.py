@@ -1,0 +1,299 @@
+"""The socket: connects, subscribes, reads, and comes back by itself when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Self
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_websocket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from carillon.client.endpoint import Endpoint, endpoint
+from carillon.client.errors import Away, CertificateError, ClientError, Refused, SubscriptionError
+from carillon.client.failures import connection_failure
+from carillon.client.protocol import (
+    Backoff,
+    Event,
+    Garbage,
+    Groups,
+    Refusal,
+    ServerError,
+    Subscription,
+    Welcome,
+    classify,
+    goodbye,
+    subscribe_message,
+)
+
+OPEN_TIMEOUT = 10.0
+REPLY_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 1.0
+PING_INTERVAL, PING_TIMEOUT = 20.0, 30.0
+MAX_FRAME = 4 * 1024 * 1024
+STABLE = (
+    5.0  # seconds after which a connection counts as good, and the next loss starts with short delays again
+)
+
+Tell = Callable[[str], None]
+
+
+class Socket:
+    """
+    A subscription that survives its connections. Iterate it for events. After a reconnect the same groups
+    are subscribed again; version 1 does not replay what happened meanwhile: `reconnects` grows, and
+    `on_reconnect` is called, so that one can fetch it.
+
+    The buffer between the wire and the iteration is bounded: who does not iterate holds up the wire, and the
+    server may end that (close 4408).
+    """
+
+    def __init__(
+        self,
+        where: Endpoint,
+        *,
+        on_link: Tell | None = None,
+        on_reconnect: Callable[[], None] | None = None,
+        wait: float = 0.0,
+        give_up: float | None = None,
+        backoff: Backoff | None = None,
+        buffer: int = 1000,
+    ) -> None:
+        self.user: int | None = None
+        self.current: tuple[str, ...] = ()
+        self.reconnects = 0
+        self._where = where
+        self._tell = on_link or (lambda words: None)
+        self._on_reconnect = on_reconnect or (lambda: None)
+        self._wait = wait
+        self._give_up = give_up
+        self._backoff = backoff or Backoff()
+        self._groups: Groups | None = None
+        self._connection: ClientConnection | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._reply: asyncio.Future[Subscription] | None = None
+        self._errors: list[str] = []
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue(buffer)
+        self._failure: ClientError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._ready = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(), name="carillon-socket")
+        try:
+            await asyncio.shield(self._ready)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Says goodbye. Takes CLOSE_TIMEOUT at most."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def subscribe(self, groups: Groups) -> Subscription:
+        """
+        Replaces the whole subscription, now and after every reconnect.
+
+        :param groups: such as `{"jobs": ["status_changed"], "job_events": [42]}`
+        :return: what is subscribed now, with the server's words on what it would not give
+        :raises SubscriptionError: the server took nothing of it, or did not answer in time
+        :raises ClientError: the link has ended
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._groups = groups
+        self._errors = []
+        self._reply = asyncio.get_running_loop().create_future()
+        if self._connection is not None:
+            # A connection that breaks right now is made anew, and subscribes by itself.
+            try:
+                await self._connection.send(subscribe_message(groups))
+            except ConnectionClosed:
+                self._tell("the connection broke while subscribing")
+        try:
+            reply = await asyncio.wait_for(self._reply, REPLY_TIMEOUT)
+        except TimeoutError:
+            words = "; ".join(self._errors) or f"no answer to the subscription in {REPLY_TIMEOUT:g} s"
+            raise SubscriptionError(words) from None
+        finally:
+            self._reply = None
+        if groups and not reply.current:
+            raise SubscriptionError("; ".join(reply.errors) or "the server subscribed to nothing of it")
+        return reply
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._events.get()
+            if event is None:
+                self._events.put_nowait(None)  # whoever asks again gets the same answer
+                if self._failure is not None:
+                    raise self._failure
+                return
+            yield event
+
+    # The task
+
+    async def _run(self) -> None:
+        try:
+            await self._keep_connected()
+        except ClientError as error:
+            self._failure = error
+        except asyncio.CancelledError:  # closed: nobody is to hear the rest
+            while not self._events.empty():
+                self._events.get_nowait()
+            raise
+        finally:
+            for future in (self._ready, self._reply):
+                if future is not None and not future.done():
+                    if self._failure is not None:
+                        future.set_exception(self._failure)
+                    else:
+                        future.cancel()
+            await self._events.put(None)
+
+    async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        lost_at = loop.time()
+        while True:
+            opened = None
+            try:
+                async with open_websocket(
+                    self._where.websocket_url,
+                    ssl=self._where.ssl_context,
+                    additional_headers={"Authorization": f"Bearer {self._where.token}"},
+                    user_agent_header="carillon-client",
+                    proxy=None,
+                    open_timeout=OPEN_TIMEOUT,
+                    close_timeout=CLOSE_TIMEOUT,
+                    ping_interval=PING_INTERVAL,
+                    ping_timeout=PING_TIMEOUT,
+                    max_size=MAX_FRAME,
+                ) as connection:
+                    await self._greet(connection)
+                    opened = loop.time()
+                    await self._read(connection)
+            except ConnectionClosed as closed:
+                farewell = goodbye(closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else goodbye(None)
+                if farewell.refused:
+                    raise Refused(f"{self._where.url}: {farewell.words}") from None
+                if not farewell.come_back:
+                    self._tell(farewell.words)
+                    return
+                why = farewell.words
+            except (OSError, InvalidHandshake, TimeoutError) as error:
+                failure = connection_failure(error, self._where.url)
+                if isinstance(failure, (CertificateError, Refused)):
+                    raise failure from None
+                why = str(failure)
+            finally:
+                self._connection = None
+            now = loop.time()
+            if opened is not None:
+                lost_at = now
+                if now - opened >= STABLE:
+                    self._backoff.reset()
+            delay = self._backoff.next()
+            patience = self._wait if self.user is None else self._give_up
+            if patience is not None and now + delay - lost_at > patience:
+                away = f", for {now - lost_at:.0f} s now" if patience else ""
+                raise Away(why + away)
+            self._tell(f"{why}; trying again in {delay:.1f} s")
+            await asyncio.sleep(delay)
+
+    async def _greet(self, connection: ClientConnection) -> None:
+        """
+        :raises Refused: the server says so, and why
+        """
+        first = classify(await asyncio.wait_for(connection.recv(), OPEN_TIMEOUT))
+        if isinstance(first, Refusal):
+            raise Refused(f"{self._where.url} refuses the token: {first.reason}")
+        if not isinstance(first, Welcome):
+            raise Away(f"what answers at {self._where.url} is no Carillon: it begins with {_kind(first)}")
+        again = self.user is not None
+        self.user = first.user
+        self._connection = connection
+        if self._groups is not None:
+            await connection.send(subscribe_message(self._groups))
+        if again:
+            self.reconnects += 1
+            self._tell("connected again")
+            self._on_reconnect()
+        else:
+            self._tell(f"connected to {self._where.url} as user {self.user}")
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    async def _read(self, connection: ClientConnection) -> None:
+        while True:
+            frame = classify(await connection.recv())
+            match frame:
+                case Event():
+                    await self._events.put(frame)
+                case Subscription():
+                    self._subscribed(frame)
+                case ServerError():
+                    self._refused(frame)
+                case Refusal(reason=reason):
+                    raise Refused(f"{self._where.url}: {reason}")
+                case Garbage(why=why):
+                    self._tell(f"ignored {why}")
+                case Welcome():
+                    self._tell("ignored a second welcome")
+
+    def _subscribed(self, reply: Subscription) -> None:
+        self.current = reply.current
+        reply = Subscription(reply.current, reply.joined, reply.left, tuple(self._errors))
+        self._errors = []
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_result(reply)
+        elif reply.left:
+            self._tell(f"no longer subscribed to {', '.join(reply.left)}")
+
+    def _refused(self, error: ServerError) -> None:
+        if self._reply is None or self._reply.done():
+            self._tell(f"the server says: {error.text}")
+        elif error.concerns_one_group:
+            self._errors.append(error.text)
+        else:
+            self._reply.set_exception(SubscriptionError(error.text))
+
+
+def _kind(frame: object) -> str:
+    return frame.why if isinstance(frame, Garbage) else f"a frame of the kind {type(frame).__name__}"
+
+
+def connect(
+    url: str,
+    *,
+    token: str,
+    ca: str | Path | None = None,
+    on_link: Tell | None = None,
+    wait: float = 0.0,
+    give_up: float | None = None,
+) -> Socket:
+    """
+    A socket to Carillon, as an async context manager that is entered when the server has said welcome::
+
+        async with carillon.client.connect(url, token=token, ca="ca.crt") as socket:
+            await socket.subscribe({"jobs": ["status_changed"]})
+            async for event in socket:
+                print(event.payload)
+
+    :param url: such as `https://carillon.example.org`
+    :param ca: file of the CA certificates to trust, instead of the machine's own
+    :param on_link: called with words whenever the link does something
+    :param wait: seconds to keep trying until the first connection
+    :param give_up: seconds to keep trying after a loss; None: for ever
+    :raises ConfigurationError: at once
+    :raises Away, Refused, CertificateError: on entering, and while iterating
+    """
+    return Socket(endpoint(url, token, ca), on_link=on_link, wait=wait, give_up=give_up)

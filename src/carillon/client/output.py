@@ -1,0 +1,173 @@
+"""Follows one job's output: what there is by REST, then live, gaps filled, until the job has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from carillon.client import rest
+from carillon.client.endpoint import Endpoint
+from carillon.client.errors import Away
+from carillon.client.link import Socket, Tell
+from carillon.client.protocol import RELATIONS, Event
+from carillon.client.sequence import Sequence, output_of
+
+FINAL = frozenset({"successful", "failed", "error", "canceled"})
+PAGE = 200
+POLL = 15.0  # seconds of silence after which the API is asked: the loss of the very last event shows no gap
+GAP_PATIENCE = 5.0  # seconds that a gap may stay before it is called one
+ASK_AGAIN = 2.0
+CUT_FROM = 1000  # characters; shorter output that ends with an ellipsis means it
+END_PATIENCE = 5.0  # seconds that the last events of an ended job may still take
+
+
+async def follow(
+    where: Endpoint,
+    job_id: int,
+    write: Callable[[str], None],
+    *,
+    on_link: Tell | None = None,
+    wait: float = 0.0,
+    give_up: float | None = None,
+) -> str:
+    """
+    Writes a job's output in order and without holes until the job has ended.
+
+    :return: the job's final status
+    :raises ClientError: the job is not there, or the link has ended
+    """
+    tell = on_link or (lambda words: None)
+    job = await rest.get(where, f"/api/v2/jobs/{job_id}/")
+    follower = _Follower(where, job_id, write, tell)
+    if job["status"] in FINAL:
+        await follower.fetch()
+        return str(job["status"])
+    family = job.get("event_family")
+    groups: dict[str, list[str | int]] = {"jobs": ["status_changed", "summary"]}
+    if family in RELATIONS:
+        groups[family] = [job_id]
+    look = asyncio.Event()
+    look.set()
+    socket = Socket(where, on_link=tell, on_reconnect=look.set, wait=wait, give_up=give_up)
+    async with socket:
+        for error in (await socket.subscribe(groups)).errors:
+            tell(f"the server says: {error}")
+        return await _until_the_end(follower, socket, look)
+
+
+async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Event) -> str:
+    events = aiter(socket)
+    upcoming = asyncio.ensure_future(anext(events))
+    try:
+        while True:
+            if look.is_set():
+                look.clear()
+                try:
+                    await follower.look()
+                except Away as away:  # the socket stands: what it brings is shown, and the API asked again
+                    follower.tell(f"{away}; asking again in {ASK_AGAIN:g} s")
+                    asyncio.get_running_loop().call_later(ASK_AGAIN, look.set)
+            if follower.status in FINAL:
+                return await follower.end()
+            looked = asyncio.ensure_future(look.wait())
+            patience = GAP_PATIENCE if follower.sequence.has_gap else POLL
+            await asyncio.wait([upcoming, looked], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            looked.cancel()
+            if upcoming.done():
+                try:
+                    event = upcoming.result()
+                except StopAsyncIteration:
+                    raise Away("the server said goodbye before the job ended") from None
+                upcoming = asyncio.ensure_future(anext(events))
+                if follower.take(event):
+                    look.set()
+            elif not look.is_set():
+                follower.give_up_gap()
+                look.set()
+    finally:
+        upcoming.cancel()
+
+
+class _Follower:
+    def __init__(self, where: Endpoint, job_id: int, write: Callable[[str], None], tell: Tell) -> None:
+        self.sequence = Sequence()
+        self.status = ""
+        self.final_counter: int | None = None
+        self._where = where
+        self._job_id = job_id
+        self._write = write
+        self.tell = tell
+
+    def take(self, event: Event) -> bool:
+        """Takes a live event in. Whether the API should be asked now, as events are missing."""
+        if event.job_id != self._job_id:
+            return False
+        if event.family != "jobs":
+            stdout = str(event.payload.get("stdout", ""))
+            if len(stdout) > CUT_FROM and stdout.endswith("…"):
+                return True  # a frame too long was cut, the API has all of it
+            had_gap = self.sequence.has_gap
+            self._put(self.sequence.add([event.payload]))
+            return self.sequence.has_gap and not had_gap
+        if "status" in event.payload:
+            self.status = str(event.payload["status"])
+            return False
+        counter = event.payload.get("final_counter")
+        self.final_counter = counter if isinstance(counter, int) else None
+        return False
+
+    async def look(self) -> None:
+        """Asks the API for what is missing, and how the job is."""
+        job = await rest.get(self._where, f"/api/v2/jobs/{self._job_id}/")
+        await self.fetch()
+        self.status = str(job["status"])
+
+    async def fetch(self) -> None:
+        """Fetches every event after the last one written."""
+        while True:
+            answer = await rest.get(
+                self._where,
+                f"/api/v2/jobs/{self._job_id}/events/",
+                counter__gt=self.sequence.last,
+                page_size=PAGE,
+            )
+            results: list[dict[str, Any]] = answer["results"]
+            before = self.sequence.last
+            self._put(self.sequence.add(results))
+            if not results:
+                return
+            if self.sequence.last == before:
+                # The API has events, but not the next one.
+                self.give_up_gap()
+            if answer.get("next") is None:
+                return
+
+    async def end(self) -> str:
+        """The job has ended: writes what is left of its output."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + END_PATIENCE
+        while True:
+            late = loop.time() > deadline
+            try:
+                await self.fetch()
+                if self.final_counter is None or self.sequence.last >= self.final_counter:
+                    return self.status
+                if late:
+                    self.tell(f"{self.final_counter - self.sequence.last} events at the end never came")
+                    return self.status
+            except Away:
+                if late:
+                    raise
+            await asyncio.sleep(0.3)
+
+    def give_up_gap(self) -> None:
+        missing, due = self.sequence.skip()
+        if missing:
+            self.tell(f"{missing} events are missing before event {self.sequence.last}")
+        self._put(due)
+
+    def _put(self, due: list[dict[str, Any]]) -> None:
+        for event in due:
+            if text := output_of(event):
+                self._write(text)

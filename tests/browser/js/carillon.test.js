@@ -1,0 +1,311 @@
+// The client module without a browser: a socket that the test plays, and a clock that the test turns.
+
+import assert from "node:assert/strict";
+import { beforeEach, mock, test } from "node:test";
+
+import { Carillon, backoff, classify, cookie, describe, rejectsSubscription, verdict } from "../../../src/carillon/web/static/carillon/carillon.js";
+
+class FakeSocket {
+  static all = [];
+
+  constructor(url) {
+    this.url = url;
+    this.readyState = 0;
+    this.sent = [];
+    FakeSocket.all.push(this);
+  }
+
+  static get last() {
+    return FakeSocket.all.at(-1);
+  }
+
+  send(text) {
+    this.sent.push(JSON.parse(text));
+  }
+
+  close() {
+    this.readyState = 3;
+  }
+
+  // What the server does:
+  says(frame) {
+    this.readyState = 1;
+    this.onmessage?.({ data: typeof frame === "string" ? frame : JSON.stringify(frame) });
+  }
+
+  accepts(user = 7) {
+    this.says({ accept: true, user });
+  }
+
+  answers(...groups) {
+    this.says({ groups_current: groups, groups_left: [], groups_joined: groups });
+  }
+
+  closes(code) {
+    this.readyState = 3;
+    this.onclose?.({ code });
+  }
+}
+
+const settle = () => new Promise((resolve) => setImmediate(resolve));
+
+function make(options = {}) {
+  const network = new EventTarget();
+  const link = new Carillon({
+    url: "wss://tower.test/websocket/", xrftoken: "x", WebSocket: FakeSocket, random: () => 0.5, network, ...options,
+  });
+  const states = [];
+  link.on("state", ({ state, attempt }) => states.push(attempt ? `${state} ${attempt}` : state));
+  return { link, states, network };
+}
+
+beforeEach(() => {
+  FakeSocket.all = [];
+  mock.timers.reset();
+  mock.timers.enable({ apis: ["setTimeout", "Date"] });
+});
+
+test("the back-off is jittered over the whole range and bounded", () => {
+  assert.equal(backoff(1, { random: () => 0 }), 0);
+  assert.equal(backoff(1, { random: () => 0.999 }), 999);
+  assert.equal(backoff(3, { random: () => 0.5 }), 2000);
+  assert.equal(backoff(50, { random: () => 0.9999 }), 29_997);
+  assert.equal(backoff(1e9, { cap: 100, random: () => 0.5 }), 50);
+});
+
+test("frames are told apart", () => {
+  assert.deepEqual(classify('{"accept": true, "user": 3}'), { kind: "accepted", user: 3 });
+  assert.deepEqual(classify('{"accept": false, "user": null, "close": true, "error": "expired"}'), { kind: "refused", reason: "expired" });
+  assert.deepEqual(classify('{"groups_current": ["a"], "groups_left": [], "groups_joined": ["a"]}'), {
+    kind: "groups", current: ["a"], left: [], joined: ["a"],
+  });
+  assert.deepEqual(classify('{"error": "unknown channel nonsense"}'), { kind: "error", error: "unknown channel nonsense" });
+  const event = { group_name: "jobs", unified_job_id: 4, status: "running", error: "part of the payload" };
+  assert.deepEqual(classify(JSON.stringify(event)), { kind: "event", family: "jobs", event });
+  for (const text of ["", "nonsense", "[]", "null", "3", "{}"]) assert.deepEqual(classify(text), { kind: "unknown" });
+});
+
+test("close codes: which heal by themselves", () => {
+  for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4408, 4999]) assert.ok(verdict(code).retry, String(code));
+  for (const code of [4401, 4403, 1008, 1009]) assert.ok(!verdict(code).retry, String(code));
+  for (const code of [1006, 4401, 4777]) assert.match(verdict(code).reason, /\w/);
+});
+
+test("a cookie is found, unquoted and decoded", () => {
+  assert.equal(cookie("csrftoken", 'a=1; csrftoken="ab=c%20d"; xcsrftoken=no'), "ab=c d");
+  assert.equal(cookie("missing", "a=1"), "");
+});
+
+test("the state in words", () => {
+  const base = { attempt: 0, retryAt: null, reason: "", code: null, user: null };
+  assert.equal(describe({ ...base, state: "connected" }), "Connected");
+  assert.equal(describe({ ...base, state: "reconnecting", attempt: 2, retryAt: 4200 }, 1000), "Reconnecting in 4 s (attempt 2)");
+  assert.equal(describe({ ...base, state: "reconnecting", attempt: 2 }), "Reconnecting now (attempt 2)");
+  assert.equal(describe({ ...base, state: "refused", reason: "not logged in" }), "Refused: not logged in");
+});
+
+test("connects, subscribes with the xrftoken once accepted, and hands out events by family", async () => {
+  const { link, states } = make();
+  const heard = [];
+  link.on("jobs", (event) => heard.push(["jobs", event.unified_job_id]));
+  link.on("*", (event) => heard.push(["*", event.group_name]));
+  link.subscribe({ jobs: ["status_changed"] });
+  link.connect();
+  assert.equal(FakeSocket.last.url, "wss://tower.test/websocket/");
+  assert.deepEqual(FakeSocket.last.sent, []);
+  FakeSocket.last.accepts();
+  assert.deepEqual(FakeSocket.last.sent, [{ groups: { jobs: ["status_changed"] }, xrftoken: "x" }]);
+  assert.deepEqual(states, ["connecting", "connected"]);
+  assert.equal(link.link.user, 7);
+  FakeSocket.last.answers("jobs-status_changed");
+  FakeSocket.last.says({ group_name: "jobs", unified_job_id: 4, status: "running" });
+  FakeSocket.last.says({ group_name: "schedules", id: 1 });
+  assert.deepEqual(heard, [["jobs", 4], ["*", "jobs"], ["*", "schedules"]]);
+});
+
+test("a token goes into the URL", () => {
+  const { link } = make({ token: "a&b" });
+  link.connect();
+  assert.equal(FakeSocket.last.url, "wss://tower.test/websocket/?token=a%26b");
+});
+
+test("subscribe answers with what was denied beside what was joined, in order", async () => {
+  const { link } = make();
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.answers();
+  const first = link.subscribe({ job_events: [1, 2] });
+  const second = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.says({ error: "access denied to channel job_events for resource id 2" });
+  FakeSocket.last.answers("job_events-1");
+  FakeSocket.last.answers("jobs-summary");
+  assert.deepEqual(await first, {
+    current: ["job_events-1"], left: [], joined: ["job_events-1"], errors: ["access denied to channel job_events for resource id 2"],
+  });
+  assert.deepEqual((await second).current, ["jobs-summary"]);
+});
+
+test("a rejected subscription rejects", async () => {
+  const { link } = make();
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.answers();
+  const promise = link.subscribe({ jobs: "no list" });
+  FakeSocket.last.says({ error: "access denied to channel" });
+  await assert.rejects(promise, /access denied/);
+  assert.ok(rejectsSubscription("invalid message: groups is not an object"));
+});
+
+test("after a break: waits, comes back, subscribes again, and only then calls onreconnect", async () => {
+  const { link, states } = make();
+  const calls = [];
+  link.onreconnect = () => calls.push("fetch");
+  link.subscribe({ jobs: ["status_changed"] });
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.answers("jobs-status_changed");
+  await settle();
+  assert.deepEqual(calls, [], "the first connection is no reconnect");
+  FakeSocket.last.closes(1006);
+  assert.equal(link.link.retryAt, Date.now() + 500);
+  assert.equal(link.link.reason, "the connection was lost");
+  mock.timers.tick(499);
+  assert.equal(FakeSocket.all.length, 1);
+  mock.timers.tick(1);
+  assert.equal(FakeSocket.all.length, 2);
+  FakeSocket.last.accepts();
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["status_changed"] });
+  await settle();
+  assert.deepEqual(calls, [], "not before the subscription stands");
+  FakeSocket.last.answers("jobs-status_changed");
+  await settle();
+  assert.deepEqual(calls, ["fetch"]);
+  assert.deepEqual(states, ["connecting", "connected", "reconnecting 1", "reconnecting 1", "connected"]);
+});
+
+test("attempts are counted and waits grow to the cap, for as long as it takes", () => {
+  const { link } = make();
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.closes(1012);
+  const waits = [];
+  for (let attempt = 1; attempt <= 12; attempt++) {
+    assert.equal(link.link.attempt, attempt);
+    waits.push(link.link.retryAt - Date.now());
+    mock.timers.tick(link.link.retryAt - Date.now());
+    FakeSocket.last.closes(1006);
+  }
+  assert.deepEqual(waits.slice(0, 4), [500, 1000, 2000, 4000]);
+  assert.equal(Math.max(...waits), 15_000);
+});
+
+test("even a goodbye of the server (1000) is no reason to stay away", () => {
+  const { link } = make();
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.closes(1000);
+  assert.equal(link.link.state, "reconnecting");
+});
+
+test("refused: says why and does not come back until asked", () => {
+  const { link } = make();
+  link.connect();
+  FakeSocket.last.says({ accept: false, user: null, close: true, error: "token expired" });
+  FakeSocket.last.closes(4401);
+  assert.equal(link.link.state, "refused");
+  assert.equal(link.link.reason, "token expired");
+  mock.timers.tick(3_600_000);
+  assert.equal(FakeSocket.all.length, 1);
+  link.connect();
+  assert.equal(FakeSocket.all.length, 2);
+  assert.equal(link.link.state, "connecting");
+});
+
+test("a handshake that nobody answers is given up", () => {
+  const { link } = make();
+  link.connect();
+  mock.timers.tick(10_000);
+  assert.equal(link.link.state, "reconnecting");
+  assert.equal(link.link.reason, "no answer to the handshake");
+  assert.equal(FakeSocket.all[0].readyState, 3);
+});
+
+test("silence is probed with the subscription itself; no answer is a break", () => {
+  const { link } = make();
+  link.subscribe({ jobs: ["summary"] });
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.answers("jobs-summary");
+  mock.timers.tick(25_000);
+  assert.equal(FakeSocket.last.sent.length, 2);
+  assert.deepEqual(FakeSocket.last.sent[1], FakeSocket.last.sent[0]);
+  FakeSocket.last.answers("jobs-summary");
+  mock.timers.tick(24_999);
+  assert.equal(FakeSocket.last.sent.length, 2);
+  FakeSocket.last.says({ group_name: "jobs" }); // an event is a sign of life, too
+  mock.timers.tick(24_999);
+  assert.equal(FakeSocket.last.sent.length, 2);
+  mock.timers.tick(1);
+  assert.equal(FakeSocket.last.sent.length, 3);
+  mock.timers.tick(10_000);
+  assert.equal(link.link.state, "reconnecting");
+  assert.equal(link.link.reason, "the server fell silent");
+});
+
+test("the network's news: offline is probed at once, online ends the wait", () => {
+  const { link, network } = make();
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.answers();
+  network.dispatchEvent(new Event("offline"));
+  assert.equal(FakeSocket.last.sent.length, 2);
+  FakeSocket.last.closes(1006);
+  assert.equal(FakeSocket.all.length, 1);
+  network.dispatchEvent(new Event("online"));
+  assert.equal(FakeSocket.all.length, 2);
+  FakeSocket.last.accepts();
+  assert.equal(link.link.state, "connected");
+  mock.timers.tick(500);
+  assert.equal(FakeSocket.all.length, 2, "the attempt that was waiting is gone");
+});
+
+test("closed is closed: nothing comes back, nothing is heard", () => {
+  const { link, states, network } = make();
+  link.connect();
+  const socket = FakeSocket.last;
+  socket.accepts();
+  link.close();
+  socket.closes(1006);
+  network.dispatchEvent(new Event("online"));
+  mock.timers.tick(3_600_000);
+  assert.equal(FakeSocket.all.length, 1);
+  assert.deepEqual(states, ["connecting", "connected", "closed"]);
+});
+
+test("a subscription under way when the link breaks rejects and is made again", async () => {
+  const { link } = make();
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.answers();
+  const promise = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.closes(1006);
+  await assert.rejects(promise, /lost/);
+  mock.timers.tick(500);
+  FakeSocket.last.accepts();
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
+});
+
+test("one listener's fault costs the others nothing", () => {
+  const { link } = make();
+  const error = mock.method(console, "error", () => undefined);
+  const heard = [];
+  link.on("jobs", () => {
+    throw new Error("mine");
+  });
+  link.on("jobs", (event) => heard.push(event));
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.says({ group_name: "jobs" });
+  assert.equal(heard.length, 1);
+  assert.equal(error.mock.callCount(), 1);
+});

@@ -1,0 +1,149 @@
+// The pure parts of the page: terminal colours, the order of events, the count of results, times in words.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/carillon/web/static/carillon/ansi.js";
+import { EventLog, lineCount } from "../../../src/carillon/web/static/carillon/eventlog.js";
+import { ago, duration, elapsed } from "../../../src/carillon/web/static/carillon/format.js";
+import { Tally } from "../../../src/carillon/web/static/carillon/tally.js";
+
+const styled = (changes) => ({ ...PLAIN, ...changes });
+
+test("SGR: attributes, 16 colours, 256 colours, true colour, both separators, resets", () => {
+  const cases = [
+    ["", {}],
+    ["1", { bold: true }],
+    ["1;31", { bold: true, fg: 1 }],
+    ["97;104", { fg: 15, bg: 12 }],
+    ["38;5;9", { fg: 9 }],
+    ["38;5;208", { fg: "#ff8700" }],
+    ["48;5;240", { bg: "#585858" }],
+    ["38;2;1;2;255", { fg: "#0102ff" }],
+    ["38:2::1:2:255", { fg: "#0102ff" }],
+    ["38:5:208;4", { fg: "#ff8700", underline: true }],
+    ["2;3;7;9", { faint: true, italic: true, inverse: true, strike: true }],
+    ["38;5;999;1", { bold: true }],
+    ["38;2;1;2", {}],
+    ["1;22;4;24;31;39", {}],
+    ["31;0", {}],
+    ["31;;1", { bold: true }],
+  ];
+  for (const [parameters, changes] of cases) assert.deepEqual(sgr(PLAIN, parameters), styled(changes), parameters);
+  assert.equal(colour256(16), "#000000");
+  assert.equal(colour256(231), "#ffffff");
+  assert.equal(colour256(255), "#eeeeee");
+});
+
+test("markup stays text", () => {
+  assert.deepEqual(parse("<img src=x onerror=alert(1)>"), [[{ text: "<img src=x onerror=alert(1)>", style: PLAIN }]]);
+});
+
+test("a colour runs on to the next line of the same event, not to the next event", () => {
+  const [first, second] = parse("\x1b[31mone\ntwo\x1b[0m three");
+  assert.deepEqual(first, [{ text: "one", style: styled({ fg: 1 }) }]);
+  assert.deepEqual(second, [{ text: "two", style: styled({ fg: 1 }) }, { text: " three", style: PLAIN }]);
+  assert.deepEqual(parse("next"), [[{ text: "next", style: PLAIN }]]);
+});
+
+test("lines: CRLF, a trailing line feed, empty ones, none", () => {
+  assert.deepEqual(parse(""), []);
+  assert.equal(parse("\r\nTASK [x] ***").length, 2);
+  assert.equal(parse("one\r\ntwo\r\n").length, 2);
+  assert.equal(strip("\r\nTASK\r\n"), "\nTASK");
+  assert.equal(parse("", 0).length, 0);
+  assert.equal(parse("", 1).length, 1, "one empty line");
+  assert.equal(parse("one\n", 2).length, 2, "a line and an empty one");
+  assert.equal(parse("one\r\n", 1).length, 1);
+  assert.equal(parse("one\ntwo", 7).length, 2, "a wrong count adds nothing");
+  assert.deepEqual([lineCount({ start_line: 3, end_line: 5 }), lineCount({}), lineCount({ start_line: 3, end_line: null })], [2, null, null]);
+});
+
+test("other escapes and control characters are taken out, even broken ones", () => {
+  for (const text of [
+    "a\x1b[2Kb", "a\x1b]0;title\x07b", "a\x1b]8;;http://x\x1b\\b", "a\x1b(Bb", "a\x1b[?25lb", "a\x00\x08b", "a\x9bb", "a\x1b[1;b"]) {
+    assert.match(strip(text), /^ab?$/, JSON.stringify(text));
+  }
+  assert.equal(strip("tab\there"), "tab\there");
+});
+
+test("a progress bar that paints over itself shows what it painted last", () => {
+  assert.equal(strip("10%\r50%\r100%\r\n"), "100%");
+});
+
+test("a line of a megabyte of escapes takes no time worth naming", () => {
+  const line = "\x1b[31mx\x1b[0m".repeat(100_000) + "\x1b]".repeat(1000) + "\x1b[".repeat(10_000);
+  const before = performance.now();
+  assert.ok(parseLine(line).spans.length >= 100_000);
+  assert.ok(performance.now() - before < 2000);
+});
+
+const events = (...counters) => counters.map((counter) => ({ counter }));
+const numbers = (list) => list.map(({ counter }) => counter);
+
+test("events come out in order and once, however they come in", () => {
+  const log = new EventLog();
+  assert.deepEqual(numbers(log.add(events(2, 3))), []);
+  assert.deepEqual(log.gap(), { after: 0, before: 2 });
+  assert.deepEqual(numbers(log.add(events(1))), [1, 2, 3]);
+  assert.deepEqual(numbers(log.add(events(3, 2, 4, 4))), [4]);
+  assert.equal(log.gap(), null);
+  assert.deepEqual(numbers(log.add([{ counter: "5" }, {}, { counter: -1 }])), []);
+});
+
+test("a gap that nobody can fill is named and passed", () => {
+  const log = new EventLog();
+  log.add(events(1, 5, 6, 9));
+  const { missing, due } = log.skip();
+  assert.deepEqual(missing, { from: 2, to: 4 });
+  assert.deepEqual(numbers(due), [5, 6]);
+  assert.deepEqual(log.gap(), { after: 6, before: 9 });
+  assert.deepEqual(new EventLog().skip(), { missing: null, due: [] });
+});
+
+test("what waits behind a gap is bounded: the nearest is kept", () => {
+  const log = new EventLog(3);
+  log.add(events(9, 8, 7, 6, 5));
+  assert.deepEqual(numbers(log.add(events(1, 2, 3, 4))), [1, 2, 3, 4, 5, 6, 7]);
+});
+
+test("any order of any batch gives the same stream", () => {
+  let seed = 42;
+  const random = () => (seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648;
+  for (let round = 0; round < 50; round++) {
+    const log = new EventLog();
+    const order = Array.from({ length: 100 }, (_, index) => index + 1).sort(() => random() - 0.5);
+    const out = [];
+    while (order.length) out.push(...numbers(log.add(events(...order.splice(0, 1 + Math.floor(random() * 9))))));
+    assert.deepEqual(out, Array.from({ length: 100 }, (_, index) => index + 1));
+  }
+});
+
+test("results are counted as they come, and Ansible's totals have the last word", () => {
+  const tally = new Tally();
+  for (const event of [
+    { event: "playbook_on_play_start", play: "Web" },
+    { event: "playbook_on_task_start", task: "Install", play: "Web" },
+    { event: "runner_on_ok", changed: true },
+    { event: "runner_on_ok" },
+    { event: "runner_on_skipped" },
+    { event: "runner_on_failed", failed: true },
+    { event: "runner_on_failed", failed: true, event_data: { ignore_errors: true } },
+    { event: "runner_item_on_ok", changed: true },
+  ]) tally.add(event);
+  assert.deepEqual(tally.counts, { ok: 3, changed: 1, failed: 1, unreachable: 0, skipped: 1, rescued: 0, ignored: 1 });
+  assert.deepEqual([tally.tasks, tally.task, tally.play], [1, "Install", "Web"]);
+  tally.add({ event: "playbook_on_stats", event_data: { ok: { a: 5, b: 1 }, changed: { a: 2 }, failures: {}, rescued: { a: 1 } } });
+  assert.deepEqual(tally.counts, { ok: 6, changed: 2, failed: 0, unreachable: 0, skipped: 0, rescued: 1, ignored: 0 });
+});
+
+test("times in words", () => {
+  assert.deepEqual([0.44, 9.94, 9.96, 59.6, 187, 7512].map(duration), ["0.4 s", "9.9 s", "10 s", "1 min 00 s", "3 min 07 s", "2 h 05 min"]);
+  assert.equal(duration(null), "–");
+  const now = Date.parse("2025-11-23T12:00:00Z");
+  assert.equal(ago("2025-11-23T11:57:10Z", now), "2 minutes ago");
+  assert.equal(ago("2025-11-23T16:59:59Z", now), "in 5 hours");
+  assert.equal(ago("2025-11-23T11:59:50Z", now), "just now");
+  assert.equal(elapsed({ started: "2025-11-23T11:59:00Z", finished: null, status: "running" }, now), 60);
+  assert.equal(elapsed({ started: null, finished: null, status: "pending" }, now), null);
+});

@@ -1,0 +1,544 @@
+"""nginx with stubs behind it: what reaches which upstream, and what does not."""
+
+import concurrent.futures
+import json
+import socket
+import ssl
+import time
+
+import pytest
+
+from tests.infra import wire
+from tests.unit.nginx import running, stubs, tree
+
+HANDSHAKE = [
+    ("Connection", "Upgrade"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+]
+UPGRADE = [("Upgrade", "websocket"), *HANDSHAKE]
+SECURITY = [
+    "content-security-policy",
+    "x-content-type-options",
+    "x-frame-options",
+    "referrer-policy",
+    "permissions-policy",
+    "cross-origin-opener-policy",
+    "x-request-id",
+]
+
+
+def handshake(server, path="/websocket/", headers=UPGRADE, method="GET", version="1.1", tls=False):
+    """(status, what daphne's stub saw or None)."""
+    data = wire.request(method, path, [("Host", "localhost"), *headers], version=version)
+    with wire.connect(server.https if tls else server.http, server.tls if tls else None) as connection:
+        connection.sendall(data)
+        file = connection.makefile("rb")
+        status = int(file.readline().split()[1])
+        if status != 101:
+            return status, None
+        while file.readline().rstrip():
+            pass
+        return status, json.loads(file.readline())
+
+
+def variables(answer) -> dict:
+    assert answer.status == 200, answer
+    return json.loads(answer.body)["variables"]
+
+
+# The rule ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/websocket",
+        "/websocket/",
+        "/%77ebsocket",
+        "/websocket%2f",
+        "//websocket",
+        "/api/../websocket/",
+        "/./websocket?token=a",
+        "/websocket/?token=a&token=b",
+    ],
+)
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        [("Upgrade", "websocket")],
+        [("Upgrade", "WebSocket")],
+        [("uPGRADE", "WEBSOCKET")],
+        [("Upgrade", "websocket, h2c")],
+        [("Upgrade", "h2c,websocket")],
+        [("Upgrade", "h2c"), ("Upgrade", "websocket")],
+    ],
+)
+def test_websocket_goes_to_daphne(development, path, upgrade, tls):
+    status, seen = handshake(development, path, [*upgrade, *HANDSHAKE], tls=tls)
+    assert status == 101
+    headers = [(name.lower(), value) for name, value in seen["headers"]]
+    # One constant each: nothing else of what the client listed, and one spelling of the path.
+    assert [value for name, value in headers if name in ("upgrade", "connection")] == ["websocket", "upgrade"]
+    sent = seen["request"].split()[1].partition("?")
+    assert sent[0] in ("/websocket", "/websocket/")
+    assert sent[2] == path.partition("?")[2]
+    assert dict(headers)["x-forwarded-proto"] == ("https" if tls else "http")
+
+
+@pytest.mark.parametrize("path", ["/websocket", "/websocket/", "/%77ebsocket/"])
+@pytest.mark.parametrize(
+    ("headers", "version", "words"),
+    [
+        ([], "1.1", "'Upgrade: websocket' is missing. This address is for websockets"),
+        (
+            [("Connection", "close"), ("Sec-WebSocket-Key", "abc")],
+            "1.1",
+            "a proxy between it and Carillon ate it",
+        ),
+        (
+            [("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings"), ("HTTP2-Settings", "AAMAAABk")],
+            "1.1",
+            "asks for another protocol",
+        ),
+        ([("Upgrade", "websocketfoo")], "1.1", "asks for another protocol"),
+        ([("Upgrade", "websocket/13")], "1.1", "asks for another protocol"),
+        (UPGRADE, "1.0", "speaks 1.0 to it"),
+        ([], "1.0", "HTTP/1.0 without an Upgrade"),
+    ],
+)
+def test_426_says_what_is_missing(development, path, headers, version, words):
+    answer = development.ask("GET", path, headers, version=version)
+    assert answer.status == 426
+    assert answer.all("Upgrade") == ["websocket"]
+    assert "upgrade" in answer.all("Connection")
+    assert answer.get("Content-Type").startswith("application/json")
+    body = json.loads(answer.body)
+    assert words in body["detail"]
+    assert body["required"] == {"Upgrade": "websocket", "Connection": "Upgrade"}
+
+
+def test_426_over_http2(development):
+    development.tls.set_alpn_protocols(["h2"])
+    try:
+        body = wire.exchange_http2(development.https, "GET", "/websocket/", [], development.tls)
+        page = wire.exchange_http2(
+            development.https, "GET", "/page", [("user-agent", "two")], development.tls
+        )
+    finally:
+        development.tls.set_alpn_protocols(["http/1.1"])
+    assert "HTTP/2 or newer" in json.loads(body)["detail"]
+    seen = json.loads(page)["variables"]
+    assert seen["SERVER_PROTOCOL"] == "HTTP/2.0"
+    assert seen["HTTP_HOST"] == f"127.0.0.1:{development.https[1]}"
+
+
+def test_a_handshake_is_a_get(development):
+    answer = development.ask("POST", "/websocket/", UPGRADE)
+    assert answer.status == 405
+    assert answer.get("Allow") == "GET"
+    assert development.ask("POST", "/websocket/").status == 426
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/websocketfoo",
+        "/websocket/foo",
+        "/websocket.",
+        "/Websocket",
+        "/api/v2/ping/",
+        "/",
+        "/websocket/../api/",
+        "/websocket;a",
+        "/websocket%00",
+        "/xwebsocket",
+    ],
+)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        UPGRADE,
+        [
+            ("Upgrade", "h2c"),
+            ("Connection", "Upgrade, HTTP2-Settings"),
+            ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA"),
+        ],
+    ],
+)
+def test_any_other_path_is_an_ordinary_request(development, path, headers):
+    answer = development.ask("GET", path, headers)
+    if path == "/websocket%00":
+        assert answer.status == 400
+        return
+    seen = variables(answer)
+    gone = {"HTTP_UPGRADE", "HTTP_CONNECTION", "HTTP_HTTP2_SETTINGS", "HTTP_TE", "HTTP_TRANSFER_ENCODING"}
+    assert not gone & set(seen)
+    if path == "/websocket/../api/":
+        assert seen["PATH_INFO"] == "/api/"
+    # After it the connection speaks HTTP/1.1 still: no tunnel was opened.
+    with wire.connect(development.http) as connection:
+        data = wire.request("GET", path, [("Host", "localhost"), *headers])
+        connection.sendall(data)
+        assert wire.read_answer(connection).status == 200
+        connection.sendall(wire.request("GET", "/second", [("Host", "localhost")]))
+        assert json.loads(wire.read_answer(connection).body)["variables"]["PATH_INFO"] == "/second"
+
+
+# Who said what ----------------------------------------------------------------------------------------------
+
+FORGED = [
+    ("X-Forwarded-For", "1.2.3.4"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Host", "evil"),
+    ("Forwarded", "for=1"),
+    ("X-Real-IP", "1.2.3.4"),
+    ("X-Forwarded-Port", "1"),
+    ("Proxy", "http://evil"),
+    ("X_Forwarded_For", "6.6.6.6"),
+]
+
+
+def test_forwarded_headers_of_strangers_are_overwritten(development):
+    seen = variables(development.ask("GET", "/", FORGED, host="localhost:8013"))
+    assert seen["REMOTE_ADDR"] == seen["HTTP_X_FORWARDED_FOR"] == "127.0.0.1"
+    assert seen["HTTP_X_FORWARDED_PROTO"] == seen["UWSGI_SCHEME"] == "http"
+    assert "HTTPS" not in seen
+    assert seen["HTTP_HOST"] == "localhost:8013"
+    assert not {
+        "HTTP_X_FORWARDED_HOST",
+        "HTTP_FORWARDED",
+        "HTTP_X_REAL_IP",
+        "HTTP_X_FORWARDED_PORT",
+        "HTTP_PROXY",
+    } & set(seen)
+    _, seen = handshake(development, headers=[*UPGRADE, *FORGED])
+    headers = [(name.lower(), value) for name, value in seen["headers"]]
+    assert [value for name, value in headers if name == "x-forwarded-for"] == ["127.0.0.1"]
+    assert [value for name, value in headers if name == "x-forwarded-proto"] == ["http"]
+    assert not {"x-forwarded-host", "forwarded", "x-real-ip", "x-forwarded-port", "x_forwarded_for"} & {
+        n for n, _ in headers
+    }
+
+
+def test_a_trusted_proxy_is_believed_up_to_the_first_stranger(tmp_path, upstreams):
+    site = tree.values("production") | upstreams | {"trusted_proxies": ["127.0.0.1/32", "10.0.0.0/8"]}
+    site["http"]["policy"] = "serve"
+    with running.nginx(tmp_path / "etc", site) as server:
+        forwarded = [("X-Forwarded-For", "6.6.6.6, 203.0.113.9, 10.0.0.7"), ("X-Forwarded-Proto", "https")]
+        answer = server.ask("GET", "/", forwarded)
+        seen = variables(answer)
+        assert seen["REMOTE_ADDR"] == seen["HTTP_X_FORWARDED_FOR"] == "203.0.113.9"
+        assert seen["HTTPS"] == "on"
+        # The client speaks TLS to the proxy: the policy is HTTPS's.
+        assert answer.get("Strict-Transport-Security") == "max-age=31536000"
+        assert " ws://" not in answer.get("Content-Security-Policy")
+        _, seen = handshake(server, headers=[*UPGRADE, *forwarded])
+        assert ["X-Forwarded-For", "203.0.113.9"] in seen["headers"]
+        # A health check is one by the connection's own address.
+        assert server.ask("GET", "/nginx/health", [("X-Forwarded-For", "203.0.113.9")]).status == 200
+
+
+# Headers ----------------------------------------------------------------------------------------------------
+
+ANSWERS = [
+    ("GET", "/", (), 200),
+    ("GET", "/?status=500", (), 500),
+    ("GET", "/api/v2/jobs/", (), 200),
+    ("GET", "/websocket", (), 426),
+    ("POST", "/websocket", UPGRADE, 405),
+    ("GET", "/static/none.js", (), 404),
+    ("GET", "/favicon.ico", (), 200),
+    ("GET", "/robots.txt", (), 200),
+    ("GET", "/nginx/health", (), 200),
+    ("GET", "/nginx/pages/unavailable.html", (), 404),
+    ("GET", "/nginx/unavailable.css", (), 200),
+    ("TRACE", "/", (), 405),
+    ("GET", "/\x01", (), 400),
+    ("POST", "/", [("Content-Length", "99999999")], 413),
+    ("GET", "/", [("X-Big", "a" * 9000)], 431),
+    ("GET", "/" + "a" * 9000, (), 414),
+]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("method", "path", "headers", "status"), ANSWERS)
+def test_security_headers_once_on_every_answer(development, method, path, headers, status, tls):
+    answer = development.ask(method, path, headers, tls=tls)
+    assert answer.status == status
+    assert {name: len(answer.all(name)) for name in SECURITY} == dict.fromkeys(SECURITY, 1)
+    assert answer.get("X-Frame-Options") == "DENY"
+    assert answer.get("Strict-Transport-Security") is None
+    assert answer.get("Server") == "nginx"
+    if status in (405, 413, 426, 431) and method != "TRACE":
+        assert json.loads(answer.body)["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/v2/jobs/", "/websocket", "/static/none.js", "/robots.txt", "/nginx/health"]
+)
+def test_hsts_in_production_on_tls_alone(production, path):
+    assert production.ask("GET", path, tls=True).all("Strict-Transport-Security") == ["max-age=31536000"]
+    assert production.ask("GET", path).get("Strict-Transport-Security") is None
+
+
+@pytest.mark.parametrize(
+    ("tls", "host", "expected"),
+    [
+        (True, "localhost:8043", "connect-src 'self' wss://localhost:8043;"),
+        (True, "carillon.example.org", "connect-src 'self' wss://carillon.example.org;"),
+        (False, "localhost:8013", "connect-src 'self' ws://localhost:8013 wss://localhost:8013;"),
+        (True, "[::1]:8043", "connect-src 'self' wss://[::1]:8043;"),
+    ],
+)
+def test_the_policy_names_the_websocket(development, tls, host, expected):
+    assert expected in development.ask(tls=tls, host=host).get("Content-Security-Policy")
+
+
+def test_a_host_cannot_write_the_policy(development):
+    policy = development.ask(host="a;script-src:1", tls=True).get("Content-Security-Policy")
+    assert "connect-src 'self';" in policy
+    assert "script-src" not in policy
+
+
+# Files, pages, limits ---------------------------------------------------------------------------------------
+
+
+def test_static_files(development):
+    static = development.root / "static"
+    (static / "page.0123456789ab.js").write_text("x" * 3000)
+    (static / "page.mjs").write_text("x")
+    hashed = development.ask("GET", "/static/page.0123456789ab.js", [("Accept-Encoding", "gzip")])
+    assert hashed.get("Cache-Control") == "public, max-age=31536000, immutable"
+    assert hashed.get("Content-Encoding") == "gzip"
+    assert hashed.get("Content-Type").startswith("text/javascript")
+    plain = development.ask("GET", "/static/page.mjs")
+    assert plain.get("Cache-Control") == "no-cache"
+    assert plain.get("Content-Type").startswith("text/javascript")
+    assert development.ask("GET", "/static/gone.0123456789ab.js").get("Cache-Control") is None
+    assert development.ask("GET", "/static/").status == 403
+    assert development.ask("GET", "/static../nginx.conf").status == 200, "an ordinary path: uwsgi's"
+    assert development.ask("GET", "/static/../nginx.conf").status == 200, "likewise"
+    assert development.ask("GET", "/static/%2e%2e/nginx.conf").status == 200
+    assert development.ask("GET", "/static/..%2fnginx.conf").status == 200
+    assert development.ask("POST", "/static/page.mjs").status == 405
+
+
+def test_a_page_of_our_own_while_the_application_is_away(tmp_path):
+    dead = {name: [f"127.0.0.1:{running.free_port()}"] for name in ("uwsgi", "daphne")} | {"resolver": None}
+    with running.nginx(tmp_path / "etc", tree.values("development") | dead) as server:
+        for method in ("GET", "POST"):
+            page = server.ask(method, "/some/page?token=s3cret")
+            assert page.status == 502
+            assert page.get("Content-Type") == "text/html; charset=utf-8"
+            assert page.get("Retry-After") == "3"
+            assert b'http-equiv="refresh"' in page.body
+            assert {name: len(page.all(name)) for name in SECURITY} == dict.fromkeys(SECURITY, 1)
+        for path, headers in (
+            ("/api/v2/jobs/", ()),
+            ("/api/login/", ()),
+            ("/websocket/?token=s3cret", UPGRADE),
+        ):
+            answer = server.ask("GET", path, headers)
+            assert answer.status == 502
+            assert answer.get("Retry-After") == "3"
+            assert "Try again" in json.loads(answer.body)["detail"]
+            assert {name: len(answer.all(name)) for name in SECURITY} == dict.fromkeys(SECURITY, 1)
+        time.sleep(0.1)
+        assert "s3cret" not in server.log()
+        assert 'path="/some/page" ' in server.log()
+
+
+def test_the_applications_own_errors_pass(development):
+    answer = development.ask("GET", "/api/v2/health/?status=503")
+    assert answer.status == 503
+    assert json.loads(answer.body)["variables"]["PATH_INFO"] == "/api/v2/health/"
+
+
+def test_no_query_in_any_log(development):
+    secret = "s3cret-in-a-query"
+    for path in (
+        f"/websocket?token={secret}",
+        f"/websocket/?token={secret}",
+        f"/websocket%3Ftoken={secret}",
+        f"/?token={secret}",
+        f"/websocket#{secret}",
+        f"http://localhost/websocket?token={secret}",
+    ):
+        development.ask("GET", path)
+        development.ask("GET", path, [("X-Big", "a" * 9000), ("Referer", path)])
+        development.ask("POST", path, [("Content-Length", "99999999")])
+        with wire.connect(development.http) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nbroken\r\n\r\n".encode())
+            wire.read_answer(connection)
+    handshake(development, f"/websocket/?token={secret}")
+    agent = "the-last-one"
+    development.ask("GET", "/", [("User-Agent", agent)])
+    deadline = time.monotonic() + 5
+    while agent not in development.log():
+        assert time.monotonic() < deadline
+    assert secret not in development.log()
+
+
+def test_the_log_names_the_upstream(development, upstreams):
+    answer = development.ask("GET", "/who")
+    handshake(development, "/websocket?token=x", [*UPGRADE, ("User-Agent", "log-test")])
+    deadline = time.monotonic() + 5
+    while not (lines := [line for line in development.log().splitlines() if 'agent="log-test"' in line]):
+        assert time.monotonic() < deadline
+    assert f'upstream="{upstreams["daphne"][0]}"' in lines[0]
+    assert "status=101" in lines[0]
+    ordinary = [line for line in development.log().splitlines() if answer.get("X-Request-ID") in line]
+    assert len(ordinary) == 1
+    assert f'upstream="{upstreams["uwsgi"][0]}"' in ordinary[0]
+
+
+def test_bodies_up_to_the_limit_and_slow_senders(development):
+    answer = development.ask("POST", "/api/v2/jobs/1/events/", body=b"x" * (16 << 20))
+    assert json.loads(answer.body)["body"] == 16 << 20
+    answer = development.ask("POST", "/api/v2/jobs/1/events/", [("Content-Length", str((16 << 20) + 1))])
+    assert answer.status == 413
+    # One who dawdles is waited for, and meanwhile others are served.
+    with wire.connect(development.http) as slow:
+        slow.sendall(b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\na")
+        for byte in b"bc":
+            assert development.ask("GET", "/quick").status == 200
+            time.sleep(0.1)
+            slow.sendall(bytes((byte,)))
+        assert wire.read_answer(slow).status == 200
+
+
+def test_a_chunked_body_has_a_length_behind_nginx(development):
+    with wire.connect(development.http) as connection:
+        connection.sendall(
+            b"POST /c HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        )
+        assert json.loads(wire.read_answer(connection).body)["body"] == 5
+    with wire.connect(development.http) as connection:
+        connection.sendall(
+            b"POST /c HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+        assert wire.read_answer(connection).status == 400
+
+
+def test_login_is_limited_per_address_in_production(production):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: production.ask("POST", "/api/login/", tls=True).status, range(30)))
+    assert statuses.count(200) in range(20, 25)
+    assert statuses.count(429) == 30 - statuses.count(200)
+    refused = production.ask("POST", "/api/login/", tls=True)
+    if refused.status == 429:
+        assert refused.get("Retry-After") == "5"
+        assert json.loads(refused.body)["detail"].startswith("Too many")
+    assert production.ask("GET", "/api/login/", tls=True).status == 200
+
+
+def test_login_is_not_limited_in_development(development):
+    assert {development.ask("POST", "/api/login/").status for _ in range(30)} == {200}
+
+
+# Plain HTTP in production -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/", ()),
+        ("POST", "/api/v2/jobs/?page=2", ()),
+        ("GET", "/websocket/?token=a", UPGRADE),
+        ("GET", "/static/x.js", ()),
+    ],
+)
+def test_plain_http_moves_to_https(production, method, path, headers):
+    answer = production.ask(method, path, headers, host="carillon.example.org:80")
+    assert answer.status == 301
+    assert answer.get("Location") == f"https://carillon.example.org:{production.https[1]}{path}"
+    assert {name: len(answer.all(name)) for name in SECURITY} == dict.fromkeys(SECURITY, 1)
+
+
+def test_acme_answers_on_plain_http(production):
+    (production.root / "acme/.well-known/acme-challenge").mkdir(parents=True)
+    (production.root / "acme/.well-known/acme-challenge/abc").write_text("proof")
+    assert production.ask("GET", "/.well-known/acme-challenge/abc").body == b"proof"
+    assert production.ask("GET", "/.well-known/acme-challenge/none").status == 404
+
+
+# TLS, addresses, drop-ins -----------------------------------------------------------------------------------
+
+
+def test_tls_versions_and_alpn(development):
+    def negotiated(version, *protocols):
+        context = ssl.create_default_context(cafile=str(development.root / "tls/server.pem"))
+        context.minimum_version = context.maximum_version = version
+        context.set_alpn_protocols(list(protocols))
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with wire.connect(("localhost", development.https[1]), context) as connection:
+            return connection.version(), connection.selected_alpn_protocol()
+
+    assert negotiated(ssl.TLSVersion.TLSv1_3, "h2", "http/1.1") == ("TLSv1.3", "h2")
+    assert negotiated(ssl.TLSVersion.TLSv1_2, "http/1.1") == ("TLSv1.2", "http/1.1")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        negotiated(ssl.TLSVersion.TLSv1_1, "http/1.1")
+
+
+def test_an_upstream_that_comes_back_elsewhere_is_found(tmp_path):
+    """As in development, where a container may get another address: names are looked up again."""
+    port = running.free_port()
+    with stubs.naming("127.0.0.2") as (dns, move), stubs.serving(stubs.Uwsgi, "127.0.0.2", port):
+
+        def ask_our_dns(root):
+            file = root / "carillon/site.conf"
+            file.write_text(file.read_text().replace("resolver 127.0.0.11 ", f"resolver 127.0.0.1:{dns} "))
+
+        site = tree.values("development") | {
+            "uwsgi": [f"uwsgi.test:{port}"],
+            "daphne": [f"daphne.test:{port}"],
+        }
+        with running.nginx(tmp_path / "etc", site, ask_our_dns) as server:
+            assert json.loads(server.ask().body)["address"] == "127.0.0.2"
+            with stubs.serving(stubs.Uwsgi, "127.0.0.3", port):
+                move("127.0.0.3")
+                deadline = time.monotonic() + 5
+                while json.loads(server.ask().body)["address"] != "127.0.0.3":
+                    assert time.monotonic() < deadline, "still the old address after 5 s"
+                    time.sleep(0.1)
+
+
+def test_one_dead_of_two_upstreams_is_no_outage(tmp_path, upstreams):
+    site = tree.values("production") | upstreams
+    site["uwsgi"] = [f"127.0.0.1:{running.free_port()}", *site["uwsgi"]]
+    with running.nginx(tmp_path / "etc", site) as server:
+        assert {server.ask(tls=True).status for _ in range(10)} == {200}
+
+
+def test_a_drop_in_adds_a_route(tmp_path, upstreams):
+    def add(root):
+        (root / "carillon/site.d/mine.conf").write_text("location = /mine { return 204; }")
+
+    with running.nginx(tmp_path / "etc", tree.values("development") | upstreams, add) as server:
+        answer = server.ask("GET", "/mine")
+        assert answer.status == 204
+        assert answer.get("X-Frame-Options") == "DENY"
+
+
+def test_the_address_of_health_checks_is_closed_to_others(development):
+    # From another loopback-free address of this machine, if it has one.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        own = probe.getsockname()[0]
+    if own.startswith("127."):
+        pytest.skip("this machine has loopback addresses only")
+    with socket.socket() as connection:
+        connection.bind((own, 0))
+        connection.settimeout(5)
+        try:
+            connection.connect(development.http)
+        except OSError:
+            pytest.skip("no way from that address to loopback")
+        connection.sendall(
+            wire.request("GET", "/nginx/health", [("Host", "localhost"), ("X-Forwarded-For", "127.0.0.1")])
+        )
+        assert wire.read_answer(connection).status == 404

@@ -1,0 +1,124 @@
+"""The one rendered file: what is refused and in which words, and that Ansible writes the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dev import site_file
+from tests.unit.nginx import tree
+
+TEMPLATE = site_file.TEMPLATE.read_text()
+
+
+@pytest.mark.parametrize("name", tree.VALUES)
+def test_committed_values_pass(name):
+    assert site_file.check(tree.values(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("https.listen", ["eighty"], "'eighty' is not a port, address:port or [address]:port"),
+        ("https.listen", ["127.0.0.1:99999"], "'99999' is not a port (1 to 65535)"),
+        ("https.listen", [], "must not be empty"),
+        ("https.listen", "443", "must be a list"),
+        (
+            "https.certificate",
+            "server.pem",
+            "'server.pem' is not an absolute path (letters, digits and . _ / + @ -)",
+        ),
+        (
+            "https.key",
+            "/etc/k;return 200",
+            "'/etc/k;return 200' is not an absolute path (letters, digits and . _ / + @ -)",
+        ),
+        ("https.hsts", True, "True is not seconds"),
+        ("http.policy", "both", "'both' is not one of serve, redirect"),
+        ("http.redirect_port", 0, "0 is not a port (1 to 65535)"),
+        (
+            "uwsgi",
+            ["localhost:8050"],
+            "'localhost:8050': localhost may be ::1, where nothing listens; write 127.0.0.1",
+        ),
+        ("daphne", ["daphne"], "'daphne' is not host:port"),
+        ("daphne", ["daphne;:8051"], "'daphne;:8051' is not host:port"),
+        ("resolver", "dns", "'dns' is not the address of a DNS server"),
+        ("trusted_proxies", ["10.0.0.1/24"], "10.0.0.1/24 has host bits set"),
+        (
+            "trusted_proxies",
+            ["0.0.0.0/0"],
+            "'0.0.0.0/0' would let anyone claim any address: name the proxies",
+        ),
+        ("client_limits", "no", "'no' is not true or false"),
+        ("server_names", ["a b"], "'a b' is not a host name or address"),
+    ],
+)
+def test_refused(name, value, words):
+    values = tree.values("production")
+    target = values
+    *path, last = name.split(".")
+    for step in path:
+        target = target[step]
+    target[last] = value
+    assert site_file.check(values) == [f"{name}: {words}"]
+
+
+def test_all_problems_at_once_with_missing_and_unknown_names():
+    values = tree.values("production")
+    del values["https"]["key"]
+    values["https"]["hsst"] = values["https"].pop("hsts")
+    assert site_file.check(values) == [
+        "https.hsst: no such value (there are listen, certificate, key, hsts)",
+        "https.key: missing",
+        "https.hsts: missing",
+    ]
+    assert site_file.check(["a list"])[0].startswith("the file: must be a mapping with server_names, https")
+
+
+def test_a_resolver_looks_up_one_name():
+    values = tree.values("production") | {"resolver": "10.0.0.53"}
+    assert site_file.check(values) == [
+        "uwsgi: with a resolver there is one name, not 2 (several: resolver: null)"
+    ]
+
+
+def test_written_once_then_left_alone(tmp_path):
+    output = tmp_path / "nginx" / "site.conf"
+    assert site_file.write(tree.VALUES["development"], output) is True
+    assert output.stat().st_mode & 0o777 == 0o644
+    before = output.stat().st_mtime_ns
+    assert site_file.write(tree.VALUES["development"], output) is False
+    assert output.stat().st_mtime_ns == before
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_the_command_says_which_file_and_value(tmp_path, capsys):
+    file = tmp_path / "site.yml"
+    file.write_text(tree.VALUES["development"].read_text().replace("policy: serve", "policy: open"))
+    assert site_file.main([str(file), str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == f"{file}: http.policy: 'open' is not one of serve, redirect\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", tree.VALUES)
+def test_ansible_writes_the_same_bytes(name, tmp_path):
+    output = tmp_path / "site.conf"
+    variables = {"site": tree.values(name), "ansible_python_interpreter": sys.executable}
+    subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible"),
+            "localhost",
+            "--connection=local",
+            "--module-name=template",
+            f"--args=src={site_file.TEMPLATE} dest={output}",
+            f"--extra-vars={json.dumps(variables)}",
+        ],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"ANSIBLE_LOCAL_TEMP": str(tmp_path), "ANSIBLE_HOME": str(tmp_path)},
+    )
+    assert output.read_text() == site_file.render(tree.values(name), TEMPLATE)
