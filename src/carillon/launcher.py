@@ -1,4 +1,4 @@
-"""Starts every Carillon process, in a container, under supervisord, by hand: the one place that knows an argv.
+"""Starts every process of Carillon, in containers and under supervisord: the one place that knows an argv.
 
 `run` waits (bounded) for what the process needs, then `exec`s, so that signals reach the server itself and a
 restart applies a changed configuration.
@@ -129,9 +129,7 @@ def await_ready(
             except NotReady as problem:
                 now = clock()
                 if now - start >= environment.wait_seconds:
-                    say(
-                        f"{who}: gave up after {environment.wait_seconds} s: {check.name}: {problem}. {check.hint}"
-                    )
+                    say(f"{who}: gave up after {now - start:.0f} s: {check.name}: {problem}. {check.hint}")
                     raise SystemExit(EXIT_NOT_READY) from None
                 if now - reported >= _REPORT_SECONDS:
                     waited = f"{now - start:.0f} s of {environment.wait_seconds} s"

@@ -94,7 +94,7 @@ def uwsgi_request(path: str, host: str) -> bytes:
 
 
 def established(tables: list[str], ports: set[int]) -> set[str]:
-    """The inodes of established connections to a remote port in `ports`; `tables` as /proc/net/tcp shows them."""
+    """The inodes of established connections to a remote port in `ports`; `tables` as in /proc/net/tcp."""
     inodes = set()
     for table in tables:
         for line in table.splitlines()[1:]:

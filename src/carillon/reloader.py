@@ -11,7 +11,8 @@ from pathlib import Path
 
 from carillon.launcher import EXIT_CONFIGURATION, say
 
-_WATCHED = (".py", ".html", ".js", ".css")
+_CODE = (".py",)
+_ASSETS = (".html", ".js", ".css", ".svg")  # only uwsgi serves them, or names them by their hashes
 _STOP_SECONDS = 8  # below Docker's 10, so that a process that does not stop is named rather than just killed
 _CRASH_SECONDS = 10  # one that ends this soon after a save ended because of it
 
@@ -19,9 +20,9 @@ _CRASH_SECONDS = 10  # one that ends this soon after a save ended because of it
 def reload(process: str) -> int:
     """Run `process` until TERM; returns the exit code to end with.
 
-    Only the first start waits for the database and the broker: a restart has to be quick. A process that fails
-    right after a save (a syntax error, say) starts again at the next one; a process that ends otherwise, or is
-    killed, ends the reloader too, so that the container's restart policy takes over.
+    A restart has to be quick and does not wait for the database and the broker, unless the first start still
+    does. A process that fails right after a save (a syntax error, say) starts again at the next one; one that
+    ends otherwise, or is killed, ends the reloader too, and the container's restart policy takes over.
     """
     try:
         import watchfiles
@@ -30,13 +31,16 @@ def reload(process: str) -> int:
         return EXIT_CONFIGURATION
 
     source = Path(__file__).resolve().parent.parent
+    watched = _CODE + _ASSETS if process == "uwsgi" else _CODE
     stopping = _StopEvent()
     child = _Child(process)
+    if process == "uwsgi":
+        _collect_static()
     child.start(wait=True)
     # yield_on_timeout: the loop also has to notice a process that ended.
     for changes in watchfiles.watch(
         source,
-        watch_filter=lambda _change, path: path.endswith(_WATCHED),
+        watch_filter=lambda _change, path: path.endswith(watched),
         debounce=200,
         step=50,
         rust_timeout=200,
@@ -48,12 +52,21 @@ def reload(process: str) -> int:
             names = sorted({os.path.relpath(path, source) for _, path in changes})
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             say(f"{process}: {names[0]}{more} changed, restarting")
+            if any(path.endswith(_ASSETS) for _, path in changes):
+                _collect_static()
+            still_waiting = child.is_launcher()
             child.stop()
-            child.start(wait=False)
+            child.start(wait=still_waiting)
         elif (code := child.ended()) is not None:
             return code
     child.stop()
     return 0
+
+
+def _collect_static() -> None:
+    """nginx serves hashed copies of the assets: without new ones a saved stylesheet would not be seen."""
+    command = [sys.executable, "-m", "carillon", "manage", "collectstatic", "--no-input", "--verbosity", "0"]
+    subprocess.run(command, check=False)
 
 
 class _Child:
@@ -64,14 +77,20 @@ class _Child:
         self.after_save = False
 
     def start(self, *, wait: bool) -> None:
-        carillon = [sys.executable, "-m", "carillon"]
-        if self.process == "uwsgi":
-            # nginx serves the hashed copies: without this a saved stylesheet would not be seen.
-            subprocess.run(
-                [*carillon, "manage", "collectstatic", "--no-input", "--verbosity", "0"], check=False
-            )
-        self.popen = subprocess.Popen([*carillon, "run", self.process, *([] if wait else ["--no-wait"])])
-        self.started, self.after_save = time.monotonic(), not wait
+        command = [sys.executable, "-m", "carillon", "run", self.process, *([] if wait else ["--no-wait"])]
+        self.popen = subprocess.Popen(command)
+        self.started = time.monotonic()
+        self.after_save = not wait
+
+    def is_launcher(self) -> bool:
+        """True while it waits for what the process needs and has not become the process yet."""
+        if self.popen is None:
+            return False
+        try:
+            arguments = Path("/proc", str(self.popen.pid), "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return arguments[1:4] == [b"-m", b"carillon", b"run"]
 
     def ended(self) -> int | None:
         """None while it runs or waits for a save that mends it; else the exit code to pass on."""

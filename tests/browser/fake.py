@@ -1,7 +1,7 @@
 """A server that plays Carillon for the page: what the stack cannot be made to do on cue, this does.
 
-An ASGI application for daphne. It serves the page with hashed static files under nginx's CSP, the answers of the
-REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with `{"do": …}`:
+An ASGI application for daphne. It serves the page with hashed static files under nginx's CSP, the answers of
+the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with `{"do": …}`:
 
     {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them
     {"do": "job", "fields": {…}}                              a new job: the arguments of `job`

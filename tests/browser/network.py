@@ -9,8 +9,8 @@ import threading
 class Cable:
     """Forwards `127.0.0.1:port` to `target` (host, port).
 
-    `cut()` resets what stands and refuses what comes; `swallow()` lets everything stand and passes nothing on, as a
-    dead router does; `mend()` forwards again.
+    `cut()` resets what stands and refuses what comes; `swallow()` lets everything stand and passes nothing
+    on, as a dead router does; `mend()` forwards again.
     """
 
     def __init__(self, target):

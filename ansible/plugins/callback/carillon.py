@@ -15,6 +15,7 @@ import datetime
 import http.client
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -144,24 +145,32 @@ def split_output(text, limit=STDOUT_PIECE):
     return pieces
 
 
-def clean(value):
-    """The same JSON value with NUL characters, which no database text can hold, made visible."""
+def clean(value, depth=0):
+    """
+    The same value as JSON and a database can hold it: NUL characters made visible, and str() of what JSON
+    does not know, such as NaN, or of what lies too deep, such as a circle.
+    """
     if isinstance(value, str):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    if isinstance(value, dict):
-        return {str(key): clean(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [clean(item) for item in value]
-    return value
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if depth < 50:
+        if isinstance(value, dict):
+            return {clean(str(key)): clean(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(item, depth + 1) for item in value]
+    return clean(str(value)[:1000])
 
 
 def dump(value):
-    """JSON text of anything: what JSON does not know becomes its str()."""
+    """JSON text of anything."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True, allow_nan=False)
-    except ValueError:  # NaN, infinity, a circle
-        text = json.dumps(str(value), ensure_ascii=False)
-    return dump(clean(json.loads(text))) if "\\u0000" in text else text
+    except (ValueError, RecursionError):
+        text = None
+    if text is None or "\\u0000" in text:
+        text = json.dumps(clean(value), ensure_ascii=False)
+    return text
 
 
 def trim_result(result):
@@ -1001,9 +1010,7 @@ class CallbackModule(CallbackBase):
             failed=failed,
             changed=bool(content.get("changed")) and not name.endswith("skipped"),
             stdout=stdout,
-            task=self._task
-            if task._uuid == self._task_id
-            else task_name(task),
+            task=self._task if task._uuid == self._task_id else task_name(task),
         )
 
     def _censored_line(self, name, result, ignored):

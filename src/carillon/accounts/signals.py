@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.signals import user_logged_in, user_logged_out
+from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
@@ -40,23 +40,19 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
             .values_list("session_id", flat=True)
         )
         if evicted := keys[max(limit, 1) :]:
+            # First the word, then the end of the sessions, which closes their sockets.
+            group = f"control-limit_reached_{user.pk}"
+            emit_on_commit([Notification(group, {"group_name": "control", "reason": "limit_reached"})])
             Session.objects.filter(pk__in=evicted).delete()
-            # First the word, then the look at the sessions that closes the evicted ones' sockets.
-            emit_on_commit(
-                [
-                    Notification(
-                        f"control-limit_reached_{user.pk}",
-                        {"group_name": "control", "reason": "limit_reached"},
-                    )
-                ]
-            )
-            access_changed([user.pk])
 
 
-@receiver(user_logged_out)
-def end_sockets_of_session(sender: Any, user: Any, **kwargs: Any) -> None:
-    if user is not None:
-        access_changed([user.pk])
+@receiver(post_delete, sender=UserSession)
+def session_ended(sender: Any, instance: UserSession, **kwargs: Any) -> None:
+    """Log out, eviction, clean-up: whatever deletes a session deletes this row with it, in one transaction.
+
+    Not Django's signal of a logout: that comes while the session is still there.
+    """
+    access_changed([instance.user_id])
 
 
 @receiver(post_save, sender=settings.AUTH_USER_MODEL)

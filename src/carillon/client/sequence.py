@@ -14,7 +14,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b
 class Sequence:
     """
     Events arrive live (perhaps twice, out of order, or not at all) and from the REST API (in order). Out
-    come those that are due. What waits behind a gap is bounded: the farthest are dropped, as the API still has them.
+    come those that are due. What waits behind a gap is bounded: the farthest are dropped, the API has them.
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ def body(upgrade: str | None) -> bytes:
             "detail": f"This address speaks WebSocket only. {what}",
             "missing_header": missing,
             "hint": "A websocket client sends it. If yours did, a proxy between it and here took it off. "
-            "For nginx: 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "
-            "upgrade;'. A load balancer must be told to allow websockets.",
+            "For nginx: 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+            "proxy_set_header Connection upgrade;'. A load balancer must be told to allow websockets.",
         }
     ).encode()

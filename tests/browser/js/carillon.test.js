@@ -5,6 +5,8 @@ import { beforeEach, mock, test } from "node:test";
 
 import { Carillon, backoff, classify, cookie, describe, rejectsSubscription, verdict } from "../../../src/carillon/web/static/carillon/carillon.js";
 
+const settle = () => new Promise((resolve) => setImmediate(resolve));
+
 class FakeSocket {
   static all = [];
 
@@ -41,13 +43,18 @@ class FakeSocket {
     this.says({ groups_current: groups, groups_left: [], groups_joined: groups });
   }
 
+  /** Accepts and answers the subscription: the link stands, once promises have settled. */
+  async stands(...groups) {
+    this.accepts();
+    this.answers(...groups);
+    await settle();
+  }
+
   closes(code) {
     this.readyState = 3;
     this.onclose?.({ code });
   }
 }
-
-const settle = () => new Promise((resolve) => setImmediate(resolve));
 
 function make(options = {}) {
   const network = new EventTarget();
@@ -65,7 +72,7 @@ beforeEach(() => {
   mock.timers.enable({ apis: ["setTimeout", "Date"] });
 });
 
-test("the back-off is jittered over the whole range and bounded", () => {
+test("the back-off is jittered over the whole range and bounded", async () => {
   assert.equal(backoff(1, { random: () => 0 }), 0);
   assert.equal(backoff(1, { random: () => 0.999 }), 999);
   assert.equal(backoff(3, { random: () => 0.5 }), 2000);
@@ -73,7 +80,7 @@ test("the back-off is jittered over the whole range and bounded", () => {
   assert.equal(backoff(1e9, { cap: 100, random: () => 0.5 }), 50);
 });
 
-test("frames are told apart", () => {
+test("frames are told apart", async () => {
   assert.deepEqual(classify('{"accept": true, "user": 3}'), { kind: "accepted", user: 3 });
   assert.deepEqual(classify('{"accept": false, "user": null, "close": true, "error": "expired"}'), { kind: "refused", reason: "expired" });
   assert.deepEqual(classify('{"groups_current": ["a"], "groups_left": [], "groups_joined": ["a"]}'), {
@@ -85,18 +92,18 @@ test("frames are told apart", () => {
   for (const text of ["", "nonsense", "[]", "null", "3", "{}"]) assert.deepEqual(classify(text), { kind: "unknown" });
 });
 
-test("close codes: which heal by themselves", () => {
+test("close codes: which heal by themselves", async () => {
   for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4408, 4999]) assert.ok(verdict(code).retry, String(code));
   for (const code of [4401, 4403, 1008, 1009]) assert.ok(!verdict(code).retry, String(code));
   for (const code of [1006, 4401, 4777]) assert.match(verdict(code).reason, /\w/);
 });
 
-test("a cookie is found, unquoted and decoded", () => {
+test("a cookie is found, unquoted and decoded", async () => {
   assert.equal(cookie("csrftoken", 'a=1; csrftoken="ab=c%20d"; xcsrftoken=no'), "ab=c d");
   assert.equal(cookie("missing", "a=1"), "");
 });
 
-test("the state in words", () => {
+test("the state in words", async () => {
   const base = { attempt: 0, retryAt: null, reason: "", code: null, user: null };
   assert.equal(describe({ ...base, state: "connected" }), "Connected");
   assert.equal(describe({ ...base, state: "reconnecting", attempt: 2, retryAt: 4200 }, 1000), "Reconnecting in 4 s (attempt 2)");
@@ -115,15 +122,17 @@ test("connects, subscribes with the xrftoken once accepted, and hands out events
   assert.deepEqual(FakeSocket.last.sent, []);
   FakeSocket.last.accepts();
   assert.deepEqual(FakeSocket.last.sent, [{ groups: { jobs: ["status_changed"] }, xrftoken: "x" }]);
+  assert.deepEqual(states, ["connecting"], "not before the subscription stands");
+  FakeSocket.last.answers("jobs-status_changed");
+  await settle();
   assert.deepEqual(states, ["connecting", "connected"]);
   assert.equal(link.link.user, 7);
-  FakeSocket.last.answers("jobs-status_changed");
   FakeSocket.last.says({ group_name: "jobs", unified_job_id: 4, status: "running" });
   FakeSocket.last.says({ group_name: "schedules", id: 1 });
   assert.deepEqual(heard, [["jobs", 4], ["*", "jobs"], ["*", "schedules"]]);
 });
 
-test("a token goes into the URL", () => {
+test("a token goes into the URL", async () => {
   const { link } = make({ token: "a&b" });
   link.connect();
   assert.equal(FakeSocket.last.url, "wss://tower.test/websocket/?token=a%26b");
@@ -132,8 +141,7 @@ test("a token goes into the URL", () => {
 test("subscribe answers with what was denied beside what was joined, in order", async () => {
   const { link } = make();
   link.connect();
-  FakeSocket.last.accepts();
-  FakeSocket.last.answers();
+  await FakeSocket.last.stands();
   const first = link.subscribe({ job_events: [1, 2] });
   const second = link.subscribe({ jobs: ["summary"] });
   FakeSocket.last.says({ error: "access denied to channel job_events for resource id 2" });
@@ -148,8 +156,7 @@ test("subscribe answers with what was denied beside what was joined, in order", 
 test("a rejected subscription rejects", async () => {
   const { link } = make();
   link.connect();
-  FakeSocket.last.accepts();
-  FakeSocket.last.answers();
+  await FakeSocket.last.stands();
   const promise = link.subscribe({ jobs: "no list" });
   FakeSocket.last.says({ error: "access denied to channel" });
   await assert.rejects(promise, /access denied/);
@@ -162,8 +169,7 @@ test("after a break: waits, comes back, subscribes again, and only then calls on
   link.onreconnect = () => calls.push("fetch");
   link.subscribe({ jobs: ["status_changed"] });
   link.connect();
-  FakeSocket.last.accepts();
-  FakeSocket.last.answers("jobs-status_changed");
+  await FakeSocket.last.stands("jobs-status_changed");
   await settle();
   assert.deepEqual(calls, [], "the first connection is no reconnect");
   FakeSocket.last.closes(1006);
@@ -183,10 +189,10 @@ test("after a break: waits, comes back, subscribes again, and only then calls on
   assert.deepEqual(states, ["connecting", "connected", "reconnecting 1", "reconnecting 1", "connected"]);
 });
 
-test("attempts are counted and waits grow to the cap, for as long as it takes", () => {
+test("attempts are counted and waits grow to the cap, for as long as it takes", async () => {
   const { link } = make();
   link.connect();
-  FakeSocket.last.accepts();
+  await FakeSocket.last.stands();
   FakeSocket.last.closes(1012);
   const waits = [];
   for (let attempt = 1; attempt <= 12; attempt++) {
@@ -199,15 +205,15 @@ test("attempts are counted and waits grow to the cap, for as long as it takes", 
   assert.equal(Math.max(...waits), 15_000);
 });
 
-test("even a goodbye of the server (1000) is no reason to stay away", () => {
+test("even a goodbye of the server (1000) is no reason to stay away", async () => {
   const { link } = make();
   link.connect();
-  FakeSocket.last.accepts();
+  await FakeSocket.last.stands();
   FakeSocket.last.closes(1000);
   assert.equal(link.link.state, "reconnecting");
 });
 
-test("refused: says why and does not come back until asked", () => {
+test("refused: says why and does not come back until asked", async () => {
   const { link } = make();
   link.connect();
   FakeSocket.last.says({ accept: false, user: null, close: true, error: "token expired" });
@@ -221,7 +227,7 @@ test("refused: says why and does not come back until asked", () => {
   assert.equal(link.link.state, "connecting");
 });
 
-test("a handshake that nobody answers is given up", () => {
+test("a handshake that nobody answers is given up", async () => {
   const { link } = make();
   link.connect();
   mock.timers.tick(10_000);
@@ -230,12 +236,24 @@ test("a handshake that nobody answers is given up", () => {
   assert.equal(FakeSocket.all[0].readyState, 3);
 });
 
-test("silence is probed with the subscription itself; no answer is a break", () => {
+test("let in but never answered: attempts go on counting", async () => {
+  const { link } = make();
+  link.connect();
+  for (const attempt of [1, 2, 3]) {
+    FakeSocket.last.accepts();
+    mock.timers.tick(10_000);
+    await settle();
+    assert.equal(link.link.state, "reconnecting");
+    assert.equal(link.link.attempt, attempt);
+    mock.timers.tick(link.link.retryAt - Date.now());
+  }
+});
+
+test("silence is probed with the subscription itself; no answer is a break", async () => {
   const { link } = make();
   link.subscribe({ jobs: ["summary"] });
   link.connect();
-  FakeSocket.last.accepts();
-  FakeSocket.last.answers("jobs-summary");
+  await FakeSocket.last.stands("jobs-summary");
   mock.timers.tick(25_000);
   assert.equal(FakeSocket.last.sent.length, 2);
   assert.deepEqual(FakeSocket.last.sent[1], FakeSocket.last.sent[0]);
@@ -252,28 +270,29 @@ test("silence is probed with the subscription itself; no answer is a break", () 
   assert.equal(link.link.reason, "the server fell silent");
 });
 
-test("the network's news: offline is probed at once, online ends the wait", () => {
+test("the network's news: offline is probed at once, online ends the wait", async () => {
   const { link, network } = make();
   link.connect();
-  FakeSocket.last.accepts();
-  FakeSocket.last.answers();
+  await FakeSocket.last.stands();
   network.dispatchEvent(new Event("offline"));
   assert.equal(FakeSocket.last.sent.length, 2);
   FakeSocket.last.closes(1006);
   assert.equal(FakeSocket.all.length, 1);
   network.dispatchEvent(new Event("online"));
   assert.equal(FakeSocket.all.length, 2);
-  FakeSocket.last.accepts();
+  await FakeSocket.last.stands();
   assert.equal(link.link.state, "connected");
   mock.timers.tick(500);
   assert.equal(FakeSocket.all.length, 2, "the attempt that was waiting is gone");
 });
 
-test("closed is closed: nothing comes back, nothing is heard", () => {
+test("closed is closed: nothing comes back, nothing is heard", async () => {
   const { link, states, network } = make();
   link.connect();
   const socket = FakeSocket.last;
   socket.accepts();
+  socket.answers();
+  await settle();
   link.close();
   socket.closes(1006);
   network.dispatchEvent(new Event("online"));
@@ -285,8 +304,7 @@ test("closed is closed: nothing comes back, nothing is heard", () => {
 test("a subscription under way when the link breaks rejects and is made again", async () => {
   const { link } = make();
   link.connect();
-  FakeSocket.last.accepts();
-  FakeSocket.last.answers();
+  await FakeSocket.last.stands();
   const promise = link.subscribe({ jobs: ["summary"] });
   FakeSocket.last.closes(1006);
   await assert.rejects(promise, /lost/);
@@ -295,7 +313,7 @@ test("a subscription under way when the link breaks rejects and is made again", 
   assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
 });
 
-test("one listener's fault costs the others nothing", () => {
+test("one listener's fault costs the others nothing", async () => {
   const { link } = make();
   const error = mock.method(console, "error", () => undefined);
   const heard = [];
@@ -304,7 +322,7 @@ test("one listener's fault costs the others nothing", () => {
   });
   link.on("jobs", (event) => heard.push(event));
   link.connect();
-  FakeSocket.last.accepts();
+  await FakeSocket.last.stands();
   FakeSocket.last.says({ group_name: "jobs" });
   assert.equal(heard.length, 1);
   assert.equal(error.mock.callCount(), 1);

@@ -60,6 +60,7 @@ class StubApi:
 
     def _respond(self, method, path, token, body):
         self.requests += 1
+        self.last_request = time.time()
         if self.answer is not None:
             status, seconds = self.answer
             time.sleep(seconds)

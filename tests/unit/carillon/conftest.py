@@ -55,8 +55,10 @@ class People:
 
 
 @pytest.fixture
-def people(db) -> People:
-    return People()
+def people(db, sent) -> People:
+    people = People()
+    sent.clear()  # what sockets are told of a new team
+    return people
 
 
 @pytest.fixture

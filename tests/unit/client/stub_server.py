@@ -1,4 +1,4 @@
-"""A Carillon of one's own on loopback, in the test's own loop: socket and REST on one port, made to misbehave at will."""
+"""A Carillon of one's own on loopback, in the test's loop: socket and REST on one port, unruly at will."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Script = Callable[["StubCarillon", ServerConnection], Coroutine[Any, Any, None]]
 
 class StubCarillon:
     """
-    `scripts` are played one per connection, after the subscription; when they are used up, a connection just stays.
-    `first_frames` replace the welcome, `statuses` the answer to handshakes, one each.
+    `scripts` are played one per connection, after the subscription; when they are used up, a connection just
+    stays. `first_frames` replace the welcome, `statuses` the answer to handshakes, one each.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class StubCarillon:
         self.job: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
         self.api_status = 200
+        self.rejected = ""
         self.requests: list[str] = []
         self.subscriptions: list[dict[str, list[Any]]] = []
         self.connections: set[ServerConnection] = set()
@@ -94,7 +95,8 @@ class StubCarillon:
             after = int(query["counter__gt"][0])
             found = [event for event in self.events if event["counter"] > after]
             return _json(
-                200, {"count": len(found), "next": "more" if len(found) > size else None, "results": found[:size]}
+                200,
+                {"count": len(found), "next": "more" if len(found) > size else None, "results": found[:size]},
             )
         return _json(404, {"detail": "Not found."})
 
@@ -114,6 +116,9 @@ class StubCarillon:
             await self._notify()
 
     async def _subscribe(self, connection: ServerConnection, groups: dict[str, list[Any]]) -> None:
+        if self.rejected:
+            await connection.send(json.dumps({"error": self.rejected}))
+            return
         names = []
         for family, keys in groups.items():
             if family not in FAMILIES:

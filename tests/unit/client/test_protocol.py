@@ -58,12 +58,23 @@ def test_a_frame_means(frame, meaning):
     assert classify(frame) == meaning
 
 
-@given(st.one_of(st.text(), st.binary(), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["accept", "user", "close", "error", "groups_current", "group_name"]) | st.text(), inner
-    ),
-).map(json.dumps)))
+@given(
+    st.one_of(
+        st.text(),
+        st.binary(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: (
+                st.lists(inner)
+                | st.dictionaries(
+                    st.sampled_from(["accept", "user", "close", "error", "groups_current", "group_name"])
+                    | st.text(),
+                    inner,
+                )
+            ),
+        ).map(json.dumps),
+    )
+)
 def test_no_frame_is_too_odd_to_classify(frame):
     classify(frame)
 

@@ -17,7 +17,11 @@ def words(**payload):
     ("payload", "line", "colour"),
     [
         ({"group_name": "jobs", "unified_job_id": 4, "status": "failed"}, "job 4 is failed", "red"),
-        ({"group_name": "jobs", "unified_job_id": 4, "final_counter": 9}, "job 4 has all its 9 events", "dim"),
+        (
+            {"group_name": "jobs", "unified_job_id": 4, "final_counter": 9},
+            "job 4 has all its 9 events",
+            "dim",
+        ),
         ({"group_name": "schedules", "id": 2}, "schedule 2 changed", None),
         ({"group_name": "bells", "note": "c3"}, "bells: {'note': 'c3'}", None),
         (
@@ -141,7 +145,10 @@ def test_the_address_of_the_socket():
         ({"CARILLON_URL": "https://a:b@x", "CARILLON_TOKEN": "t"}, "holds a password"),
         ({"CARILLON_URL": "https://x"}, "CARILLON_TOKEN is not set"),
         ({"CARILLON_URL": "https://x", "CARILLON_TOKEN": "a\nb"}, "no single line"),
-        ({"CARILLON_URL": "https://x", "CARILLON_TOKEN_FILE": "/nonexistent"}, "'/nonexistent': No such file"),
+        (
+            {"CARILLON_URL": "https://x", "CARILLON_TOKEN_FILE": "/nonexistent"},
+            "'/nonexistent': No such file",
+        ),
         (
             {"CARILLON_URL": "https://x", "CARILLON_TOKEN": "t", "CARILLON_CA_CERT": "/nonexistent"},
             "CA certificates in '/nonexistent'",

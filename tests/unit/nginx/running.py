@@ -86,7 +86,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def nginx(root: Path, site: dict, edit=None):
-    """nginx with the values `site`, on free ports, until the block ends; `edit(root)` may change its files."""
+    """nginx with the values `site`, on free ports, until the block ends; `edit(root)` may change files."""
     http, https = free_port(), free_port()
     site = site | {
         "https": site["https"] | {"listen": [f"127.0.0.1:{https}"]},

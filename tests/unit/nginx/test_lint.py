@@ -107,6 +107,19 @@ def test_no_variable_in_a_pattern(configuration):
     assert variables_in_patterns(configuration) == []
 
 
+def test_the_websocket_locations(configuration):
+    """Both alike, exact, without a message that would quote a token, and patient with a socket that daphne pings."""
+    locations = [
+        d for d in directives(configuration) if d.name == "location" and "websocket" in " ".join(d.words)
+    ]
+    assert [d.words[1:] for d in locations] == [["=", "/websocket"], ["=", "/websocket/"]]
+    for location in locations:
+        said = {d.name: d.words[1] for d in location.block}
+        assert said["error_log"] == "/dev/null"
+        assert int(said["proxy_read_timeout"].removesuffix("s")) >= 90
+        assert said["proxy_buffering"] == "off"
+
+
 @pytest.mark.parametrize(
     ("lint", "text"),
     [

@@ -182,7 +182,8 @@ export class Carillon {
     this._groups = null;
     this._waiting = []; // one entry per subscription sent and not yet answered: {resolve, reject, errors}
     this._socket = null;
-    this._stood = false; // was the link up before? then the next acceptance is a reconnect
+    this._admitted = false; // has the server let this socket in?
+    this._stood = false; // has the link ever stood? then the next time is a reconnect
     this._timers = { open: 0, retry: 0, probe: 0, reply: 0 };
     this._network = options.network ?? (typeof globalThis.addEventListener === "function" ? globalThis : null);
     this._onOnline = () => this._hurry();
@@ -236,7 +237,7 @@ export class Carillon {
    */
   subscribe(groups) {
     this._groups = groups;
-    return this.link.state === "connected" ? this._send(groups) : Promise.resolve(null);
+    return this._admitted ? this._send(groups) : Promise.resolve(null);
   }
 
   _emit(name, value) {
@@ -300,16 +301,20 @@ export class Carillon {
     }
   }
 
+  /** Let in. The link stands when the subscription does: until then nothing would arrive. */
   _accepted(user) {
     clearTimeout(this._timers.open);
-    const again = this._stood;
-    this._stood = true;
-    this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
-    const subscribed = this._send(this._groups ?? {});
-    subscribed.then(
-      () => again && this.onreconnect?.(),
-      () => undefined, // told through "error" and "state"
-    );
+    this._admitted = true;
+    const stands = () => {
+      const again = this._stood;
+      this._stood = true;
+      this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
+      if (again) return this.onreconnect?.();
+      return undefined;
+    };
+    const socket = this._socket;
+    // Rejected, the link still stands, with nothing subscribed: "error" told why. Broken, it does not: "state" told.
+    this._send(this._groups ?? {}).then(stands, () => socket === this._socket && stands());
   }
 
   _send(groups) {
@@ -395,6 +400,7 @@ export class Carillon {
     for (const timer of Object.values(this._timers)) clearTimeout(timer);
     const socket = this._socket;
     this._socket = null;
+    this._admitted = false;
     if (socket) {
       socket.onmessage = null;
       socket.onclose = null;

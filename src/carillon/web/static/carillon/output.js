@@ -188,6 +188,8 @@ export class Output {
 
   _append(node) {
     if (this._room === 0) {
+      // Not the one that was just filled: it is being looked at, and would be blank for a frame.
+      this._chunk?.previousElementSibling?.classList.add("far");
       this._chunk = h("div.chunk");
       this.content.append(this._chunk);
       this._room = CHUNK;

@@ -1,0 +1,140 @@
+"""`python3 -m dev <command>`; the Makefile's targets are these."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from dev import config as configuration
+from dev import development, engine, stack
+from dev.output import Failure, fail, say
+
+
+def _config() -> configuration.Config:
+    return configuration.load()
+
+
+def dev(_: list[str]) -> int:
+    development.dev(_config())
+    return 0
+
+
+def down(_: list[str]) -> int:
+    stack.down(_config(), volumes=False)
+    return 0
+
+
+def clean(_: list[str]) -> int:
+    development.clean(_config())
+    return 0
+
+
+def logs(services: list[str]) -> int:
+    stack.become(_config(), "logs", "--follow", "--tail", "100", *services)
+    return 0
+
+
+def shell(services: list[str]) -> int:
+    stack.become(_config(), "exec", *(services[:1] or ["uwsgi"]), "bash")
+    return 0
+
+
+def token(_: list[str]) -> int:
+    from dev import account
+
+    say(account.new_token(_config(), "make token"))
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """A real playbook run, sent to the page by the callback plugin."""
+    from dev import account
+
+    config = _config()
+    values = account.read(config.environment_file)
+    if not values:
+        raise Failure(f"{config.environment_file} does not exist: run `make dev` first")
+    development.enter_tools(config)
+    say(f"Watch it at {values['CARILLON_URL']}\n")
+    playbook = os.path.join(sys.prefix, "bin", "ansible-playbook")
+    os.chdir(configuration.ROOT / "demo")
+    argv = [playbook, "site.yml", *arguments]
+    os.execve(playbook, argv, {**os.environ, **values, "ANSIBLE_CONFIG": "ansible.cfg"})  # noqa: S606
+    return 0
+
+
+def _test_config() -> configuration.Config:
+    from dev import testing
+
+    return configuration.load(project=testing.PROJECT, state=testing.STATE)
+
+
+def everything(_: list[str]) -> int:
+    config = _test_config()
+    if engine.check():
+        # What a cut-off run left behind goes first: it would hold the ports.
+        stack.down(config, volumes=True)
+    from dev import testing
+
+    config = config.moved(ports=testing.free_ports(config))
+    development.prepare(config)
+    testing.enter(config)
+    return testing.everything(config)
+
+
+def unit(_: list[str]) -> int:
+    from dev import testing
+
+    testing.enter(_test_config())
+    return testing.unit()
+
+
+def lint(_: list[str]) -> int:
+    from dev import testing
+
+    testing.enter(_test_config())
+    return testing.lint()
+
+
+def clean_test(_: list[str]) -> int:
+    development.clean(_test_config())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "dev": dev,
+    "down": down,
+    "clean": clean,
+    "logs": logs,
+    "shell": shell,
+    "token": token,
+    "demo": demo,
+    "test": everything,
+    "test-unit": unit,
+    "test-clean": clean_test,
+    "lint": lint,
+}
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in COMMANDS:
+        raise Failure(f"usage: python3 -m dev {'|'.join(COMMANDS)}")
+    os.chdir(configuration.ROOT)
+    return COMMANDS[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failure as failure:
+        sys.exit(fail(failure))
+    except FileNotFoundError as error:
+        # A program of which there was no need to ask before.
+        sys.exit(fail(Failure(f"{error.filename or error}: not found; `make dev` installs what is missing")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # `make dev | head`: nobody reads on. Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,120 @@
+"""Which stack: its name, its ports, where its state lies. All can be set: two can run side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dev.output import Failure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DEFAULT_PORTS = {
+    "CARILLON_HTTP_PORT": 8013,
+    "CARILLON_HTTPS_PORT": 8043,
+    "CARILLON_MANAGEMENT_PORT": 15672,
+    "CARILLON_AMQP_PORT": 5672,
+}
+_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """`ports` by variable name; `listen` is the address of nginx's ports, the other two are on 127.0.0.1."""
+
+    project: str
+    state: Path
+    listen: str
+    ports: Mapping[str, int]
+    ca_bundle: Path | None
+
+    @property
+    def http_port(self) -> int:
+        return self.ports["CARILLON_HTTP_PORT"]
+
+    @property
+    def https_port(self) -> int:
+        return self.ports["CARILLON_HTTPS_PORT"]
+
+    @property
+    def amqp_port(self) -> int:
+        return self.ports["CARILLON_AMQP_PORT"]
+
+    @property
+    def management_port(self) -> int:
+        return self.ports["CARILLON_MANAGEMENT_PORT"]
+
+    @property
+    def environment_file(self) -> Path:
+        return self.state / "env"
+
+    @property
+    def secrets(self) -> Path:
+        return self.state / "secrets"
+
+    @property
+    def certificates(self) -> Path:
+        return self.state / "certificates"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    def address_of(self, variable: str) -> str:
+        """The address that a port is published on."""
+        return self.listen if variable in ("CARILLON_HTTP_PORT", "CARILLON_HTTPS_PORT") else "127.0.0.1"
+
+    def compose_environment(self) -> dict[str, str]:
+        """What compose/dev.yml is filled with."""
+        return {
+            "CARILLON_PROJECT": self.project,
+            "CARILLON_STATE": str(self.state),
+            "CARILLON_LISTEN": self.listen,
+            **{name: str(port) for name, port in self.ports.items()},
+        }
+
+    def moved(self, *, ports: Mapping[str, int]) -> Config:
+        return replace(self, ports=dict(ports))
+
+
+def load(
+    environ: Mapping[str, str] = os.environ, *, project: str = "carillon", state: str = ".dev"
+) -> Config:
+    """The configuration that the variables describe, with `project` and `state` where they say nothing.
+
+    Raises `Failure` at the first value that cannot be.
+    """
+    ports = {name: _port(environ, name, default) for name, default in DEFAULT_PORTS.items()}
+    if len(set(ports.values())) < len(ports):
+        raise Failure(f"two of {', '.join(ports)} are the same port")
+    return Config(
+        project=environ.get("CARILLON_PROJECT") or project,
+        state=(ROOT / (environ.get("CARILLON_STATE") or state)).resolve(),
+        listen=environ.get("CARILLON_LISTEN") or "127.0.0.1",
+        ports=ports,
+        ca_bundle=_ca_bundle(environ),
+    )
+
+
+def _port(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
+        raise Failure(f"{name}={text} is not a port (1 to 65535)")
+    return int(text)
+
+
+def _ca_bundle(environ: Mapping[str, str]) -> Path | None:
+    """CA_BUNDLE when set (it must exist), else what this machine uses itself, if anything."""
+    if given := environ.get("CA_BUNDLE"):
+        path = Path(given).expanduser().resolve()
+        if not path.is_file():
+            raise Failure(f"CA_BUNDLE={given} does not exist")
+        return path
+    candidates = [environ.get("PIP_CERT"), environ.get("SSL_CERT_FILE"), *_BUNDLES]
+    return next((Path(name) for name in candidates if name and Path(name).is_file()), None)

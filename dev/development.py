@@ -1,0 +1,101 @@
+"""`make dev`, step by step: look, then touch."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dev import base_image, engine, environments, images, preflight, secret_files, stack
+from dev.config import ROOT, Config
+from dev.output import Failure, say, timed
+
+TOOLS_LOCK = "requirements/tools.txt"
+
+
+def prepare(config: Config) -> None:
+    """What can be done with the system's own Python: preflight, the engine."""
+    ready = engine.check()
+    preflight.check(config, images_present=ready and images.present())
+    # Nothing has been touched up to here.
+    secret_files.private_directory(config.state)
+    engine.ensure(config)
+
+
+def enter_tools(config: Config) -> None:
+    """Go on in .dev/venv, which has what the rest needs."""
+    environments.enter(environments.ensure(config, "venv", TOOLS_LOCK))
+
+
+def up(config: Config) -> dict[str, str]:
+    """The stack runs and is healthy; the values of its environment file. Run again, it changes nothing."""
+    # Not at the top: they need the private environment.
+    from dev import account, certificates, site_file
+
+    with _alone(config):
+        base_image.ensure(config)
+        images.ensure(config)
+        made = secret_files.ensure(config.secrets)
+        if "database_password" in made and stack.has_volume(config, "postgresql"):
+            (config.secrets / "database_password").unlink()
+            raise Failure(
+                f"the database of the stack {config.project} is there, but its password "
+                f"({config.secrets}/database_password) is gone: put it back, or begin anew with `make clean`"
+            )
+        renewed = certificates.ensure(config.certificates)
+        renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
+        stack.up(config, renew=["nginx"] if renewed else [])
+        return account.ensure(config)
+
+
+@contextmanager
+def _alone(config: Config) -> Iterator[None]:
+    """One at a time for each stack: two would start containers over one another."""
+    with (config.state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"    another run is at work on {config.state}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def dev(config: Config) -> None:
+    with timed() as seconds:
+        prepare(config)
+        enter_tools(config)
+        values = up(config)
+    report(config, values, seconds[0])
+
+
+def report(config: Config, values: dict[str, str], seconds: float) -> None:
+    say(f"""
+Carillon is up ({seconds:.0f} s).
+
+  page         {values["CARILLON_URL"]}   (plain: {values["CARILLON_HTTP_URL"]})
+  log in       {values["CARILLON_USERNAME"]} / {values["CARILLON_PASSWORD"]}
+  authority    {values["CARILLON_CA_CERT"]}   (trust it in your browser, or accept its warning)
+  RabbitMQ     http://localhost:{config.management_port}   carillon / see {config.secrets}/amqp_password
+  for scripts  . {_shown(config.environment_file)}
+
+  next         make demo    a real Ansible run, live on the page
+               make logs    make help    make down
+""")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def clean(config: Config) -> None:
+    """Containers, volumes and the state directory go. Images stay: they hold nothing of yours."""
+    if engine.state()[0] is engine.State.READY:
+        stack.down(config, volumes=True)
+    elif config.state.exists():
+        say("    no engine answers: containers and volumes, if there are any, stay")
+    if not (config.state / "secrets").is_dir() and config.state.exists() and config.state.name[:4] != ".dev":
+        raise Failure(f"{config.state} does not look like a state directory of ours: remove it yourself")
+    # .dev/venv goes too: `make clean` is there to begin anew.
+    shutil.rmtree(config.state, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""The images: built when what goes into them has changed, and only then."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dev import base_image, process
+from dev.config import ROOT, Config
+from dev.output import progress, step, timed
+
+LABEL = "carillon.inputs"
+_BUILD_SECONDS = 1500
+
+
+@dataclass(frozen=True)
+class Image:
+    """`inputs` are files and folders of the checkout: a change in one of them means a new build."""
+
+    name: str
+    inputs: tuple[str, ...]
+    target: str | None = None
+    python_packages: bool = False
+
+    @property
+    def tag(self) -> str:
+        return f"carillon/{self.name}:dev"
+
+
+IMAGES = (
+    # Not src/: the development stage has the checkout mounted over the copy that it was built with.
+    Image(
+        "app",
+        (
+            "images/app",
+            "requirements/app.in",
+            "requirements/app.txt",
+            "requirements/dev.txt",
+            "pyproject.toml",
+            "supervisord/uwsgi.ini",
+        ),
+        target="development",
+        python_packages=True,
+    ),
+    Image("nginx", ("images/nginx", "nginx/nginx.conf", "nginx/snippets", "nginx/pages")),
+    Image("rabbitmq", ("images/rabbitmq",)),
+    Image("postgresql", ("images/postgresql",)),
+)
+
+
+def present() -> bool:
+    """All images are there, of whatever age. False, too, when no engine answers."""
+    try:
+        return process.ask(["docker", "image", "inspect", *(image.tag for image in IMAGES)]).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def ensure(config: Config) -> None:
+    """Build what is missing or out of date, two at a time. Raises `Failure` with the end of a build's log."""
+    base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
+    wanted = {image: fingerprint(image.inputs, base) for image in IMAGES}
+    current = _labels()
+    stale = [image for image in IMAGES if current.get(image.tag) != wanted[image]]
+    if not stale:
+        return
+    step(f"Building the images {', '.join(image.name for image in stale)}")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for built in [pool.submit(build, image, wanted[image], config) for image in stale]:
+            built.result()
+
+
+def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
+    """A hash of the names, modes and contents of all files in `inputs`, and of the base image."""
+    digest = hashlib.sha256(base.encode())
+    for name in inputs:
+        path = root / name
+        files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+        for file in files:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            executable = bool(file.stat().st_mode & 0o100)
+            digest.update(f"{file.relative_to(root)}\0{executable}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _labels() -> dict[str, str]:
+    """Tag to the fingerprint that it was built with."""
+    answer = process.ask(["docker", "image", "inspect", *(image.tag for image in IMAGES)])
+    return {
+        tag: (item["Config"].get("Labels") or {}).get(LABEL, "")
+        for item in json.loads(answer.stdout or "[]")
+        for tag in item["RepoTags"]
+    }
+
+
+def build(image: Image, label: str, config: Config) -> None:
+    command = ["docker", "build", "--progress", "plain", "--file", f"images/{image.name}/Dockerfile"]
+    command += ["--tag", image.tag, "--label", f"{LABEL}={label}", "--build-arg", f"VERSION={version()}"]
+    if image.target:
+        command += ["--target", image.target]
+    if image.python_packages and config.ca_bundle:
+        # A secret of the build: it is in no layer, and the image trusts nobody for it.
+        command += ["--secret", f"id=ca,src={config.ca_bundle}"]
+    # Without a value: Docker takes it from our environment, so that a proxy's password is in no argv.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"):
+        if name in os.environ:
+            command += ["--build-arg", name]
+    with timed() as seconds:
+        process.work(
+            [*command, str(ROOT)],
+            what=f"image {image.name}",
+            log=config.logs / f"build-{image.name}.log",
+            seconds=_BUILD_SECONDS,
+            env={"DOCKER_BUILDKIT": "1"},
+            hint="Does the network need a CA of its own? Then set CA_BUNDLE=…",
+        )
+    progress(f"image {image.name}: built in {seconds[0]:.0f} s")
+
+
+def version() -> str:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

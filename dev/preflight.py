@@ -1,0 +1,120 @@
+"""Looks before anything is touched: ports, disk. One line for what is in the way."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from dev import process
+from dev.config import ROOT, Config
+from dev.output import Failure
+
+_GIB = 2**30
+# Measured: the images take 1.7 GB with their build layers, the checkout's private environments 0.5 GB.
+NEEDED_FOR_IMAGES = 4 * _GIB
+NEEDED_TO_RUN = 1 * _GIB
+
+
+def check(config: Config, *, images_present: bool) -> None:
+    """Raises `Failure` with what to do. Changes nothing."""
+    disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
+    ports(config)
+
+
+def disk(needed: int) -> None:
+    for place in {_existing(Path(docker_root())), ROOT}:
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise Failure(
+                f"too little disk: {place} has {free / _GIB:.1f} GiB free, {needed / _GIB:.0f} GiB are needed. "
+                "Free some (`docker system df` shows what Docker holds)."
+            )
+
+
+def docker_root() -> str:
+    """Where the engine keeps images: as it says, or where Debian's would."""
+    try:
+        answer = process.ask(["docker", "info", "--format", "{{.DockerRootDir}}"], seconds=15)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return "/var/lib/docker"
+    root = answer.stdout.strip()
+    return root if answer.returncode == 0 and root.startswith("/") else "/var/lib/docker"
+
+
+def _existing(path: Path) -> Path:
+    """The path or the nearest parent that exists: an engine in a virtual machine has its root elsewhere."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def ports(config: Config) -> None:
+    """Every port is free, or published by this very stack already."""
+    busy = [name for name, port in config.ports.items() if in_use(config.address_of(name), port)]
+    if not busy:
+        return
+    published = _published()
+    for name in busy:
+        port = config.ports[name]
+        project, container = published.get(port, ("", ""))
+        if project == config.project:
+            continue
+        whose = f"by container {container}" if container else f"by {_listener(port) or 'another program'}"
+        raise Failure(f"port {port} is in use {whose}: stop that, or choose another with {name}=…")
+
+
+def in_use(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Connections in TIME_WAIT from an earlier run are no obstacle to the engine, so not here.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            # A port below 1024 may be refused to us and be free for the engine.
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _published() -> dict[int, tuple[str, str]]:
+    """Port on this machine to (compose project, container), as the engine says; empty when it does not."""
+    form = '{{.Label "com.docker.compose.project"}}\t{{.Names}}\t{{.Ports}}'
+    try:
+        answer = process.ask(["docker", "ps", "--format", form], seconds=15)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return {}
+    return parse_published(answer.stdout) if answer.returncode == 0 else {}
+
+
+def parse_published(text: str) -> dict[int, tuple[str, str]]:
+    result = {}
+    for line in text.splitlines():
+        project, name, mappings = line.split("\t")
+        for mapping in mappings.split(", "):
+            outside, arrow, _ = mapping.partition("->")
+            port = outside.rpartition(":")[2]
+            if arrow and port.isdecimal():
+                result[int(port)] = (project, name)
+    return result
+
+
+def _listener(port: int) -> str | None:
+    """`name (process 123)` of who listens on `port`, where the system lets us see it."""
+    inodes = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        if table.exists():
+            for line in table.read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{columns[9]}]")
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(descriptor.readlink()) in inodes:
+                number = descriptor.parts[2]
+                return f"{Path('/proc', number, 'comm').read_text().strip()} (process {number})"
+        except OSError:  # it ended, or is not ours to look at
+            continue
+    return None

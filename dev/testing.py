@@ -1,0 +1,152 @@
+"""`make test`: a stack of its own beside a running one, every check against it, then down with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from dev import account, debian, development, environments, preflight, stack
+from dev.config import DEFAULT_PORTS, ROOT, Config
+from dev.output import Failure, say, step
+
+PROJECT = "carillon-test"
+STATE = ".dev-test"
+LOCK = "requirements/test.txt"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_SHIFT = 1000
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A check and its command; `python -m …` runs in the test environment."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+LINTS = (
+    Suite("ruff", ("ruff", "check", ".")),
+    Suite("mypy", ("mypy",)),
+    Suite("yamllint", ("yamllint", "--strict", ".")),
+)
+
+
+def suites(kinds: tuple[str, ...]) -> list[Suite]:
+    """A pytest run for each folder of tests/ that exists."""
+    return [
+        Suite(kind, ("pytest", "-q", f"tests/{kind}")) for kind in kinds if (ROOT / "tests" / kind).is_dir()
+    ]
+
+
+def enter(config: Config) -> None:
+    """Go on in .dev/venv-test, which has all that the tests need and all of the tools."""
+    environments.enter(environments.ensure(config, "venv-test", LOCK))
+
+
+def lint() -> int:
+    return run(list(LINTS), {})
+
+
+def unit() -> int:
+    return run(suites(("unit",)), {})
+
+
+def everything(config: Config) -> int:
+    """All suites; 0 when all passed. Takes down the stack that it started, however it ends."""
+    browser = ensure_browser(config)
+    with interruptible():
+        try:
+            # What an earlier run left behind, if it was cut off.
+            stack.down(config, volumes=True)
+            config = config.moved(ports=free_ports(config))
+            development.up(config)
+            chosen = [*LINTS, *suites(("unit", "integration", "infra", "browser"))]
+            return run(chosen, {**exported(config), "CARILLON_BROWSER": browser})
+        finally:
+            step("Taking down the test stack")
+            stack.down(config, volumes=True)
+
+
+def exported(config: Config) -> dict[str, str]:
+    """What the tests are told of the stack: where it is, and the contents of its environment file."""
+    values = account.read(config.environment_file)
+    return {
+        "CARILLON_STACK_ENV": str(config.environment_file),
+        "CARILLON_STACK_PROJECT": config.project,
+        "CARILLON_STACK_COMPOSE": str(stack.COMPOSE_FILE),
+        "CARILLON_STACK_STATE": str(config.state),
+        "CARILLON_STACK_LISTEN": config.listen,
+        **{name.replace("CARILLON_", "CARILLON_STACK_"): str(port) for name, port in config.ports.items()},
+        "CARILLON_TEST_AMQP_URL": values["CARILLON_AMQP_URL"],
+    }
+
+
+def ensure_browser(config: Config) -> str:
+    """The path of a Chromium; from Debian's packages where there is none and we may."""
+    for attempt in (1, 2):
+        found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+        if found:
+            return found
+        if attempt == 1 and debian.can_install():
+            debian.install(("chromium",), config.logs)
+        else:
+            break
+    raise Failure("the browser tests need Chromium: install the package chromium")
+
+
+def free_ports(config: Config) -> Mapping[str, int]:
+    """The ports as configured, all moved by the same thousands when one is in use (by `make dev`)."""
+    for shift in range(0, 40_000, _SHIFT):
+        ports = {name: port + shift for name, port in config.ports.items()}
+        if max(ports.values()) > 65535:
+            break
+        if not any(preflight.in_use(config.address_of(name), port) for name, port in ports.items()):
+            return ports
+    raise Failure(f"no free ports for a test stack: set {', '.join(DEFAULT_PORTS)}")
+
+
+def run(chosen: list[Suite], environ: Mapping[str, str]) -> int:
+    """Every suite, also after one that failed, then one line for each. 0 when all passed."""
+    results: list[tuple[Suite, int, float]] = []
+    path = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    for suite in chosen:
+        step(f"{suite.name}: {' '.join(suite.command)}")
+        start = time.monotonic()
+        answer = subprocess.run(
+            suite.command, cwd=ROOT, env={**os.environ, **environ, "PATH": path}, check=False
+        )
+        results.append((suite, answer.returncode, time.monotonic() - start))
+    say()
+    for suite, code, seconds in results:
+        say(f"  {'passed' if code == 0 else 'FAILED'}  {suite.name:<12} {seconds:6.0f} s")
+    bad = [suite.name for suite, code, _ in results if code]
+    say(f"\n{'All passed.' if not bad else 'Failed: ' + ', '.join(bad)}")
+    return 1 if bad else 0
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """TERM ends us as an interrupt does, through the `finally` that takes the stack down."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def clean(config: Config) -> None:
+    """What a cut-off `make test` left behind. On a machine without an engine there is nothing of it."""
+    development.clean(config)

@@ -1,0 +1,422 @@
+"""The page in Chromium, against a server that can be told what to do."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.audit import CONTRAST, NAMELESS, contrast_of
+from tests.browser.network import Cable
+
+CONNECTED = re.compile("^Connected$")
+REFUSED_NETWORK = "ERR_CONNECTION|ERR_EMPTY_RESPONSE|WebSocket connection to|Failed to fetch"
+
+
+def event(counter, stdout, **fields):
+    return {"counter": counter, "stdout": stdout, **fields}
+
+
+def lines(first, count):
+    return [event(number, f"\x1b[0;32mok: [host-{number}]\x1b[0m") for number in range(first, first + count)]
+
+
+def words(page):
+    return page.locator("#link-words")
+
+
+def numbers(page):
+    return page.locator(".ln").evaluate_all("all => all.map((line) => line.textContent)")
+
+
+@pytest.fixture
+def page(fake, open_page):
+    watched = open_page()
+    watched.page.goto(fake.url)
+    expect(words(watched.page)).to_have_text(CONNECTED)
+    return watched.page
+
+
+@pytest.fixture
+def job_page(page):
+    """Job 1, open, with its subscription in place."""
+    page.get_by_role("link", name="Roll out the web tier").click()
+    expect(page.locator(".job .count")).to_have_text("Waiting for output")
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+# Coming in ----------------------------------------------------------------------------------------
+
+
+def test_a_wrong_password_is_refused_and_a_right_one_is_not(fake, open_page):
+    fake.do("session", valid=False)
+    watched = open_page()
+    watched.expect("401")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/2")
+    expect(page.get_by_label("Username")).to_be_focused()
+    page.get_by_label("Username").fill("ringer")
+    page.get_by_label("Password").fill("gongs")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert")).to_have_text("Username or password is wrong.")
+    page.get_by_label("Password").fill("bells")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Nightly inventory")).to_be_visible()
+    expect(words(page)).to_have_text(CONNECTED)
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Username")).to_be_visible()
+    expect(words(page)).to_have_text("Closed")
+
+
+def test_a_login_that_ends_is_asked_for_again_and_leads_back(fake, open_page):
+    watched = open_page()
+    watched.expect("401")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/3")
+    expect(words(page)).to_have_text(CONNECTED)
+    fake.do("session", valid=False)
+    fake.do("close", code=4401)
+    expect(words(page)).to_have_text("Refused: not logged in, or the login has ended")
+    expect(page.locator(".lead")).to_contain_text("login has ended")
+    page.get_by_label("Username").fill("ringer")
+    page.get_by_label("Password").fill("bells")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Fetch site playbooks")).to_be_visible()
+    expect(words(page)).to_have_text(re.compile("^(Connected|Resumed)"))
+
+
+# The list -----------------------------------------------------------------------------------------
+
+
+def test_states_change_live(fake, page):
+    row = page.locator(".row", has_text="Rotate certificates")
+    expect(row.locator(".badge")).to_have_text("pending")
+    page.evaluate("document.querySelectorAll('.row').forEach((row) => (row.kept = row.innerText))")
+    for status in ("waiting", "running", "successful"):
+        fake.do("status", job=4, status=status)
+        expect(row.locator(".badge")).to_have_text(status)
+    assert "Rotate certificates" in row.evaluate("row => row.kept"), "the row was made anew"
+    expect(row.get_by_role("button")).to_be_hidden()
+
+
+def test_a_new_job_appears_at_the_top(fake, page):
+    fake.do("job", fields={"number": 9, "name": "<b>Brand new</b>", "status": "new"})
+    expect(page.locator(".row-link").first).to_have_text("<b>Brand new</b>")
+
+
+def test_the_list_is_filtered_and_searched(fake, page):
+    names = page.locator(".row-link")
+    page.get_by_role("button", name="Failed").click()
+    expect(names).to_have_text(["Fetch site playbooks"])
+    page.get_by_role("button", name="Active").click()
+    expect(names).to_have_text(["Rotate certificates", "Roll out the web tier"])
+    fake.do("status", job=4, status="failed")
+    expect(names).to_have_text(["Roll out the web tier"])  # after a moment in its new state
+    page.get_by_role("button", name="All").click()
+    page.get_by_label("Search jobs by name").fill("nightly")
+    expect(names).to_have_text(["Nightly inventory"])
+    page.get_by_label("Search jobs by name").fill("no such thing")
+    expect(page.locator(".empty")).to_have_text("No job matches.")
+
+
+def test_a_job_is_canceled(page):
+    row = page.locator(".row", has_text="Rotate certificates")
+    row.get_by_role("button", name="Cancel").click()
+    expect(row.locator(".badge")).to_have_text("canceled")
+
+
+# Output -------------------------------------------------------------------------------------------
+
+
+def test_output_streams_in_with_its_colours_and_counts(fake, job_page):
+    fake.do(
+        "events",
+        job=1,
+        events=[
+            event(1, "\r\nPLAY [Web] ***", event="playbook_on_play_start", play="Web"),
+            event(2, "\r\nTASK [Install] ***", event="playbook_on_task_start", task="Install", play="Web"),
+            event(3, "\x1b[0;33mchanged: [a]\x1b[0m", event="runner_on_ok", changed=True),
+            event(4, "\x1b[38;5;208mamber \x1b[1;48;2;10;20;30mdeep\x1b[0m", event="runner_on_ok"),
+            event(5, "\x1b[31mfatal: <script>alert(1)</script>\x1b[0m", event="runner_on_failed", failed=True),
+        ],
+    )  # fmt: skip
+    expect(job_page.locator(".ln")).to_have_count(7)
+    expect(job_page.locator(".count")).to_have_text("7 lines")
+    assert numbers(job_page)[1] == "PLAY [Web] ***"
+    assert numbers(job_page)[-1] == "fatal: <script>alert(1)</script>"
+    expect(job_page.locator(".fg3")).to_have_text("changed: [a]")
+    expect(job_page.locator(".bold.bgx.fgx")).to_have_text("deep")
+    assert job_page.locator(".ln .fgx").first.evaluate("span => getComputedStyle(span).color") != (
+        job_page.locator(".ln").first.evaluate("line => getComputedStyle(line).color")
+    )
+    expect(job_page.locator(".figures")).to_have_text(re.compile("2 ok ?1 changed ?1 failed"))
+    expect(job_page.locator(".now")).to_have_text("Task 1: Install")
+    fake.do("status", job=1, status="failed")
+    expect(job_page.locator(".job .badge")).to_have_text("failed")
+    expect(job_page).to_have_title("Roll out the web tier: failed · Carillon")
+
+
+def test_gaps_are_filled_from_the_api_and_nothing_is_shown_twice(fake, job_page):
+    fake.do("events", job=1, events=lines(1, 3))
+    expect(job_page.locator(".ln")).to_have_count(3)
+    fake.do("events", job=1, events=lines(4, 5), live=False)  # lost on the way
+    fake.do("events", job=1, events=lines(9, 2))
+    expect(job_page.locator(".ln")).to_have_count(10)
+    fake.do("frame", frame={**lines(10, 1)[0], "job": 1, "group_name": "job_events", "event": "verbose"})
+    fake.do("events", job=1, events=lines(11, 1))
+    expect(job_page.locator(".ln")).to_have_count(11)
+    assert numbers(job_page) == [f"ok: [host-{number}]" for number in range(1, 12)]
+
+
+def test_what_nobody_has_is_named_and_passed(fake, job_page):
+    fake.do("events", job=1, events=[*lines(1, 2), *lines(6, 2)])
+    expect(job_page.locator(".note")).to_have_text(
+        "3 events never reached the server (3 to 5).", timeout=20_000
+    )
+    assert numbers(job_page) == [f"ok: [host-{number}]" for number in (1, 2, 6, 7)]
+
+
+def test_five_thousand_lines_without_lag(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 4000), live=False)
+    watched = open_page()
+    page = watched.page
+    page.add_init_script(
+        """window.long = []; window.shift = 0;
+        new PerformanceObserver((list) => list.getEntries().forEach((one) => window.long.push(one.duration)))
+          .observe({ type: "longtask", buffered: true });
+        new PerformanceObserver((list) => list.getEntries().forEach((one) => (window.shift += one.value)))
+          .observe({ type: "layout-shift", buffered: true });"""
+    )
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".count")).to_have_text("4,000 lines")
+    fake.do("events", job=1, events=lines(4001, 1000))
+    expect(page.locator(".count")).to_have_text("5,000 lines")
+    last = page.locator(".ln").last
+    expect(last).to_have_text("ok: [host-5000]")
+    expect(last).to_be_in_viewport()
+    long, shift = page.evaluate("[window.long, window.shift]")
+    print(f"long tasks: {len(long)}, longest {max(long, default=0):.0f} ms; layout shift {shift:.4f}")
+    # A frame's work is bounded by design (8 ms of adding); this bound is for a busy machine with two cores.
+    assert max(long, default=0) < 1000
+    assert shift < 0.1
+    # Scrolling to the far top lays out what was skipped until now.
+    page.locator(".output").evaluate("output => output.scrollTop = 0")
+    expect(page.locator(".ln").first).to_be_in_viewport()
+
+
+def test_following_stops_when_the_reader_scrolls_up_and_goes_on_when_asked(fake, job_page):
+    fake.do("events", job=1, events=lines(1, 300))
+    expect(job_page.locator(".ln").last).to_be_in_viewport()
+    follow = job_page.get_by_role("button", name="Follow", exact=True)
+    expect(follow).to_have_attribute("aria-pressed", "true")
+    job_page.locator(".output").hover()
+    job_page.mouse.wheel(0, -600)
+    expect(follow).to_have_attribute("aria-pressed", "false")
+    top = job_page.locator(".output").evaluate("output => output.scrollTop")
+    fake.do("events", job=1, events=lines(301, 50))
+    expect(job_page.locator(".ln")).to_have_count(350)
+    assert abs(job_page.locator(".output").evaluate("output => output.scrollTop") - top) < 700
+    expect(job_page.locator(".ln").last).not_to_be_in_viewport()
+    job_page.get_by_role("button", name="Follow again").click()
+    expect(job_page.locator(".ln").last).to_be_in_viewport()
+    expect(follow).to_have_attribute("aria-pressed", "true")
+    fake.do("events", job=1, events=lines(351, 50))
+    expect(job_page.locator(".ln").last).to_have_text("ok: [host-400]")
+    expect(job_page.locator(".ln").last).to_be_in_viewport()
+
+
+def test_the_whole_output_is_saved_without_colours(fake, job_page):
+    fake.do("events", job=1, events=lines(1, 450))
+    expect(job_page.locator(".ln")).to_have_count(450)
+    with job_page.expect_download() as download:
+        job_page.get_by_role("button", name="Save").click()
+    text = Path(download.value.path()).read_text()
+    assert text == "".join(f"ok: [host-{number}]\n" for number in range(1, 451))
+
+
+# The link -----------------------------------------------------------------------------------------
+
+
+def test_a_cut_network_is_told_and_the_missed_lines_are_fetched(fake, open_page):
+    cable = Cable(("127.0.0.1", int(fake.url.rsplit(":", 1)[1])))
+    watched = open_page()
+    watched.expect(REFUSED_NETWORK)
+    page = watched.page
+    try:
+        page.goto(f"http://localhost:{cable.port}/#/jobs/1")
+        expect(page.locator(".job .count")).to_have_text("Waiting for output")
+        fake.do("events", job=1, events=lines(1, 20))
+        expect(page.locator(".ln")).to_have_count(20)
+        cable.cut()
+        expect(words(page)).to_have_text(re.compile(r"^Reconnecting (in \d+ s|now) \(attempt \d+\)$"))
+        expect(page.locator("#announcer")).to_have_text("Link lost: the connection was lost. Reconnecting.")
+        fake.do("events", job=1, events=lines(21, 30))
+        fake.do("status", job=1, status="successful")
+        expect(words(page)).to_have_text(re.compile(r"\(attempt [2-9]\)$"))
+        cable.mend()
+        page.get_by_role("button", name="Try now").click()
+        expect(words(page)).to_have_text("Resumed: 30 missed lines fetched", timeout=40_000)
+        assert numbers(page) == [f"ok: [host-{number}]" for number in range(1, 51)]
+        expect(page.locator(".job .badge")).to_have_text("successful")
+        expect(page.locator(".row", has_text="Roll out").locator(".badge")).to_have_text("successful")
+        fake.do("events", job=1, events=lines(51, 1))
+        expect(page.locator(".ln")).to_have_count(51)
+        page.locator("#link").click()
+        expect(page.locator("#link-story li").first).to_contain_text("Resumed: 30 missed lines fetched")
+    finally:
+        cable.close()
+
+
+def test_a_silent_network_is_noticed_without_a_close(fake, page):
+    fake.do("mute", mute=True)
+    page.evaluate("dispatchEvent(new Event('offline'))")
+    expect(words(page)).to_have_text(re.compile("^Reconnecting"), timeout=15_000)
+    page.locator("#link").click()
+    expect(page.locator("#link-story")).to_contain_text("The server fell silent")
+
+
+def test_a_refusal_says_why_and_waits_to_be_asked(fake, page):
+    fake.do("refuse", code=4403, error="origin https://elsewhere is not allowed")
+    fake.do("close", code=4408)
+    expect(words(page)).to_have_text("Refused: origin https://elsewhere is not allowed")
+    fake.do("refuse", code=None)
+    page.get_by_role("button", name="Try now").click()
+    expect(words(page)).to_have_text(CONNECTED)
+
+
+# Everyone -----------------------------------------------------------------------------------------
+
+
+def focused(page):
+    return page.evaluate(
+        "(document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent).trim()"
+    )
+
+
+def test_the_whole_page_is_walked_by_keyboard(fake, page):
+    page.keyboard.press("Tab")
+    assert focused(page) == "Skip to content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    assert focused(page) == "Search jobs by name"
+    reached = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        reached.append(focused(page))
+    assert reached[:5] == ["All", "Active", "Successful", "Failed", "Canceled"]
+    assert reached[5:] == [
+        "Ping all hosts",
+        "Rotate certificates",
+        "Cancel Rotate certificates",
+        "Fetch site playbooks",
+    ]
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert focused(page) == "Roll out the web tier"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Roll out the web tier")).to_be_focused()
+    fake.do(
+        "events",
+        job=1,
+        events=[*lines(1, 200), event(201, "fatal: x", event="runner_on_failed", failed=True)],
+    )
+    expect(page.locator(".ln")).to_have_count(201)
+    page.keyboard.press("f")
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("n")
+    expect(page.locator(".ln.here")).to_have_text("fatal: x")
+    page.keyboard.press("w")
+    expect(page.get_by_role("button", name="Wrap")).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    page.keyboard.press("Space")  # the shortcuts' own switch has the focus
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_hidden()
+    page.keyboard.press("f")
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="Roll out the web tier")).to_be_focused()
+
+
+def test_places_have_shortcuts_and_titles(page):
+    for key, name in (("s", "Schedules"), ("c", "Connections"), ("j", "Jobs")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_focused()
+        expect(page).to_have_title(f"{name} · Carillon")
+
+
+def test_a_schedule_is_switched_and_the_switch_keeps_the_focus(page):
+    page.goto(page.url.split("#")[0] + "#/schedules")
+    switch = page.get_by_role("switch", name="Run Nightly inventory")
+    expect(switch).to_have_attribute("aria-checked", "true")
+    switch.focus()
+    page.keyboard.press("Space")
+    expect(switch).to_have_attribute("aria-checked", "false")
+    expect(switch).to_be_focused()
+
+
+def test_who_is_connected(page):
+    page.goto(page.url.split("#")[0] + "#/connections")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody tr")).to_contain_text("ringeryou")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections"])
+def test_names_and_contrast(fake, open_page, theme, place):
+    watched = open_page(color_scheme=theme)
+    page = watched.page
+    if place == "login":
+        watched.expect("401")
+        fake.do("session", valid=False)
+    palette = " ".join(
+        f"\x1b[{code}m{code}\x1b[0m" for code in (*range(30, 38), *range(90, 98), "38;5;226", "38;5;18")
+    )
+    fake.do(
+        "events",
+        job=1,
+        events=[event(1, palette), event(2, f"failed {palette}", event="runner_on_failed", failed=True)],
+    )
+    page.goto(f"{fake.url}/{'' if place == 'login' else place}")
+    page.locator("h1").last.wait_for()
+    if place == "#/jobs/1":
+        expect(page.locator(".ln")).to_have_count(2)
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate(NAMELESS) == []
+    poor = [
+        (text, round(ratio, 2))
+        for text, colour, ground, large in page.evaluate(CONTRAST)
+        if (ratio := contrast_of(colour, ground)) < (3 if large else 4.5)
+    ]
+    assert poor == []
+
+
+@pytest.mark.parametrize("place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections"])
+def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
+    fake.do("events", job=1, events=[event(1, "a-very-long-word" * 40), *lines(2, 40)])
+    page = open_page(390, 844, is_mobile=True, has_touch=True).page
+    page.goto(f"{fake.url}/{place}")
+    expect(words(page)).to_have_text(CONNECTED)
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("#link-words")).to_be_in_viewport()
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body, body *')]"
+        ".filter((one) => one.getBoundingClientRect().right > innerWidth + 1"
+        " && getComputedStyle(one).display !== 'none').map((one) => one.outerHTML.slice(0, 100))"
+    )
+    assert wide == []
+
+
+def test_the_theme_is_chosen_and_kept(page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.keyboard.press("t")
+    page.keyboard.press("t")
+    expect(page.locator("#theme")).to_have_attribute("aria-label", "Theme: dark")
+    assert page.evaluate(ground) != light
+    page.reload()
+    expect(page.locator("#theme")).to_have_attribute("aria-label", "Theme: dark")
+    assert page.evaluate(ground) != light
