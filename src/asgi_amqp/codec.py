@@ -1,21 +1,23 @@
 """Messages to bytes and back. Pure: no I/O, no clock.
 
 A message is one msgpack map. The body of an AMQP message is a *batch*: the targets and messages of one
-or more events, one after the other, as plain concatenated msgpack values::
+or more events as one msgpack array::
 
-    <target> <message> <target> <message> …
+    [<target>, <message>, <target>, <message>, …]
 
-so that a batch is made by joining bytes that were packed when they were sent, and read in one pass.
+so that a batch is made by joining bytes that were packed when they were sent, and is read by one call.
 A target is the name of a group, the full name of a process-local channel, or "" for a control message
 between two processes of this layer.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 
 Message = dict[str, Any]
+_ARRAY = struct.Struct(">BI")  # an array of up to 2**32 values
 BIG_INT = 1  # msgpack extension type: a signed, big-endian integer of any length
 
 
@@ -46,24 +48,22 @@ def encode_target(name: str) -> bytes:
     return data
 
 
+def encode_batch(parts: list[bytes]) -> bytes:
+    """A batch of events, each its target's bytes and its message's bytes joined."""
+    return _ARRAY.pack(0xDD, 2 * len(parts)) + b"".join(parts)
+
+
 def decode(body: bytes) -> Iterator[tuple[str, Message]]:
     """The (target, message) pairs of a batch, in order. ValueError when the body is not a whole batch."""
-    unpacker = msgpack.Unpacker(
-        None,
-        max_buffer_size=len(body) or 1,
-        ext_hook=_restore,
-        strict_map_key=False,
-        unicode_errors="surrogatepass",
-        read_size=1,
-    )
-    unpacker.feed(body)
     try:
-        items = list(unpacker)
+        items = msgpack.unpackb(
+            body, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass", use_list=True
+        )
     except ValueError:
         raise
     except Exception as error:  # msgpack raises its own, not all of them ValueErrors
         raise ValueError(f"not a batch: {error}") from None
-    if len(items) % 2 or unpacker.tell() != len(body):
-        raise ValueError("not a batch: it ends in the middle of an event")
+    if not isinstance(items, list) or len(items) % 2:
+        raise ValueError("not a batch: not a list of targets and messages")
     pairs = iter(items)
     return zip(pairs, pairs, strict=True)

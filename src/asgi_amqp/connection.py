@@ -582,7 +582,7 @@ class Publisher:
                     commands.Basic.Properties(delivery_mode=2 if persistent else 1)
                 )
             before, after = self._headers[persistent]
-        if len(body) <= self._room:
+        if 0 < len(body) <= self._room:
             return b"".join(
                 (
                     head,

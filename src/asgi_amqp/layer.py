@@ -156,8 +156,13 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             session = self._sessions[loop] = self.make_session()
         return session
 
+    def _living(self, process: str) -> Session | None:
+        """The session of this id, if it is of this process and its loop has not ended."""
+        session = self._owners.get(process)
+        return None if session is None or session.loop.is_closed() else session
+
     def _owner(self, channel: str) -> Session:
-        session = self._owners.get(process_of(channel))
+        session = self._living(process_of(channel))
         if session is None:
             raise ValueError(
                 f"channel {channel} belongs to another process, or to an event loop that has ended: "
@@ -180,9 +185,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         destination = self._channels.get(channel) or self.destination(channel)
         data = encode(message)
         if not destination.confirmed:
-            owner = self._owners.get(destination.key[2:])
-            if owner is not None:
-                box = owner.receiver.box(channel)
+            session = self._sessions.get(asyncio.get_running_loop())
+            if session is not None and session.id == destination.key[2:]:
+                box = session.receiver.box(channel)
                 if len(box.entries) + box.arriving >= box.capacity:
                     raise ChannelFull(f"channel {channel} holds {box.capacity} messages that nobody has read")
                 box.arriving += 1
@@ -222,7 +227,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         self.require_valid_group_name(group)
         destination = self.destination(channel)
-        owner = self._owners.get(destination.key[2:])
+        owner = self._living(destination.key[2:])
         if destination.queue is not None:
             mine = self.session()
             forward = _Forward(mine.sender, destination, self.timeout)
@@ -239,7 +244,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Take a channel out of a group; nothing happens when it is not in it."""
         self.require_valid_group_name(group)
         destination = self.destination(channel)
-        owner = self._owners.get(destination.key[2:])
+        owner = self._living(destination.key[2:])
         if destination.queue is None and owner is None:
             mine = self.session()
             await self._in(mine, lambda: mine.discard_elsewhere(process_of(channel), group, channel))

@@ -6,6 +6,7 @@ mailboxes together.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -116,7 +117,8 @@ class Mailbox:
             await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self.waiters.remove(waiter)
+                with contextlib.suppress(ValueError):  # wake() has passed over it
+                    self.waiters.remove(waiter)
             elif self.entries:
                 self.wake()
             raise

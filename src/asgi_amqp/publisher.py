@@ -111,10 +111,10 @@ class Background:
 
         async def end() -> None:
             self._take()
-            await self.session.close()
+            await self.session.close(timeout)
 
         try:
-            self.run(end(), timeout)
+            self.run(end(), timeout + 3.0)
         except TimeoutError:
             pass  # the deadline is the promise; what is left is lost with the process
         finally:
@@ -246,4 +246,4 @@ def _forget(publisher: "weakref.ref[SyncPublisher]") -> None:
 def _stop(publisher: "weakref.ref[SyncPublisher]") -> None:
     target = publisher()
     if target is not None:
-        target.close(2.0)
+        target.close()

@@ -43,7 +43,7 @@ class Reader:
         self._timeout = timeout
         self._readers = 0
         self._subscription: Subscription | None = None
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[Subscription] | None = None
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -56,19 +56,37 @@ class Reader:
                 entry = self.box.take(0.0)
                 if entry is not None:
                     return entry, self.box
-                async with self._starting:
-                    if self._subscription is None:
-                        self._subscription = await self._receiver.subscribe(
-                            self._queue, PREFETCH, self._on_message, self._on_lost, self._timeout
-                        )
+                if self._subscription is None:
+                    await self._subscribe()
                 if not self.box.entries:  # it may have come while we subscribed
                     await self.box.wait()
         finally:
             self._readers -= 1
             if not self._readers:
-                self._idle_since = time.monotonic()
-                if self._idle_timer is None:
-                    self._idle_timer = self._receiver.loop.call_later(IDLE, self._stop_if_idle)
+                self._arm()
+
+    async def _subscribe(self) -> None:
+        """Once, however many wait, and to the end even when they are cancelled."""
+        if self._starting is None:
+            self._starting = self._receiver.loop.create_task(
+                self._receiver.subscribe(
+                    self._queue, PREFETCH, self._on_message, self._on_lost, self._timeout
+                )
+            )
+            self._starting.add_done_callback(self._started)
+        await asyncio.shield(self._starting)
+
+    def _started(self, task: asyncio.Task[Subscription]) -> None:
+        self._starting = None
+        if not task.cancelled() and task.exception() is None:
+            self._subscription = task.result()
+            self._arm()
+
+    def _arm(self) -> None:
+        """Look after a while whether anyone still receives."""
+        self._idle_since = time.monotonic()
+        if self._idle_timer is None:
+            self._idle_timer = self._receiver.loop.call_later(IDLE, self._stop_if_idle)
 
     def _on_message(self, received: Received) -> None:
         batch = _Batch(received)

@@ -9,6 +9,7 @@ import asyncio
 import time
 
 from .batcher import Batch, Batcher, Ticket
+from .codec import encode_batch
 from .connection import Link, Options, Publisher, Supervisor
 from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, Unroutable
@@ -192,7 +193,7 @@ class Sender:
             mandatory = batch.confirmed or (len(batch.keys) == 1 and batch.destination.key.startswith("p."))
             out.append(
                 publisher.frames(
-                    b"".join(batch.parts), batch.keys, persistent=batch.confirmed, mandatory=mandatory
+                    encode_batch(batch.parts), batch.keys, persistent=batch.confirmed, mandatory=mandatory
                 )
             )
             batch.since = now
@@ -346,10 +347,13 @@ class Sender:
         return True
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Let go what has gathered, if the broker listens, and disconnect."""
+        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is reported lost."""
         if self._link is not None:
             self._flush()
-            await self.flush(timeout)
+        await self.flush(timeout)
+        left = self.batcher.count
+        if left:
+            self.stats.lose("unsent", left)
         await self.supervisor.close()
         for task in list(self._tasks):
             task.cancel()

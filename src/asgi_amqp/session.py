@@ -168,10 +168,10 @@ class Session:
             values["connected_consuming"] = float(self._receiver.supervisor.current is not None)
         return values
 
-    async def close(self) -> None:
-        """Send what has gathered and disconnect."""
+    async def close(self, timeout: float = 2.0) -> None:
+        """Send what has gathered, for at most `timeout` seconds, and disconnect."""
         if self._sender is not None:
-            await self._sender.close()
+            await self._sender.close(timeout)
         if self._receiver is not None:
             await self._receiver.close()
         self._sender = self._receiver = None

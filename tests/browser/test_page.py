@@ -138,7 +138,7 @@ def test_output_streams_in_with_its_colours_and_counts(fake, job_page):
             event(2, "\r\nTASK [Install] ***", event="playbook_on_task_start", task="Install", play="Web"),
             event(3, "\x1b[0;33mchanged: [a]\x1b[0m", event="runner_on_ok", changed=True),
             event(4, "\x1b[38;5;208mamber \x1b[1;48;2;10;20;30mdeep\x1b[0m", event="runner_on_ok"),
-            event(5, "\x1b[31mfatal: <script>alert(1)</script>\x1b[0m", event="runner_on_failed", failed=True),
+            event(5, "\x1b[31mfatal: <script>alert(1)</script>", event="runner_on_failed", failed=True),
         ],
     )  # fmt: skip
     expect(job_page.locator(".ln")).to_have_count(7)
@@ -268,12 +268,23 @@ def test_a_cut_network_is_told_and_the_missed_lines_are_fetched(fake, open_page)
         cable.close()
 
 
-def test_a_silent_network_is_noticed_without_a_close(fake, page):
-    fake.do("mute", mute=True)
-    page.evaluate("dispatchEvent(new Event('offline'))")
-    expect(words(page)).to_have_text(re.compile("^Reconnecting"), timeout=15_000)
-    page.locator("#link").click()
-    expect(page.locator("#link-story")).to_contain_text("The server fell silent")
+def test_a_silent_network_is_noticed_without_a_close(fake, open_page):
+    cable = Cable(("127.0.0.1", int(fake.url.rsplit(":", 1)[1])))
+    watched = open_page()
+    watched.expect(REFUSED_NETWORK)
+    page = watched.page
+    try:
+        page.goto(f"http://localhost:{cable.port}/")
+        expect(words(page)).to_have_text(CONNECTED)
+        cable.swallow()
+        page.evaluate("dispatchEvent(new Event('offline'))")  # else it would be noticed later
+        expect(words(page)).to_have_text(re.compile("^Reconnecting"), timeout=15_000)
+        page.locator("#link").click()
+        expect(page.locator("#link-story")).to_contain_text("The server fell silent")
+        cable.mend()
+        expect(words(page)).to_have_text(re.compile("^Resumed"), timeout=40_000)
+    finally:
+        cable.close()
 
 
 def test_a_refusal_says_why_and_waits_to_be_asked(fake, page):

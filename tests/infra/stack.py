@@ -43,7 +43,7 @@ def wait(what: str, condition, seconds: float, pause: float = 0.1):
 
 @dataclass(frozen=True)
 class Stack:
-    """`values` is the environment file; `project` the Compose project; `state` the directory of secrets and certificates."""
+    """`values`: the environment file; `project`: Compose's; `state`: where secrets and certificates lie."""
 
     values: dict
     project: str
@@ -64,7 +64,7 @@ class Stack:
     def __hash__(self):
         return hash(self.project)
 
-    # Addresses ----------------------------------------------------------------------------------------------------
+    # Addresses ---------------------------------------------------------------------------------------------
 
     def address(self, scheme: str = "https") -> tuple[str, int]:
         url = urllib.parse.urlsplit(self.values["CARILLON_URL" if scheme == "https" else "CARILLON_HTTP_URL"])
@@ -95,7 +95,8 @@ class Stack:
     def websocket(self, token: str | None = None, scheme: str = "https", **options):
         """An open websocket, the token in its URL."""
         host, port = self.address(scheme)
-        url = f"{'wss' if scheme == 'https' else 'ws'}://{host}:{port}/websocket/?token={token or self.values['CARILLON_TOKEN']}"
+        token = token or self.values["CARILLON_TOKEN"]
+        url = f"{scheme.replace('http', 'ws')}://{host}:{port}/websocket/?token={token}"
         tls = self.tls() if scheme == "https" else None
         return connect(url, ssl=tls, proxy=None, open_timeout=10, close_timeout=2, **options)
 
@@ -113,7 +114,7 @@ class Stack:
                     return True
         return False
 
-    # Containers ---------------------------------------------------------------------------------------------------
+    # Containers --------------------------------------------------------------------------------------------
 
     @cache  # noqa: B019 - one stack in a test session
     def container(self, service: str) -> str:

@@ -1,4 +1,4 @@
-"""No secret where somebody may read it by accident: descriptions of containers, layers of images, argv, environments, logs."""
+"""No secret where it is read by accident: descriptions of containers, layers, argv, environments, logs."""
 
 import base64
 import json

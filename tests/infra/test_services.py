@@ -25,11 +25,12 @@ USERS = {
     "postgresql": 10002,
 }
 PUBLISHED = {"nginx": {"8013/tcp", "8043/tcp"}, "rabbitmq": {"5672/tcp", "15672/tcp"}}
-# Of each, one process at least with this command line; {programs} is where the release keeps its own.
+# Of each, one process at least with this command line.
 COMMANDS = {
     "nginx": r"^nginx: master process nginx -e stderr -g daemon off;$",
     "daphne": r"/opt/carillon/\S+/bin/python\S* \S+/bin/daphne -b 0\.0\.0\.0 -p 8051 --websocket_timeout -1 "
-    r"--ping-interval 20 --ping-timeout 30 --proxy-headers --access-log /dev/null carillon\.asgi:application$",
+    r"--ping-interval 20 --ping-timeout 30 --proxy-headers --access-log /dev/null "
+    r"carillon\.asgi:application$",
     "uwsgi": r"uwsgi --ini /etc/carillon/uwsgi\.ini --socket 0\.0\.0\.0:8050 --processes \d+ --threads \d+|"
     r"carillon uWSGI (master|worker \d+)",
     "runworker": r"/bin/python\S* -m django runworker$",
@@ -44,7 +45,7 @@ def service(request):
 
 
 def listeners(host) -> dict[int, set[str]]:
-    """Port to addresses, from the kernel's tables (the images have no ss). Docker's own DNS is not a service of ours."""
+    """Port to addresses, from the kernel's tables (there is no ss). Docker's own DNS is not ours."""
     found: dict[int, set[str]] = {}
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in host.run(f"cat /proc/net/{table}").stdout.splitlines()[1:]:

@@ -3,6 +3,7 @@
 import { cookie } from "./carillon.js";
 
 const DEADLINE = 20_000;
+const AGAIN = 400; // ms
 
 export class ApiError extends Error {
   /** @param {number} status  0 when no answer came @param {string} message  for people */
@@ -21,6 +22,17 @@ function words(status, data) {
   return status >= 500 ? `The server cannot answer right now (${status}).` : `The server refused the request (${status}).`;
 }
 
+/** Reading is tried twice: a laptop that changes its network breaks whatever is under way. */
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (options.method !== "GET" || options.signal.aborted) throw error;
+    await new Promise((resolve) => setTimeout(resolve, AGAIN));
+    return fetch(path, options);
+  }
+}
+
 /**
  * @param {string} path
  * @param {{method?: string, json?: any, form?: Object<string, string>, signal?: AbortSignal}} [options]
@@ -34,7 +46,7 @@ export async function request(path, { method = "GET", json, form, signal } = {})
   const deadline = AbortSignal.timeout(DEADLINE);
   let response;
   try {
-    response = await fetch(path, {
+    response = await reach(path, {
       method,
       headers,
       body: json === undefined ? form && new URLSearchParams(form) : JSON.stringify(json),

@@ -1,0 +1,130 @@
+"""RabbitMQ in a container, and the ways to hurt it."""
+
+import asyncio
+import os
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+IMAGE = os.environ.get("CARILLON_TEST_RABBITMQ_IMAGE", "carillon/rabbitmq:dev")
+PASSWORD = "p@:/#%?w+ü"  # every character that a careless URL gets wrong
+NAME = "carillon-layer-"
+ROOT = Path(__file__).parents[3]
+
+
+def docker(*arguments, check=True):
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    if check and done.returncode:
+        raise RuntimeError(f"docker {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Broker:
+    """`with Broker() as broker`: a running broker. Its port stays the same over restarts."""
+
+    def __init__(self, name=None, options=()):
+        self.name = NAME + (name or secrets.token_hex(4))
+        self.port = free_port()
+        self.options = options
+        self._secrets = tempfile.TemporaryDirectory(prefix=NAME)
+
+    @staticmethod
+    def remove_leftovers():
+        names = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"name=^{NAME}").split()
+        if names:
+            docker("rm", "--force", "--volumes", *names, check=False)
+
+    @property
+    def url(self):
+        return self.url_for("carillon", PASSWORD, "carillon")
+
+    def url_for(self, user, password, vhost):
+        return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+
+    def __enter__(self):
+        if not docker("images", "--quiet", IMAGE):
+            docker("build", "--tag", IMAGE, "--file", str(ROOT / "images/rabbitmq/Dockerfile"), str(ROOT))
+        folder = Path(self._secrets.name)
+        folder.chmod(0o755)
+        for name, text in (("password", PASSWORD), ("cookie", secrets.token_hex(32))):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o444)
+        docker(
+            "run", "--detach", "--name", self.name, "--hostname", self.name,
+            "--publish", f"127.0.0.1:{self.port}:5672", "--tmpfs", "/run/rabbitmq:uid=10003,gid=10003,mode=0700",
+            "--volume", f"{folder}:/secrets:ro,z", "--env", "CARILLON_AMQP_PASSWORD_FILE=/secrets/password",
+            "--env", "RABBITMQ_COOKIE_FILE=/secrets/cookie", *self.options, IMAGE,
+        )  # fmt: skip
+        try:
+            self.wait()
+        except BaseException:
+            print(self.logs())
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        docker("rm", "--force", "--volumes", self.name, check=False)
+        self._secrets.cleanup()
+
+    def logs(self):
+        return docker("logs", "--tail", "15", self.name, check=False)
+
+    def wait(self, seconds=90):
+        """Until the broker speaks AMQP and its accounts are there."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 2) as connection:
+                    connection.settimeout(2)
+                    connection.sendall(b"AMQP\0\0\x09\x01")
+                    if connection.recv(1) == b"\x01":
+                        return
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise RuntimeError(f"{self.name} does not answer on port {self.port}")
+
+    def ctl(self, *arguments):
+        return docker("exec", self.name, "rabbitmqctl", "--quiet", *arguments)
+
+    def kill(self):
+        docker("kill", "--signal", "KILL", self.name)
+
+    def start(self):
+        docker("start", self.name)
+        self.wait()
+
+    def restart(self):
+        docker("restart", "--time", "30", self.name)
+        self.wait()
+
+    def pause(self):
+        """From now on packets are swallowed: nothing is refused, nothing answers."""
+        docker("pause", self.name)
+
+    def unpause(self):
+        docker("unpause", self.name)
+
+    async def do(self, method, *arguments):
+        """Call one of the above without stopping the event loop."""
+        return await asyncio.to_thread(getattr(self, method), *arguments)
+
+
+async def eventually(condition, seconds=30.0):
+    """Wait until `condition()` is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("it did not happen in time")
+        await asyncio.sleep(0.02)

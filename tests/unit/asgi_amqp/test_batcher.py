@@ -1,0 +1,92 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_amqp.batcher import Batcher, Ticket
+from asgi_amqp.topology import Destination, Queue
+
+GROUPS = [Destination(f"g.{n}", b"T%d" % n) for n in range(5)]
+QUEUE = Queue("q", "d.q", {})
+DURABLE = Destination("d.q", b"D", "d.q", True, 3, QUEUE)
+
+
+def drain(batcher):
+    batches = []
+    while (batch := batcher.take()) is not None:
+        batches.append(batch)
+    return batches
+
+
+@given(st.lists(st.tuples(st.sampled_from(GROUPS), st.binary(min_size=1, max_size=40)), max_size=60))
+def test_everything_leaves_once_in_order_within_the_bounds(events):
+    batcher = Batcher(max_bytes=100, max_keys=3)
+    for destination, data in events:
+        batcher.add(destination, data, 0.0)
+    assert batcher.count == len(events)
+    assert batcher.size == sum(len(destination.target + data) for destination, data in events)
+    batches = drain(batcher)
+    assert [part for batch in batches for part in batch.parts] == [d.target + data for d, data in events]
+    assert all(batch.size <= 100 and len(batch.keys) <= 3 for batch in batches)
+    for batch in batches:
+        assert {part[:2] for part in batch.parts} == {b"T" + key[2:].encode() for key in batch.keys}
+    assert (batcher.size, batcher.count, len(batcher)) == (0, 0, 0)
+
+
+def test_one_event_larger_than_a_batch_travels_alone():
+    batcher = Batcher(max_bytes=10)
+    for data in (b"a", b"b" * 50, b"c"):
+        batcher.add(GROUPS[0], data, 0.0)
+    assert [batch.count for batch in drain(batcher)] == [1, 1, 1]
+
+
+def test_a_confirmed_lane_has_batches_of_its_own_and_its_own_bound():
+    batcher = Batcher()
+    for number in range(4):
+        batcher.add(DURABLE, b"%d" % number, 0.0, Ticket(1, 9.0))
+        batcher.add(GROUPS[0], b"x", 0.0)
+    confirmed = [batch for batch in drain(batcher) if batch.confirmed]
+    assert [batch.parts for batch in confirmed] == [[b"D0", b"D1", b"D2"], [b"D3"]]
+
+
+def test_what_is_withdrawn_does_not_leave():
+    batcher = Batcher()
+    tickets = [Ticket(1, 9.0) for _ in range(3)]
+    for number, ticket in enumerate(tickets):
+        batcher.add(DURABLE, b"%d" % number, 0.0, ticket)
+    tickets[1].give_up(RuntimeError("too late"))
+    assert batcher.take().parts == [b"D0", b"D2"]
+    assert (batcher.size, batcher.count) == (0, 0)
+
+
+def test_what_is_put_back_leaves_first_and_in_order():
+    batcher = Batcher()
+    for number in range(6):
+        batcher.add(DURABLE, b"%d" % number, 0.0, Ticket(1, 9.0))
+    taken = drain(batcher)
+    batcher.add(DURABLE, b"new", 0.0, Ticket(1, 9.0))
+    batcher.put_back(taken)
+    assert [batch.parts[0] for batch in drain(batcher)] == [b"D0", b"D3", b"Dnew"]
+
+
+def test_old_unconfirmed_batches_are_dropped_and_counted_confirmed_ones_stay():
+    batcher = Batcher()
+    batcher.add(GROUPS[0], b"a", 1.0)
+    batcher.add(DURABLE, b"b", 1.0, Ticket(1, 9.0))
+    assert batcher.drop_older(0.5) == 0
+    assert batcher.drop_older(2.0) == 1
+    assert [batch.confirmed for batch in drain(batcher)] == [True]
+
+
+def test_a_ticket_for_many_is_done_when_all_are_and_keeps_the_first_error():
+    finished = []
+
+    class Seen(Ticket):
+        def finish(self):
+            finished.append(self.error)
+
+    ticket = Seen(3, 0.0)
+    ticket.settle()
+    ticket.settle(ValueError("first"))
+    assert not finished
+    ticket.settle(ValueError("second"))
+    ticket.give_up(TimeoutError())
+    assert [str(error) for error in finished] == ["first"]

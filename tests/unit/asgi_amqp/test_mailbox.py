@@ -1,0 +1,99 @@
+import asyncio
+
+import pytest
+
+from asgi_amqp.mailbox import Budget, Entry, Mailbox
+
+
+def make(capacity=3, limit=1000):
+    losses = []
+    box = Mailbox(capacity, Budget(limit), lambda reason, count: losses.append((reason, count)), 0.0)
+    return box, losses
+
+
+def entries(*numbers, expires=100.0, size=10):
+    return [Entry({"n": number}, expires, size) for number in numbers]
+
+
+def contents(box):
+    taken = []
+    while (entry := box.take(0.0)) is not None:
+        taken.append(entry.message["n"])
+    return taken
+
+
+def test_a_slow_reader_loses_the_oldest_counted():
+    box, losses = make()
+    for number in range(5):
+        box.put(entries(number), 10)
+    assert contents(box) == [2, 3, 4]
+    assert losses == [("overflow", 1), ("overflow", 1)]
+    assert box.budget.used == 0
+
+
+def test_a_burst_that_came_in_one_piece_is_kept():
+    box, losses = make()
+    box.put(entries(*range(10)), 100)
+    assert contents(box) == list(range(10))
+    assert not losses
+
+
+def test_bytes_are_bounded_for_all_mailboxes_together():
+    budget = Budget(25)
+    losses = []
+    boxes = [Mailbox(100, budget, lambda reason, count: losses.append(reason), 0.0) for _ in range(2)]
+    boxes[0].put(entries(1), 10)
+    boxes[1].put(entries(2), 10)
+    boxes[1].put(entries(3), 10)
+    assert (contents(boxes[0]), contents(boxes[1])) == ([1], [3])
+    assert losses == ["overflow"]
+
+
+def test_what_has_expired_is_counted_and_not_given():
+    box, losses = make()
+    box.put(entries(1, expires=5.0) + entries(2, expires=50.0), 20)
+    assert box.take(10.0).message == {"n": 2}
+    assert losses == [("expired", 1)]
+
+
+async def read(box):
+    while (entry := box.take(0.0)) is None:
+        await box.wait()
+    return entry.message["n"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_cancelled_reader_leaves_the_message_to_the_next(before):
+    box, _ = make()
+    first, second = asyncio.create_task(read(box)), asyncio.create_task(read(box))
+    await asyncio.sleep(0)
+    if before:
+        first.cancel()
+        box.put(entries(1), 10)
+    else:
+        box.put(entries(1), 10)
+        first.cancel()  # already woken, not yet running
+    assert await asyncio.wait_for(second, 1) == 1
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not box.waiters
+
+
+async def test_cancelled_readers_leave_nothing_behind():
+    box, _ = make()
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(read(box), 0)
+        task = asyncio.create_task(read(box))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert not box.waiters
+
+
+async def test_failure_reaches_everyone_who_waits():
+    box, _ = make()
+    tasks = [asyncio.create_task(read(box)) for _ in range(3)]
+    await asyncio.sleep(0)
+    box.fail(RuntimeError("over"))
+    assert [str(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == ["over"] * 3
