@@ -4,7 +4,7 @@
 DEV := bin/dev
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' Makefile
 	@awk 'BEGIN {FS = "#: "; print "\nvariables (in the environment, or make dev NAME=value)\n"} /^#: / {print "  " $$2}' Makefile
 
 dev: ## set up everything and start the stack; run again, it changes nothing
@@ -40,8 +40,26 @@ test-clean: ## remove what a cut-off `make test` left behind
 lint: ## ruff, mypy, yamllint
 	@$(DEV) lint
 
+production: ## production in containers: supervisord in one of them (ports 50080, 50443)
+	@$(DEV) production
+
+cluster: ## the same with three brokers and two application containers
+	@$(DEV) cluster
+
+production-down: ## stop either; data and secrets stay
+	@$(DEV) production-down
+
+bundle: ## one archive to install from where there is no package index
+	@$(DEV) bundle
+
+test-production: ## a real host from nothing by Ansible, and the production container, proved
+	@$(DEV) test-production
+
+test-production-full: ## that, and a cluster of hosts (half an hour)
+	@$(DEV) test-production --full
+
 lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
-	@for name in app tools dev test; do \
+	@for name in app tools dev test production-test; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 
@@ -57,3 +75,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 # Variables given on make's command line reach the tool by its environment.
 export
 .PHONY: help dev demo down logs shell token clean test test-unit test-clean lint lock
+.PHONY: production cluster production-down bundle test-production test-production-full

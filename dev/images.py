@@ -27,10 +27,11 @@ class Image:
     inputs: tuple[str, ...]
     target: str | None = None
     python_packages: bool = False
+    tag_suffix: str = "dev"
 
     @property
     def tag(self) -> str:
-        return f"carillon/{self.name}:dev"
+        return f"carillon/{self.name}:{self.tag_suffix}"
 
 
 IMAGES = (
