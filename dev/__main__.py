@@ -105,7 +105,8 @@ def clean_test(_: list[str]) -> int:
 def _production_config() -> configuration.Config:
     from dev import production
 
-    return configuration.load(project=production.PROJECT, state=production.STATE)
+    config = configuration.load(project=production.PROJECT, state=production.STATE)
+    return config.moved(ports=production.ports())
 
 
 def _production(*, cluster: bool) -> int:

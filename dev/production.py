@@ -64,8 +64,13 @@ def compose(config: Config, *arguments: str, cluster: bool = False, seconds: flo
     return answer.stdout
 
 
+def ports() -> dict[str, int]:
+    """Where nginx is published: as the environment says, or beside what `make dev` and other programs use."""
+    return {name: int(os.environ.get(name) or port) for name, port in PORTS.items()}
+
+
 def environment(config: Config, *, cluster: bool) -> dict[str, str]:
-    ports = {name: os.environ.get(name) or str(port) for name, port in PORTS.items()}
+    ports = {name: str(port) for name, port in config.ports.items()}
     origins = f"https://localhost:{ports['CARILLON_HTTPS_PORT']},https://127.0.0.1:{ports['CARILLON_HTTPS_PORT']}"
     return {
         "CARILLON_PROJECT": config.project,
