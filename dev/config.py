@@ -10,6 +10,7 @@ from pathlib import Path
 from dev.output import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPOSE_FILE = ROOT / "compose" / "dev.yml"
 
 DEFAULT_PORTS = {
     "CARILLON_HTTP_PORT": 8013,

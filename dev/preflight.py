@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from dev import process
-from dev.config import ROOT, Config
+from dev.config import COMPOSE_FILE, ROOT, Config
 from dev.output import Failure
 
 _GIB = 2**30
@@ -21,6 +21,7 @@ NEEDED_TO_RUN = 1 * _GIB
 def check(config: Config, *, images_present: bool) -> None:
     """Raises `Failure` with what to do. Changes nothing."""
     disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
+    neighbour(config)
     ports(config)
 
 
@@ -29,7 +30,7 @@ def disk(needed: int) -> None:
         free = shutil.disk_usage(place).free
         if free < needed:
             raise Failure(
-                f"too little disk: {place} has {free / _GIB:.1f} GiB free, {needed / _GIB:.0f} GiB are needed. "
+                f"too little disk: {place} has {free / _GIB:.1f} GiB, {needed / _GIB:.0f} GiB are needed. "
                 "Free some (`docker system df` shows what Docker holds)."
             )
 
@@ -49,6 +50,24 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def neighbour(config: Config) -> None:
+    """No other checkout runs a stack of this name: its containers would be replaced by ours."""
+    form = '{{.Label "com.docker.compose.project.config_files"}}'
+    query = ["docker", "ps", "--all", "--filter", f"label=com.docker.compose.project={config.project}"]
+    try:
+        answer = process.ask([*query, "--format", form], seconds=15)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return
+    for line in set(answer.stdout.splitlines()):
+        file = Path(line)
+        # What is left of a checkout that is gone belongs to nobody.
+        if line and file != COMPOSE_FILE and file.exists():
+            raise Failure(
+                f"the stack {config.project} belongs to the checkout {file.parent.parent}: "
+                "`make down` there, or choose another name with CARILLON_PROJECT=…"
+            )
 
 
 def ports(config: Config) -> None:

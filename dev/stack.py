@@ -10,10 +10,9 @@ import time
 from collections.abc import Sequence
 
 from dev import process
-from dev.config import ROOT, Config
+from dev.config import COMPOSE_FILE, Config
 from dev.output import Failure, progress, step
 
-COMPOSE_FILE = ROOT / "compose" / "dev.yml"
 _ONE_SHOT = {"migrate"}
 _READY_SECONDS = 240
 _REPORT_SECONDS = 5

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from dev import account, debian, development, environments, preflight, stack
-from dev.config import DEFAULT_PORTS, ROOT, Config
+from dev.config import COMPOSE_FILE, DEFAULT_PORTS, ROOT, Config
 from dev.output import Failure, say, step
 
 PROJECT = "carillon-test"
@@ -82,7 +82,7 @@ def exported(config: Config) -> dict[str, str]:
     return {
         "CARILLON_STACK_ENV": str(config.environment_file),
         "CARILLON_STACK_PROJECT": config.project,
-        "CARILLON_STACK_COMPOSE": str(stack.COMPOSE_FILE),
+        "CARILLON_STACK_COMPOSE": str(COMPOSE_FILE),
         "CARILLON_STACK_STATE": str(config.state),
         "CARILLON_STACK_LISTEN": config.listen,
         **{name.replace("CARILLON_", "CARILLON_STACK_"): str(port) for name, port in config.ports.items()},

@@ -96,6 +96,10 @@ CHANNEL_LAYERS = {
             "expiry": 60,
             # Per socket: a burst of one bulk POST (1000 events) must fit with room to spare.
             "capacity": 5000,
+            # A socket may live for months; Channels' day would silently end its subscriptions.
+            "group_expiry": 10 * 365 * 86400,
+            # What a process could not keep for a socket is told to the socket, which tells its client.
+            "gap_type": "delivery.gap",
             "ssl_ca": env.amqp_tls_ca,
         },
     }

@@ -163,7 +163,7 @@ def test_a_real_run_is_seen_to_its_last_line(stack, api, ansible_playbook, log_i
     demo = run_demo(stack, ansible_playbook, name, pace=0)
     try:
         page.get_by_role("link", name=name).first.click(timeout=60_000)
-        expect(page.locator(".job .badge")).to_have_text("successful", timeout=180_000)
+        expect(page.locator(".job .badge")).to_have_text("successful", timeout=400_000)
         printed, _ = demo.communicate(timeout=60)
     finally:
         demo.kill()
@@ -241,14 +241,14 @@ def test_screenshot_of_a_real_run(stack, ansible_playbook, log_in):
     page = log_in(
         width=1280, height=800, color_scheme=os.environ.get("CARILLON_SCREENSHOT_THEME", "light")
     ).page
-    demo = run_demo(stack, ansible_playbook, "Cast a carillon", pace=0.3)
+    demo = run_demo(stack, ansible_playbook, "Cast a carillon", pace=0)
     try:
         page.get_by_role("link", name="Cast a carillon").first.click(timeout=60_000)
-        expect(page.locator(".figure.is-rescued")).to_be_visible(timeout=120_000)
+        expect(page.locator(".figure.is-rescued")).to_be_visible(timeout=300_000)
         page.wait_for_timeout(1500)  # a picture of a run that runs
         page.mouse.move(0, 0)
         page.screenshot(path=target)
-        demo.communicate(timeout=120)
+        demo.communicate(timeout=300)
     finally:
         demo.kill()
         demo.wait()

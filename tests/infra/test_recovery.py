@@ -103,7 +103,7 @@ def save_and_time(stack, path: Path, concerned: set[str]) -> float:
         now = {service: servers(stack, service) for service in concerned}
         return all(now[service] and not now[service] & before[service] for service in concerned)
 
-    wait(f"{', '.join(sorted(concerned))} restarted after {path.name} was saved", restarted, 30, pause=0.05)
+    wait(f"{', '.join(sorted(concerned))} restarted after {path.name} was saved", restarted, 60, pause=0.05)
     seconds = time.monotonic() - saved
     for other in set(MAIN) - concerned:
         assert servers(stack, other) == before[other], f"{path.name} is none of {other}'s"

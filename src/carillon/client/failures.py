@@ -44,7 +44,7 @@ def http_failure(status: int, body: bytes | bytearray | None, where: str) -> Cli
         )
     except ValueError:
         detail = ""
-    quoted = f": {detail}" if detail else ""
+    quoted = f": {detail.rstrip('.')}" if detail else ""
     if status in (401, 403):
         return Refused(f"{where} refuses the token ({status}){quoted}")
     if status == 404:

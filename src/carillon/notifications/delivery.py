@@ -55,8 +55,11 @@ async def apublish(messages: Sequence[dict[str, Any]]) -> None:
 
 
 async def broadcast(message: dict[str, Any]) -> None:
-    """What runworker does with a message from the queue. An error raised means: not acked."""
+    """What runworker does with a message from the queue. An error means: not acked."""
     await get_channel_layer().group_send(message["group"], message["message"])
+    # `group_send` is back before the message has left, which it does in this turn of the loop. The ack on the
+    # same connection must come after it: a worker killed between the two would take the message along.
+    await asyncio.sleep(0)
 
 
 def check(timeout: float = 2.0) -> None:

@@ -208,6 +208,8 @@ class Socket:
                 # What is still on its way from a group that was left is not for this client any more.
                 if message["group"] in self.groups and self.identity.hears(message.get("audience")):
                     await self._text(message["text"])
+            elif message["type"] == "delivery.gap":
+                raise _gap(message)
             elif message["type"] == "access.changed" and self.identity.user.pk in message["users"]:
                 await self._recheck()
 
@@ -268,6 +270,13 @@ class Socket:
         except (LayerError, TimeoutError) as error:
             # The layer forgets a channel that nobody reads when it expires.
             logger.debug("Groups of a closed socket are left to expire: %s", type(error).__name__)
+
+
+def _gap(message: Message) -> Close:
+    """Something was missed, nobody knows what: the client must look for itself when it comes back."""
+    if message.get("reason") == "reconnect":
+        return Close(protocol.TRY_LATER, "the server lost its broker for a moment: events may be missing")
+    return Close(protocol.TOO_SLOW, "events came faster than they could be delivered: some are missing")
 
 
 def _seconds_until(moment: datetime | None) -> float:

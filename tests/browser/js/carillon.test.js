@@ -286,6 +286,16 @@ test("the network's news: offline is probed at once, online ends the wait", asyn
   assert.equal(FakeSocket.all.length, 2, "the attempt that was waiting is gone");
 });
 
+test("asked to connect while an attempt is under way, it opens no second socket", () => {
+  const { link } = make();
+  link.connect();
+  link.connect();
+  FakeSocket.last.closes(1006);
+  link.connect(); // ends the wait
+  link.connect();
+  assert.equal(FakeSocket.all.length, 2);
+});
+
 test("closed is closed: nothing comes back, nothing is heard", async () => {
   const { link, states, network } = make();
   link.connect();

@@ -1,4 +1,4 @@
-"""The demo, sent by the callback through the real stack, and heard by the client: everything, once, in order."""
+"""The demo, sent by the callback through the real stack and heard by the client: all, once, in order."""
 
 from __future__ import annotations
 
@@ -128,9 +128,9 @@ async def test_the_demo_is_seen_by_everybody_in_the_same_order(where, environ):
                 statuses.append(event.payload["status"])
             else:
                 final_counter = event.payload["final_counter"]
-            if final_counter is not None and statuses and statuses[-1] in ("successful", "failed", "error"):
-                if live and live[-1]["counter"] == final_counter:
-                    break
+            heard_all = bool(live) and live[-1]["counter"] == final_counter
+            if heard_all and statuses and statuses[-1] in ("successful", "failed", "error"):
+                break
         code, printed, said = await run
         output_code, output, link = await follower
 

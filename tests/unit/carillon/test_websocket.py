@@ -470,6 +470,15 @@ class TestPermissionsThatChange:
 
 
 class TestEnding:
+    @pytest.mark.parametrize(("reason", "code"), [("overflow", 4408), ("expired", 4408), ("reconnect", 1013)])
+    async def test_something_was_missed(self, people, reason, code):
+        client = await client_of(people, people.ann)
+        layer = get_channel_layer()
+        (channel,) = layer.groups["internal.sockets"]
+        await layer.send(channel, {"type": "delivery.gap", "reason": reason, "count": 3})
+        assert "missing" in (await client.frame())["error"]
+        assert await client.close_code() == code
+
     async def test_the_server_stops(self, people):
         client = await client_of(people, people.ann)
         client.raw.future.cancel()

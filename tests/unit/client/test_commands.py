@@ -154,7 +154,7 @@ async def test_a_reader_that_leaves_is_no_error(stub, run):
         (["watch", "bells:all"], {}, 2, "unknown channel bells"),
         (["watch"], {"CARILLON_URL": "http://127.0.0.1:9"}, 3, "nothing listens at http://127.0.0.1:9"),
         (["output", "42"], {"CARILLON_URL": "http://127.0.0.1:9"}, 3, "nothing listens"),
-        (["output", "9"], {}, 3, "is not there (404): Not found."),
+        (["output", "9"], {}, 3, "is not there (404): Not found"),
     ],
 )
 async def test_what_goes_wrong_is_one_line_and_an_exit_code(run, arguments, environ, code, words):

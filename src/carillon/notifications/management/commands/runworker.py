@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from typing import Any
 
-from asgi_amqp.worker import Worker
 from channels.layers import get_channel_layer
 from django.core.management.base import BaseCommand, CommandError
 
+from asgi_amqp.exceptions import LayerError
+from asgi_amqp.worker import Worker
 from carillon.notifications import delivery
 
 logger = logging.getLogger(__name__)
 
-# Seconds a stop may take: what is in hand is finished, the rest stays on the queue.
-STOP_DEADLINE = 8.0
+DRAIN = 5.0  # seconds that what is in hand gets to finish; the rest stays on the queue
 
 
 class Command(BaseCommand):
@@ -29,34 +28,20 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not asyncio.run(serve()):
-            raise CommandError(f"runworker did not stop within {STOP_DEADLINE:g} s and was cut off.")
+        try:
+            asyncio.run(serve())
+        except LayerError as error:
+            raise CommandError(f"The broker cannot be used: {error}") from None
 
 
-async def serve() -> bool:
-    """Work until TERM or INT; False when work in hand had to be cut off (it stays on the queue)."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+async def serve() -> None:
+    """Work until TERM or INT. Raises LayerError when the broker cannot be reached at the start."""
     layer = get_channel_layer()
     # One at a time: the order of the queue is the order in which clients hear.
-    worker = Worker(layer, delivery.broadcast, delivery.QUEUE, concurrency=1)
-    running = asyncio.create_task(worker.run())
-    stop = asyncio.create_task(stopping.wait())
-    logger.info("runworker is ready")
-    await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        stop.cancel()
-        running.result()  # raises what ended it
-        return True
-    logger.info("runworker is stopping")
-    worker.stop()
-    done, _ = await asyncio.wait({running}, timeout=STOP_DEADLINE)
-    if not done:
-        running.cancel()
-        await asyncio.wait({running}, timeout=1.0)
-        return False
-    running.result()
-    await layer.close()
-    return True
+    worker = Worker(layer, delivery.broadcast, delivery.QUEUE, concurrency=1, drain_timeout=DRAIN)
+    logger.info("runworker starts")
+    try:
+        await worker.run()
+    finally:
+        await layer.close()
+    logger.info("runworker has stopped after %d notifications", worker.handled)

@@ -204,13 +204,17 @@ export class Carillon {
     return () => handlers.delete(handler);
   }
 
-  /** Open the link, or open it again after a refusal. */
+  /** Open the link, or open it again after a refusal; while it is `reconnecting`, try now. */
   connect() {
     if (["connecting", "connected"].includes(this.link.state)) return;
+    if (this.link.state === "reconnecting") {
+      this.retry();
+      return;
+    }
     this._network?.addEventListener("online", this._onOnline);
     this._network?.addEventListener("offline", this._onOffline);
     globalThis.document?.addEventListener("visibilitychange", this._onVisible);
-    this._open(this.link.state === "reconnecting" ? this.link.attempt : 0);
+    this._open(0);
   }
 
   /** Close it for good. */
@@ -273,13 +277,12 @@ export class Carillon {
     }
     this._socket = socket;
     this._refusal = "";
-    socket.onmessage = ({ data }) => this._receive(socket, data);
-    socket.onclose = ({ code }) => socket === this._socket && this._closed(code);
+    socket.onmessage = ({ data }) => this._receive(data);
+    socket.onclose = ({ code }) => this._closed(code);
     this._timers.open = setTimeout(() => this._lost("no answer to the handshake"), this.options.openWithin);
   }
 
-  _receive(socket, data) {
-    if (socket !== this._socket) return;
+  _receive(data) {
     this._rest();
     const frame = classify(data);
     switch (frame.kind) {
