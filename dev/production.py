@@ -22,12 +22,16 @@ PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
 HOST_IMAGE = "carillon-prod-host"
 _READY_SECONDS = 300
 
-# The images of development, but for the application's: that one has the release in it.
-APP = images.Image(
-    "app",
-    ("images/app", "requirements/app.in", "requirements/app.txt", "pyproject.toml", "src", "supervisord"),
-    target="production",
-    python_packages=True,
+# The application's has the release in it. Tags of their own: development's images follow the checkout that `make dev` runs from.
+IMAGES = (
+    images.Image(
+        "app",
+        ("images/app", "requirements/app.in", "requirements/app.txt", "pyproject.toml", "src", "supervisord"),
+        target="production",
+        python_packages=True,
+        tag_suffix="production",
+    ),
+    *(replace(image, tag_suffix="production") for image in images.IMAGES if image.name != "app"),
 )
 
 
@@ -85,15 +89,7 @@ def environment(config: Config, *, cluster: bool) -> dict[str, str]:
 
 def build(config: Config) -> None:
     base_image.ensure(config)
-    images.ensure(config)
-    base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
-    label = images.fingerprint(APP.inputs, base)
-    have = process.ask(
-        ["docker", "image", "inspect", "--format", f'{{{{index .Config.Labels "{images.LABEL}"}}}}', "carillon/app:production"]
-    )
-    if have.stdout.strip() != label:
-        step("Building the production image")
-        images.build(replace(APP, tag_suffix="production"), label, config)
+    images.ensure(config, IMAGES)
 
 
 def up(config: Config, *, cluster: bool = False) -> None:
