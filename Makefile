@@ -68,6 +68,7 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 #: CARILLON_MANAGEMENT_PORT  RabbitMQ's pages (15672), on 127.0.0.1
 #: CARILLON_AMQP_PORT        RabbitMQ (5672), on 127.0.0.1
 #: CARILLON_LISTEN           address of the first two (127.0.0.1; 0.0.0.0: the whole network may come)
+#: CARILLON_ALLOWED_HOSTS    names and addresses that the application answers to (this machine's own)
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret

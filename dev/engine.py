@@ -22,6 +22,7 @@ OLDEST_COMPOSE = (2, 20)
 
 _ANSWER_SECONDS = 15
 _START_SECONDS = 60
+_SYSTEMD = Path("/run/systemd/system")
 _ENGINE_LOG = Path("/var/log/carillon-dockerd.log")
 _PID_FILES = {  # file: the program whose number it should hold
     Path("/run/docker.pid"): "dockerd",
@@ -134,7 +135,7 @@ def _new_enough(what: str, version: str | None, oldest: tuple[int, int]) -> None
 
 def start() -> None:
     """Start the engine and wait until it answers. Raises `Failure` with the end of its log."""
-    if Path("/run/systemd/system").is_dir():
+    if _SYSTEMD.is_dir():
         step("Starting the Docker engine (systemctl start docker)")
         process.ask(["systemctl", "start", "docker"], seconds=_START_SECONDS)
         _await(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dev.config import COMPOSE_FILE, ROOT, Config
 from dev.output import Failure
 
 _GIB = 2**30
+_FOR_CONTAINERS = ("src", "nginx", "images", "supervisord")
 # Measured: the images take 1.7 GB with their build layers, the checkout's private environments 0.5 GB.
 NEEDED_FOR_IMAGES = 4 * _GIB
 NEEDED_TO_RUN = 1 * _GIB
@@ -21,6 +23,7 @@ NEEDED_TO_RUN = 1 * _GIB
 def check(config: Config, *, images_present: bool) -> None:
     """Raises `Failure` with what to do. Changes nothing."""
     disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
+    readable()
     neighbour(config)
     ports(config)
 
@@ -30,7 +33,7 @@ def disk(needed: int) -> None:
         free = shutil.disk_usage(place).free
         if free < needed:
             raise Failure(
-                f"too little disk: {place} has {free / _GIB:.1f} GiB, {needed / _GIB:.0f} GiB are needed. "
+                f"too little disk: {place} has {free / _GIB:.1f} GiB, {needed / _GIB:.0f} GiB needed. "
                 "Free some (`docker system df` shows what Docker holds)."
             )
 
@@ -50,6 +53,24 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def readable(root: Path = ROOT) -> None:
+    """The containers' users, who are neither owner nor group, can read what is mounted or copied."""
+    for folder in _FOR_CONTAINERS:
+        for path in [root / folder, *(root / folder).rglob("*")]:
+            if "__pycache__" in path.parts:
+                continue
+            try:
+                mode = path.stat().st_mode
+            except FileNotFoundError:  # an editor's temporary file
+                continue
+            wanted = 0o005 if stat.S_ISDIR(mode) else 0o004
+            if mode & wanted != wanted:
+                raise Failure(
+                    f"{path} is not for others to read, so not for the users in the containers: "
+                    f"chmod -R o+rX {' '.join(_FOR_CONTAINERS)}"
+                )
 
 
 def neighbour(config: Config) -> None:

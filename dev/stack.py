@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from dev import process
+from dev import preflight, process
 from dev.config import COMPOSE_FILE, Config
 from dev.output import Failure, progress, step
 
@@ -123,6 +123,7 @@ def parse_rows(text: str) -> list[dict]:
 
 
 def down(config: Config, *, volumes: bool) -> None:
-    """Stop and remove the containers; with `volumes` also what they stored."""
+    """Stop and remove our containers, never another checkout's; with `volumes` also what they stored."""
+    preflight.neighbour(config)
     extra = ["--volumes"] if volumes else []
     compose(config, "down", "--remove-orphans", *extra, seconds=180)

@@ -65,9 +65,6 @@ def everything(config: Config) -> int:
     browser = ensure_browser(config)
     with interruptible():
         try:
-            # What an earlier run left behind, if it was cut off.
-            stack.down(config, volumes=True)
-            config = config.moved(ports=free_ports(config))
             development.up(config)
             chosen = [*LINTS, *suites(("unit", "integration", "infra", "browser"))]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": browser})

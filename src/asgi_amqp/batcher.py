@@ -24,7 +24,7 @@ class Ticket:
         self.error: Exception | None = None
 
     def settle(self, error: Exception | None = None) -> None:
-        """One event is done: written or confirmed, or failed with `error`."""
+        """One event is done: confirmed, or failed with `error`."""
         self.left -= 1
         if error is not None and self.error is None:
             self.error = error

@@ -184,6 +184,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         destination = self._channels.get(channel) or self.destination(channel)
         data = encode(message)
+        box = None
         if not destination.confirmed:
             session = self._sessions.get(asyncio.get_running_loop())
             if session is not None and session.id == destination.key[2:]:
@@ -191,7 +192,12 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
                 if len(box.entries) + box.arriving >= box.capacity:
                     raise ChannelFull(f"channel {channel} holds {box.capacity} messages that nobody has read")
                 box.arriving += 1
-        await self._send(destination, data)
+        try:
+            await self._send(destination, data)
+        except BaseException:
+            if box is not None:
+                box.arriving -= 1
+            raise
 
     async def group_send(self, group: str, message: Message) -> None:
         """Send to all channels of a group: one message, however many members. Accepted to leave in this

@@ -161,7 +161,7 @@ class SyncPublisher:
         return self._background
 
     def send(self, channel: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
-        """Send to a channel. Waits until it is written, or for a normal channel until the broker has it.
+        """Send to a channel; back when the broker has confirmed it.
 
         With `wait=False` it only waits for room in the buffer; what is lost later shows in `layer.on_loss`.
         """
@@ -182,7 +182,7 @@ class SyncPublisher:
         )
 
     def group_send(self, group: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
-        """Send to all channels of a group. Waits until it is written to the broker's socket."""
+        """Send to all channels of a group; back when the broker has confirmed it."""
         self._publish([(self._layer.group_destination(group), encode(message))], timeout, wait)
 
     def group_send_many(

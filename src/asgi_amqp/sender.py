@@ -18,6 +18,8 @@ from .topology import Destination, Queue, Topology
 
 WINDOW = 64  # batches that may be unconfirmed; beyond it events gather into larger batches
 UNWRITTEN = 1 << 20  # bytes in the transport beyond which nothing more is written
+FULL = 120_000  # bytes that are not left to gather until the turn of the loop ends
+HIGH = 1 << 20  # bytes gathered beyond which coroutines wait
 SWEEP = 0.1  # seconds between looks at deadlines, while anyone waits
 
 
@@ -72,7 +74,7 @@ class Sender:
         self.unconfirmed_bytes = 0
         self.blocked = False
         self._topology = topology
-        self._limit = buffer_bytes
+        self._high = min(buffer_bytes, HIGH)
         self._expiry = expiry
         self._link: Link | None = None
         self._publisher: Publisher | None = None
@@ -96,11 +98,13 @@ class Sender:
             self.submit(destination, data, ticket)
             await ticket.wait()
             return
-        if self._link is None or self.buffered > self._limit:
+        if self._link is None or self.batcher.size > self._high:
             await self._wait_for_room(timeout)
         self.stats.sent += 1
         self.batcher.add(destination, data, time.monotonic())
-        if not self._scheduled:
+        if self.batcher.size > FULL:  # a loop that never yields must not gather for ever
+            self._flush()
+        elif not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._flush)
 
@@ -108,7 +112,7 @@ class Sender:
         deadline = time.monotonic() + timeout
         while True:
             await self.supervisor.link(max(0.0, deadline - time.monotonic()))
-            if self.buffered <= self._limit:
+            if self.batcher.size <= self._high:
                 return
             self._room.clear()
             try:
@@ -116,14 +120,11 @@ class Sender:
                     await self._room.wait()
             except TimeoutError:
                 raise BrokerUnavailable(
-                    f"{self._state()}: {self.buffered} bytes wait to be sent, the most that "
-                    "buffer_bytes allows"
+                    f"{self._state()}: {self.batcher.size} bytes wait to be sent, the most that buffer_bytes allows"
                 ) from None
 
     def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
-        """Accept an event from this loop's thread; its ticket is settled once written, or confirmed where it
-        must be.
-        """
+        """Accept an event from this loop's thread; its ticket is settled once the broker has confirmed it."""
         now = time.monotonic()
         self.stats.sent += 1
         if ticket is not None and self._sweeper is None:
@@ -200,9 +201,8 @@ class Sender:
             batch.returned = False
             self.unconfirmed[publisher.tag] = batch
             self.unconfirmed_bytes += batch.size
-            if not batch.confirmed:
-                for ticket in batch.tickets:
-                    ticket.settle()
+        if self.batcher.size <= self._high:
+            self._room.set()
         if out:
             self.stats.batches_out += len(out)
             link.write(out[0] if len(out) == 1 else b"".join(out))
@@ -236,8 +236,6 @@ class Sender:
             if batch is not None:
                 self.unconfirmed_bytes -= batch.size
                 self._settle(batch, ok, now)
-        if not self._room.is_set() and self.buffered <= self._limit:
-            self._room.set()
         if len(self.batcher):
             self._schedule()
 
@@ -259,11 +257,10 @@ class Sender:
             self.stats.confirm_took(now - batch.since)
         else:
             self.stats.refused += batch.count
-        if batch.confirmed:
-            key = batch.destination.key
-            error = None if ok else ChannelFull(f"the queue of channel {key[2:]!r} is full")
-            for ticket in batch.tickets:
-                ticket.settle(error)
+        key = batch.destination.key
+        error = None if ok else ChannelFull(f"the queue of channel {key[2:]!r} is full")
+        for ticket in batch.tickets:
+            ticket.settle(error)
 
     def _returned(self, message_id: str) -> None:
         batch = self.unconfirmed.get(int(message_id)) if message_id.isdigit() else None
@@ -331,6 +328,8 @@ class Sender:
                 again.append(batch.live())
             else:
                 gone += batch.count
+                for ticket in batch.tickets:
+                    ticket.settle(BrokerUnavailable(f"in flight when the connection was lost: {reason}"))
         self.unconfirmed.clear()
         self.unconfirmed_bytes = 0
         self.batcher.put_back([batch for batch in again if batch.count])
@@ -347,7 +346,7 @@ class Sender:
         return True
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is reported lost."""
+        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is lost."""
         if self._link is not None:
             self._flush()
         await self.flush(timeout)

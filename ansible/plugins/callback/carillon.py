@@ -534,7 +534,7 @@ class Sender:
         if not isinstance(answer, dict) or not isinstance(answer.get("id"), int):
             raise GaveUp("what answers there is no Carillon")
         self.job_id = answer["id"]
-        self.notices.append(f"job {self.job_id} at {self._api.url}")
+        self.notices.append(f"job {self.job_id}: {self._api.url}/#/jobs/{self.job_id}")
 
     def _set_status(self, status):
         try:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 IMAGE = os.environ.get("CARILLON_TEST_RABBITMQ_IMAGE", "carillon/rabbitmq:dev")
 PASSWORD = "p@:/#%?w+ü"  # every character that a careless URL gets wrong
-NAME = "carillon-layer-"
+NAME = "carillon-layer-test-"
 ROOT = Path(__file__).parents[3]
 
 
@@ -49,11 +49,13 @@ class Broker:
         return self.url_for("carillon", PASSWORD, "carillon")
 
     def url_for(self, user, password, vhost):
-        return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+        user, password, vhost = (quote(part, safe="") for part in (user, password, vhost))
+        return f"amqp://{user}:{password}@127.0.0.1:{self.port}/{vhost}"
 
     def __enter__(self):
         if not docker("images", "--quiet", IMAGE):
-            docker("build", "--tag", IMAGE, "--file", str(ROOT / "images/rabbitmq/Dockerfile"), str(ROOT))
+            dockerfile = ROOT / "images/rabbitmq/Dockerfile"
+            docker("build", "--tag", IMAGE, "--file", str(dockerfile), str(ROOT))
         folder = Path(self._secrets.name)
         folder.chmod(0o755)
         for name, text in (("password", PASSWORD), ("cookie", secrets.token_hex(32))):

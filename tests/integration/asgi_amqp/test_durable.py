@@ -122,9 +122,13 @@ async def test_what_always_fails_becomes_a_dead_letter_that_can_be_replayed(make
 
 async def test_a_full_durable_channel_refuses(make_layer):
     layer = make_layer(durable={"jobs": {"max_length": 5, "batch": 1}})
-    with pytest.raises(ChannelFull, match="jobs"):
+
+    async def fill():
         for _ in range(30):  # a quorum queue counts with a little delay
             await layer.send("jobs", {"type": "a"})
+
+    with pytest.raises(ChannelFull, match="jobs"):
+        await fill()
     assert layer.stats.refused >= 1
 
 
@@ -174,7 +178,8 @@ import asyncio, os, sys
 from asgi_amqp import AMQPChannelLayer
 from asgi_amqp.worker import Worker
 async def main():
-    layer = AMQPChannelLayer(os.environ["URL"], prefix=os.environ["PREFIX"], durable=["jobs", "results"], timeout=20)
+    durable = ["jobs", "results"]
+    layer = AMQPChannelLayer(os.environ["URL"], prefix=os.environ["PREFIX"], durable=durable, timeout=20)
     async def handle(message):
         await asyncio.sleep(0.002)
         await layer.send("results", {"type": "done", "number": message["number"]})

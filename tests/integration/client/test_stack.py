@@ -44,20 +44,33 @@ def environ(stack):
     return {**keep, "PYTHONPATH": str(ROOT / "src"), **stack}
 
 
-async def execute(*words, env, cwd=ROOT):
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *words,
-        cwd=cwd,
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+@pytest.fixture
+async def execute():
+    """execute(module, *arguments, env=…, cwd=…) starts a Python module; what is left running is killed."""
+    started = []
+
+    async def start(*words, env, cwd=ROOT):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *words,
+            cwd=cwd,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
-async def finish(process, seconds=RUN_SECONDS):
+async def finish(process, seconds=60):
     async with asyncio.timeout(seconds):
         out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
@@ -93,7 +106,7 @@ def compared(event):
     return {name: event[name] for name in names}
 
 
-async def test_the_demo_is_seen_by_everybody_in_the_same_order(where, environ):
+async def test_the_demo_is_seen_by_everybody_in_the_same_order(where, environ, execute):
     name = f"demo {os.getpid()}"
     async with (
         carillon.client.Socket(where, give_up=30) as socket,
@@ -110,13 +123,14 @@ async def test_the_demo_is_seen_by_everybody_in_the_same_order(where, environ):
                     "demo_pace=0",
                     env={**environ, "CARILLON_JOB_NAME": name},
                     cwd=ROOT / "demo",
-                )
+                ),
+                RUN_SECONDS,
             )
         )
         job = await the_job_called(where, socket, name)
         await socket.subscribe({"jobs": ["status_changed", "summary"], "job_events": [job]})
         follower = asyncio.ensure_future(
-            finish(await execute("carillon.client", "output", str(job), env=environ))
+            finish(await execute("carillon.client", "output", str(job), env=environ), RUN_SECONDS)
         )
         live, statuses, final_counter = [], [], None
         async for event in socket:
@@ -157,28 +171,28 @@ async def the_job_called(where, socket, name):
     raise AssertionError("the socket ended")
 
 
-async def test_a_wrong_token_is_refused_in_words(environ):
+async def test_a_wrong_token_is_refused_in_words(environ, execute):
     code, out, err = await finish(
-        await execute("carillon.client", "watch", env={**environ, "CARILLON_TOKEN": "wrong"}), 60
+        await execute("carillon.client", "watch", env={**environ, "CARILLON_TOKEN": "wrong"})
     )
     assert (code, out) == (4, "")
     assert "refuses the token" in err
 
 
-async def test_a_certificate_that_is_not_trusted_is_refused(environ):
+async def test_a_certificate_that_is_not_trusted_is_refused(environ, execute):
     untrusting = {**environ, "CARILLON_CA_CERT": ""}
-    code, _, err = await finish(await execute("carillon.client", "watch", env=untrusting), 60)
+    code, _, err = await finish(await execute("carillon.client", "watch", env=untrusting))
     assert code == 5
     assert "CARILLON_CA_CERT" in err
 
 
-async def test_an_unknown_family_is_told_by_the_server(environ):
-    code, _, err = await finish(await execute("carillon.client", "watch", "bells:all", env=environ), 60)
+async def test_an_unknown_family_is_told_by_the_server(environ, execute):
+    code, _, err = await finish(await execute("carillon.client", "watch", "bells:all", env=environ))
     assert code == 2
     assert "unknown channel bells" in err
 
 
-async def test_a_job_that_is_not_there(environ):
-    code, _, err = await finish(await execute("carillon.client", "output", "999999999", env=environ), 60)
+async def test_a_job_that_is_not_there(environ, execute):
+    code, _, err = await finish(await execute("carillon.client", "output", "999999999", env=environ))
     assert code == 3
     assert "404" in err

@@ -245,7 +245,7 @@ def test_a_loud_run_is_heard_whole(loud):
 
 def test_the_plugin_says_where_the_job_is_and_nothing_else(whole):
     run, api = whole
-    assert f"Carillon: job 41 at {api.url}" in run.err
+    assert f"Carillon: job 41: {api.url}/#/jobs/41" in run.err
     assert "Carillon" not in run.out
     assert run.warnings == []
 

@@ -60,13 +60,21 @@ class Command:
 
 
 @pytest.fixture
-def run(stub):
+async def run(stub):
+    started = []
+
     async def start(*arguments, **environ):
-        return await Command.start(
+        command = await Command.start(
             *arguments, **{"CARILLON_URL": stub.url, "CARILLON_TOKEN": TOKEN, **environ}
         )
+        started.append(command.process)
+        return command
 
-    return start
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 async def test_watch_says_in_words_what_happens_and_what_the_link_does(stub, run):

@@ -1,0 +1,177 @@
+"""One end of a measurement, run in the environment of the layer it measures: `python peer.py`, a task as JSON on stdin.
+
+Prints one JSON object per line: {"ready": …} once it can be reached, {"result": …} at the end. Times are of
+CLOCK_MONOTONIC, which all processes of a machine share.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import time
+
+EVENT = {
+    "type": "job.event", "group_name": "job_events", "counter": 4711, "job": 42, "event": "runner_on_ok",
+    "stdout": "\u001b[0;32mok: [host-17.example.org] => (item=some package)\u001b[0m" * 3, "start_line": 812,
+    "end_line": 813, "uuid": "8b0f3c52-6c0b-4f0c-9d3c-1c2f7b0a1e55", "parent_uuid": None, "failed": False,
+    "changed": True, "created": "2026-01-01T12:00:00.000000Z", "play": "site", "role": "common", "task": "install",
+}  # fmt: skip  # about 480 bytes
+
+
+def make_layer(task):
+    options = {"capacity": 1_000_000}
+    kind, url = task["layer"], task["url"]
+    if kind == "redis core":
+        from channels_redis.core import RedisChannelLayer
+
+        return RedisChannelLayer(hosts=[url], **options)
+    if kind == "redis pubsub":
+        from channels_redis.pubsub import RedisPubSubChannelLayer
+
+        return RedisPubSubChannelLayer(hosts=[url])
+    if kind == "channels_rabbitmq":
+        from channels_rabbitmq.core import RabbitmqChannelLayer
+
+        return RabbitmqChannelLayer(url, local_capacity=1_000_000, remote_capacity=1_000_000, groups_exchange="peer")
+    from asgi_amqp import AMQPChannelLayer
+
+    return AMQPChannelLayer(url, prefix="bench", durable=["durable"], timeout=60, **options)
+
+
+def say(**fields):
+    print(json.dumps(fields), flush=True)
+
+
+async def subscribe(task):
+    """Receive `count` messages on each of `channels` channels; how many came, when, and the latencies."""
+    layer = make_layer(task)
+    if task.get("durable"):
+        return await work(layer, task)
+    names = [await layer.new_channel() for _ in range(task["channels"])]
+    if task["group"]:
+        for name in names:
+            await layer.group_add("bench", name)
+    got = 0
+    last = 0.0
+    latencies = []
+
+    async def read(name):
+        nonlocal got, last
+        while True:
+            message = await layer.receive(name)
+            got += 1
+            last = time.monotonic()
+            sent = message.get("sent")
+            if sent is not None:
+                latencies.append(last - sent)
+
+    readers = [asyncio.create_task(read(name)) for name in names]
+    await asyncio.sleep(0.3)
+    say(ready=names[0])
+    expected = task["count"] * task["channels"]
+    quiet, before = time.monotonic(), -1
+    while got < expected and time.monotonic() - quiet < 10:
+        if got != before:
+            quiet, before = time.monotonic(), got
+        await asyncio.sleep(0.05)
+    for reader in readers:
+        reader.cancel()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu = time.process_time()
+    say(result={"got": got, "last": last, "latencies": latencies, "memory": memory, "cpu": cpu})
+
+
+async def work(layer, task):
+    from asgi_amqp.worker import Worker
+
+    got, last = 0, 0.0
+
+    async def handle(message):
+        nonlocal got, last
+        got += 1
+        last = time.monotonic()
+        if got == task["count"]:
+            worker.stop()
+
+    worker = Worker(layer, handle, "durable", handle_signals=False)
+    running = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.5)
+    say(ready="durable")
+    await asyncio.wait([running], timeout=60)
+    say(result={"got": got, "last": last, "latencies": [], "memory": 0, "cpu": time.process_time()})
+
+
+async def publish(task):
+    """Send `count` messages with `flying` under way, or one every `pause` seconds."""
+    layer = make_layer(task)
+    if task["group"]:
+        def send(message):
+            return layer.group_send("bench", message)
+    else:
+        def send(message):
+            return layer.send(task["channel"], message)
+
+    await send(dict(EVENT, sent=None)) if task.get("warm") else None
+    await asyncio.sleep(0.3)
+    left = task["count"]
+    began = time.monotonic()
+    if task.get("pause"):
+        for _ in range(left):
+            await send(dict(EVENT, sent=time.monotonic()))
+            await asyncio.sleep(task["pause"])
+    else:
+
+        async def one():
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await send(EVENT)
+
+        await asyncio.gather(*(one() for _ in range(task["flying"])))
+    accepted = time.monotonic()
+    flush = getattr(layer, "session", None)
+    if flush is not None:
+        await flush().sender.flush(60)
+    say(result={"began": began, "accepted": accepted, "cpu": time.process_time()})
+    if hasattr(layer, "close"):
+        await layer.close()
+
+
+def publish_sync(task):
+    """Emit from synchronous code, as a view does: `async_to_sync`, or our publisher."""
+    from asgiref.sync import async_to_sync
+
+    layer = make_layer(task)
+    if task["layer"] == "asgi_amqp":
+        if task.get("pipelined"):
+            def emit():
+                layer.publisher.group_send("bench", EVENT, 60, wait=False)
+        else:
+            def emit():
+                layer.publisher.group_send("bench", EVENT, 60)
+    else:
+        group_send = async_to_sync(layer.group_send)
+
+        def emit():
+            group_send("bench", EVENT)
+
+    emit()
+    began = time.monotonic()
+    for _ in range(task["count"]):
+        emit()
+    if task.get("pipelined"):
+        assert layer.publisher.flush(60)
+    say(result={"began": began, "accepted": time.monotonic(), "cpu": time.process_time()})
+
+
+def main():
+    task = json.load(sys.stdin)
+    if task["role"] == "subscribe":
+        asyncio.run(subscribe(task))
+    elif task.get("sync"):
+        publish_sync(task)
+    else:
+        asyncio.run(publish(task))
+
+
+main()

@@ -1,0 +1,275 @@
+"""Every fault ends in recovery or in a clear error, and the counts add up: what was sent, confirmed, delivered, lost."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from asgi_amqp import BrokerUnavailable, ConfigurationError
+from asgi_amqp.worker import Worker
+from tests.integration.asgi_amqp.broker import PASSWORD, docker, eventually, free_port
+
+
+class Traffic:
+    """Confirmed and unconfirmed events that flow through a fault, counted at both ends."""
+
+    def __init__(self, make_layer, **options):
+        self.sender = make_layer(durable=["jobs"], heartbeat=4, **options)
+        self.receiver = make_layer(durable=["jobs"], heartbeat=4, **options)
+        self.confirmed, self.handled, self.accepted, self.heard = set(), set(), set(), set()
+        self.losses = []
+        for layer in (self.sender, self.receiver):
+            layer.on_loss.append(self.losses.append)
+
+    async def __aenter__(self):
+        async def handle(message):
+            self.handled.add(message["number"])
+
+        self.worker = Worker(self.receiver, handle, "jobs", handle_signals=False)
+        self.channel = await self.receiver.new_channel()
+        await self.receiver.group_add("g", self.channel)
+        self.tasks = [asyncio.create_task(each) for each in (self.worker.run(), self.listen(), self.emit())]
+        await eventually(lambda: len(self.handled) > 20 and len(self.heard) > 20)
+        return self
+
+    async def listen(self):
+        while True:
+            self.heard.add((await self.receiver.receive(self.channel))["number"])
+
+    async def emit(self):
+        number = 0
+        while True:
+            number += 1
+            with contextlib.suppress(BrokerUnavailable):
+                await self.sender.group_send("g", {"type": "a", "number": number})
+                self.accepted.add(number)
+            with contextlib.suppress(BrokerUnavailable):
+                await self.sender.send("jobs", {"type": "a", "number": number})
+                self.confirmed.add(number)
+            await asyncio.sleep(0.002)
+
+    async def recovered(self, seconds=60):
+        """Both kinds flow again, sent after now."""
+        before = max(self.confirmed | self.accepted)
+        await eventually(lambda: max(self.handled) > before and max(self.heard) > before, seconds)
+
+    async def __aexit__(self, *_):
+        self.tasks[2].cancel()
+        await asyncio.gather(self.tasks[2], return_exceptions=True)
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: self.confirmed <= self.handled, 20)
+        await asyncio.sleep(0.2)
+        self.worker.stop()
+        self.tasks[1].cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        missing = self.accepted - self.heard
+        reasons = {loss.reason for loss in self.losses}
+        print(f"confirmed {len(self.confirmed)}, of them lost {len(self.confirmed - self.handled)}; unconfirmed "
+              f"{len(self.accepted)}, missing {len(missing)}, losses reported {self.losses}")  # fmt: skip
+        assert not self.confirmed - self.handled, "confirmed events were lost"
+        assert not missing or reasons & {"in_flight", "reconnect"}, "unconfirmed events vanished in silence"
+
+
+async def test_broker_restarted(make_layer, broker):
+    async with Traffic(make_layer) as traffic:
+        await broker.do("restart")
+        await traffic.recovered()
+        assert traffic.receiver.stats.lost["reconnect"] >= 1
+
+
+async def test_broker_killed(make_layer, broker):
+    async with Traffic(make_layer) as traffic:
+        await broker.do("kill")
+        await broker.do("start")
+        await traffic.recovered()
+
+
+async def test_connections_closed_by_the_broker(make_layer, broker):
+    async with Traffic(make_layer) as traffic:
+        for _ in range(2):
+            await broker.do("ctl", "close_all_connections", "because")
+            await traffic.recovered()
+
+
+async def test_network_blackholed(make_layer, broker):
+    """Packets vanish and nothing is refused: noticed within the heartbeat, 4 s here."""
+    async with Traffic(make_layer) as traffic:
+        await broker.do("pause")
+        try:
+            began = time.monotonic()
+            await eventually(lambda: traffic.receiver.gauges()["connected_consuming"] == 0, 20)
+            assert time.monotonic() - began < 12
+        finally:
+            await broker.do("unpause")
+        await traffic.recovered()
+
+
+@pytest.mark.parametrize("alarm", ["memory", "disk"])
+async def test_publishers_blocked_by_an_alarm(make_layer, broker, alarm):
+    layer = make_layer(durable=["jobs"], timeout=2.0)
+    async with Traffic(make_layer) as traffic:
+        await layer.send("jobs", {"type": "a", "number": 0})
+        if alarm == "memory":
+            await broker.do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
+        else:
+            await broker.do("ctl", "set_disk_free_limit", "900TB")
+        try:
+            problems = []
+            deadline = time.monotonic() + 40
+            while not any("blocked" in problem for problem in problems) and time.monotonic() < deadline:
+                try:
+                    await layer.send("jobs", {"type": "a", "number": 0})
+                except BrokerUnavailable as error:
+                    problems.append(str(error))
+            assert "blocked its publishers" in problems[-1]
+            assert layer.gauges()["blocked"] == 1
+            # reading goes on meanwhile: the two have connections of their own
+            assert traffic.receiver.gauges()["connected_consuming"] == 1
+        finally:
+            if alarm == "memory":
+                await broker.do("ctl", "set_vm_memory_high_watermark", "absolute", "768MB")
+            else:
+                await broker.do("ctl", "set_disk_free_limit", "100MB")
+        await traffic.recovered()
+
+
+async def test_process_queue_deleted_underneath(make_layer, broker):
+    async with Traffic(make_layer) as traffic:
+        session = traffic.receiver.session()
+        for _ in range(2):
+            before = session.receiver._queue_name
+            await broker.do("ctl", "delete_queue", "--vhost", "carillon", before)
+            await eventually(lambda: session.receiver._queue_name != before)  # noqa: B023
+            await traffic.recovered()
+        assert traffic.receiver.stats.lost["reconnect"] == 2
+
+
+async def test_durable_queue_deleted_underneath(make_layer, broker):
+    """Its messages are gone with it: nobody can help that. What is sent after is not."""
+    layer = make_layer(durable=["jobs"])
+    await layer.send("jobs", {"type": "a", "number": 1})
+    await broker.do("ctl", "delete_queue", "--vhost", "carillon", f"{layer.prefix}.d.jobs")
+    await layer.send("jobs", {"type": "a", "number": 2})
+    assert (await asyncio.wait_for(layer.receive("jobs"), 20))["number"] == 2
+
+
+async def test_consumer_of_a_durable_queue_cancelled(make_layer, broker):
+    layer = make_layer(durable=["jobs"])
+    got = []
+
+    async def handle(message):
+        got.append(message["number"])
+
+    worker = Worker(layer, handle, "jobs", handle_signals=False)
+    task = asyncio.create_task(worker.run())
+    await layer.send("jobs", {"type": "a", "number": 1})
+    await eventually(lambda: got == [1])
+    await broker.do("ctl", "delete_queue", "--vhost", "carillon", f"{layer.prefix}.d.jobs")
+    await layer.send("jobs", {"type": "a", "number": 2})
+    await eventually(lambda: got == [1, 2])
+    worker.stop()
+    await asyncio.wait_for(task, 30)
+
+
+@pytest.mark.parametrize(("user", "password", "vhost"), [
+    ("carillon", "SECRETWRONG", "carillon"), ("nobody", "SECRETWRONG", "carillon"), ("carillon", PASSWORD, "nowhere"),
+])  # fmt: skip
+async def test_credentials_and_vhosts_that_are_wrong_end_at_once(
+    make_layer, broker, caplog, user, password, vhost
+):
+    layer = make_layer(url=broker.url_for(user, password, vhost), durable=["d"])
+    began = time.monotonic()
+    for call in (
+        lambda: layer.group_send("g", {"type": "a"}),
+        lambda: layer.new_channel(),
+        lambda: layer.receive("normal"),
+        lambda: asyncio.to_thread(layer.publisher.group_send, "g", {"type": "a"}),
+    ):
+        with pytest.raises((ConfigurationError, BrokerUnavailable)) as caught:
+            await call()
+        assert repr(vhost if vhost == "nowhere" else user) in str(caught.value)
+        for secret in ("SECRETWRONG", PASSWORD):
+            assert secret not in str(caught.value) + repr(caught.value) + caplog.text
+    assert time.monotonic() - began < 15
+    attempts = [record for record in caplog.records if "giving up" in record.getMessage()]
+    assert 1 <= len(attempts) <= 4  # one for each connection that was wanted, and no loop
+
+
+async def test_hosts_are_tried_in_turn(make_layer, broker):
+    layer = make_layer(url=[f"amqp://carillon:x@127.0.0.1:{free_port()}/", broker.url])
+    for _ in range(2):
+        channel = await layer.new_channel()
+        await layer.send(channel, {"type": "a"})
+        assert await asyncio.wait_for(layer.receive(channel), 20) == {"type": "a"}
+        await layer.close()
+
+
+async def test_a_broker_that_comes_late_is_waited_for(make_layer, broker):
+    await broker.do("kill")
+    layer = make_layer(timeout=60.0)
+    sending = asyncio.create_task(layer.send("normal", {"type": "a"}))
+    await asyncio.sleep(1)
+    await broker.do("start")
+    await sending
+    assert await asyncio.wait_for(layer.receive("normal"), 30) == {"type": "a"}
+
+
+async def test_in_flight_unconfirmed_events_are_reported(make_layer, broker):
+    """The broker is frozen while events leave, then dies: each one of them is reported, with the right number."""
+    layer = make_layer(timeout=5.0)
+    losses = []
+    layer.on_loss.append(losses.append)
+    await layer.group_send("g", {"type": "a"})
+    await layer.session().sender.flush(10)
+    await broker.do("pause")
+    for _ in range(25):
+        await layer.group_send("g", {"type": "a"})
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(docker, "kill", "--signal", "KILL", broker.name)
+    await eventually(lambda: losses, 30)
+    assert [(loss.reason, loss.count) for loss in losses] == [("in_flight", 25)]
+    await broker.do("start")
+
+
+async def test_tls_is_verified(make_layer, broker, tmp_path):
+    """A TLS server that speaks nothing else is enough: the certificate comes before AMQP."""
+    import ssl
+    import subprocess
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def forward(reader, writer):
+        """Decrypts and hands on to the real broker."""
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", broker.port)
+
+        async def pump(source, sink):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    url = broker.url.replace("amqp://", "amqps://").replace(f":{broker.port}", f":{port}")
+    try:
+        with pytest.raises(ConfigurationError, match="certificate"):
+            await make_layer(url=url).new_channel()
+        trusting = make_layer(url=url, ssl_ca=str(certificate))
+        channel = await trusting.new_channel()
+        await trusting.send(channel, {"type": "a"})
+        assert await asyncio.wait_for(trusting.receive(channel), 20) == {"type": "a"}
+        await trusting.close()
+    finally:
+        server.close()
