@@ -1,14 +1,36 @@
+"""One converged host. Molecule (ansible/molecule/single) makes it and calls these tests as its verifier."""
+
 from __future__ import annotations
 
-import ssl
-import urllib.request
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.production.conftest import Machine, wait_for
+os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
+os.environ.setdefault("CARILLON_STACK_HSTS", "1")
+
+from tests.infra.stack import Stack  # noqa: E402 - the routes' test reads those variables when it is imported
+from tests.production.conftest import ROOT, Machine, wait_for  # noqa: E402
 
 NAME = "carillon-prod-single"
+
+
+class HostStack(Stack):
+    """What the tests of routes and the ledger ask of a stack, of a host."""
+
+    __hash__ = Stack.__hash__
+
+    def logs(self, service: str, *options: str) -> str:
+        assert service == "nginx"
+        return subprocess.check_output(["docker", "exec", NAME, "tail", "-n", "5000", "/var/log/nginx/carillon.log"], text=True)
+
+    def healthy(self, service: str) -> bool:
+        return service in ("nginx", "rabbitmq", "postgresql") or (
+            subprocess.run(["docker", "exec", "-u", "carillon", NAME, "carillon", "probe", service], check=False,
+                           capture_output=True).returncode == 0
+        )
 
 
 @pytest.fixture(scope="session")
@@ -18,33 +40,52 @@ def machine() -> Machine:
 
 @pytest.fixture(scope="session")
 def secrets_dir() -> Path:
-    import os
-
     return Path(os.environ["CARILLON_SECRETS_DIR"])
 
 
-def get(machine: Machine, path: str, timeout: float = 5) -> int:
-    """Status of an HTTPS request from outside; OSError when there is no answer."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    request = urllib.request.Request(f"https://{machine.address}{path}", headers={"Host": "chimes.test"})
-    try:
-        return urllib.request.urlopen(request, timeout=timeout, context=context).status
-    except urllib.error.HTTPError as error:
-        return error.code
+@pytest.fixture(scope="session")
+def stack(machine, secrets_dir) -> HostStack:
+    return HostStack(
+        {
+            "CARILLON_URL": f"https://{machine.address}",
+            "CARILLON_HTTP_URL": f"http://{machine.address}",
+            "CARILLON_CA_CERT": str(secrets_dir / "tls/authority.crt"),
+            "CARILLON_USERNAME": "admin",
+            "CARILLON_PASSWORD": (secrets_dir / "admin-password").read_text().strip(),
+            "CARILLON_TOKEN": machine.run(
+                "runuser -u carillon -- carillon manage create_token --username admin --scope 'read write publish'"
+            ).strip(),
+        },
+        NAME,
+        secrets_dir,
+    )
 
 
 @pytest.fixture
-def healthy(machine: Machine):
-    """A function that waits until the whole of it answers: nginx, uwsgi, database, broker, and each program."""
+def healthy(machine, stack):
+    """A function that waits until the whole of it answers: an event goes from the API to a websocket."""
 
-    def wait(seconds: float = 90) -> None:
-        wait_for(lambda: get(machine, "/api/v2/health/") == 200, seconds, "/api/v2/health/ answers 200", machine.logs)
-        for process in ("uwsgi", "daphne", "runworker"):
-            wait_for(
-                lambda process=process: machine.host.run(f"runuser -u carillon -- carillon probe {process}").rc == 0,
-                seconds, f"carillon probe {process}", machine.logs,
-            )
+    def wait(seconds: float = 120) -> None:
+        wait_for(lambda: stack.deliver(), seconds, "an event goes all the way", machine.logs)
+        wait_for(
+            lambda: machine.host.run("runuser -u carillon -- carillon probe uwsgi daphne runworker").rc == 0,
+            seconds, "carillon probe", machine.logs,
+        )
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def playbook(secrets_dir):
+    """Runs a playbook against the host: playbook("rotate.yml", "-e", "…"). Returns its output."""
+
+    def run(name: str, *arguments: str, expect: int = 0) -> str:
+        done = subprocess.run(
+            ["ansible-playbook", "-i", str(ROOT / "tests/production/single/hosts.yml"), name, *arguments],
+            cwd=ROOT / "ansible", capture_output=True, text=True, check=False,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "CARILLON_SECRETS_DIR": str(secrets_dir)},
+        )
+        assert done.returncode == expect, (done.stdout + done.stderr)[-6000:]
+        return done.stdout
+
+    return run
