@@ -1,4 +1,6 @@
-"""Production on this machine: the production container, the cluster of containers, and the tests of both and of real hosts."""
+"""Production on this machine: the production container, the cluster of containers, and the tests of both and
+of real hosts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
 HOST_IMAGE = "carillon-prod-host"
 _READY_SECONDS = 300
 
-# The application's has the release in it. Tags of their own: development's images follow the checkout that `make dev` runs from.
+# The application's has the release in it. Tags of their own: development's images follow the checkout that
+# `make dev` runs from.
 IMAGES = (
     images.Image(
         "app",
@@ -37,7 +40,9 @@ IMAGES = (
 
 @dataclass(frozen=True)
 class Suite:
-    """A part of the proof: its command, run in ansible/ with the environment of requirements/production-test.txt."""
+    """A part of the proof: its command, run in ansible/ with the environment of requirements/production-
+    test.txt.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -48,8 +53,23 @@ class Suite:
 LINTS = (
     Suite("ansible-lint", ("ansible-lint", "--offline", "--profile", "production", "-q"), folder="ansible"),
     Suite("yamllint", ("yamllint", "--strict", "ansible", "compose", "nginx/sites")),
-    Suite("syntax", ("ansible-playbook", "--syntax-check", "-i", "inventories/example-cluster", "site.yml", "upgrade.yml",
-                     "rollback.yml", "rotate.yml", "backup.yml", "restore.yml", "check.yml"), folder="ansible"),
+    Suite(
+        "syntax",
+        (
+            "ansible-playbook",
+            "--syntax-check",
+            "-i",
+            "inventories/example-cluster",
+            "site.yml",
+            "upgrade.yml",
+            "rollback.yml",
+            "rotate.yml",
+            "backup.yml",
+            "restore.yml",
+            "check.yml",
+        ),
+        folder="ansible",
+    ),
 )
 SINGLE = (Suite("host", ("pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/production/single")),)
 FULL = (Suite("cluster", ("pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/production/cluster")),)
@@ -75,7 +95,9 @@ def ports() -> dict[str, int]:
 
 def environment(config: Config, *, cluster: bool) -> dict[str, str]:
     ports = {name: str(port) for name, port in config.ports.items()}
-    origins = f"https://localhost:{ports['CARILLON_HTTPS_PORT']},https://127.0.0.1:{ports['CARILLON_HTTPS_PORT']}"
+    origins = (
+        f"https://localhost:{ports['CARILLON_HTTPS_PORT']},https://127.0.0.1:{ports['CARILLON_HTTPS_PORT']}"
+    )
     return {
         "CARILLON_PROJECT": config.project,
         "CARILLON_STATE": str(config.state),
@@ -112,9 +134,23 @@ def up(config: Config, *, cluster: bool = False) -> None:
         time.sleep(1)
     password = secret_files.read(config.secrets, "admin_password")
     answer = process.ask(
-        ["docker", "compose", "--project-name", config.project, "exec", "-T", "app",
-         "carillon", "manage", "ensure_admin", "--password-file", "-"],
-        stdin=password, seconds=60, env=environment(config, cluster=cluster),
+        [
+            "docker",
+            "compose",
+            "--project-name",
+            config.project,
+            "exec",
+            "-T",
+            "app",
+            "carillon",
+            "manage",
+            "ensure_admin",
+            "--password-file",
+            "-",
+        ],
+        stdin=password,
+        seconds=60,
+        env=environment(config, cluster=cluster),
     )
     if answer.returncode:
         raise Failure("the administrator could not be made", answer.stderr.strip().splitlines())
@@ -125,7 +161,9 @@ def unhealthy(config: Config, *, cluster: bool) -> list[str]:
     rows = compose(config, "ps", "--format", "{{.Service}} {{.Health}}", cluster=cluster).splitlines()
     found = [row.split() for row in rows]
     expected = {"nginx", "app", "rabbitmq", "postgresql"} | ({"broker2", "broker3"} if cluster else set())
-    healthy = {row[0] for row in found} - {row[0] for row in found if row[1:] != ["healthy"] and row[0] in expected}
+    healthy = {row[0] for row in found} - {
+        row[0] for row in found if row[1:] != ["healthy"] and row[0] in expected
+    }
     return sorted(expected - healthy)
 
 
@@ -152,7 +190,10 @@ def host_image(config: Config) -> None:
     """A Debian host with systemd, for Ansible."""
     process.work(
         ["docker", "build", "--progress", "plain", "--tag", HOST_IMAGE, str(ROOT / "tests/production/host")],
-        what="the image of a host", log=config.logs / "build-host.log", seconds=900, env={"DOCKER_BUILDKIT": "1"},
+        what="the image of a host",
+        log=config.logs / "build-host.log",
+        seconds=900,
+        env={"DOCKER_BUILDKIT": "1"},
     )
 
 
@@ -172,9 +213,16 @@ def test(config: Config, *, full: bool) -> int:
         step(f"{suite.name}: {' '.join(suite.command)}")
         start = time.monotonic()
         answer = subprocess.run(
-            suite.command, cwd=ROOT / suite.folder, check=False,
-            env={**os.environ, **dict(suite.environ), "PATH": path, "PYTHONPATH": str(ROOT),
-                 "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
+            suite.command,
+            cwd=ROOT / suite.folder,
+            check=False,
+            env={
+                **os.environ,
+                **dict(suite.environ),
+                "PATH": path,
+                "PYTHONPATH": str(ROOT),
+                "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
+            },
         )
         results.append((suite.name, answer.returncode, time.monotonic() - start))
         if answer.returncode and suite in SINGLE:
@@ -189,21 +237,42 @@ def test(config: Config, *, full: bool) -> int:
 
 
 def bundle(config: Config) -> Path:
-    """One archive with the playbooks, the release with all its wheels, and the control node's tools: for a network
-    without a package index. Debian's packages come from the hosts' own sources there.
+    """One archive with the playbooks, the release with all its wheels, and the control node's tools.
+
+    For a network without a package index; Debian's packages come from the hosts' own sources there.
     """
     built = ROOT / "build" / "bundle"
     wheels = built / "tools"
     built.mkdir(parents=True, exist_ok=True)
     process.work(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--dest", str(wheels),
-         "--requirement", str(ROOT / development.TOOLS_LOCK)],
-        what="the control node's tools", log=config.logs / "bundle.log", seconds=600,
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--require-hashes",
+            "--dest",
+            str(wheels),
+            "--requirement",
+            str(ROOT / development.TOOLS_LOCK),
+        ],
+        what="the control node's tools",
+        log=config.logs / "bundle.log",
+        seconds=600,
     )
     process.work(
-        [str(Path(sys.prefix, "bin", "ansible")), "localhost", "-m", "carillon_release", "-a",
-         f"source={ROOT} cache={ROOT / 'build/releases'} python=3.13 architecture=x86_64"],
-        what="the release", log=config.logs / "bundle-release.log", seconds=900,
+        [
+            str(Path(sys.prefix, "bin", "ansible")),
+            "localhost",
+            "-m",
+            "carillon_release",
+            "-a",
+            f"source={ROOT} cache={ROOT / 'build/releases'} python=3.13 architecture=x86_64",
+        ],
+        what="the release",
+        log=config.logs / "bundle-release.log",
+        seconds=900,
         env={"ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
     )
     release = max((ROOT / "build/releases").glob("carillon-*.tar"), key=lambda path: path.stat().st_mtime)

@@ -1,8 +1,8 @@
 """Makes a program that supervisord has given up on visible. An event listener: supervisord runs it.
 
-On a host: a line in the log, a file /run/carillon/fatal/<program> (monitoring and `check.yml` look there), and the status
-text of the systemd unit. In a container (CARILLON_ON_FATAL=exit): supervisord is told to stop, so that the container ends
-and its engine, which watches containers and not programs, starts it anew.
+On a host: a line in the log, a file /run/carillon/fatal/<program> (monitoring and `check.yml` look there),
+and the status text of the systemd unit. In a container (CARILLON_ON_FATAL=exit): supervisord is told to stop,
+so that the container ends and its engine, which watches containers and not programs, starts it anew.
 
 Standard library only. https://supervisord.org/events.html describes the protocol.
 """
@@ -40,8 +40,12 @@ def handle(event: str, payload: dict[str, str], folder: Path = FOLDER) -> None:
         return
     folder.mkdir(mode=0o755, exist_ok=True)
     marker.touch()
-    print(f"carillon: FATAL: {name} keeps failing and is not started again. Its last lines above say why; then: "
-          f"supervisorctl start {name}", file=sys.stderr, flush=True)
+    print(
+        f"carillon: FATAL: {name} keeps failing and is not started again. Its lines above say why; then: "
+        f"supervisorctl start {name}",
+        file=sys.stderr,
+        flush=True,
+    )
     report(folder)
     if os.environ.get("CARILLON_ON_FATAL") == "exit":
         os.kill(os.getppid(), signal.SIGTERM)
@@ -56,7 +60,9 @@ def report(folder: Path) -> None:
     status = f"STATUS=FATAL: {', '.join(failed)}" if failed else "STATUS=all programs run"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         try:
-            notify.sendto(status.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
+            notify.sendto(
+                status.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address
+            )
         except OSError as error:
             print(f"carillon: systemd was not told: {error}", file=sys.stderr, flush=True)
 

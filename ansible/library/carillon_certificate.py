@@ -3,17 +3,36 @@
 
 from __future__ import annotations
 
+import datetime
+import fcntl
+import ipaddress
+import os
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+try:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    HAVE_CRYPTOGRAPHY = True
+except ImportError:
+    HAVE_CRYPTOGRAPHY = False
+
 DOCUMENTATION = r"""
 module: carillon_certificate
 short_description: Make or renew a certificate signed by Carillon's own authority
 description:
-  - Runs on the control node. Makes the authority where it is missing, and a certificate for I(names) where none is,
-    where it names other hosts, or where it ends within I(renew_days). Private keys are 0600, written to a temporary
-    file and renamed, so that a run that is cut off leaves no half a key.
+  - Runs on the control node. Makes the authority where it is missing, and a certificate for I(names) where
+    none is, where it names other hosts, or where it ends within I(renew_days). Private keys are 0600, written
+    to a temporary file and renamed, so that a run that is cut off leaves no half a key.
 options:
   directory: {type: path, required: true, description: "Where authority and certificates lie (made 0700)."}
   name: {type: str, required: true, description: "File name without ending: <name>.crt and <name>.key."}
-  names: {type: list, elements: str, required: true, description: "Host names and addresses, the first is the subject."}
+  names: {type: list, elements: str, required: true, description: "Hosts; the first is the subject."}
   days: {type: int, default: 397, description: "Life of the certificate in days."}
   renew_days: {type: int, default: 30, description: "Renew when fewer days than these are left."}
 author: ["Carillon"]
@@ -33,25 +52,6 @@ key: {type: str, returned: always, description: "Path of its private key."}
 authority: {type: str, returned: always, description: "Path of the authority's certificate."}
 reason: {type: str, returned: changed, description: "Why it was made."}
 """
-
-import datetime
-import fcntl
-import ipaddress
-import os
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-try:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-    HAVE_CRYPTOGRAPHY = True
-except ImportError:
-    HAVE_CRYPTOGRAPHY = False
 
 AUTHORITY_DAYS = 3650
 
@@ -92,12 +92,12 @@ def begin(names: list[str]) -> x509.CertificateBuilder:
         .subject_name(subject(names[0]))
         .serial_number(x509.random_serial_number())
         # Clocks differ a little: a certificate made this second must be valid on a host that is behind.
-        .not_valid_before(datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=1))
+        .not_valid_before(datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1))
     )
 
 
 def until(days: int) -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days)
+    return datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
 
 
 def make_authority(certificate: Path, key_file: Path):
@@ -172,7 +172,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     if not HAVE_CRYPTOGRAPHY:
-        module.fail_json(msg=missing_required_lib("cryptography") + " on the control node (requirements/tools.txt)")
+        module.fail_json(
+            msg=missing_required_lib("cryptography") + " on the control node (requirements/tools.txt)"
+        )
     parameters = module.params
     directory = Path(parameters["directory"])
     certificate = directory / f"{parameters['name']}.crt"

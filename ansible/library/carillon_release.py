@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: carillon_release
 short_description: Build or find the archive of a release on the control node
 description:
-  - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the project's own
-    wheel and the lock. Its name is made from the project's version and a digest of everything that goes in, so that
-    what changes has another name and what does not is not built again.
+  - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
+  project's own wheel and the lock. Its name is made from the project's version and a digest of everything
+  that goes in, so that what changes has another name and what does not is not built again.
   - Where a wheelhouse of a bundle (C(make bundle)) lies in I(cache), no index is asked.
 options:
   source: {type: path, required: true, description: "The checkout."}
@@ -28,18 +40,6 @@ RETURN = r"""
 id: {type: str, returned: always, description: "<version>-<digest>"}
 archive: {type: str, returned: always, description: "Path of the archive on the control node."}
 """
-
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
 
 INPUTS = ("pyproject.toml", "requirements/app.in", "requirements/app.txt", "src")
 SKIPPED = ("__pycache__", ".egg-info")
@@ -78,7 +78,9 @@ def version(source: Path) -> str:
 def pip(*arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"pip {arguments[0]} failed: {done.stderr.strip()[-800:]}")
@@ -94,12 +96,34 @@ def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Pat
     short = python.replace(".", "")
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         partial = Path(folder) / "wheels"
-        platforms = [f"--platform={tag}_{architecture}" for tag in
-                     ("manylinux2014", "manylinux_2_17", "manylinux_2_24", "manylinux_2_27", "manylinux_2_28",
-                      "manylinux_2_31", "manylinux_2_34")]
-        pip("download", "--require-hashes", "--no-deps", "--only-binary=:all:", "--dest", str(partial),
-            "--implementation=cp", f"--python-version={python}", f"--abi=cp{short}", "--abi=abi3", "--abi=none",
-            *platforms, "--requirement", str(lock))
+        platforms = [
+            f"--platform={tag}_{architecture}"
+            for tag in (
+                "manylinux2014",
+                "manylinux_2_17",
+                "manylinux_2_24",
+                "manylinux_2_27",
+                "manylinux_2_28",
+                "manylinux_2_31",
+                "manylinux_2_34",
+            )
+        ]
+        pip(
+            "download",
+            "--require-hashes",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(partial),
+            "--implementation=cp",
+            f"--python-version={python}",
+            f"--abi=cp{short}",
+            "--abi=abi3",
+            "--abi=none",
+            *platforms,
+            "--requirement",
+            str(lock),
+        )
         partial.rename(final)
     return final
 

@@ -1,4 +1,4 @@
-"""What every scenario of production shares: hosts by name, and waiting for a condition instead of for time."""
+"""What every scenario of production shares: hosts by name, and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import testinfra
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str, logs: Callable[[], str] = lambda: ""):
+def wait_for(
+    condition: Callable[[], object], seconds: float, what: str, logs: Callable[[], str] = lambda: ""
+):
     """The first true value of `condition`; after `seconds`, a failure that says what was waited for."""
     deadline = time.monotonic() + seconds
     last: BaseException | None = None
@@ -30,7 +32,7 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, logs: C
 
 
 class Machine:
-    """A host of a scenario: a container with systemd, seen from inside (`run`) and from outside (`address`)."""
+    """A host: a container with systemd, seen from inside (`run`) and from outside (`address`)."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -50,18 +52,22 @@ class Machine:
     def logs(self) -> str:
         """The lines that matter when something did not come up."""
         return self.host.run(
-            "tail -n 30 /var/log/carillon/carillon.log; systemctl --failed --no-legend; journalctl -n 30 --no-pager"
+            "tail -n 30 /var/log/carillon/carillon.log; systemctl --failed --no-legend;"
+            "journalctl -n 30 --no-pager"
         ).stdout
 
     def programs(self) -> dict[str, tuple[str, float]]:
         """supervisord's programs: name to (state, seconds since the start)."""
         script = (
             "import json,xmlrpc.client as x,supervisor.xmlrpc as s;"
-            "p=x.ServerProxy('http://127.0.0.1',transport=s.SupervisorTransport(serverurl='unix:///run/carillon/supervisor.sock'));"
-            "print(json.dumps([[i['group'],i['name'],i['statename'],i['now']-i['start']] for i in p.supervisor.getAllProcessInfo()]))"
+            "t=s.SupervisorTransport(serverurl='unix:///run/carillon/supervisor.sock');"
+            "p=x.ServerProxy('http://127.0.0.1',transport=t).supervisor.getAllProcessInfo();"
+            "print(json.dumps([[i['group'],i['name'],i['statename'],i['now']-i['start']] for i in p]))"
         )
         rows = json.loads(self.run(f'/opt/carillon/current/bin/python -c "{script}"'))
-        return {name if group == name else f"{group}:{name}": (state, age) for group, name, state, age in rows}
+        return {
+            name if group == name else f"{group}:{name}": (state, age) for group, name, state, age in rows
+        }
 
     def processes(self) -> list[dict]:
         """Every process: pid, user, argv (list), environment names (set)."""
@@ -81,6 +87,10 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 print(json.dumps(rows))
 """
         done = subprocess.run(
-            ["docker", "exec", "-i", self.name, "python3", "-"], input=script, capture_output=True, text=True, check=True
+            ["docker", "exec", "-i", self.name, "python3", "-"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return json.loads(done.stdout)

@@ -1,7 +1,8 @@
-"""Load with a ledger: requests and events through a deployment while something happens to it, and what became of each.
+"""Load with a ledger: requests and events through a deployment while something happens to it.
 
-Every request is on a connection of its own, so that a port that refuses for a moment is seen. Every event is numbered and
-posted once its predecessor was accepted; a websocket client notes what it hears, coming back as a client does.
+Every request is on a connection of its own, so that a port that refuses for a moment is seen. Every event is
+numbered and posted once its predecessor was accepted; a websocket client notes what it hears, coming back as
+a client does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 from dataclasses import dataclass, field
 
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 
 @dataclass
@@ -44,7 +44,6 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        time.sleep(1)  # what was accepted last is on its way: the assertions wait for it, this only lets the load end whole
         self._stop.set()
         for thread in self._threads[1:]:
             thread.join(30)
@@ -66,7 +65,10 @@ class Ledger:
         while not self._stop.is_set():
             number += 1
             body = {"group": "schedules-changed", "payload": {"ledger": self._first, "number": number}}
-            if self._once(lambda body=body: self.stack.api("/api/v2/notifications/", body), "POST /api/v2/notifications/"):
+            if self._once(
+                lambda body=body: self.stack.api("/api/v2/notifications/", body),
+                "POST /api/v2/notifications/",
+            ):
                 self.accepted.append(number)
 
     def _once(self, request, what: str) -> bool:
@@ -74,7 +76,7 @@ class Ledger:
         try:
             request()
             good = True
-        except Exception as error:  # noqa: BLE001 - every way to fail is a failed request
+        except Exception as error:  # every way to fail is a failed request
             good = False
             with self._lock:
                 self.failures.append(f"{what}: {error!r}")
@@ -109,5 +111,6 @@ class Ledger:
     def report(self) -> str:
         return (
             f"{self.requests} requests, {len(self.failures)} failed, slowest {self.slowest:.2f} s; "
-            f"{len(self.accepted)} events accepted, {len(set(self.heard))} heard, {self.reconnects} reconnects"
+            f"{len(self.accepted)} events accepted, {len(set(self.heard))} heard, "
+            f"{self.reconnects} reconnects"
         )

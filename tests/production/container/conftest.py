@@ -10,9 +10,9 @@ import pytest
 
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 
-from dev import config as configuration  # noqa: E402 - the routes' test reads that variable when it is imported
-from dev import production, secret_files  # noqa: E402
-from tests.infra.stack import Stack  # noqa: E402
+from dev import config as configuration
+from dev import production, secret_files
+from tests.infra.stack import Stack
 
 PROJECT = "carillon-prod-container"
 PORTS = {"CARILLON_HTTP_PORT": 50180, "CARILLON_HTTPS_PORT": 50543}
@@ -36,7 +36,10 @@ def stack(config) -> Stack:
     def manage(*arguments: str, stdin: str = "") -> str:
         return subprocess.run(
             ["docker", "exec", "-i", f"{PROJECT}-app-1", "carillon", "manage", *arguments],
-            input=stdin, capture_output=True, text=True, check=True,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
 
     values = {

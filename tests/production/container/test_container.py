@@ -58,17 +58,25 @@ def test_it_is_read_only_without_root_and_without_capabilities(stack):
 def test_secrets_are_files_and_nothing_else(stack, config):
     words = {path.name: path.read_text().strip() for path in config.secrets.iterdir()}
     seen = json.dumps([stack.inspect(service) for service in ("app", "nginx", "rabbitmq", "postgresql")])
-    seen += docker("logs", stack.container("app")) + docker("history", "--no-trunc", "carillon/app:production")
+    seen += docker("logs", stack.container("app")) + docker(
+        "history", "--no-trunc", "carillon/app:production"
+    )
     seen += "".join(command for _, _, command in stack.processes("app"))
     for name, word in words.items():
         assert word not in seen, name
 
 
 def test_the_files_are_the_repositorys(stack):
-    for path in [ROOT / "supervisord/supervisord.conf", ROOT / "supervisord/listener.py",
-                 *(ROOT / "supervisord/conf.d").glob("*.conf"), ROOT / "supervisord/uwsgi.ini"]:
+    for path in [
+        ROOT / "supervisord/supervisord.conf",
+        ROOT / "supervisord/listener.py",
+        *(ROOT / "supervisord/conf.d").glob("*.conf"),
+        ROOT / "supervisord/uwsgi.ini",
+    ]:
         there = Path("/etc/carillon") / ("uwsgi.ini" if path.name == "uwsgi.ini" else path.relative_to(ROOT))
-        assert inside(stack, "sha256sum", str(there)).split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (
+            inside(stack, "sha256sum", str(there)).split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
+        )
 
 
 @pytest.mark.parametrize("program", ["uwsgi", "runworker", "daphne:daphne_0"])
@@ -91,10 +99,10 @@ def test_sockets_survive_the_restart_of_the_other_process(stack):
             try:
                 socket.send(json.dumps({"groups": {}}))
                 alive += json.loads(socket.recv(5))["groups_current"] == []
-            except Exception:  # noqa: BLE001 - however it is closed, it is not alive
+            except Exception:
                 continue
         # The kernel gave each process some; those of daphne_1 noticed nothing.
-        assert 0 < alive, "no socket survived, though one of two processes was not touched"
+        assert alive > 0, "no socket survived, though one of two processes was not touched"
     finally:
         for socket in sockets:
             socket.close()

@@ -11,8 +11,8 @@ import pytest
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 os.environ.setdefault("CARILLON_STACK_HSTS", "1")
 
-from tests.infra.stack import Stack  # noqa: E402 - the routes' test reads those variables when it is imported
-from tests.production.conftest import ROOT, Machine, wait_for  # noqa: E402
+from tests.infra.stack import Stack
+from tests.production.conftest import ROOT, Machine, wait_for
 
 NAME = "carillon-prod-single"
 
@@ -24,12 +24,18 @@ class HostStack(Stack):
 
     def logs(self, service: str, *options: str) -> str:
         assert service == "nginx"
-        return subprocess.check_output(["docker", "exec", NAME, "tail", "-n", "5000", "/var/log/nginx/carillon.log"], text=True)
+        return subprocess.check_output(
+            ["docker", "exec", NAME, "tail", "-n", "5000", "/var/log/nginx/carillon.log"], text=True
+        )
 
     def healthy(self, service: str) -> bool:
         return service in ("nginx", "rabbitmq", "postgresql") or (
-            subprocess.run(["docker", "exec", "-u", "carillon", NAME, "carillon", "probe", service], check=False,
-                           capture_output=True).returncode == 0
+            subprocess.run(
+                ["docker", "exec", "-u", "carillon", NAME, "carillon", "probe", service],
+                check=False,
+                capture_output=True,
+            ).returncode
+            == 0
         )
 
 
@@ -53,7 +59,8 @@ def stack(machine, secrets_dir) -> HostStack:
             "CARILLON_USERNAME": "admin",
             "CARILLON_PASSWORD": (secrets_dir / "admin-password").read_text().strip(),
             "CARILLON_TOKEN": machine.run(
-                "runuser -u carillon -- carillon manage create_token --username admin --scope 'read write publish'"
+                "runuser -u carillon -- carillon manage create_token --username admin"
+                " --scope 'read write publish'"
             ).strip(),
         },
         NAME,
@@ -69,7 +76,9 @@ def healthy(machine, stack):
         wait_for(lambda: stack.deliver(), seconds, "an event goes all the way", machine.logs)
         wait_for(
             lambda: machine.host.run("runuser -u carillon -- carillon probe uwsgi daphne runworker").rc == 0,
-            seconds, "carillon probe", machine.logs,
+            seconds,
+            "carillon probe",
+            machine.logs,
         )
 
     return wait
@@ -82,8 +91,15 @@ def playbook(secrets_dir):
     def run(name: str, *arguments: str, expect: int = 0) -> str:
         done = subprocess.run(
             ["ansible-playbook", "-i", str(ROOT / "tests/production/single/hosts.yml"), name, *arguments],
-            cwd=ROOT / "ansible", capture_output=True, text=True, check=False,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "CARILLON_SECRETS_DIR": str(secrets_dir)},
+            cwd=ROOT / "ansible",
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
+                "CARILLON_SECRETS_DIR": str(secrets_dir),
+            },
         )
         assert done.returncode == expect, (done.stdout + done.stderr)[-6000:]
         return done.stdout

@@ -29,7 +29,9 @@ def test_a_killed_program_comes_back(machine, program, pattern):
     assert pattern in machine.run(f"tr '\\0' ' ' < /proc/{before}/cmdline")
     machine.run(f"kill -9 {before}")
     wait_for(
-        lambda: machine.run(f"carillon-ctl pid {program}").strip() not in (before, "0"), 60, f"a new {program}",
+        lambda: machine.run(f"carillon-ctl pid {program}").strip() not in (before, "0"),
+        60,
+        f"a new {program}",
         machine.logs,
     )
 
@@ -39,9 +41,13 @@ def test_a_killed_service_comes_back(machine, unit):
     before = machine.run(f"systemctl show -P MainPID {unit}").strip()
     machine.run(f"kill -9 {before}")
     wait_for(
-        lambda: machine.run(f"systemctl show -P MainPID {unit}").strip() not in (before, "0")
-        and machine.host.service(unit).is_running,
-        90, f"a new {unit}", machine.logs,
+        lambda: (
+            machine.run(f"systemctl show -P MainPID {unit}").strip() not in (before, "0")
+            and machine.host.service(unit).is_running
+        ),
+        90,
+        f"a new {unit}",
+        machine.logs,
     )
 
 

@@ -24,7 +24,8 @@ def test_only_nginx_listens_on_addresses_of_the_network(machine):
     outside = {}
     for row in rows:
         address, _, port = row.split()[3].rpartition(":")
-        if address not in ("127.0.0.1", "[::1]"):
+        # 127.0.0.11 is the engine's DNS server.
+        if not address.startswith("127.") and address != "[::1]":
             outside[int(port)] = re.search(r'"([^"]+)"', row)[1]
     assert outside == {80: "nginx", 443: "nginx"}
 
@@ -40,10 +41,17 @@ def test_each_inner_port_listens_on_the_loopback_for_the_program_it_belongs_to(m
     assert owners[5672] == {"beam.smp"}
 
 
+def reachable(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("port", INNER_PORTS)
 def test_inner_ports_do_not_answer_from_outside(machine, port):
-    with pytest.raises(OSError), socket.create_connection((machine.address, port), timeout=1):
-        pass
+    assert not reachable(machine.address, port)
 
 
 def test_the_packet_filter_would_stop_them_even_if_they_listened(machine):
@@ -51,8 +59,7 @@ def test_the_packet_filter_would_stop_them_even_if_they_listened(machine):
     machine.run("setsid python3 -m http.server 9999 >/dev/null 2>&1 & echo $! > /tmp/listener.pid")
     try:
         wait_for(lambda: machine.host.socket("tcp://0.0.0.0:9999").is_listening, 20, "the listener")
-        with pytest.raises(OSError), socket.create_connection((machine.address, 9999), timeout=1):
-            pass
+        assert not reachable(machine.address, 9999)
     finally:
         machine.run("kill $(cat /tmp/listener.pid)")
 
@@ -62,11 +69,15 @@ def test_the_programs_of_supervisord_are_the_declared_ones_and_none_is_young(mac
     # RUNNING is not enough: a program that ends again and again is RUNNING most of the time.
     wait_for(
         lambda: all(state == "RUNNING" and age > 10 for state, age in machine.programs().values()),
-        60, "every program has run for 10 s", lambda: f"{machine.programs()}\n{machine.logs()}",
+        60,
+        "every program has run for 10 s",
+        lambda: f"{machine.programs()}\n{machine.logs()}",
     )
 
 
-@pytest.mark.parametrize("unit", ["nginx", "rabbitmq-server", "postgresql@17-main", "carillon", "carillon-firewall"])
+@pytest.mark.parametrize(
+    "unit", ["nginx", "rabbitmq-server", "postgresql@17-main", "carillon", "carillon-firewall"]
+)
 def test_units_are_enabled_and_run(machine, unit):
     service = machine.host.service(unit)
     assert service.is_running
@@ -129,13 +140,17 @@ def secrets(secrets_dir: Path) -> dict[str, str]:
 
 
 def test_no_secret_in_an_argv_an_environment_or_a_log(machine, secrets_dir):
-    log = machine.run("cat /var/log/carillon/*.log /var/log/rabbitmq/*.log /var/log/nginx/*.log /var/log/postgresql/*.log")
+    log = machine.run(
+        "cat /var/log/carillon/*.log /var/log/rabbitmq/*.log /var/log/nginx/*.log /var/log/postgresql/*.log"
+    )
     log += machine.run("journalctl --no-pager")
     for name, value in secrets(secrets_dir).items():
         assert len(value) >= 24
         for process in machine.processes():
             assert value not in " ".join(process["argv"]), f"{name} in the argv of {process['argv'][0]}"
-            assert value not in " ".join(process["environ"]), f"{name} in the environment of {process['argv'][0]}"
+            assert value not in " ".join(process["environ"]), (
+                f"{name} in the environment of {process['argv'][0]}"
+            )
         assert value not in log, f"{name} is in a log"
 
 
@@ -166,8 +181,11 @@ def test_the_node_has_a_name_that_does_not_depend_on_the_host(machine):
 
 
 def test_the_database_lets_in_who_has_the_password_and_nobody_else(machine):
-    hba = [line.split() for line in machine.run("cat /etc/postgresql/17/main/pg_hba.conf").splitlines()
-           if line and not line.startswith("#")]
+    hba = [
+        line.split()
+        for line in machine.run("cat /etc/postgresql/17/main/pg_hba.conf").splitlines()
+        if line and not line.startswith("#")
+    ]
     assert hba == [
         ["local", "all", "postgres", "peer"],
         ["host", "carillon", "+carillon", "127.0.0.1/32", "scram-sha-256"],
@@ -183,9 +201,14 @@ def test_the_database_lets_in_who_has_the_password_and_nobody_else(machine):
 
 
 def test_static_files_are_the_bytes_of_the_repository(machine):
-    pairs = [(path, f"/etc/nginx/carillon/snippets/{path.name}") for path in (ROOT / "nginx/snippets").iterdir()]
+    pairs = [
+        (path, f"/etc/nginx/carillon/snippets/{path.name}") for path in (ROOT / "nginx/snippets").iterdir()
+    ]
     pairs += [(path, f"/etc/nginx/carillon/pages/{path.name}") for path in (ROOT / "nginx/pages").iterdir()]
-    pairs += [(path, f"/etc/carillon/supervisord/conf.d/{path.name}") for path in (ROOT / "supervisord/conf.d").iterdir()]
+    pairs += [
+        (path, f"/etc/carillon/supervisord/conf.d/{path.name}")
+        for path in (ROOT / "supervisord/conf.d").iterdir()
+    ]
     pairs += [
         (ROOT / "nginx/nginx.conf", "/etc/nginx/nginx.conf"),
         (ROOT / "supervisord/supervisord.conf", "/etc/carillon/supervisord/supervisord.conf"),
@@ -193,7 +216,8 @@ def test_static_files_are_the_bytes_of_the_repository(machine):
         (ROOT / "supervisord/uwsgi.ini", "/etc/carillon/uwsgi.ini"),
     ]
     sums = dict(
-        reversed(line.split(maxsplit=1)) for line in machine.run("sha256sum " + " ".join(b for _, b in pairs)).splitlines()
+        reversed(line.split(maxsplit=1))
+        for line in machine.run("sha256sum " + " ".join(b for _, b in pairs)).splitlines()
     )
     for here, there in pairs:
         assert sums[there] == hashlib.sha256(here.read_bytes()).hexdigest(), there
@@ -213,7 +237,11 @@ def test_no_package_index_is_needed_on_the_host(machine):
     # As many distributions as the lock names, and the project's own.
     lock = (ROOT / "requirements/app.txt").read_text()
     locked = set(re.findall(r"^([a-z0-9.-]+)==", lock, re.M))
-    present = {row["name"].lower().replace("_", "-") for row in json.loads(
-        machine.run("/opt/carillon/current/bin/pip --disable-pip-version-check list --format json"))}
+    present = {
+        row["name"].lower().replace("_", "-")
+        for row in json.loads(
+            machine.run("/opt/carillon/current/bin/pip --disable-pip-version-check list --format json")
+        )
+    }
     assert present - {"pip"} <= locked | {"carillon"}
     assert "carillon" in present

@@ -1,4 +1,6 @@
-"""What operators do next, under load: upgrade, roll back, rotate; then back up, wipe, restore. Last, because it changes the host."""
+"""What operators do next, under load: upgrade, roll back, rotate; then back up, wipe, restore. Last, because
+it changes the host.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tests.production.ledger import Ledger
 def another_release(machine):
     """A checkout of a release after this one: a new file is enough for it to be another."""
     marker = ROOT / "src/carillon/_release_marker.py"
-    marker.write_text('"""Made by a test, which takes it away again: a release that differs from the one before."""\n')
+    marker.write_text(
+        '"""Made by a test, which takes it away again: a release that differs from the one before."""\n'
+    )
     yield marker
     marker.unlink()
 
@@ -35,8 +39,8 @@ def assert_nothing_lost(ledger: Ledger) -> None:
     print(ledger.report())
     assert ledger.failures == []
     assert ledger.requests > 20
-    # Version 1 of the protocol has no resume: what was broadcast while the one client was between two daphnes it cannot hear.
-    # What must not happen is that more is missing than fell into those moments.
+    # Version 1 of the protocol has no resume: what was broadcast while the one client was between two daphnes
+    # it cannot hear. What must not happen is that more is missing than fell into those moments.
     assert len(missing) <= 10 * max(ledger.reconnects, 0), sorted(missing)
 
 
@@ -49,8 +53,12 @@ def test_upgrade_and_rollback_under_load_fail_no_request(machine, stack, playboo
     assert_nothing_lost(ledger)
     assert current(machine) != before
     assert supervisord(machine) == process, "supervisord was restarted"
-    running = {argument.split("/")[4] for row in machine.processes() for argument in row["argv"][1:2]
-               if "/releases/" in argument and "supervisord" not in argument}
+    running = {
+        argument.split("/")[4]
+        for row in machine.processes()
+        for argument in row["argv"][1:2]
+        if "/releases/" in argument and "supervisord" not in argument
+    }
     assert running == {current(machine).removeprefix("releases/")}
     another_release.unlink()
     try:
@@ -63,13 +71,20 @@ def test_upgrade_and_rollback_under_load_fail_no_request(machine, stack, playboo
     healthy()
 
 
-def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(machine, stack, playbook, secrets_dir, healthy):
+def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
+    machine, stack, playbook, secrets_dir, healthy
+):
     key = (secrets_dir / "secret-key").read_text()
     with Ledger(stack) as ledger:
         playbook("rotate.yml")
     assert_nothing_lost(ledger)
-    assert [user["user"] for user in json.loads(machine.run("rabbitmqctl --quiet --formatter json list_users"))] == ["carillon_b"]
-    roles = machine.run("runuser -u postgres -- psql -Atc \"select rolname from pg_roles where rolname like 'carillon%' order by 1\"")
+    assert [
+        user["user"] for user in json.loads(machine.run("rabbitmqctl --quiet --formatter json list_users"))
+    ] == ["carillon_b"]
+    roles = machine.run(
+        "runuser -u postgres -- psql -Atc"
+        " \"select rolname from pg_roles where rolname like 'carillon%' order by 1\""
+    )
     assert roles.split() == ["carillon", "carillon_b"]
     assert (secrets_dir / "secret-key").read_text() != key
     assert (secrets_dir / "secret-key-fallbacks").read_text().strip() == key.strip()
@@ -79,10 +94,11 @@ def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(machine, s
 def test_backup_wipe_restore_brings_the_rows_back(machine, stack, playbook, secrets_dir, tmp_path, healthy):
     job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
     playbook("backup.yml", "-e", f"backup_dir={tmp_path}/backup")
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "backup").iterdir()} == dict.fromkeys(
-        ("secrets.tar", "database.dump", "definitions.json", "certificates.tar"), "0o600"
-    )
-    # The fire: rows, logins and the control node's secrets are gone. (The host itself stays: `single` begins with a bare one.)
+    assert {
+        path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "backup").iterdir()
+    } == dict.fromkeys(("secrets.tar", "database.dump", "definitions.json", "certificates.tar"), "0o600")
+    # The fire: rows, logins and the control node's secrets are gone. (The host itself stays: `single` begins
+    # with a bare one.)
     machine.run("carillon-ctl stop all")
     machine.run("runuser -u postgres -- psql -c 'drop database carillon with (force)'")
     machine.run("rabbitmqctl --quiet delete_vhost carillon && rabbitmqctl --quiet delete_user carillon_b")
@@ -110,8 +126,17 @@ def test_the_next_run_changes_nothing(playbook):
         (["-e", '{"common_somaxconn": "many"}'], "common_somaxconn"),
         (["-e", "ssl_certificate=/x.pem"], "the variable ssl_certificate is now tls_certificate_file"),
         (["-e", '{"common_distributions": {"Debian": ["12"]}}'], "supported are Debian 12"),
-        (["-e", "tls_mode=files", "-e", "tls_certificate_file=/nowhere.pem", "-e", "tls_key_file=/nowhere.key"],
-         "tls_certificate_file (/nowhere.pem) is no file on the control node"),
+        (
+            [
+                "-e",
+                "tls_mode=files",
+                "-e",
+                "tls_certificate_file=/nowhere.pem",
+                "-e",
+                "tls_key_file=/nowhere.key",
+            ],
+            "tls_certificate_file (/nowhere.pem) is no file on the control node",
+        ),
         (["-e", '{"common_clock_tolerance": -1}'], "Set the clock"),
         (["-e", "carillon_domain=https://chimes.test/"], "carillon_domain must be the public host name"),
         (["-e", '{"nginx_trusted_proxies": ["balancer.test"]}'], "which is no address or network"),
@@ -126,7 +151,10 @@ def test_a_mistake_stops_before_harm_with_words(machine, playbook, arguments, me
 
 
 def test_a_port_that_is_taken_is_named_with_its_holder(machine, playbook):
-    machine.run("systemctl stop nginx && (setsid python3 -m http.server 443 --bind 127.0.0.1 >/dev/null 2>&1 & echo $! > /tmp/pid)")
+    machine.run(
+        "systemctl stop nginx &&"
+        " (setsid python3 -m http.server 443 --bind 127.0.0.1 >/dev/null 2>&1 & echo $! > /tmp/pid)"
+    )
     try:
         wait_for(lambda: machine.host.socket("tcp://127.0.0.1:443").is_listening, 30, "a foreign listener")
         output = " ".join(playbook("site.yml", expect=2).split())
@@ -137,14 +165,18 @@ def test_a_port_that_is_taken_is_named_with_its_holder(machine, playbook):
 
 def test_a_broken_site_file_leaves_the_running_one(machine, stack, playbook, tmp_path):
     (tmp_path / "broken.conf").write_text("location /mine { nonsense; }\n")
-    output = playbook("site.yml", "-e", json.dumps({"nginx_drop_ins": [str(tmp_path / "broken.conf")]}), expect=2)
+    output = playbook(
+        "site.yml", "-e", json.dumps({"nginx_drop_ins": [str(tmp_path / "broken.conf")]}), expect=2
+    )
     assert "nonsense" in output
     assert stack.api("/api/v2/me/")["count"] == 1
     machine.run("rm /etc/nginx/carillon/site.d/broken.conf && nginx -t -q")
 
 
 def test_a_location_of_ones_own_is_served(stack, playbook, machine, tmp_path):
-    (tmp_path / "mine.conf").write_text('location = /mine { default_type text/plain; return 200 "mine\\n"; }\n')
+    (tmp_path / "mine.conf").write_text(
+        'location = /mine { default_type text/plain; return 200 "mine\\n"; }\n'
+    )
     playbook("site.yml", "-e", json.dumps({"nginx_drop_ins": [str(tmp_path / "mine.conf")]}))
     answer = subprocess.check_output(["curl", "-sk", f"https://{machine.address}/mine"], text=True)
     assert answer == "mine\n"

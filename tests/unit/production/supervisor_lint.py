@@ -1,7 +1,8 @@
 """Finds what supervisord accepts without a word: unknown keys, keys given twice, misspelt sections.
 
-supervisord reads the keys that it knows and ignores the rest (Supervisor#301, #990): `topwaitsecs = 30` is a program that is
-killed after 10 s, and `[progam:x]` is a program that does not exist. The names are those of its documentation.
+supervisord reads the keys that it knows and ignores the rest (Supervisor#301, #990): `topwaitsecs = 30` is
+a program that is killed after 10 s, and `[progam:x]` is a program that does not exist. The names are those
+of its documentation.
 """
 
 from __future__ import annotations
@@ -10,20 +11,66 @@ import re
 from pathlib import Path
 
 PROGRAM = frozenset(
-    """command process_name numprocs numprocs_start priority autostart startsecs startretries autorestart exitcodes
-    stopsignal stopwaitsecs stopasgroup killasgroup user redirect_stderr stdout_logfile stdout_logfile_maxbytes
-    stdout_logfile_backups stdout_capture_maxbytes stdout_events_enabled stdout_syslog stderr_logfile
-    stderr_logfile_maxbytes stderr_logfile_backups stderr_capture_maxbytes stderr_events_enabled stderr_syslog
-    environment directory umask serverurl""".split()
+    [
+        "command",
+        "process_name",
+        "numprocs",
+        "numprocs_start",
+        "priority",
+        "autostart",
+        "startsecs",
+        "startretries",
+        "autorestart",
+        "exitcodes",
+        "stopsignal",
+        "stopwaitsecs",
+        "stopasgroup",
+        "killasgroup",
+        "user",
+        "redirect_stderr",
+        "stdout_logfile",
+        "stdout_logfile_maxbytes",
+        "stdout_logfile_backups",
+        "stdout_capture_maxbytes",
+        "stdout_events_enabled",
+        "stdout_syslog",
+        "stderr_logfile",
+        "stderr_logfile_maxbytes",
+        "stderr_logfile_backups",
+        "stderr_capture_maxbytes",
+        "stderr_events_enabled",
+        "stderr_syslog",
+        "environment",
+        "directory",
+        "umask",
+        "serverurl",
+    ]
 )
 SECTIONS = {
     "supervisord": frozenset(
-        """logfile logfile_maxbytes logfile_backups loglevel pidfile umask nodaemon silent minfds minprocs nocleanup
-        childlogdir user directory strip_ansi environment identifier""".split()
+        [
+            "logfile",
+            "logfile_maxbytes",
+            "logfile_backups",
+            "loglevel",
+            "pidfile",
+            "umask",
+            "nodaemon",
+            "silent",
+            "minfds",
+            "minprocs",
+            "nocleanup",
+            "childlogdir",
+            "user",
+            "directory",
+            "strip_ansi",
+            "environment",
+            "identifier",
+        ]
     ),
-    "unix_http_server": frozenset("file chmod chown username password".split()),
-    "inet_http_server": frozenset("port username password".split()),
-    "supervisorctl": frozenset("serverurl username password prompt history_file".split()),
+    "unix_http_server": frozenset(["file", "chmod", "chown", "username", "password"]),
+    "inet_http_server": frozenset(["port", "username", "password"]),
+    "supervisorctl": frozenset(["serverurl", "username", "password", "prompt", "history_file"]),
     "include": frozenset(["files"]),
     "rpcinterface": frozenset(["supervisor.rpcinterface_factory"]),
     "program": PROGRAM,
@@ -60,11 +107,14 @@ def lint(text: str, path: str) -> list[str]:
         if not separator or section is None:
             problems.append(f"{path}:{number}: expected key = value in a section")
         elif (section, key) in seen:
-            problems.append(f"{path}:{number}: {key} is set in line {seen[section, key]} already; the last one wins silently")
+            before = seen[section, key]
+            problems.append(f"{path}:{number}: {key} is set in line {before} already; the last wins silently")
         elif known and key not in known:
             problems.append(f"{path}:{number}: {key} is no key of [{section}]; supervisord would ignore it")
         elif "%(ENV_" in value and key != "socket":
-            problems.append(f"{path}:{number}: {key} takes a value from supervisord's environment, which is that of its start")
+            problems.append(
+                f"{path}:{number}: {key} takes a value from supervisord's environment at its start"
+            )
         seen.setdefault((section or "", key), number)
     return problems
 
@@ -74,5 +124,7 @@ def programs(folder: Path) -> set[str]:
     return {
         match[1]
         for path in folder.glob("*.conf")
-        for match in re.finditer(r"(?m)^\[(?:program|fcgi-program|eventlistener):([^\]]+)\]", path.read_text())
+        for match in re.finditer(
+            r"(?m)^\[(?:program|fcgi-program|eventlistener):([^\]]+)\]", path.read_text()
+        )
     }

@@ -1,4 +1,6 @@
-"""The roles' papers against each other: every default is specified and explained, every specification has its default."""
+"""The roles' papers against each other: every default is specified and explained, every specification has its
+default.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ Loader.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_
 
 
 def load(path: Path):
-    return yaml.load(path.read_text(), Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(path.read_text(), Loader)
 
 
 def options(role: Path, entry: str = "main") -> dict:
@@ -55,8 +57,27 @@ class TestRole:
 
     def test_only_builtin_modules(self, role):
         own = {path.stem for path in (ANSIBLE / "library").glob("*.py")}
-        words = {"name", "when", "register", "loop", "loop_control", "notify", "no_log", "block", "vars", "delegate_to",
-                 "run_once", "check_mode", "changed_when", "failed_when", "until", "retries", "delay", "environment", "listen"}
+        words = {
+            "name",
+            "when",
+            "register",
+            "loop",
+            "loop_control",
+            "notify",
+            "no_log",
+            "block",
+            "vars",
+            "delegate_to",
+            "run_once",
+            "check_mode",
+            "changed_when",
+            "failed_when",
+            "until",
+            "retries",
+            "delay",
+            "environment",
+            "listen",
+        }
 
         def walk(tasks):
             for task in tasks or []:
@@ -71,7 +92,12 @@ class TestRole:
 
 def test_renamed_variables_name_ones_that_exist():
     known = {name for role in ROLES for name in load(role / "defaults/main.yml") or {}}
-    known |= {"carillon_domain", "carillon_amqp_password", "carillon_database_password", "carillon_secret_key"}
+    known |= {
+        "carillon_domain",
+        "carillon_amqp_password",
+        "carillon_database_password",
+        "carillon_secret_key",
+    }
     renamed = load(ANSIBLE / "roles/common/vars/main.yml")["common_renamed"]
     assert set(renamed.values()) <= known
     assert not set(renamed) & known

@@ -66,19 +66,30 @@ def listener():
 
 
 def event(name: str, payload: str) -> str:
-    return f"ver:3.0 server:carillon serial:1 pool:listener poolserial:1 eventname:{name} len:{len(payload)}\n{payload}"
+    header = (
+        f"ver:3.0 server:carillon serial:1 pool:listener poolserial:1 eventname:{name} len:{len(payload)}"
+    )
+    return f"{header}\n{payload}"
 
 
-def test_the_listener_marks_a_program_that_is_given_up_and_unmarks_it_when_it_runs(listener, tmp_path, monkeypatch, capfd):
+def test_the_listener_marks_a_program_that_is_given_up_and_unmarks_it_when_it_runs(
+    listener, tmp_path, monkeypatch, capfd
+):
     monkeypatch.setattr(listener.handle, "__defaults__", (tmp_path / "fatal",))
-    incoming = io.StringIO(event("PROCESS_STATE_FATAL", "processname:daphne_0 groupname:daphne from_state:BACKOFF"))
+    incoming = io.StringIO(
+        event("PROCESS_STATE_FATAL", "processname:daphne_0 groupname:daphne from_state:BACKOFF")
+    )
     outgoing = io.StringIO()
     listener.main(incoming, outgoing)
     assert outgoing.getvalue() == "READY\nRESULT 2\nOKREADY\n"
     assert [path.name for path in (tmp_path / "fatal").iterdir()] == ["daphne:daphne_0"]
     assert "FATAL: daphne:daphne_0" in capfd.readouterr().err
-    listener.main(io.StringIO(event("PROCESS_STATE_RUNNING", "processname:daphne_0 groupname:daphne from_state:STARTING pid:7")),
-                  io.StringIO())
+    listener.main(
+        io.StringIO(
+            event("PROCESS_STATE_RUNNING", "processname:daphne_0 groupname:daphne from_state:STARTING pid:7")
+        ),
+        io.StringIO(),
+    )
     assert list((tmp_path / "fatal").iterdir()) == []
 
 
@@ -94,6 +105,11 @@ def test_the_listener_needs_nothing_but_the_standard_library():
     import ast
 
     tree = ast.parse((FOLDER / "listener.py").read_text())
-    names = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     names |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert names <= set(sys.stdlib_module_names)
