@@ -5,6 +5,7 @@ of real hosts.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -71,8 +72,9 @@ LINTS = (
         folder="ansible",
     ),
 )
-SINGLE = (Suite("host", ("pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/production/single")),)
-FULL = (Suite("cluster", ("pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/production/cluster")),)
+# Molecule: a dry run on a fresh host, converge, converge again with nothing changed, and then testinfra looks.
+SINGLE = (Suite("host", ("molecule", "test", "--scenario-name", "single"), folder="ansible"),)
+FULL = (Suite("cluster", ("molecule", "test", "--scenario-name", "cluster"), folder="ansible"),)
 CONTAINER = (Suite("container", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container")),)
 
 
@@ -206,6 +208,8 @@ def test(config: Config, *, full: bool) -> int:
     base_image.ensure(config)
     host_image(config)
     build(config)
+    secrets = config.state / "host-secrets"
+    shutil.rmtree(secrets, ignore_errors=True)
     suites: Sequence[Suite] = [*LINTS, *SINGLE, *CONTAINER, *(FULL if full else ())]
     path = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     results = []
@@ -222,6 +226,8 @@ def test(config: Config, *, full: bool) -> int:
                 "PATH": path,
                 "PYTHONPATH": str(ROOT),
                 "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
+                # One for each scenario: they are installations of their own.
+                "CARILLON_SECRETS_DIR": str(secrets / suite.name),
             },
         )
         results.append((suite.name, answer.returncode, time.monotonic() - start))
