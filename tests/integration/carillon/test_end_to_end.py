@@ -41,6 +41,14 @@ def test_a_refusal_is_a_frame_and_a_close_code(stack, headers, code, reason):
         assert socket.closed() == code
 
 
+def test_too_much_nonsense(stack):
+    with stack.socket() as socket:
+        socket.frame()
+        for _ in range(30):
+            socket.raw.send("nonsense")
+        assert socket.closed() == 1008
+
+
 def test_a_frame_that_is_too_big(stack):
     with stack.socket() as socket:
         socket.frame()
@@ -142,6 +150,7 @@ def test_runworker_killed_while_events_are_published_loses_nothing(stack, contai
         for start in range(200, 1000, 200):
             publish(stack, group, range(start, start + 200))
         runworker.start()
+        runworker.wait_until_healthy()
         publish(stack, group, range(1000, 1200))
         assert sorted(heard(socket, 1200)) == list(range(1200))
 
@@ -159,6 +168,7 @@ def test_runworker_stops_at_once_on_term_and_goes_on_later(stack, container):
         assert runworker.state()["ExitCode"] == 0
         publish(stack, group, range(100, 200))
         runworker.start()
+        runworker.wait_until_healthy()
         assert heard(socket, 200) == list(range(200))
 
 

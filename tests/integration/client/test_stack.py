@@ -107,9 +107,9 @@ def compared(event):
 
 
 async def test_the_demo_is_seen_by_everybody_in_the_same_order(where, environ, execute):
-    name = f"demo {os.getpid()}"
+    name, link_said = f"demo {os.getpid()}", []
     async with (
-        carillon.client.Socket(where, give_up=30) as socket,
+        carillon.client.Socket(where, give_up=30, on_link=link_said.append) as socket,
         asyncio.timeout(RUN_SECONDS),
     ):
         await socket.subscribe({"jobs": ["status_changed", "summary"]})
@@ -156,6 +156,7 @@ async def test_the_demo_is_seen_by_everybody_in_the_same_order(where, environ, e
     # The watcher learned the job's number from its first status: from there on it heard everything, in order.
     first = live[0]["counter"]
     assert first < 50
+    assert [event["counter"] for event in live] == list(range(first, final_counter + 1)), link_said
     assert [compared(event) for event in live] == [compared(event) for event in stored[first - 1 :]]
     assert output_code == 0, link
     assert output.strip() == printed.strip()
