@@ -72,7 +72,7 @@ LINTS = (
         folder="ansible",
     ),
 )
-# Molecule: a dry run on a fresh host, converge, converge again with nothing changed, and then testinfra looks.
+# Molecule: a dry run on a fresh host, converge, a second one that changes nothing, and then testinfra looks.
 SINGLE = (Suite("host", ("molecule", "test", "--scenario-name", "single"), folder="ansible"),)
 FULL = (Suite("cluster", ("molecule", "test", "--scenario-name", "cluster"), folder="ansible"),)
 CONTAINER = (Suite("container", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container")),)

@@ -10,8 +10,8 @@ import pytest
 
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 
-from tests.infra.stack import Stack  # noqa: E402 - the routes' test reads that variable when it is imported
-from tests.production.conftest import Machine, wait_for  # noqa: E402
+from tests.infra.stack import Stack
+from tests.production.conftest import Machine, wait_for
 
 NAMES = ("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3")
 PROXY = "carillon-prod-c3"

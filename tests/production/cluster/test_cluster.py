@@ -50,12 +50,14 @@ def test_amqp_and_postgresql_are_tls_that_is_verified(machines):
     # Both say whom they are: the name and the authority fit.
     for target in (f"{NAMES[1]}:5671", f"{NAMES[2]}:5671"):
         said = app.run(
-            f"openssl s_client -connect {target} -verify_return_error -verify_hostname {target.partition(':')[0]}"
+            f"openssl s_client -connect {target} -verify_return_error"
+            f" -verify_hostname {target.partition(':')[0]}"
             " -CAfile /etc/carillon/tls/amqp-authority.crt </dev/null 2>&1"
         )
         assert "Verify return code: 0 (ok)" in said
     sessions = machines[PROXY].run(
-        "runuser -u postgres -- psql -Atc 'select distinct ssl from pg_stat_ssl s join pg_stat_activity a using (pid)"
+        "runuser -u postgres -- psql -Atc 'select distinct ssl from pg_stat_ssl s"
+        " join pg_stat_activity a using (pid)"
         " where a.client_addr is not null'"
     )
     assert sessions.split() == ["t"]
