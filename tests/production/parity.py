@@ -1,9 +1,9 @@
 """One definition, three deployments: what each really runs, in a form that can be compared.
 
 A description is {"nginx": {file: [directive, …]}, "argv": {process: [argument, …]},
-"environment": {name, …}, "files": {path: sha256}}. `differences` leaves out what ALLOWED names. ALLOWED is the
-whole documentation of how development, the production container and a host differ: a difference that is not in
-it is a mistake.
+"environment": {name, …}, "files": {path: sha256}}. `differences` leaves out what ALLOWED names. ALLOWED is
+the whole documentation of how development, the production container and a host differ: a difference that is
+not in it is a mistake.
 """
 
 from __future__ import annotations
