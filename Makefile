@@ -58,6 +58,13 @@ test-production: ## a real host from nothing by Ansible, and the production cont
 test-production-full: ## that, and a cluster of hosts (half an hour)
 	@$(DEV) test-production --full
 
+bench-layer: ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
+	@test -x .dev/venv-test/bin/python || { echo "make bench-layer: run make test-unit first, it makes the environment"; exit 1; }
+	@.dev/venv-test/bin/python benchmarks/layer.py
+
+test-long: ## the channel layer's soak (ten minutes) and the cluster that loses its leader
+	@CARILLON_LONG=1 .dev/venv-test/bin/python -m pytest tests/integration/asgi_amqp/test_long.py
+
 lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 	@for name in app tools dev test production-test; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -75,5 +82,5 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint lock
+.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-layer test-long lock
 .PHONY: production cluster production-down bundle test-production test-production-full

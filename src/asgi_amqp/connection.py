@@ -360,8 +360,12 @@ def describe(error: BaseException) -> str:
     return "no answer in time" if isinstance(error, TimeoutError) else text
 
 
-async def connect(target: Target, options: Options, generation: int) -> Link:
-    """Open one link, or raise BrokerUnavailable or ConfigurationError, naming host, port and cause."""
+async def connect(target: Target, options: Options, generation: int, patience: float = 1.0) -> Link:
+    """Open one link, or raise BrokerUnavailable or ConfigurationError, naming host, port and cause.
+
+    `patience` stretches the deadline: a broker that is slow because everyone reconnects must get there in
+    the end.
+    """
     streams = _Streams(target, options.tls)
     url = URL.build(
         scheme="amqp",
@@ -375,7 +379,7 @@ async def connect(target: Target, options: Options, generation: int) -> Link:
     connection = aio_pika.Connection(url, client_properties={"product": "asgi_amqp"})
     connection.kwargs["transport_factory"] = streams
     try:
-        async with asyncio.timeout(options.connect_timeout):
+        async with asyncio.timeout(options.connect_timeout * patience):
             await connection.connect()
     except (ProbableAuthenticationError, AuthenticationError) as error:
         raise ConfigurationError(
@@ -461,8 +465,9 @@ class Supervisor:
         try:
             while True:
                 try:
-                    link = await self._next()
-                    async with asyncio.timeout(self.options.connect_timeout * 2):
+                    patience = min(4.0, 1 + attempt / 2)
+                    link = await self._next(patience)
+                    async with asyncio.timeout(self.options.connect_timeout * 2 * patience):
                         await self._setup(link)
                     if link.lost.done():
                         raise BrokerUnavailable(f"{link.target}: {link.lost.result()}")
@@ -500,7 +505,7 @@ class Supervisor:
                 await link.close()
             raise
 
-    async def _next(self) -> Link:
+    async def _next(self, patience: float) -> Link:
         """A link to the first host that answers, each tried once, beginning after the last that failed us."""
         targets = self.options.targets
         problems = []
@@ -508,7 +513,7 @@ class Supervisor:
             target = targets[(self._first + turn) % len(targets)]
             self._generation += 1
             try:
-                link = await connect(target, self.options, self._generation)
+                link = await connect(target, self.options, self._generation, patience)
             except BrokerUnavailable as error:
                 problems.append(str(error))
             else:

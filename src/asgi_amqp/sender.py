@@ -120,7 +120,8 @@ class Sender:
                     await self._room.wait()
             except TimeoutError:
                 raise BrokerUnavailable(
-                    f"{self._state()}: {self.batcher.size} bytes wait to be sent, the most that buffer_bytes allows"
+                    f"{self._state()}: {self.batcher.size} bytes wait to be sent, the most that "
+                    "buffer_bytes allows"
                 ) from None
 
     def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:

@@ -293,7 +293,7 @@ def test_a_refusal_says_why_and_waits_to_be_asked(fake, page):
     expect(words(page)).to_have_text("Refused: origin https://elsewhere is not allowed")
     fake.do("refuse", code=None)
     page.get_by_role("button", name="Try now").click()
-    expect(words(page)).to_have_text(CONNECTED)
+    expect(words(page)).to_have_text("Resumed: nothing missed")
 
 
 # Everyone -----------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def free_port():
 class Broker:
     """`with Broker() as broker`: a running broker. Its port stays the same over restarts."""
 
-    def __init__(self, name=None, options=()):
+    def __init__(self, name=None, options=(), password=PASSWORD):
+        self.password = password
         self.name = NAME + (name or secrets.token_hex(4))
         self.port = free_port()
         self.options = options
@@ -40,13 +41,16 @@ class Broker:
 
     @staticmethod
     def remove_leftovers():
-        names = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"name=^{NAME}").split()
-        if names:
-            docker("rm", "--force", "--volumes", *names, check=False)
+        """Containers of runs that are over: whose process, in their label, no longer lives."""
+        shown = docker("ps", "--all", "--filter", f"name=^{NAME}", "--format", '{{.Names}} {{.Label "pid"}}')
+        for line in shown.splitlines():
+            name, _, pid = line.partition(" ")
+            if pid == str(os.getpid()) or not Path("/proc", pid or "gone").exists():
+                docker("rm", "--force", "--volumes", name, check=False)
 
     @property
     def url(self):
-        return self.url_for("carillon", PASSWORD, "carillon")
+        return self.url_for("carillon", self.password, "carillon")
 
     def url_for(self, user, password, vhost):
         user, password, vhost = (quote(part, safe="") for part in (user, password, vhost))
@@ -58,12 +62,13 @@ class Broker:
             docker("build", "--tag", IMAGE, "--file", str(dockerfile), str(ROOT))
         folder = Path(self._secrets.name)
         folder.chmod(0o755)
-        for name, text in (("password", PASSWORD), ("cookie", secrets.token_hex(32))):
+        for name, text in (("password", self.password), ("cookie", secrets.token_hex(32))):
             (folder / name).write_text(text)
             (folder / name).chmod(0o444)
         docker(
-            "run", "--detach", "--name", self.name, "--hostname", self.name,
-            "--publish", f"127.0.0.1:{self.port}:5672", "--tmpfs", "/run/rabbitmq:uid=10003,gid=10003,mode=0700",
+            "run", "--detach", "--label", f"pid={os.getpid()}", "--name", self.name, "--hostname", self.name,
+            "--publish", f"127.0.0.1:{self.port}:5672",
+            "--tmpfs", "/run/rabbitmq:uid=10003,gid=10003,mode=0700",
             "--volume", f"{folder}:/secrets:ro,z", "--env", "CARILLON_AMQP_PASSWORD_FILE=/secrets/password",
             "--env", "RABBITMQ_COOKIE_FILE=/secrets/cookie", *self.options, IMAGE,
         )  # fmt: skip

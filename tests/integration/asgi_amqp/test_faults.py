@@ -1,4 +1,4 @@
-"""Every fault ends in recovery or in a clear error, and the counts add up: what was sent, confirmed, delivered, lost."""
+"""Every fault ends in recovery or in a clear error, and the counts add up."""
 
 import asyncio
 import contextlib
@@ -49,12 +49,12 @@ class Traffic:
                 self.confirmed.add(number)
             await asyncio.sleep(0.002)
 
-    async def recovered(self, seconds=60):
+    async def recovered(self, seconds=100):
         """Both kinds flow again, sent after now."""
         before = max(self.confirmed | self.accepted)
         await eventually(lambda: max(self.handled) > before and max(self.heard) > before, seconds)
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, error, *_):
         self.tasks[2].cancel()
         await asyncio.gather(self.tasks[2], return_exceptions=True)
         with contextlib.suppress(AssertionError):
@@ -65,8 +65,11 @@ class Traffic:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         missing = self.accepted - self.heard
         reasons = {loss.reason for loss in self.losses}
-        print(f"confirmed {len(self.confirmed)}, of them lost {len(self.confirmed - self.handled)}; unconfirmed "
+        print(f"confirmed {len(self.confirmed)}, of them lost {len(self.confirmed - self.handled)}; "
+              f"unconfirmed "
               f"{len(self.accepted)}, missing {len(missing)}, losses reported {self.losses}")  # fmt: skip
+        if error is not None:
+            return
         assert not self.confirmed - self.handled, "confirmed events were lost"
         assert not missing or reasons & {"in_flight", "reconnect"}, "unconfirmed events vanished in silence"
 
@@ -113,7 +116,7 @@ async def test_publishers_blocked_by_an_alarm(make_layer, broker, alarm):
         if alarm == "memory":
             await broker.do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
         else:
-            await broker.do("ctl", "set_disk_free_limit", "900TB")
+            await broker.do("ctl", "set_disk_free_limit", "mem_relative", "1000.0")
         try:
             problems = []
             deadline = time.monotonic() + 40
@@ -173,7 +176,8 @@ async def test_consumer_of_a_durable_queue_cancelled(make_layer, broker):
 
 
 @pytest.mark.parametrize(("user", "password", "vhost"), [
-    ("carillon", "SECRETWRONG", "carillon"), ("nobody", "SECRETWRONG", "carillon"), ("carillon", PASSWORD, "nowhere"),
+    ("carillon", "SECRETWRONG", "carillon"), ("nobody", "SECRETWRONG", "carillon"),
+    ("carillon", PASSWORD, "nowhere"),
 ])  # fmt: skip
 async def test_credentials_and_vhosts_that_are_wrong_end_at_once(
     make_layer, broker, caplog, user, password, vhost
@@ -216,7 +220,7 @@ async def test_a_broker_that_comes_late_is_waited_for(make_layer, broker):
 
 
 async def test_in_flight_unconfirmed_events_are_reported(make_layer, broker):
-    """The broker is frozen while events leave, then dies: each one of them is reported, with the right number."""
+    """The broker is frozen while events leave, then dies: each of them is reported."""
     layer = make_layer(timeout=5.0)
     losses = []
     layer.on_loss.append(losses.append)
@@ -239,7 +243,8 @@ async def test_tls_is_verified(make_layer, broker, tmp_path):
 
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-days", "1",
          "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
          "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,

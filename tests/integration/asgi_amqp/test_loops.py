@@ -34,7 +34,7 @@ def test_async_to_sync_uses_one_connection_for_all_calls(make_layer, broker):
 
 
 def test_a_channel_of_one_loop_is_used_from_another(make_layer):
-    """A channel lives in the loop of thread A; thread B sends, joins a group, receives, cancelled now and then."""
+    """A channel lives in the loop of thread A; thread B sends and receives, cancelled now and then."""
     layer = make_layer(capacity=1000)
     ready, done = threading.Event(), threading.Event()
     names = []

@@ -11,6 +11,8 @@ from websockets.exceptions import InvalidStatus
 
 pytestmark = pytest.mark.stack
 
+GRACE = 12  # seconds from TERM to KILL, as in compose/dev.yml
+
 
 @pytest.mark.parametrize("path", ["/websocket", "/websocket/"])
 @pytest.mark.parametrize("plain", [False, True])
@@ -162,9 +164,8 @@ def test_runworker_stops_at_once_on_term_and_goes_on_later(stack, container):
         socket.frame()
         socket.subscribe({"job_events": [int(group.rpartition("-")[2])]})
         publish(stack, group, range(0, 100))
-        start = time.monotonic()
-        runworker.stop(timeout=30)
-        assert time.monotonic() - start < 10
+        # The engine holds the clock: what has not drained by then is killed, and its exit code is 137.
+        runworker.stop(timeout=GRACE)
         assert runworker.state()["ExitCode"] == 0
         publish(stack, group, range(100, 200))
         runworker.start()
@@ -176,7 +177,6 @@ def test_daphne_that_stops_sends_its_clients_to_come_back(stack, container):
     daphne = container("daphne")
     with stack.socket() as socket, stack.socket() as other:
         assert socket.frame()["accept"] is other.frame()["accept"] is True
-        start = time.monotonic()
-        daphne.stop(timeout=30)
-        assert time.monotonic() - start < 10
+        daphne.stop(timeout=GRACE)
+        assert daphne.state()["ExitCode"] == 0
         assert socket.closed() == other.closed() == 1012

@@ -40,7 +40,8 @@ def test_what_a_url_may_leave_out(url, host, port, vhost):
 
 @pytest.mark.parametrize(
     "url",
-    ["amqp://u:SECRET#x@h/v", "amqp://u:SECRET?x@h/v", "amqp://u:SEC@RET@h/v", "http://u:SECRET@h", "u:SECRET@h",
+    ["amqp://u:SECRET#x@h/v", "amqp://u:SECRET?x@h/v", "amqp://u:SEC@RET@h/v", "http://u:SECRET@h",
+     "u:SECRET@h",
      "amqp://u:SECRET/x@h/v", "amqp://u:SECRET@/v", "amqp://u:SECRET@h:port/v"],
 )  # fmt: skip
 def test_a_url_that_is_wrong_is_refused_without_repeating_it(url):

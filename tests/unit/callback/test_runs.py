@@ -236,6 +236,28 @@ def test_what_is_hidden_is_nowhere_in_what_was_sent(kind, request):
     assert TOKEN not in api.sent()
 
 
+def test_a_worker_that_tells_of_a_hidden_task_is_not_heard_through_another_hosts_events(start):
+    """At -vvv workers print the commands they run, also while other hosts' results come in."""
+    playbook = f"""
+- hosts: all
+  gather_facts: false
+  strategy: free
+  tasks:
+    - raw: "echo {SECRET}; sleep 1"
+      no_log: true
+      when: inventory_hostname == "one"
+    - debug: {{msg: hi}}
+    - raw: echo there
+    - debug: {{msg: hi}}
+"""
+    with StubApi() as api:
+        run = start(api.url, playbook, "-vvvv", "-i", "one,two,", "-c", "local").end()
+    assert run.code == 0
+    assert f"EXEC echo {SECRET}" in run.out
+    assert SECRET not in api.sent()
+    assert "echo there" in api.stdout()
+
+
 def test_a_loud_run_is_heard_whole(loud):
     _, api = loud
     assert [event["counter"] for event in api.events] == list(range(1, len(api.events) + 1))

@@ -220,9 +220,11 @@ export class Output {
   _scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.element;
     const up = scrollTop < this._top - 2;
+    // Only a scroll down to the end asks for following: the event of our own last jump may come after "stop".
+    const down = scrollTop > this._top + 2;
     const end = scrollHeight - scrollTop - clientHeight < 4;
     this._top = scrollTop;
     if (this.follows && up && !end) this.follow(false);
-    else if (!this.follows && end && !up) this.follow(true);
+    else if (!this.follows && end && down) this.follow(true);
   }
 }

@@ -1,0 +1,306 @@
+"""Our layer beside its peers: one command, one machine, one run, in turns, medians.
+
+    make bench-layer            (python benchmarks/layer.py --rounds 3)
+
+Needs Docker with the image carillon/rabbitmq:dev and redis-server (installed with apt where it is
+missing and we are root). The peers get an environment of their own, for their pins conflict with ours. Writes
+docs/reference/asgi_amqp_benchmark.md and .svg.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.integration.asgi_amqp.broker import Broker, docker  # noqa: E402
+
+OURS, CORE, PUBSUB, RABBIT = "asgi_amqp", "redis core", "redis pubsub", "channels_rabbitmq"
+PEERS = {"redis": ["channels-redis==4.3.*", "hiredis"], "rabbit": ["channels-rabbitmq==4.0.1"]}
+
+# name: (unit, task, factor by which our layer gets more events so that it runs as long as the others)
+WORKLOADS = {
+    "send": ("messages/s", {"count": 4000}, 25),
+    "group_send": ("messages/s", {"count": 4000, "group": True}, 25),
+    "fan-out to 100": ("deliveries/s", {"count": 400, "group": True, "channels": 100}, 5),
+    "fan-out to 1000": ("deliveries/s", {"count": 40, "group": True, "channels": 1000}, 5),
+    "idle p50": ("ms", {"count": 300, "pause": 0.01, "warm": True}, 1),
+    "idle p99": ("ms", None, 1),  # of the same run
+    "sync emits, waiting": ("emits/s", {"count": 300, "group": True, "sync": True}, 5),
+    "sync emits, pipelined": ("emits/s", {"count": 300, "group": True, "sync": True, "pipelined": True}, 100),
+    "durable, confirmed, handled": ("events/s", {"count": 100_000, "durable": True, "flying": 4000}, 1),
+    "memory, 1000 channels": ("MiB", None, 1),  # of the subscriber of the fan-out to 1000
+}
+# issue 3: (workload, what it is compared with, the ratio or number to reach, whether smaller is better)
+TARGETS = [
+    ("send", "best", 10, False), ("group_send", "best", 10, False), ("fan-out to 100", "best", 4, False),
+    ("fan-out to 1000", "best", 4, False), ("idle p50", "best", 1.25, True),
+    ("sync emits, waiting", PUBSUB, 3, False), ("sync emits, pipelined", PUBSUB, 40, False),
+    ("durable, confirmed, handled", None, 100_000, False),
+]  # fmt: skip
+
+
+class Redis:
+    """A redis-server of this run's own, without persistence."""
+
+    def __enter__(self):
+        program = shutil.which("redis-server")
+        if program is None:
+            if os.geteuid():
+                raise SystemExit("bench-layer: redis-server is not installed: apt-get install redis-server")
+            print("installing redis-server", file=sys.stderr)
+            env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+            subprocess.run(
+                ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "redis-server"],
+                env=env,
+                check=True,
+            )
+            program = shutil.which("redis-server")
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        self.process = subprocess.Popen(
+            [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.url = f"redis://127.0.0.1:{port}"
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def environment(name):
+    """The python of a peer's environment, made once under .dev-bench."""
+    folder = ROOT / ".dev-bench" / name
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"making the environment of {', '.join(PEERS[name])}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[name]], check=True)
+    return str(python)
+
+
+class End:
+    """One process of a measurement."""
+
+    def __init__(self, python, task):
+        self.process = subprocess.Popen(
+            [python, str(ROOT / "benchmarks" / "peer.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT / "src")),
+        )  # fmt: skip
+        self.process.stdin.write(json.dumps(task))
+        self.process.stdin.close()
+
+    def hear(self, key):
+        for line in self.process.stdout:
+            said = json.loads(line)
+            if key in said:
+                return said[key]
+        raise RuntimeError(self.process.stderr.read()[-1500:])
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(python, layer, url, task):
+    """One workload of one layer once: a dict of its numbers."""
+    task = {"layer": layer, "url": url, "channels": 1, "group": False, "flying": 100, **task}
+    if task.get("sync"):
+        publisher = End(python, dict(task, role="publish"))
+        try:
+            sent = publisher.hear("result")
+        finally:
+            publisher.end()
+        return {"rate": task["count"] / (sent["accepted"] - sent["began"])}
+    subscriber = End(python, dict(task, role="subscribe"))
+    publisher = None
+    try:
+        channel = subscriber.hear("ready")
+        publisher = End(python, dict(task, role="publish", channel=channel))
+        sent, got = publisher.hear("result"), subscriber.hear("result")
+    finally:
+        subscriber.end()
+        if publisher is not None:
+            publisher.end()
+    expected = task["count"] * task["channels"]
+    numbers = {"rate": got["got"] / (got["last"] - sent["began"]), "memory": got["memory"] / 1024,
+               "lost": max(0, expected - got["got"]) / expected,
+               "cpu": (sent["cpu"] + got["cpu"]) / max(1, got["got"]) * 1e6}  # fmt: skip
+    if got["latencies"]:
+        ordered = sorted(got["latencies"])
+        numbers["p50"] = ordered[len(ordered) // 2] * 1000
+        numbers["p99"] = ordered[int(len(ordered) * 0.99)] * 1000
+    return numbers
+
+
+def run(layers, rounds):
+    """{workload: {layer: [numbers of each round]}}; the layers take turns within a round."""
+    results = {name: {layer: [] for layer in layers} for name in WORKLOADS}
+    for turn in range(rounds):
+        for name, (_, task, factor) in WORKLOADS.items():
+            if task is None:
+                continue
+            for layer, (python, url) in layers.items():
+                if layer != OURS and (task.get("durable") or task.get("pipelined")):
+                    continue
+                if layer == RABBIT and task.get("sync"):
+                    continue  # it refuses to run in more than one event loop
+                count = task["count"] * (factor if layer == OURS else 1)
+                try:
+                    numbers = measure(python, layer, url, dict(task, count=count))
+                except (RuntimeError, KeyError) as error:
+                    print(f"{name}: {layer}: {str(error).strip().splitlines()[-1:]}", file=sys.stderr)
+                    continue
+                print(f"round {turn + 1}: {name}: {layer}: "
+                      + ", ".join(f"{key} {value:,.2f}" for key, value in numbers.items()),
+                      file=sys.stderr)  # fmt: skip
+                results[name][layer].append(numbers)
+    return results
+
+
+def table(results, layers):
+    """{workload: {layer: the median of its rounds}}."""
+    sources = {"idle p50": ("idle p50", "p50"), "idle p99": ("idle p50", "p99"),
+               "memory, 1000 channels": ("fan-out to 1000", "memory")}  # fmt: skip
+    medians = {}
+    for name in WORKLOADS:
+        source, key = sources.get(name, (name, "rate"))
+        medians[name] = {
+            layer: statistics.median(numbers[key] for numbers in results[source][layer])
+            for layer in layers
+            if results[source][layer]
+        }
+    return medians
+
+
+def judge(medians):
+    """(workload, ratio or number, target, reached) for every target of the project."""
+    lines = []
+    for name, against, target, smaller in TARGETS:
+        mine = medians[name].get(OURS)
+        if mine is None:
+            continue
+        if against is None:
+            value = mine
+        else:
+            # Where a peer cannot pipeline, its waiting emits are what it has.
+            rows = medians[name] if len(medians[name]) > 1 else medians["sync emits, waiting"]
+            others = [value for layer, value in rows.items() if layer != OURS and against in ("best", layer)]
+            if not others:
+                continue
+            value = mine / (min(others) if smaller else max(others))
+        lines.append((name, value, target, value <= target if smaller else value >= target))
+    return lines
+
+
+def number(value):
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def markdown(medians, results, layers, rounds, load):
+    processors = os.cpu_count()
+    lines = [
+        "# Measured: asgi_amqp beside its peers",
+        "",
+        f"Written by `make bench-layer`: {rounds} rounds in turns, medians; {processors} cores, "
+        f"Python {platform.python_version()}, events of about 480 bytes, 100 sends in flight, publisher and "
+        f"subscriber in processes of their own, brokers on the same machine. Load: {load}. Absolute numbers "
+        "are those of this machine at that hour: compare the columns.",
+        "",
+        "![Throughput relative to the best peer](asgi_amqp_benchmark.svg)",
+        "",
+        "| | unit | " + " | ".join(layers) + " |",
+        "|---|---|" + "---|" * len(layers),
+    ]
+    for name, (unit, _, _) in WORKLOADS.items():
+        lines.append(
+            f"| {name} | {unit} | " + " | ".join(number(medians[name].get(layer)) for layer in layers) + " |"
+        )
+    lines += ["", "| what | reached | target | |", "|---|---|---|---|"]
+    for name, value, target, reached in judge(medians):
+        lines.append(
+            f"| {name} | {number(value)} | {number(target)} | {'reached' if reached else '**not reached**'} |"
+        )
+    lines += ["", "CPU time of publisher and subscriber together, microseconds per message delivered (it "
+              "hardly depends on what else the machine does):", "",
+              "| | " + " | ".join(layers) + " |", "|---|" + "---|" * len(layers)]  # fmt: skip
+    for name in ("send", "group_send", "fan-out to 100", "fan-out to 1000"):
+        row = [results[name][layer] for layer in layers]
+        cells = [number(statistics.median(n["cpu"] for n in each)) if each else "" for each in row]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(medians, layers):
+    """A bar chart, logarithmic, as SVG text: no library needed."""
+    from math import log10
+
+    names = [name for name in WORKLOADS if WORKLOADS[name][0].endswith("/s")]
+    colours = dict(zip(layers, ("#0b6e4f", "#c44536", "#e09f3e", "#5e6472"), strict=False))
+    top = max(value for name in names for value in medians[name].values())
+    width, row, left = 860, 22, 220
+    parts, y = [], 40
+    for layer, colour in colours.items():
+        x = left + list(colours).index(layer) * 150
+        parts.append(f'<rect x="{x}" y="12" width="12" height="12" fill="{colour}"/>'
+                     f'<text x="{x + 18}" y="23">{layer}</text>')  # fmt: skip
+    for name in names:
+        parts.append(f'<text x="8" y="{y + 15}" font-weight="bold">{name}</text>')
+        for layer in layers:
+            value = medians[name].get(layer)
+            if value:
+                size = max(2, (width - left - 110) * (log10(value) - 1) / (log10(top) - 1))
+                parts.append(f'<rect x="{left}" y="{y}" width="{size:.0f}" height="{row - 6}" '
+                             f'fill="{colours[layer]}"/>'
+                             f'<text x="{left + size + 6:.0f}" y="{y + 13}">{value:,.0f}</text>')  # fmt: skip
+                y += row
+        y += 12
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="sans-serif" '
+            f'font-size="13"><title>Events a second, logarithmic</title><rect width="{width}" height="{y}" '
+            f'fill="white"/>{"".join(parts)}</svg>\n')  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reference")
+    options = parser.parse_args()
+    Broker.remove_leftovers()
+    began = os.getloadavg()[0]
+    with Redis() as redis, Broker("bench", password="plain") as broker:  # noqa: S106
+        address = docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", broker.name)
+        direct = broker.url.replace(
+            f"127.0.0.1:{broker.port}", f"{address}:5672"
+        )  # not through Docker's proxy
+        layers = {
+            OURS: (sys.executable, direct),
+            CORE: (environment("redis"), redis.url),
+            PUBSUB: (environment("redis"), redis.url),
+            RABBIT: (environment("rabbit"), direct),
+        }
+        time.sleep(3)
+        results = run(layers, options.rounds)
+    medians = table(results, layers)
+    load = f"{began:.1f} before, {os.getloadavg()[0]:.1f} after"
+    text = markdown(medians, results, layers, options.rounds, load)
+    (options.output / "asgi_amqp_benchmark.md").write_text(text)
+    (options.output / "asgi_amqp_benchmark.svg").write_text(plot(medians, layers))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
