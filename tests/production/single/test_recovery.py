@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.production.conftest import wait_for
+from tests.production.ledger import Ledger
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +57,19 @@ def test_the_host_comes_back_by_itself_and_with_another_name(machine, healthy):
     subprocess.run(["docker", "restart", "--time", "60", machine.name], check=True, capture_output=True)
     healthy(180)
     assert machine.run("nft list table inet carillon").count("policy drop") == 1
+
+
+@pytest.mark.xfail(
+    reason="uWSGI's graceful stop drops the connection that each worker has just taken: 3 of 1121, 4 of 1283 and"
+    " 5 of 1966 requests got 502 here, with 4 threads and with 1. Pausing it first (TSTP) does not help."
+)
+def test_programs_restarted_one_by_one_under_load_fail_no_request(machine, stack):
+    before = machine.run("systemctl show -P MainPID carillon")
+    with Ledger(stack) as ledger:
+        rolled = machine.run("carillon-roll")
+    missing = ledger.wait_until_heard(5)
+    print(ledger.report(), f"missing {len(missing)}")
+    assert rolled.count("restarted") == 5
+    assert ledger.failures == []
+    assert ledger.requests > 20
+    assert machine.run("systemctl show -P MainPID carillon") == before, "supervisord was restarted"
