@@ -34,7 +34,7 @@ def make_layer(task):
         from channels_rabbitmq.core import RabbitmqChannelLayer
 
         return RabbitmqChannelLayer(
-            url, local_capacity=1_000_000, remote_capacity=1_000_000, groups_exchange="peer"
+            url, local_capacity=60_000, remote_capacity=1_000_000, groups_exchange="peer"
         )
     from asgi_amqp import AMQPChannelLayer
 

@@ -87,7 +87,7 @@ def neighbour(config: Config) -> None:
         if line and file != COMPOSE_FILE and file.exists():
             raise Failure(
                 f"the stack {config.project} belongs to the checkout {file.parent.parent}: "
-                "`make down` there, or choose another name with CARILLON_PROJECT=…"
+                "take it down there (`make down`, `make test-clean`), or set another CARILLON_PROJECT=…"
             )
 
 

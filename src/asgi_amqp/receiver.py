@@ -15,11 +15,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Protocol
 
+from aiormq.exceptions import AMQPError
 from pamqp import commands
 from pamqp import frame as frames
 
 from . import codec
-from .connection import Delivery, Link, Options, Supervisor, Wire
+from .connection import Delivery, Link, Options, Supervisor, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .mailbox import Budget, Entry, Mailbox
@@ -277,15 +278,25 @@ class Receiver:
         """Consume a normal channel from now on, over reconnects; back when the broker has agreed."""
         subscription = Subscription(queue, prefetch, on_message, on_lost)
         self._subscriptions.add(subscription)
+        problem = "the broker does not answer"
         try:
             async with asyncio.timeout(timeout):
-                link = await self.supervisor.link(timeout)
-                if subscription.wire is None:
-                    await self._consume(link, subscription)
-                await subscription.active.wait()
+                while not subscription.active.is_set():
+                    link = await self.supervisor.link(timeout)
+                    try:
+                        if subscription.wire is None:
+                            await self._consume(link, subscription)
+                        await subscription.active.wait()
+                    except (
+                        AMQPError,
+                        OSError,
+                        RuntimeError,
+                    ) as error:  # the link is lost: again with the next
+                        problem = describe(error)
+                        await asyncio.sleep(0.05)
         except TimeoutError:
             self._subscriptions.discard(subscription)
-            raise BrokerUnavailable(f"could not consume {queue.name} within {timeout:g} s") from None
+            raise BrokerUnavailable(f"{queue.name} not consumed within {timeout:g} s: {problem}") from None
         except BaseException:
             self._subscriptions.discard(subscription)
             raise
@@ -353,7 +364,7 @@ class Receiver:
         await wire.basic_consume(self._queue_name, _nothing, no_ack=True)
         gaps = await link.wire(on_delivery=self._missed)
         await gaps.basic_consume(gap_queue, _nothing, no_ack=True)
-        for subscription in self._subscriptions:
+        for subscription in list(self._subscriptions):
             await self._consume(link, subscription)
         self._bound = set(groups)
         self._wire = wire

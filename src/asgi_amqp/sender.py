@@ -10,9 +10,9 @@ import time
 
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
-from .connection import Link, Options, Publisher, Supervisor
+from .connection import Link, Options, Publisher, Supervisor, describe
 from .declare import declare
-from .exceptions import BrokerUnavailable, ChannelFull, Unroutable
+from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, Unroutable
 from .metrics import Stats
 from .topology import Destination, Queue, Topology
 
@@ -151,18 +151,23 @@ class Sender:
     async def _declare(self, queue: Queue) -> None:
         """Declare a queue, then let go the events that were held for it."""
         error: Exception | None = None
-        while self._waiting(queue.key):
+        while error is None and self._waiting(queue.key):
+            link = None
             try:
-                await declare(await self.supervisor.link(1.0), self._topology, queue)
-                break
+                link = await self.supervisor.link(1.0)
+                await declare(link, self._topology, queue)
             except BrokerUnavailable:
                 continue
-            except Exception as problem:
+            except ConfigurationError as problem:
                 error = problem
+            except Exception as problem:
+                await asyncio.sleep(0.05)  # a lost link is known to be one a moment later
+                if link is None or (link is self._link and not link.lost.done()):
+                    error = ConfigurationError(f"queue {queue.name} cannot be declared: {describe(problem)}")
+            else:
+                self._declared[queue.key] = time.monotonic()
                 break
         now = time.monotonic()
-        if error is None:
-            self._declared[queue.key] = now
         for destination, data, ticket in self._held.pop(queue.key, ()):
             if error is not None:
                 ticket.settle(error)

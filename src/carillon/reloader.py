@@ -106,13 +106,18 @@ class _Child:
     def stop(self) -> None:
         if self.popen is None or self.popen.poll() is not None:
             return
-        self.popen.terminate()
-        try:
-            self.popen.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            say(f"{self.process}: did not stop within {_STOP_SECONDS} s of TERM, killing it")
-            self.popen.kill()
-            self.popen.wait()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline:
+            # Again and again: uWSGI ignores a TERM that comes while it loads the application.
+            self.popen.terminate()
+            try:
+                self.popen.wait(0.5)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+        say(f"{self.process}: did not stop within {_STOP_SECONDS} s of TERM, killing it")
+        self.popen.kill()
+        self.popen.wait()
 
 
 class _StopEvent:

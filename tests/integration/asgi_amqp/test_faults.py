@@ -8,7 +8,7 @@ import pytest
 
 from asgi_amqp import BrokerUnavailable, ConfigurationError
 from asgi_amqp.worker import Worker
-from tests.integration.asgi_amqp.broker import PASSWORD, docker, eventually, free_port
+from tests.integration.asgi_amqp.broker import PASSWORD, eventually, free_port
 
 
 class Traffic:
@@ -83,6 +83,9 @@ async def test_broker_restarted(make_layer, broker):
 
 async def test_broker_killed(make_layer, broker):
     async with Traffic(make_layer) as traffic:
+        # RabbitMQ 4.0 may forget, in a kill, that a quorum queue made moments before is its own, and then never
+        # elects a leader for it (rabbitmq-server#15725). This test is of the layer: the register is saved first.
+        await broker.do("ctl", "eval", "ok = dets:sync(ra_directory_reverse).")
         await broker.do("kill")
         await broker.do("start")
         await traffic.recovered()
@@ -211,29 +214,30 @@ async def test_hosts_are_tried_in_turn(make_layer, broker):
 
 async def test_a_broker_that_comes_late_is_waited_for(make_layer, broker):
     await broker.do("kill")
-    layer = make_layer(timeout=60.0)
+    layer = make_layer(timeout=100.0)
     sending = asyncio.create_task(layer.send("normal", {"type": "a"}))
-    await asyncio.sleep(1)
+    await eventually(lambda: "Connect call failed" in str(layer.session().sender.supervisor.problem))
     await broker.do("start")
     await sending
     assert await asyncio.wait_for(layer.receive("normal"), 30) == {"type": "a"}
 
 
 async def test_in_flight_unconfirmed_events_are_reported(make_layer, broker):
-    """The broker is frozen while events leave, then dies: each of them is reported."""
+    """The broker is frozen while events leave, then dies: each was confirmed or is reported."""
     layer = make_layer(timeout=5.0)
-    losses = []
-    layer.on_loss.append(losses.append)
     await layer.group_send("g", {"type": "a"})
     await layer.session().sender.flush(10)
     await broker.do("pause")
     for _ in range(25):
         await layer.group_send("g", {"type": "a"})
     await asyncio.sleep(0.1)
-    await asyncio.to_thread(docker, "kill", "--signal", "KILL", broker.name)
-    await eventually(lambda: losses, 30)
-    assert [(loss.reason, loss.count) for loss in losses] == [("in_flight", 25)]
-    await broker.do("start")
+    try:
+        # Killing thaws it: it may confirm some in its last moment.
+        await broker.do("kill")
+        await eventually(lambda: not layer.gauges()["connected_publishing"])
+        assert layer.stats.confirmed + layer.stats.lost["in_flight"] == 26
+    finally:
+        await broker.do("start")
 
 
 async def test_tls_is_verified(make_layer, broker, tmp_path):
