@@ -60,7 +60,7 @@ def test_the_host_comes_back_by_itself_and_with_another_name(machine, healthy):
 
 
 @pytest.mark.xfail(
-    reason="uWSGI's graceful stop drops the connection that each worker has just taken: 3 of 1121, 4 of 1283 and"
+    reason="a stopping uWSGI drops the connection that each worker has just taken: 3 of 1121, 4 of 1283 and"
     " 5 of 1966 requests got 502 here, with 4 threads and with 1. Pausing it first (TSTP) does not help."
 )
 def test_programs_restarted_one_by_one_under_load_fail_no_request(machine, stack):
