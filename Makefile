@@ -4,7 +4,7 @@
 DEV := bin/dev
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' Makefile
 	@awk 'BEGIN {FS = "#: "; print "\nvariables (in the environment, or make dev NAME=value)\n"} /^#: / {print "  " $$2}' Makefile
 
 dev: ## set up everything and start the stack; run again, it changes nothing
@@ -49,6 +49,24 @@ chaos: ## the whole chaos matrix, against the stack of `make dev` (it is killed,
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
 	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl .dev/venv-test/bin/python -m pytest -q tests/chaos
 
+production: ## production in containers: supervisord in one of them (ports 50080, 50443)
+	@$(DEV) production
+
+cluster: ## in progress: the same with three brokers and two application containers
+	@$(DEV) cluster
+
+production-down: ## stop either; data and secrets stay
+	@$(DEV) production-down
+
+bundle: ## in progress: one archive to install from where there is no package index
+	@$(DEV) bundle
+
+test-production: ## in progress: a real host from nothing by Ansible, and the production container, proved
+	@$(DEV) test-production
+
+test-production-full: ## in progress: that, and a cluster of hosts (half an hour)
+	@$(DEV) test-production --full
+
 bench-layer: ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
 	@test -x .dev/venv-test/bin/python || { echo "make bench-layer: run make test-unit first, it makes the environment"; exit 1; }
 	@.dev/venv-test/bin/python benchmarks/layer.py
@@ -57,7 +75,7 @@ test-long: ## the channel layer's soak (ten minutes) and the cluster that loses 
 	@CARILLON_LONG=1 .dev/venv-test/bin/python -m pytest tests/integration/asgi_amqp/test_long.py
 
 lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
-	@for name in app tools dev test; do \
+	@for name in app tools dev test production-test; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 
@@ -74,3 +92,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 # Variables given on make's command line reach the tool by its environment.
 export
 .PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-layer bench-sockets chaos test-long lock
+.PHONY: production cluster production-down bundle test-production test-production-full

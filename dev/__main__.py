@@ -102,6 +102,57 @@ def clean_test(_: list[str]) -> int:
     return 0
 
 
+def _production_config() -> configuration.Config:
+    from dev import production
+
+    config = configuration.load(project=production.PROJECT, state=production.STATE)
+    return config.moved(ports=production.ports())
+
+
+def _production(*, cluster: bool) -> int:
+    from dev import production
+
+    config = _production_config()
+    development.prepare(config)
+    development.enter_tools(config)
+    production.up(config, cluster=cluster)
+    production.report(config)
+    return 0
+
+
+def production_up(_: list[str]) -> int:
+    return _production(cluster=False)
+
+
+def cluster_up(_: list[str]) -> int:
+    return _production(cluster=True)
+
+
+def production_down(_: list[str]) -> int:
+    from dev import production
+
+    production.down(_production_config())
+    return 0
+
+
+def bundle(_: list[str]) -> int:
+    from dev import production
+
+    config = _production_config()
+    development.enter_tools(config)
+    production.bundle(config)
+    return 0
+
+
+def test_production(arguments: list[str]) -> int:
+    from dev import production
+
+    config = _production_config()
+    development.prepare(config)
+    production.enter(config)
+    return production.test(config, full="--full" in arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "dev": dev,
     "down": down,
@@ -114,6 +165,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "test-unit": unit,
     "test-clean": clean_test,
     "lint": lint,
+    "production": production_up,
+    "cluster": cluster_up,
+    "production-down": production_down,
+    "bundle": bundle,
+    "test-production": test_production,
 }
 
 

@@ -27,10 +27,11 @@ class Image:
     inputs: tuple[str, ...]
     target: str | None = None
     python_packages: bool = False
+    tag_suffix: str = "dev"
 
     @property
     def tag(self) -> str:
-        return f"carillon/{self.name}:dev"
+        return f"carillon/{self.name}:{self.tag_suffix}"
 
 
 IMAGES = (
@@ -62,12 +63,12 @@ def present() -> bool:
         return False
 
 
-def ensure(config: Config) -> None:
+def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES) -> None:
     """Build what is missing or out of date, two at a time. Raises `Failure` with the end of a build's log."""
     base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
-    wanted = {image: fingerprint(image.inputs, base) for image in IMAGES}
-    current = _labels()
-    stale = [image for image in IMAGES if current.get(image.tag) != wanted[image]]
+    wanted = {image: fingerprint(image.inputs, base) for image in chosen}
+    current = _labels(chosen)
+    stale = [image for image in chosen if current.get(image.tag) != wanted[image]]
     if not stale:
         return
     step(f"Building the images {', '.join(image.name for image in stale)}")
@@ -89,9 +90,9 @@ def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def _labels() -> dict[str, str]:
+def _labels(chosen: tuple[Image, ...]) -> dict[str, str]:
     """Tag to the fingerprint that it was built with."""
-    answer = process.ask(["docker", "image", "inspect", *(image.tag for image in IMAGES)])
+    answer = process.ask(["docker", "image", "inspect", *(image.tag for image in chosen)])
     return {
         tag: (item["Config"].get("Labels") or {}).get(LABEL, "")
         for item in json.loads(answer.stdout or "[]")

@@ -34,7 +34,8 @@ def _probe(options: argparse.Namespace, settings: Environment) -> int:
     from carillon import probe
 
     try:
-        print(probe.probe(options.process, settings))
+        for process in options.processes:
+            print(probe.probe(process, settings))
     except probe.NotServing as problem:
         launcher.say(str(problem))
         return 1
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     reload = command("reload", _reload, "run the process and restart it on a saved file (development)")
     reload.add_argument("process", choices=launcher.PROCESSES)
     probe = command("probe", _probe, "does the process on this machine serve? (the health check)")
-    probe.add_argument("process", choices=launcher.PROCESSES)
+    probe.add_argument("processes", nargs="+", choices=launcher.PROCESSES, metavar="process")
     command("migrate", _migrate, "wait for the database and bring its tables up to date")
     command("check", _check, "check the configuration, and whether database, migrations and broker are ready")
     manage = command("manage", _manage, "run a command of Django's")

@@ -38,6 +38,7 @@ NAMES = frozenset(
         "CARILLON_DATABASE_PORT",
         "CARILLON_DATABASE_NAME",
         "CARILLON_DATABASE_USER",
+        "CARILLON_DATABASE_TLS_CA",
         "CARILLON_AMQP_HOSTS",
         "CARILLON_AMQP_USER",
         "CARILLON_AMQP_VHOST",
@@ -78,6 +79,7 @@ class Environment:
     database_name: str
     database_user: str
     database_password: str = field(repr=False)
+    database_tls_ca: str | None  # set: TLS, and the server's name and certificate are verified
     amqp_urls: list[str] = field(repr=False)  # percent-encoded, to be tried in turn
     amqp_tls_ca: str | None
     bind: str
@@ -233,6 +235,7 @@ def _read(read: _Reader) -> Environment:
         database_name=read.text("CARILLON_DATABASE_NAME", "carillon"),
         database_user=read.text("CARILLON_DATABASE_USER", "carillon"),
         database_password=read.secret("CARILLON_DATABASE_PASSWORD", required=database_host != "sqlite"),
+        database_tls_ca=_existing_file(read, "CARILLON_DATABASE_TLS_CA"),
         amqp_urls=_amqp_urls(read),
         amqp_tls_ca=_existing_file(read, "CARILLON_AMQP_TLS_CA"),
         bind=_address(read, "CARILLON_BIND", "127.0.0.1"),

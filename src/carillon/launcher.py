@@ -43,14 +43,15 @@ def argv(process: str, environment: Environment, *, socket_on_stdin: bool = Fals
     """The command line of `process`. Programs come from the running interpreter's own environment.
 
     `socket_on_stdin`: supervisord's fcgi-program keeps the listening socket open across restarts and hands it
-    over as descriptor 0; then daphne must not bind one of its own.
+    over as descriptor 0; then uwsgi and daphne must not bind one of their own.
     """
     programs = Path(sys.executable).parent
     if process == "uwsgi":
+        listen = "fd://0" if socket_on_stdin else f"{_host(environment.bind)}:{UWSGI_PORT}"
         # fmt: off
         return [
             str(programs / "uwsgi"), "--ini", UWSGI_INI,
-            "--socket", f"{_host(environment.bind)}:{UWSGI_PORT}",
+            "--socket", listen,
             "--processes", str(environment.uwsgi_processes), "--threads", str(environment.uwsgi_threads),
         ]
         # fmt: on
@@ -81,6 +82,8 @@ def run(process: str, environment: Environment, *, wait: bool = True) -> NoRetur
     if wait:
         await_ready([DATABASE, MIGRATIONS, BROKER], environment, process)
     command = argv(process, environment, socket_on_stdin=_is_socket(0))
+    # uWSGI would tell systemd of its own stop as if it were the whole service's, and that would then be killed.
+    os.environ.pop("NOTIFY_SOCKET", None)
     say(f"{process} starts")
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606 - no shell is the point

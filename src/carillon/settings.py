@@ -81,6 +81,12 @@ else:
                 "application_name": "carillon",
                 # No query of ours is slow by design: one that is should fail and free its worker.
                 "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
+                # Between hosts: the server must prove that it is the one named.
+                **(
+                    {"sslmode": "verify-full", "sslrootcert": env.database_tls_ca}
+                    if env.database_tls_ca
+                    else {}
+                ),
             },
         }
     }

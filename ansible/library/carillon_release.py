@@ -1,0 +1,180 @@
+#!/usr/bin/python
+"""One archive with everything that a host needs to install a release without a package index."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: carillon_release
+short_description: Build or find the archive of a release on the control node
+description:
+  - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
+  project's own wheel and the lock. Its name is made from the project's version and a digest of everything
+  that goes in, so that what changes has another name and what does not is not built again.
+  - Where a wheelhouse of a bundle (C(make bundle)) lies in I(cache), no index is asked.
+options:
+  source: {type: path, required: true, description: "The checkout."}
+  cache: {type: path, required: true, description: "Folder for wheelhouses and archives."}
+  python: {type: str, required: true, description: "Python of the hosts, such as 3.13."}
+  architecture: {type: str, required: true, description: "Machine of the hosts, such as x86_64."}
+author: ["Carillon"]
+"""
+
+EXAMPLES = r"""
+- delegate_to: localhost
+  carillon_release: {source: .., cache: ../build/releases, python: "3.13", architecture: x86_64}
+"""
+
+RETURN = r"""
+id: {type: str, returned: always, description: "<version>-<digest>"}
+archive: {type: str, returned: always, description: "Path of the archive on the control node."}
+"""
+
+INPUTS = ("pyproject.toml", "requirements/app.in", "requirements/app.txt", "src")
+SKIPPED = ("__pycache__", ".egg-info")
+
+
+def files(source: Path) -> list[Path]:
+    found = []
+    for name in INPUTS:
+        path = source / name
+        members = path.rglob("*") if path.is_dir() else [path]
+        found += [
+            member
+            for member in members
+            if member.is_file() and not any(skip in str(member.relative_to(source)) for skip in SKIPPED)
+        ]
+    return sorted(found)
+
+
+def digest(source: Path, paths: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(source)} {content}\n".encode())
+    return total.hexdigest()
+
+
+def version(source: Path) -> str:
+    # A whole TOML parser is not in the library of every Python that Ansible may run under.
+    for line in (source / "pyproject.toml").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "version":
+            return value.strip().strip('"')
+    raise ValueError("pyproject.toml names no version")
+
+
+def pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"pip {arguments[0]} failed: {done.stderr.strip()[-800:]}")
+
+
+def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Path:
+    """The wheels of the lock for the hosts' Python, fetched once per lock."""
+    lock = source / "requirements/app.txt"
+    name = f"wheels-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}-{python}-{architecture}"
+    final = cache / name
+    if final.is_dir():
+        return final
+    short = python.replace(".", "")
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        partial = Path(folder) / "wheels"
+        platforms = [
+            f"--platform={tag}_{architecture}"
+            for tag in (
+                "manylinux2014",
+                "manylinux_2_17",
+                "manylinux_2_24",
+                "manylinux_2_27",
+                "manylinux_2_28",
+                "manylinux_2_31",
+                "manylinux_2_34",
+            )
+        ]
+        pip(
+            "download",
+            "--require-hashes",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(partial),
+            "--implementation=cp",
+            f"--python-version={python}",
+            f"--abi=cp{short}",
+            "--abi=abi3",
+            "--abi=none",
+            *platforms,
+            "--requirement",
+            str(lock),
+        )
+        partial.rename(final)
+    return final
+
+
+def build(source: Path, cache: Path, release: str, archive: Path, python: str, architecture: str) -> None:
+    wheels = wheelhouse(source, cache, python, architecture)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        # A copy, because setuptools writes beside what it builds and the checkout may be read-only or shared.
+        copy = Path(folder) / "source"
+        for path in files(source):
+            target = copy / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        for extra in ("README.md", "LICENSE"):
+            (copy / extra).write_bytes((source / extra).read_bytes() if (source / extra).exists() else b"")
+        pip("wheel", "--no-deps", "--wheel-dir", str(Path(folder) / "own"), str(copy))
+        partial = Path(folder) / "archive.tar"
+        with tarfile.open(partial, "w") as tar:
+            for wheel in sorted(wheels.iterdir()) + sorted((Path(folder) / "own").iterdir()):
+                tar.add(wheel, f"{release}/wheels/{wheel.name}")
+            tar.add(source / "requirements/app.txt", f"{release}/requirements.txt")
+        os.replace(partial, archive)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "source": {"type": "path", "required": True},
+            "cache": {"type": "path", "required": True},
+            "python": {"type": "str", "required": True},
+            "architecture": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    source, cache = Path(module.params["source"]), Path(module.params["cache"])
+    python, architecture = module.params["python"], module.params["architecture"]
+    try:
+        release = f"{version(source)}-{digest(source, files(source))[:8]}"
+        archive = cache / f"carillon-{release}-{python}-{architecture}.tar"
+        result = {"id": release, "archive": str(archive)}
+        if archive.exists() or module.check_mode:
+            module.exit_json(changed=not archive.exists(), **result)
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not archive.exists():
+                build(source, cache, release, archive, python, architecture)
+        module.exit_json(changed=True, **result)
+    except (OSError, ValueError, RuntimeError) as error:
+        module.fail_json(msg=f"The release could not be built from {source}: {error}")
+
+
+if __name__ == "__main__":
+    main()

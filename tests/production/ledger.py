@@ -1,0 +1,116 @@
+"""Load with a ledger: requests and events through a deployment while something happens to it.
+
+Every request is on a connection of its own, so that a port that refuses for a moment is seen. Every event is
+numbered and posted once its predecessor was accepted; a websocket client notes what it hears, coming back as
+a client does.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+
+from websockets.exceptions import ConnectionClosed
+
+
+@dataclass
+class Ledger:
+    """`stack` is a tests.infra.stack.Stack or the like: api(), websocket(), address(), tls()."""
+
+    stack: object
+    requests: int = 0
+    failures: list[str] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    heard: list[int] = field(default_factory=list)
+    reconnects: int = 0
+    slowest: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._first = time.monotonic_ns()
+
+    def __enter__(self) -> Ledger:
+        ready = threading.Event()
+        for target in (lambda: self._listen(ready), self._get, self._get, self._post):
+            thread = threading.Thread(target=target, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+            if len(self._threads) == 1:
+                assert ready.wait(30), "no websocket before the load begins"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads[1:]:
+            thread.join(30)
+
+    def wait_until_heard(self, seconds: float = 30) -> set[int]:
+        """Accepted events that were not heard, after waiting for them."""
+        deadline = time.monotonic() + seconds
+        while (missing := set(self.accepted) - set(self.heard)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self._stop.set()
+        return missing
+
+    def _get(self) -> None:
+        while not self._stop.is_set():
+            self._once(lambda: self.stack.api("/api/v2/me/")["count"] == 1, "GET /api/v2/me/")
+
+    def _post(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            body = {"group": "schedules-changed", "payload": {"ledger": self._first, "number": number}}
+            if self._once(
+                lambda body=body: self.stack.api("/api/v2/notifications/", body),
+                "POST /api/v2/notifications/",
+            ):
+                self.accepted.append(number)
+
+    def _once(self, request, what: str) -> bool:
+        start = time.monotonic()
+        try:
+            request()
+            good = True
+        except Exception as error:  # every way to fail is a failed request
+            good = False
+            with self._lock:
+                self.failures.append(f"{what}: {error!r}")
+        with self._lock:
+            self.requests += 1
+            self.slowest = max(self.slowest, time.monotonic() - start)
+        return good
+
+    def _listen(self, ready: threading.Event) -> None:
+        while not self._stop.is_set():
+            try:
+                with self.stack.websocket() as socket:
+                    socket.recv(10)
+                    message = {"groups": {"schedules": ["changed"]}}
+                    socket.send(json.dumps(message))
+                    socket.recv(10)
+                    ready.set()
+                    while not self._stop.is_set():
+                        try:
+                            frame = json.loads(socket.recv(0.5))
+                        except TimeoutError:
+                            continue
+                        payload = frame.get("event", frame)
+                        if payload.get("ledger") == self._first:
+                            self.heard.append(payload["number"])
+            except (ConnectionClosed, OSError, TimeoutError, EOFError):
+                if self._stop.is_set():
+                    return
+                self.reconnects += 1
+                time.sleep(0.2)
+
+    def report(self) -> str:
+        return (
+            f"{self.requests} requests, {len(self.failures)} failed, slowest {self.slowest:.2f} s; "
+            f"{len(self.accepted)} events accepted, {len(set(self.heard))} heard, "
+            f"{self.reconnects} reconnects"
+        )

@@ -1,0 +1,75 @@
+"""What is killed comes back; so does the host."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.production.conftest import wait_for
+from tests.production.ledger import Ledger
+
+
+@pytest.fixture(autouse=True)
+def whole(healthy):
+    healthy()
+    yield
+    healthy()
+
+
+@pytest.mark.parametrize(
+    ("program", "pattern"),
+    [
+        ("uwsgi", "bin/uwsgi --ini"),
+        ("daphne:daphne_0", "bin/daphne --fd 0"),
+        ("runworker", "django runworker"),
+    ],
+)
+def test_a_killed_program_comes_back(machine, program, pattern):
+    before = machine.run(f"carillon-ctl pid {program}").strip()
+    assert pattern in machine.run(f"tr '\\0' ' ' < /proc/{before}/cmdline")
+    machine.run(f"kill -9 {before}")
+    wait_for(
+        lambda: machine.run(f"carillon-ctl pid {program}").strip() not in (before, "0"),
+        60,
+        f"a new {program}",
+        machine.logs,
+    )
+
+
+@pytest.mark.parametrize("unit", ["nginx", "rabbitmq-server", "postgresql@17-main", "carillon"])
+def test_a_killed_service_comes_back(machine, unit):
+    before = machine.run(f"systemctl show -P MainPID {unit}").strip()
+    machine.run(f"kill -9 {before}")
+    wait_for(
+        lambda: (
+            machine.run(f"systemctl show -P MainPID {unit}").strip() not in (before, "0")
+            and machine.host.service(unit).is_running
+        ),
+        90,
+        f"a new {unit}",
+        machine.logs,
+    )
+
+
+def test_the_host_comes_back_by_itself_and_with_another_name(machine, healthy):
+    machine.run("hostname renamed-host && echo renamed-host > /etc/hostname 2>/dev/null || true")
+    subprocess.run(["docker", "restart", "--time", "60", machine.name], check=True, capture_output=True)
+    healthy(180)
+    assert machine.run("nft list table inet carillon").count("policy drop") == 1
+
+
+@pytest.mark.xfail(
+    reason="a stopping uWSGI drops the connection that each worker has just taken: 3 of 1121, 4 of 1283 and"
+    " 5 of 1966 requests got 502 here, with 4 threads and with 1. Pausing it first (TSTP) does not help."
+)
+def test_programs_restarted_one_by_one_under_load_fail_no_request(machine, stack):
+    before = machine.run("systemctl show -P MainPID carillon")
+    with Ledger(stack) as ledger:
+        rolled = machine.run("carillon-roll")
+    missing = ledger.wait_until_heard(5)
+    print(ledger.report(), f"missing {len(missing)}")
+    assert rolled.count("restarted") == 5
+    assert ledger.failures == []
+    assert ledger.requests > 20
+    assert machine.run("systemctl show -P MainPID carillon") == before, "supervisord was restarted"
