@@ -82,7 +82,7 @@ def run(process: str, environment: Environment, *, wait: bool = True) -> NoRetur
     if wait:
         await_ready([DATABASE, MIGRATIONS, BROKER], environment, process)
     command = argv(process, environment, socket_on_stdin=_is_socket(0))
-    # uWSGI would tell systemd of its own stop as if it were the whole service's: systemd would then kill that.
+    # uWSGI would tell systemd of its own stop as if it were the whole service's, which is then killed.
     os.environ.pop("NOTIFY_SOCKET", None)
     say(f"{process} starts")
     sys.stdout.flush()
