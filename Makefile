@@ -91,5 +91,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-layer bench-sockets chaos test-long lock
-.PHONY: production cluster production-down bundle test-production test-production-full
+.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-sockets chaos production cluster production-down bundle test-production test-production-full bench-layer test-long lock

@@ -390,8 +390,9 @@ test("version 2: state, then events since its position", async () => {
   accepts2("ep:10");
   FakeSocket.last.answers();
   await settle();
-  link.subscribe({ jobs: ["summary"] }, { since: "ep:4" });
+  const subscribed = link.subscribe({ jobs: ["summary"] }, { since: "ep:4" });
   assert.equal(FakeSocket.last.sent.at(-1).since, "ep:4");
   assert.equal(link.position, "ep:4");
   link.close();
+  await assert.rejects(subscribed, /closed/);
 });

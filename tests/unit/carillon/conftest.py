@@ -12,6 +12,7 @@ from rest_framework.test import APIClient
 from carillon.accounts.models import ApiToken, Team
 from carillon.delivery import heads
 from tests.unit.carillon.fakes import Sent
+from tests.unit.carillon.sockets import Client
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,12 @@ def _fresh():
     heads.forget()
     yield
     channel_layers.backends.clear()
+
+
+@pytest.fixture(autouse=True)
+async def _ended():
+    yield
+    await Client.end_all()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -18,6 +19,8 @@ TIMEOUT = 5
 class Client:
     """One socket. `headers` as text pairs; `cookies` in awxkit's way of writing them."""
 
+    opened: list[Client] = []
+
     def __init__(
         self, path: str = "/websocket/", *, token: str | None = None, cookie: str = "", **headers: str
     ):
@@ -30,6 +33,7 @@ class Client:
             application, path, headers=[(name.encode(), value.encode("latin1")) for name, value in pairs]
         )
         self.raw.scope["client"] = ["192.0.2.7", 1234]
+        self.opened.append(self)
 
     async def open(self) -> dict[str, Any]:
         """Connect; the first frame."""
@@ -58,6 +62,20 @@ class Client:
 
     async def leave(self) -> None:
         await self.raw.disconnect(timeout=TIMEOUT)
+
+    @classmethod
+    async def end_all(cls) -> None:
+        """Every socket's application has ended: none is in the database while its tables are emptied."""
+        futures = []
+        for client in cls.opened:
+            future = client.raw._future  # `future` would start what was never opened
+            if future is not None:
+                if not future.done():
+                    await client.raw.send_input({"type": "websocket.disconnect", "code": 1006})
+                futures.append(future)
+        cls.opened.clear()
+        if futures:
+            await asyncio.wait(futures, timeout=TIMEOUT)
 
 
 async def pump() -> None:
