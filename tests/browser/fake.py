@@ -288,7 +288,8 @@ async def http(scope, receive, send):
 
 async def websocket(receive, send):
     await receive()
-    await send({"type": "websocket.accept"})
+    # Browsers give up when what they offer is not taken. Without positions in its frames it is version 1.
+    await send({"type": "websocket.accept", "subprotocol": "carillon.v2"})
     socket = Socket(send)
     if STATE.refusal or not STATE.logged_in:
         refusal = STATE.refusal or {"code": 4401, "error": "not logged in"}

@@ -376,9 +376,9 @@ test("version 2: each event is heard once, and a reconnect asks from where it wa
   FakeSocket.last.says({ recovered: true, position: "ep:9" });
   assert.equal(link.position, "ep:9");
   assert.deepEqual(heard, [2, 7]);
-  assert.deepEqual(told, [{ recovered: true, reason: "" }]);
+  assert.deepEqual(told, [{ recovered: true, reason: "", events: 1 }]);
   FakeSocket.last.says({ recovered: false, position: "other:3", reason: "epoch" });
-  assert.deepEqual(told[1], { recovered: false, reason: "epoch" });
+  assert.deepEqual([told[1].recovered, told[1].reason], [false, "epoch"]);
   link.refresh("new");
   assert.deepEqual(FakeSocket.last.sent.at(-1), { refresh: "new" });
   link.close();

@@ -61,9 +61,18 @@ class Link {
     this.draw();
   }
 
+  /** @param {number} events  that the link itself brought of what was missed */
+  recovered(events) {
+    this.noted(events > 0 ? `Resumed: ${plural(events, "missed event")} received` : "Resumed: nothing missed");
+  }
+
   /** @param {number} lines  fetched of what was missed */
   resumed(lines) {
-    this.note = lines > 0 ? `Resumed: ${plural(lines, "missed line")} fetched` : "Resumed: nothing missed";
+    this.noted(lines > 0 ? `Resumed: ${plural(lines, "missed line")} fetched` : "Resumed: nothing missed");
+  }
+
+  noted(note) {
+    this.note = note;
     this.noteUntil = Date.now() + RESUMED;
     this.tell(`${this.note}.`);
     this.app.announce(this.note);
@@ -102,7 +111,7 @@ class App {
     this.link.on("state", (link) => this.linked(link));
     this.link.on("control", () => this.begin());
     // Recovered, the events themselves have told everything; else each view fetches what it shows.
-    this.link.onreconnect = ({ recovered }) => (recovered ? this.indicator.resumed(0) : this.resumed());
+    this.link.onreconnect = ({ recovered, events }) => (recovered ? this.indicator.recovered(events) : this.resumed());
     this.stage = part("main");
     part("logout").addEventListener("click", () => this.logout());
     globalThis.addEventListener("hashchange", () => this.user && this.go());

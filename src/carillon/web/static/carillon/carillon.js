@@ -243,12 +243,13 @@ export class Carillon {
     this.link = { state: "idle", attempt: 0, retryAt: null, reason: "", code: null, user: null };
     /**
      * Called after every reconnect, once the subscription stands again and what could be recovered has been heard; also when a
-     * link that stands lost something. @type {?((how: {recovered: boolean, reason: string}) => void | Promise<void>)}
+     * link that stands lost something. `events`: how many came that had been missed. @type {?((how: {recovered: boolean, reason: string, events: number}) => void | Promise<void>)}
      */
     this.onreconnect = null;
     this._memory = new Memory();
     this._version = 1;
     this._resuming = null; // set after a reconnect, until the server says whether everything was recovered
+    this._replayed = 0; // events heard while resuming
     this._restart = null; // ms that a server about to restart asked to wait
     this._handlers = new Map();
     this._groups = null;
@@ -400,6 +401,7 @@ export class Carillon {
         return undefined;
       case "event":
         if (frame.position !== null && !this._memory.isNew(frame.group, frame.position)) return undefined;
+        if (this._resuming) this._replayed += 1;
         this._emit(frame.family, frame.event);
         this._emit("*", frame.event);
         return undefined;
@@ -418,12 +420,13 @@ export class Carillon {
     const since = this._version === 2 && this._groups ? this._memory.since : null;
     if (since) this._memory.asked(since);
     this._resuming = since && this._stood;
+    this._replayed = 0;
     const stands = () => {
       const again = this._stood;
       this._stood = true;
       this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
       // With a `since` the server tells, when it is done, whether everything was recovered.
-      if (again && !since) return this.onreconnect?.({ recovered: false, reason: "version" });
+      if (again && !since) return this.onreconnect?.({ recovered: false, reason: "version", events: 0 });
       return undefined;
     };
     // Rejected, the link still stands, with nothing subscribed: "error" told why. Broken, it does not: "state" told.
@@ -435,7 +438,7 @@ export class Carillon {
     this._memory.settled(position);
     const resuming = this._resuming;
     this._resuming = null;
-    if (resuming || !recovered) this.onreconnect?.({ recovered, reason });
+    if (resuming || !recovered) this.onreconnect?.({ recovered, reason, events: this._replayed });
   }
 
   _send(groups, since = null) {
