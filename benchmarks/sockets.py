@@ -314,7 +314,7 @@ def main():
     rows = []
     brokers.NAME = "carillon-bench-sockets-"  # not for the tests to clear away
     # A plain password: one of the peers does not decode those of a URL.
-    with brokers.Broker(password="plain") as broker, Redis() as redis:
+    with brokers.Broker(password="plain") as broker, Redis() as redis:  # noqa: S106
         for turn in range(options.rounds):
             for kind in options.kinds:
                 url = broker.url if kind in (OURS, RABBIT) else redis.url
