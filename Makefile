@@ -13,6 +13,9 @@ dev: ## set up everything and start the stack; run again, it changes nothing
 demo: ## a real Ansible run, live on the page
 	@$(DEV) demo
 
+watch: ## events in the terminal, as they happen (EVENTS="jobs:status_changed job_events:42")
+	@$(DEV) watch $(EVENTS)
+
 down: ## stop the stack; data and secrets stay
 	@$(DEV) down
 
@@ -91,4 +94,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo down logs shell token clean test test-unit test-clean lint bench-sockets chaos production cluster production-down bundle test-production test-production-full bench-layer test-long lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets chaos production cluster production-down bundle test-production test-production-full bench-layer test-long lock

@@ -47,8 +47,8 @@ def token(_: list[str]) -> int:
     return 0
 
 
-def demo(arguments: list[str]) -> int:
-    """A real playbook run, sent to the page by the callback plugin."""
+def _with_tools() -> dict[str, str]:
+    """What .dev/env says of the running stack; goes on in the tools' environment."""
     from dev import account
 
     config = _config()
@@ -56,6 +56,19 @@ def demo(arguments: list[str]) -> int:
     if not values:
         raise Failure(f"{config.environment_file} does not exist: run `make dev` first")
     development.enter_tools(config)
+    return values
+
+
+def watch(arguments: list[str]) -> int:
+    """The terminal client on the running stack; `arguments` are its subscriptions."""
+    values = {**os.environ, **_with_tools(), "PYTHONPATH": str(configuration.ROOT / "src")}
+    os.execve(sys.executable, [sys.executable, "-m", "carillon.client", "watch", *arguments], values)  # noqa: S606
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """A real playbook run, sent to the page by the callback plugin."""
+    values = _with_tools()
     say(f"Watch it at {values['CARILLON_URL']}\n")
     playbook = os.path.join(sys.prefix, "bin", "ansible-playbook")
     os.chdir(configuration.ROOT / "demo")
@@ -161,6 +174,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "shell": shell,
     "token": token,
     "demo": demo,
+    "watch": watch,
     "test": everything,
     "test-unit": unit,
     "test-clean": clean_test,
