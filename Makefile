@@ -2,6 +2,7 @@
 
 .DEFAULT_GOAL := help
 DEV := bin/dev
+TEST_PYTHON := .dev/venv-test/bin/python
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' Makefile
@@ -31,10 +32,10 @@ token: ## print a new admin token
 clean: ## stop the stack and remove its data, secrets and private environments
 	@$(DEV) clean
 
-test: ## everything: lint, unit, integration, infra, browser, on a stack of its own
+test: ## everything: lint, unit, integration, infra, chaos, browser, on a stack of its own
 	@$(DEV) test
 
-test-unit: ## the unit tests alone: no container, seconds
+test-unit: ## the unit tests alone: no stack, two minutes
 	@$(DEV) test-unit
 
 test-clean: ## remove what a cut-off `make test` left behind
@@ -43,16 +44,14 @@ test-clean: ## remove what a cut-off `make test` left behind
 lint: ## ruff, mypy, yamllint
 	@$(DEV) lint
 
-bench-sockets: ## measure events to sockets beside Channels' consumers and Socket.IO (minutes, on a quiet machine)
-	@test -x .dev/venv-test/bin/python || { echo "make bench-sockets: run make test-unit first, it makes the environment"; exit 1; }
-	@.dev/venv-test/bin/python benchmarks/sockets.py
+bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' consumers and Socket.IO (minutes, on a quiet machine)
+	@$(TEST_PYTHON) benchmarks/sockets.py
 
-chaos: ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
-	@test -x .dev/venv-test/bin/python || { echo "make chaos: run make test-unit first, it makes the environment"; exit 1; }
+chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
-	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl .dev/venv-test/bin/python -m pytest -q tests/chaos
+	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl $(TEST_PYTHON) -m pytest -q tests/chaos
 
-production: ## production in containers: supervisord in one of them (ports 50080, 50443)
+production: ## in progress: production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production
 
 cluster: ## in progress: the same with three brokers and two application containers
@@ -70,12 +69,14 @@ test-production: ## in progress: a real host from nothing by Ansible, and the pr
 test-production-full: ## in progress: that, and a cluster of hosts (half an hour)
 	@$(DEV) test-production --full
 
-bench-layer: ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
-	@test -x .dev/venv-test/bin/python || { echo "make bench-layer: run make test-unit first, it makes the environment"; exit 1; }
-	@.dev/venv-test/bin/python benchmarks/layer.py
+bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
+	@$(TEST_PYTHON) benchmarks/layer.py
 
-test-long: ## the channel layer's soak (ten minutes) and the cluster that loses its leader
-	@CARILLON_LONG=1 .dev/venv-test/bin/python -m pytest tests/integration/asgi_amqp/test_long.py
+test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes) and the cluster that loses its leader
+	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py
+
+$(TEST_PYTHON):
+	@echo "run make test-unit first: it makes the environment $@ of the tests"; exit 1
 
 lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 	@for name in app tools dev test production-test; do \

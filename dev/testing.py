@@ -21,7 +21,12 @@ from dev.output import Failure, say, step
 PROJECT = "carillon-test"
 STATE = ".dev-test"
 LOCK = "requirements/test.txt"
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# Programs that tests run, by the Debian package that has one: any of the names will do.
+_PROGRAMS = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "nodejs": ("node",),
+    "openssl": ("openssl",),
+}
 _SHIFT = 1000
 
 
@@ -62,12 +67,12 @@ def unit() -> int:
 
 def everything(config: Config) -> int:
     """All suites; 0 when all passed. Takes down the stack that it started, however it ends."""
-    browser = ensure_browser(config)
+    programs = ensure_programs(config)
     with interruptible():
         try:
             development.up(config)
             chosen = [*LINTS, *suites(("unit", "integration", "infra", "chaos", "browser"))]
-            return run(chosen, {**exported(config), "CARILLON_BROWSER": browser})
+            return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:
             step("Taking down the test stack")
             stack.down(config, volumes=True)
@@ -87,17 +92,23 @@ def exported(config: Config) -> dict[str, str]:
     }
 
 
-def ensure_browser(config: Config) -> str:
-    """The path of a Chromium; from Debian's packages where there is none and we may."""
-    for attempt in (1, 2):
-        found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
-        if found:
-            return found
-        if attempt == 1 and debian.can_install():
-            debian.install(("chromium",), config.logs)
-        else:
-            break
-    raise Failure("the browser tests need Chromium: install the package chromium")
+def ensure_programs(config: Config) -> dict[str, str]:
+    """The path of each of `_PROGRAMS`, by package; from Debian's packages where one is missing and we may."""
+    found = _programs()
+    if missing := [package for package, path in found.items() if path is None]:
+        if debian.can_install():
+            debian.install(missing, config.logs)
+            found = _programs()
+        if still := [package for package, path in found.items() if path is None]:
+            raise Failure(f"the tests need {', '.join(still)}: install the package{'s' * (len(still) > 1)}")
+    return {package: path for package, path in found.items() if path}
+
+
+def _programs() -> dict[str, str | None]:
+    return {
+        package: next((path for name in names if (path := shutil.which(name))), None)
+        for package, names in _PROGRAMS.items()
+    }
 
 
 def free_ports(config: Config) -> Mapping[str, int]:
