@@ -321,3 +321,34 @@ def test_state_and_then_events_are_the_state_now(stack, before, writers, cuts):
     told = Counter({key: count for key, count in reader.summaries.items() if key[0] in mine})
     assert not late - told, "a summary did not come"
     assert not told - posted, "a summary came twice"
+
+
+def test_two_who_change_one_job_at_once(stack):
+    """The last word that is told of a job is the last that is true of it."""
+    api = Api(stack)
+    marker = str(uuid.uuid4())
+    for _ in range(40):
+        api.create("job")
+    reader = Reader(api, [])
+
+    def race(job: int) -> None:
+        together = threading.Barrier(2)
+
+        def change(method: str, path: str, body: Any) -> None:
+            together.wait(WAIT)
+            api.call(method, path, body, (409,))
+
+        with ThreadPoolExecutor(2) as pair:
+            changes = (
+                pair.submit(change, "PATCH", f"/jobs/{job}/", {"status": "running"}),
+                pair.submit(change, "POST", f"/jobs/{job}/cancel/", None),
+            )
+            for each in changes:
+                each.result()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(race, [job["id"] for job in api.jobs]))
+    stack.post("/notifications/", [{"group": "jobs-summary", "payload": {"marker": marker}}])
+    reader.run(marker)
+    now, _, _ = State.read(api)
+    assert {job: reader.state.jobs[job] for job in now.jobs} == now.jobs
