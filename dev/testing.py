@@ -32,10 +32,12 @@ _SHIFT = 1000
 
 @dataclass(frozen=True)
 class Suite:
-    """A check and its command; `python -m …` runs in the test environment."""
+    """A check and its command, run in `folder` with the programs of the environment that we are in."""
 
     name: str
     command: tuple[str, ...]
+    folder: str = "."
+    environ: tuple[tuple[str, str], ...] = ()
 
 
 LINTS = (
@@ -130,7 +132,10 @@ def run(chosen: list[Suite], environ: Mapping[str, str]) -> int:
         step(f"{suite.name}: {' '.join(suite.command)}")
         start = time.monotonic()
         answer = subprocess.run(
-            suite.command, cwd=ROOT, env={**os.environ, **environ, "PATH": path}, check=False
+            suite.command,
+            cwd=ROOT / suite.folder,
+            env={**os.environ, **environ, **dict(suite.environ), "PATH": path},
+            check=False,
         )
         results.append((suite, answer.returncode, time.monotonic() - start))
     say()

@@ -49,7 +49,7 @@ def sums(container: str, *paths: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def development(config, tmp_path_factory) -> dict:
+def development(settings, tmp_path_factory) -> dict:
     """What compose/dev.yml says: its environment, the launcher's argv for it, nginx with its site file."""
     app = yaml.safe_load((ROOT / "compose/dev.yml").read_text())["x-app"]["environment"]
     folder = tmp_path_factory.mktemp("development")
@@ -65,7 +65,7 @@ def development(config, tmp_path_factory) -> dict:
             "-v",
             f"{folder}/site.conf:/etc/nginx/carillon/site.conf:ro",
             "-v",
-            f"{config.certificates}:/etc/nginx/carillon/tls:ro",
+            f"{settings.certificates}:/etc/nginx/carillon/tls:ro",
             "--user",
             "0",
             "carillon/nginx:production",
