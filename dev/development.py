@@ -38,6 +38,7 @@ def up(config: Config) -> dict[str, str]:
         base_image.ensure(config)
         images.ensure(config)
         made = secret_files.ensure(config.secrets)
+        secret_files.project_settings(config.project_settings)
         if "database_password" in made and stack.has_volume(config, "postgresql"):
             (config.secrets / "database_password").unlink()
             raise Failure(

@@ -123,6 +123,7 @@ def up(config: Config, *, cluster: bool = False) -> None:
     secret_files.private_directory(config.state)
     build(config)
     secret_files.ensure(config.secrets)
+    secret_files.project_settings(config.project_settings)
     certificates.ensure(config.certificates)
     site_file.write(ROOT / "nginx/sites/container.yml", config.state / "nginx" / "site.conf")
     step(f"Starting the containers of {config.project}")
