@@ -61,6 +61,10 @@ class Config:
         return self.state / "env"
 
     @property
+    def project_settings(self) -> Path:
+        return self.state / "project.env"
+
+    @property
     def secrets(self) -> Path:
         return self.state / "secrets"
 

@@ -45,8 +45,12 @@ def up(config: Config) -> dict[str, str]:
 
 
 def ensure_secrets(config: Config, *, anew: str) -> None:
-    """All secrets are there. A new one would not fit an old database; `anew`: how to begin again."""
+    """All secrets are there, and the file of a project's own settings.
+
+    A new password would not fit an old database: `Failure`, with `anew` as the way to begin again.
+    """
     made = secret_files.ensure(config.secrets)
+    secret_files.project_settings(config.project_settings)
     if "database_password" in made and stack.has_volume(config, "postgresql"):
         (config.secrets / "database_password").unlink()
         raise Failure(
