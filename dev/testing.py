@@ -57,7 +57,7 @@ def unit() -> int:
 
 
 def everything(config: Config, lints: list[Suite]) -> int:
-    """The `lints` and all suites; 0 when all passed. Takes down the stack that it started, however it ends."""
+    """The `lints` and all suites; 0 when all passed. Takes down the stack that it started in any case."""
     programs = ensure_programs(config)
     with interruptible():
         try:
