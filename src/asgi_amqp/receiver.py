@@ -8,6 +8,7 @@ it may have missed something.
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +17,12 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from aiormq.exceptions import AMQPError
-from pamqp import commands
-from pamqp import frame as frames
 
 from . import codec
-from .connection import Delivery, Link, Options, Supervisor, Wire, describe
+from .connection import Link, Options, Supervisor, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
+from .frames import ACK, NACK, Delivery, answer
 from .mailbox import Budget, Entry, Mailbox
 from .metrics import Stats
 from .topology import Queue, Topology
@@ -41,15 +41,15 @@ class Received:
 
     def ack(self) -> None:
         """Done. On a link that is gone nothing happens: the broker has already given it to someone else."""
-        self._answer(commands.Basic.Ack(delivery_tag=self.delivery.tag))
+        self._answer(ACK, 0)
 
     def refuse(self, *, requeue: bool) -> None:
         """Back to the queue, one attempt more; or, without requeue, to the dead-letter queue."""
-        self._answer(commands.Basic.Nack(delivery_tag=self.delivery.tag, requeue=requeue))
+        self._answer(NACK, 2 * requeue)
 
-    def _answer(self, method: commands.Basic.Ack | commands.Basic.Nack) -> None:
+    def _answer(self, method: int, bits: int) -> None:
         if not self.link.lost.done() and not self.wire.is_closed:
-            self.link.write(frames.marshal(method, self.wire.number))
+            self.link.write(answer(self.wire.number, method, self.delivery.tag, bits))
 
     @property
     def attempts(self) -> int:
@@ -98,9 +98,12 @@ class Receiver:
         idle: float,
         capacity: Callable[[str], int],
         gap: Callable[[], codec.Message | None],
+        index: dict[str, Mailbox],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.process = process
+        self._thread = threading.get_ident()
+        self._index = index
         self.boxes: dict[str, Mailbox] = {}
         self.groups: dict[str, dict[str, Member]] = {}
         self.budget = Budget(buffer_bytes)
@@ -131,8 +134,9 @@ class Receiver:
                 self._capacity(channel),
                 self.budget,
                 lambda reason, count: self._dropped(channel, reason, count),
-                time.monotonic(),
+                self._thread,
             )
+            self._index[channel] = box
         return box
 
     def _dropped(self, channel: str, reason: str, count: int) -> None:
@@ -151,17 +155,13 @@ class Receiver:
 
     async def receive(self, box: Mailbox) -> Entry:
         """The oldest message of a mailbox, once there is one. ConfigurationError when there will be none."""
-        box.read_at = now = time.monotonic()
-        while True:
-            entry = box.take(now)
-            if entry is not None:
-                return entry
+        while (entry := box.take()) is None:
             if self._wire is None:
                 if isinstance(self.supervisor.problem, ConfigurationError):
                     await self.supervisor.link(self._expiry)
                 self.supervisor.start()
             await box.wait()
-            now = time.monotonic()
+        return entry
 
     async def ready(self, timeout: float) -> None:
         """Until this process can be reached: its queue is declared and consumed."""
@@ -341,7 +341,7 @@ class Receiver:
     # The link
 
     async def _setup(self, link: Link) -> None:
-        wire = await link.wire(on_delivery=self._take_in)
+        wire = await link.wire(on_delivery=self._take_in, polite=True)
         self._queue_name = self._topology.process_queue(self.process, link.generation)
         await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
         gap_queue = self._topology.gap_queue(self._queue_name)
@@ -422,6 +422,7 @@ class Receiver:
             if unread > self._idle or (unread > self._expiry and channel not in grouped):
                 box.clear()
                 del self.boxes[channel]
+                self._index.pop(channel, None)
                 if channel in grouped:
                     for group in [group for group, members in self.groups.items() if channel in members]:
                         self.group_discard(group, channel)
@@ -429,6 +430,8 @@ class Receiver:
 
     async def close(self) -> None:
         self._sweeper.cancel()
+        for channel in self.boxes:
+            self._index.pop(channel, None)
         await self.supervisor.close()
         for task in list(self._tasks):
             task.cancel()

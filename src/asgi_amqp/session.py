@@ -18,6 +18,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from . import codec
 from .connection import Options
 from .exceptions import BrokerUnavailable
+from .mailbox import Mailbox
 from .metrics import Stats
 from .reader import Reader
 from .receiver import Receiver
@@ -39,6 +40,7 @@ class Config:
     timeout: float
     capacity: Callable[[str], int]
     gap: Callable[[], codec.Message | None]
+    boxes: dict[str, Mailbox]  # of all sessions
 
 
 class Session:
@@ -87,6 +89,7 @@ class Session:
                 idle=config.idle,
                 capacity=config.capacity,
                 gap=config.gap,
+                index=config.boxes,
             )
             self._receiver.control = self._control
         return self._receiver
