@@ -16,13 +16,14 @@ from channels.layers import BaseChannelLayer
 
 from . import metrics
 from .codec import Message, encode
+from .config import Config
 from .connection import Options, Target
 from .exceptions import ChannelFull, ConfigurationError
 from .mailbox import Entry, Mailbox
 from .metrics import Loss, Stats
 from .publisher import SyncPublisher
 from .sender import Sender, Unwatched
-from .session import Config, Session
+from .session import Session
 from .topology import Destination, Topology, durable_options, process_of
 
 T = TypeVar("T")

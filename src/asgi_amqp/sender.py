@@ -10,12 +10,13 @@ import time
 
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
-from .connection import Link, Options, Supervisor, describe
+from .config import Config
+from .connection import Link, Supervisor, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, Unroutable
 from .frames import Publisher
 from .metrics import Stats
-from .topology import Destination, Queue, Topology
+from .topology import Destination, Queue
 
 WINDOW = 64  # batches that may be unconfirmed; beyond it events gather into larger batches
 UNWRITTEN = 1 << 20  # bytes in the transport beyond which nothing more is written
@@ -56,21 +57,19 @@ class Unwatched(Ticket):
 
 
 class Sender:
-    """See the module. `buffer_bytes` bounds what waits; a full buffer makes senders wait, then fail."""
+    """See the module. What waits is bounded in bytes; a full buffer makes senders wait, then fail."""
 
-    def __init__(
-        self, options: Options, topology: Topology, stats: Stats, *, buffer_bytes: int, expiry: float
-    ) -> None:
+    def __init__(self, config: Config) -> None:
         self.loop = asyncio.get_running_loop()
         self.batcher = Batcher(time.monotonic)
-        self.supervisor = Supervisor(options, self._setup, self._lost)
-        self.stats = stats
+        self.supervisor = Supervisor(config.connect("publishes"), self._setup, self._lost)
+        self.stats = config.stats
         self.unconfirmed: dict[int, Batch] = {}
         self.unconfirmed_bytes = 0
         self.blocked = False
-        self._topology = topology
-        self._most = buffer_bytes
-        self._expiry = expiry
+        self._topology = config.topology
+        self._most = config.buffer_bytes
+        self._expiry = config.expiry
         self._link: Link | None = None
         self._publisher: Publisher | None = None
         self._scheduled = self._draining = False
