@@ -81,7 +81,8 @@ class Redis:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         self.process = subprocess.Popen(
-            [*self.inside, program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            [*self.inside, program, "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+             "--appendonly", "no"],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.url = f"redis://127.0.0.1:{port}"
@@ -104,8 +105,8 @@ def environment(name):
 
 
 def inside(broker):
-    """The command that runs another in the broker's network namespace, so that nobody's bytes take a longer way
-    than another's: all ends and both brokers talk over one loopback. Empty where we may not do that.
+    """The command that runs another in the broker's network namespace, so that nobody's bytes take a longer
+    way than another's: all ends and both brokers talk over one loopback. Empty where we may not do that.
     """
     pid = docker("inspect", "--format", "{{.State.Pid}}", broker.name)
     command = ["nsenter", f"--net=/proc/{pid}/ns/net"]
@@ -123,8 +124,9 @@ class End:
 
     def __init__(self, python, task):
         self.process = subprocess.Popen(
-            [*self.inside, python, str(ROOT / "benchmarks" / "peer.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT / "src")),
+            [*self.inside, python, str(ROOT / "benchmarks" / "peer.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=dict(os.environ, PYTHONPATH=str(ROOT / "src")),
         )  # fmt: skip
         self.process.stdin.write(json.dumps(task))
         self.process.stdin.close()
