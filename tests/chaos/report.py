@@ -44,6 +44,9 @@ def tables(rows: list[dict]) -> str:
         ("presence", ["presence", "unlisted, s", "told, s", "load"]),
     ):  # fmt: skip
         newest = {row[kind]: row for row in rows if kind in row}
+        for row in newest.values():
+            if absent := row.get("announced to the absent"):
+                row["announced lost"] = f"{row['announced lost']}; {absent} to the 2 absent"
         if newest:
             parts.append(table(list(newest.values()), columns))
     return "\n\n".join(parts)

@@ -198,6 +198,7 @@ class Reader:
         self.last: dict[str, int] = {}  # of each group, the offset of the last event
         self.waiting = 0  # for answers to messages with `since`
         self.marker = False
+        self.last_job = 0  # whose first status is a marker, too
 
     def wanted(self) -> str:
         groups: dict[str, list[str]] = {}
@@ -256,6 +257,7 @@ class Reader:
                 self.marker = self.marker or found == marker
             case {"group_name": "jobs", "status": status, "unified_job_id": job}:
                 state.jobs[job] = (status, moment(event.get("finished")))
+                self.marker = self.marker or job == self.last_job
                 family = "workflow" if event["type"] == "workflow_job" else event["type"]
                 if (events := f"{family}_events-{job}") not in self.groups:
                     # A new job: its past, too, from where this client began.
@@ -321,6 +323,48 @@ def test_state_and_then_events_are_the_state_now(stack, before, writers, cuts):
     told = Counter({key: count for key, count in reader.summaries.items() if key[0] in mine})
     assert not late - told, "a summary did not come"
     assert not told - posted, "a summary came twice"
+
+
+@pytest.mark.skipif(not os.environ.get("CARILLON_CHAOS_WHOLE"), reason="a long one: `make chaos`")
+def test_while_the_broker_is_killed(stack, container):
+    """What the broker does not take waits in the outbox; what comes later does not overtake it."""
+    api = Api(stack)
+    for _ in range(12):
+        api.create("job")
+    api.create("inventory_update")
+    api.new_schedule()
+    reader = Reader(api, [9])
+    over = threading.Event()
+
+    def live(number: int) -> None:
+        """Each takes jobs of its own through their lives, and writes events and schedules in between."""
+        for place in range(number, len(api.jobs), 3):
+            for status in ("pending", "waiting", "running", "successful"):
+                api.status(place, status)
+                api.events(place, 2)
+                api.change_schedule(number)
+                over.wait(0.3)
+
+    broker = container("rabbitmq")
+    with ThreadPoolExecutor(4) as pool:
+        lives = [pool.submit(live, number) for number in range(3)]
+        time.sleep(1)
+        broker.kill()
+        time.sleep(3)
+        broker.start()
+        broker.wait_until_healthy()
+        for each in lives:
+            each.result()
+        # The last word, which goes the same way: behind what waits in the outbox.
+        api.create("job")
+        reader.last_job = api.jobs[-1]["id"]
+        reader.run("")
+    now, _, _ = State.read(api)
+    assert {job: reader.state.jobs[job] for job in now.jobs} == now.jobs
+    assert {job: reader.state.events[job] for job in now.jobs if now.events[job]} == {
+        job: rows for job, rows in now.events.items() if rows
+    }
+    assert reader.state.schedules == now.schedules
 
 
 def test_two_who_change_one_job_at_once(stack):
