@@ -26,7 +26,7 @@ from websockets.sync.client import connect
 
 pytestmark = pytest.mark.stack
 
-EXAMPLES = int(os.environ.get("CARILLON_STATE_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("CARILLON_STATE_EXAMPLES", "8"))
 WAIT = 30  # seconds for a frame that must come
 
 KINDS = ("job", "inventory_update", "workflow_job", "node")
