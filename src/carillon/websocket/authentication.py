@@ -156,7 +156,8 @@ def revalidate(identity: Identity) -> Identity | None:
 
 
 def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity:
-    return Identity(user, frozenset(user.teams.values_list("pk", flat=True)), expires, **reference)
+    teams = user.teams.through.objects.filter(user=user.pk).values_list("team_id", flat=True)  # joins nothing
+    return Identity(user, frozenset(teams), expires, **reference)
 
 
 def _by_session(key: str) -> Identity | None:
