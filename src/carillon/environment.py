@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 DEFAULT_FILE = "/etc/carillon/carillon.env"
+# Where a team says what is its own: Carillon's settings, and the apps, routes and consumers that it adds.
+SETTINGS_MODULE = "project.settings"
 FILE_VARIABLE = "CARILLON_ENVIRONMENT_FILE"
 
 # Every name that may stand in the file; a secret may also be given as NAME_FILE.
