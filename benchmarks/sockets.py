@@ -78,8 +78,10 @@ class Serving:
         self.port = free_port() if self.tls else self._upstream
         self.epoch = f"b{os.getpid()}x{self._upstream}"
         self._stack = ExitStack()
-        self.env = dict(os.environ, BENCH_KIND=kind, BENCH_URL=url, BENCH_EPOCH=self.epoch, BENCH_PATH=PATH,
-                        NODE_ENV="production", PYTHONPATH=f"{ROOT / 'src'}:{ROOT}:{ROOT / 'benchmarks'}")  # fmt: skip
+        self.env = {
+            **os.environ, "BENCH_KIND": kind, "BENCH_URL": url, "BENCH_EPOCH": self.epoch, "BENCH_PATH": PATH,
+            "NODE_ENV": "production", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{ROOT / 'benchmarks'}",
+        }  # fmt: skip
         self.relay = self.front = None
 
     def __enter__(self):
@@ -136,7 +138,9 @@ class Serving:
     def crowd(self, sockets, groups=1):
         speak = "socketio" if self.kind == SOCKETIO else "plain"
         path = f"{PATH}?EIO=4&transport=websocket" if self.kind == SOCKETIO else PATH
-        crowd = Crowd("127.0.0.1", self.port, tls=self.tls, path=path, speak=speak, sockets=sockets, groups=groups)
+        crowd = Crowd(
+            "127.0.0.1", self.port, tls=self.tls, path=path, speak=speak, sockets=sockets, groups=groups
+        )
         self._stack.callback(crowd.close)
         return crowd
 
@@ -174,7 +178,8 @@ def rate(serving, sockets, groups, flying, events):
         events = min(MOST, int(events * min(20, SECONDS / seen["seconds"])))
     return {
         "rate": seen["events"] / seen["seconds"], "lost": seen["lost"], "behind": seen["behind"],
-        "closed": seen["closed"], "handshakes": crowd.handshakes, "events": events, "seconds": seen["seconds"],
+        "closed": seen["closed"], "handshakes": crowd.handshakes, "events": events,
+        "seconds": seen["seconds"],
         "cpu": {name: spent / max(1, seen["events"]) * 1e6 for name, spent in cpu.items()},
         "busy": {name: spent / seen["seconds"] for name, spent in cpu.items()},
     }  # fmt: skip
@@ -258,7 +263,9 @@ def measure(name, kind, way, url, broker, sockets):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)

@@ -173,8 +173,16 @@ class DeliveryServer(Server):
         self._ports = []
 
     def _ready(self):
-        self.ws_factory.protocol = Socket
         self.ws_factory.setProtocolOptions(closeHandshakeTimeout=5)
+        # Autobahn copies some forty options into every protocol, and prints them for a log that nobody keeps.
+        # On the class they are there once: a fifth of a handshake's time, and 6 KiB of each socket.
+        options = {name: getattr(self.ws_factory, name) for name in WebSocketProtocol.CONFIG_ATTRS}
+        options = {
+            name: staticmethod(value) if callable(value) else value  # a class would make methods of them
+            for name, value in options.items()
+            if name not in vars(Socket)
+        }
+        self.ws_factory.protocol = type("Socket", (Socket,), {**options, "CONFIG_ATTRS": ()})
         asyncio.get_event_loop().call_soon(self.begin)
 
     def begin(self) -> None:
@@ -238,6 +246,9 @@ class DeliveryServer(Server):
                 protocol.handle_exception(error)
         if gone:
             del self.connections[protocol]
+
+    def log_action(self, protocol, action, details):
+        """Not needed: nginx writes the access log."""
 
     def application_checker(self):
         """Not needed: see _finished() and _overdue()."""
