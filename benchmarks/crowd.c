@@ -8,7 +8,7 @@
  *            socketio  Engine.IO 4 and a `groups` event, acknowledged
  *            carillon  version 2 of Carillon's protocol
  * sockets    socket i is in group i % groups
- * at once    handshakes under way
+ * at once    handshakes under way at the beginning; coming back, each socket looks after itself
  * headers    what goes into the request besides the usual: lines that end in \r\n; a %d in it is the socket's number
  * subscribe  carillon: the value of "groups"; a %d in it is the group's number
  *
@@ -362,7 +362,7 @@ static void turn(int milliseconds) {
 
 static void come_back(void) {
     double time = now();
-    for (int i = 0; i < count && under_way < at_once; i++)
+    for (int i = 0; i < count && (reconnects || under_way < at_once); i++)
         if (clients[i].state == AWAY && clients[i].at <= time) start(&clients[i]);
 }
 

@@ -16,6 +16,12 @@ INSIDE = "/etc/nginx/carillon"
 PATH = "/websocket/"
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 class Front:
     """`with Front(upstream, port)`: TLS on 127.0.0.1:`port`, its websocket path leads to `upstream`."""
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import observed, sockets_report  # noqa: E402
 from benchmarks.crowd import Crowd, program  # noqa: E402
-from benchmarks.front import PATH, Front  # noqa: E402
+from benchmarks.front import PATH, Front, free_port  # noqa: E402
 from benchmarks.kinds import CORE, KINDS, OURS, PINS, PUBSUB, RABBIT, SOCKETIO  # noqa: E402
 from benchmarks.layer import Redis  # noqa: E402
 from tests.integration.asgi_amqp import broker as brokers  # noqa: E402
@@ -47,12 +47,6 @@ SECONDS = 5.0
 MOST = 400_000  # events of one run
 PATIENCE = 15  # seconds of silence that end a run: what has not come is lost
 IDLE = 20  # seconds
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def environment(kind):
@@ -275,7 +269,7 @@ def main():
     parser.add_argument("--report", action="store_true", help="measure nothing, write the pages")
     options = parser.parse_args()
     if options.report:
-        print(sockets_report.write(options.out, ROOT / "docs" / "reference"))
+        print(sockets_report.write(options.out.parent, ROOT / "docs" / "reference"))
         return
     kinds = list(options.kinds)
     if SOCKETIO in kinds and not shutil.which("npm"):

@@ -7,17 +7,21 @@ The clients speak version 2 through nginx with TLS, each a user of its own with 
 Events come a few times a second, numbered, while daphne is restarted: TERM (it drains) and KILL. Every client
 comes back by itself, from its position; what it misses or gets twice is counted. Appends to
 .dev-bench/stack_sockets.jsonl.
+
+daphne runs beside the stack and not in its container, and as supervisord runs it in production: it is started
+by `carillon run` on a listening socket that outlives it. Broker, database, runworker and emitter are the
+stack's; nginx is a second one with the same configuration.
 """
 
 import argparse
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -25,14 +29,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import observed  # noqa: E402
 from benchmarks.crowd import Crowd  # noqa: E402
+from benchmarks.front import Front, free_port  # noqa: E402
+from benchmarks.inside import Inside  # noqa: E402
 
-DAPHNE = "carillon.delivery.server"
 IDLE = 20  # seconds
-SERVICES = ("daphne", "nginx", "rabbitmq", "postgresql", "runworker")
-PROCESSES = {
-    "daphne": DAPHNE, "nginx": "worker process", "rabbitmq": "beam.smp", "postgresql": "postgres",
-    "runworker": "runworker",
-}  # fmt: skip
+PROCESSES = {"rabbitmq": "beam.smp", "runworker": "runworker"}
 
 # Run in a Django process beside uwsgi's, in its container.
 PEOPLE = """
@@ -71,57 +72,65 @@ for number in range(count):
 """
 
 
-class Inside:
-    """A script in the container of uwsgi; `said` is its first line. It goes on when told."""
+class Daphne:
+    """One daphne as supervisord runs it: a listening socket that stays, and a process that comes and goes."""
 
-    def __init__(self, project, script, *arguments):
+    def __init__(self, environment):
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(4096)
+        self.port = self.listener.getsockname()[1]
+        self.environment = environment
+        self.start()
+
+    def start(self):
         self.process = subprocess.Popen(
-            ["docker", "exec", "--interactive", "--env", "DJANGO_SETTINGS_MODULE=carillon.settings",
-             f"{project}-uwsgi-1", "python", "-c", f"import django; django.setup()\n{script}",
-             *map(str, arguments)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.said = self.process.stdout.readline().split()
-        if not self.said:
-            raise SystemExit("a script in uwsgi's container failed: its error is above")
+            [sys.executable, "-m", "carillon", "run", "daphne"], stdin=self.listener, env=self.environment
+        )
 
-    def go_on(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def end(self):
-        """Until it has finished by itself."""
-        self.process.communicate()
+    def restart(self, name):
+        """End it by a signal and start the next as soon as it is gone; when that was."""
+        self.process.send_signal(name)
+        self.process.wait(60)
+        ended = time.monotonic()
+        self.start()
+        return ended
 
     def close(self):
         self.process.kill()
-        self.end()
+        self.process.wait()
+        self.listener.close()
 
 
 class Stack:
-    """The running stack, its processes and what they have used."""
+    """The running stack, the daphne and the nginx beside it, and what they have used."""
 
-    def __init__(self):
+    def __init__(self, stack):
         project, file = os.environ.get("CARILLON_STACK_PROJECT"), os.environ.get("CARILLON_STACK_ENV")
         if not (project and file):
             raise SystemExit("CARILLON_STACK_ENV and CARILLON_STACK_PROJECT name the stack of `make dev`")
-        words = (
-            word for line in Path(file).read_text().splitlines() for word in shlex.split(line, comments=True)
-        )
-        self.values = dict(word.split("=", 1) for word in words if "=" in word)
         self.project = project
+        secrets = Path(file).resolve().parent / "secrets"
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT / "src"), "CARILLON_DEVELOPMENT": "1",
+            "CARILLON_AMQP_HOSTS": observed.address(self.container("rabbitmq")),
+            "CARILLON_DATABASE_HOST": observed.address(self.container("postgresql")),
+            **{f"CARILLON_{name.upper()}_FILE": str(secrets / name)
+               for name in ("secret_key", "amqp_password", "database_password")},
+        }  # fmt: skip
+        self.daphne = Daphne(environment)
+        stack.callback(self.daphne.close)
+        self.front = stack.enter_context(Front(self.daphne.port, free_port()))
 
     def container(self, service):
         return f"{self.project}-{service}-1"
 
-    def pids(self, service):
-        return observed.inside(self.container(service), PROCESSES[service])
-
     def cpu(self):
-        return {service: sum(map(observed.cpu, self.pids(service))) for service in SERVICES}
-
-    def memory(self, service):
-        return sum(map(observed.memory, self.pids(service)))
+        spent = {
+            service: sum(map(observed.cpu, observed.inside(self.container(service), word)))
+            for service, word in PROCESSES.items()
+        }
+        return {"daphne": observed.cpu(self.daphne.process.pid), "nginx": self.front.cpu(), **spent}
 
     def frames(self):
         """AMQP frames that have come to the broker."""
@@ -132,27 +141,11 @@ class Stack:
         ).stdout  # fmt: skip
         return sum(int(word) for word in shown.split() if word.isdigit())
 
-    def signal(self, name):
-        """Ends daphne as a stop or a crash would; the container comes back by its restart policy."""
-        for pid in self.pids("daphne"):
-            os.kill(pid, name)
-
-    def listening(self, deadline):
-        """When daphne takes connections (again)."""
-        while time.monotonic() < deadline:
-            try:
-                address = observed.address(self.container("daphne"))
-                socket.create_connection((address, 8051), 1).close()
-                return time.monotonic()
-            except (OSError, IndexError, subprocess.CalledProcessError):
-                time.sleep(0.05)
-        raise SystemExit("daphne does not come back")
-
     def crowd(self, sockets, at_once, people):
         """Each socket is another user's."""
         name, job = people.said
         return Crowd(
-            observed.address(self.container("nginx")), 8043, tls=True, path="/websocket/", speak="carillon",
+            "127.0.0.1", self.front.port, tls=True, path="/websocket/", speak="carillon",
             sockets=sockets, at_once=at_once, headers=f"Authorization: Bearer {name}-%d\r\n",
             subscribe=json.dumps({"jobs": ["status_changed"], "job_events": [int(job)]}),
         )  # fmt: skip
@@ -162,7 +155,7 @@ def cost(stack, sockets, at_once, people):
     """A row of what so many sockets cost, and the crowd itself."""
     stack.crowd(1, 1, people).close()
     before, front, frames, spent = (
-        stack.memory("daphne"), stack.memory("nginx"), stack.frames(), stack.cpu(),
+        observed.memory(stack.daphne.process.pid), stack.front.memory(), stack.frames(), stack.cpu(),
     )  # fmt: skip
     crowd = stack.crowd(sockets, at_once, people)
     time.sleep(2)
@@ -170,8 +163,8 @@ def cost(stack, sockets, at_once, people):
     row = {
         "what": "cost", "sockets": sockets, "handshakes": crowd.handshakes,
         "cpu per handshake": {name: (after[name] - spent[name]) / sockets * 1e6 for name in spent},
-        "memory": (stack.memory("daphne") - before) / sockets / 1024,
-        "nginx memory": (stack.memory("nginx") - front) / sockets / 1024,
+        "memory": (observed.memory(stack.daphne.process.pid) - before) / sockets / 1024,
+        "nginx memory": (stack.front.memory() - front) / sockets / 1024,
         "broker frames": (stack.frames() - frames) / sockets,
     }  # fmt: skip
     crowd.idle(5)
@@ -192,19 +185,17 @@ def restart(stack, crowd, people, name, per_second, seconds):
         emitter.go_on()
         time.sleep(1)
         crowd.begin("resume", events * crowd.sockets, 20)
-        ended = time.monotonic()
-        stack.signal(getattr(signal, f"SIG{name}"))
-        time.sleep(6 if name == "TERM" else 0.2)  # the old one, draining, takes connections no more
-        up = stack.listening(ended + 120)
+        begun = time.monotonic()
+        ended = stack.daphne.restart(getattr(signal, f"SIG{name}"))
         seen = crowd.end()
     finally:
         emitter.close()
     return {
-        "what": f"restart {name}", "sockets": crowd.sockets, "events": events, "back": seen["back"] - ended,
-        "up": up - ended, "back after up": seen["back"] - up,
+        "what": f"restart {name}", "sockets": crowd.sockets, "events": events,
+        "back after signal": seen["back"] - begun, "back after its end": seen["back"] - ended,
         "missed": events * crowd.sockets - seen["events"] + seen["behind"], "behind": seen["behind"],
         "skipped": seen["skipped"], "unrecovered": seen["unrecovered"], "codes": seen["codes"],
-        "closed": seen["closed"], "live": seen["live"],
+        "closed": seen["closed"], "live": seen["live"], "p50": seen["p50"], "p99": seen["p99"],
     }  # fmt: skip
 
 
@@ -220,7 +211,6 @@ def main():
     parser.add_argument("--seconds", type=float, default=40, help="of events around a restart")
     parser.add_argument("--out", type=Path, default=ROOT / ".dev-bench" / "stack_sockets.jsonl")
     options = parser.parse_args()
-    stack = Stack()
     options.out.parent.mkdir(exist_ok=True)
 
     def note(row):
@@ -229,21 +219,21 @@ def main():
         with options.out.open("a") as out:
             out.write(json.dumps(row) + "\n")
 
-    people = Inside(stack.project, PEOPLE, max(options.sockets))
-    try:
+    with ExitStack() as things:
+        stack = Stack(things)
+        people = Inside(stack.project, PEOPLE, max(options.sockets))
+        things.callback(people.end)
+        things.callback(people.go_on)
         for sockets in options.sockets:
             row, crowd = cost(stack, sockets, options.at_once, people)
             try:
                 note(row)
                 if sockets == max(options.sockets):
                     for name in options.signals:
-                        note(restart(stack, crowd, people, name, per_second=3, seconds=options.seconds))
+                        note(restart(stack, crowd, people, name, 3, options.seconds))
             finally:
                 crowd.close()
             time.sleep(5)  # a thousand goodbyes are not part of what comes next
-    finally:
-        people.go_on()
-        people.end()
 
 
 if __name__ == "__main__":
