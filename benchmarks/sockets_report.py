@@ -93,7 +93,7 @@ class Page:
             "",
             f"Written by `benchmarks/sockets.py --report`. Rounds in turns, medians of {rounds}. "
             f"{os.cpu_count()} cores for everything: publisher, broker, server, nginx and clients; one "
-            "serving process each; events of 480 bytes of JSON; 100 sends in flight, or one where it says so. "
+            "serving process each; events of 480 bytes of JSON; 100 sends in flight, or one where said. "
             "Clients: one process in C (`benchmarks/crowd.c`), which reads frames and checks each socket's "
             f"sequence. Load when a measurement began: {min(loads):.1f} to {max(loads):.1f} (the measurement "
             "before it is in that). Compare the columns: absolute figures are those of this machine.",
