@@ -56,6 +56,8 @@ def stack(tmp_path_factory):
         )  # fmt: skip
 
     dev("clean")  # what a run that was cut off has left
+    (checkout / ".dev").mkdir(mode=0o700)
+    (checkout / ".dev" / "project.env").write_text("PROJECT_CHAT_LONGEST=20\n")
     try:
         up = dev("dev")
         assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
@@ -109,6 +111,12 @@ def test_a_message_reaches_who_subscribed(stack, room):
     assert [each["text"] for each in listed["results"]] == ["the bells are up"]
 
 
+def test_a_setting_of_the_teams_own(stack, room):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        stack.api(f"/api/chat/rooms/{room}/messages/", {"text": "x" * 21})
+    assert error.value.code == 400
+
+
 def test_a_room_of_others_is_not_found(stack):
     with pytest.raises(urllib.error.HTTPError) as error:
         stack.api("/api/chat/rooms/999999/messages/")
@@ -144,9 +152,7 @@ def test_a_consumer_goes_with_its_token(stack, typing):
 def test_saved_code_runs(stack):
     """The reloader watches the team's folder as it watches Carillon's."""
     views = stack.state.parent / "src" / "chat" / "views.py"
-    views.write_text(
-        views.read_text().replace('"name", "members")', '"name")')
-    )
+    views.write_text(views.read_text().replace('"name", "members")', '"name")'))
     wait(
         "the API runs what was saved",
         lambda: all("members" not in room for room in stack.api("/api/chat/rooms/")["results"]),

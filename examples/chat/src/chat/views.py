@@ -1,5 +1,6 @@
 """The REST API: rooms, and what is said in them."""
 
+from django.conf import settings
 from django.db import transaction
 from rest_framework import generics, serializers
 
@@ -15,6 +16,7 @@ class RoomSerializer(serializers.ModelSerializer):
 
 class MessageSerializer(serializers.ModelSerializer):
     user = serializers.CharField(source="user.username", read_only=True)
+    text = serializers.CharField(max_length=settings.CHAT_LONGEST)
 
     class Meta:
         model = Message
