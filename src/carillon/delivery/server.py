@@ -188,8 +188,8 @@ class DeliveryServer(Server):
 
     def begin(self) -> None:
         """The loop has begun to run."""
-        # What has been loaded stays: the collector need not walk it again and again while thousands of clients
-        # come. Nor need it look after every 700 objects, in a process that makes that many for ten of them.
+        # What has been loaded stays: the collector need not walk it again and again while thousands of
+        # clients come. Nor need it look after every 700 objects: ten of them make as many.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
