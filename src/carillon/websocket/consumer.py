@@ -82,6 +82,7 @@ class Socket:
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
+        self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
         self._held_at: Position | None = None  # while somebody looks at the identity: what follows waits
@@ -251,7 +252,7 @@ class Socket:
             if not family.asks:
                 allowed = family.allowed(user, known)
             else:
-                allowed = await database_sync_to_async(family.allowed)(user, known) if known else set()
+                allowed = await sockets().allowed(family, user, known) if known else set()
             for text, key in keys.items():
                 if key in allowed:
                     groups[f"{name}-{text}"] = (name, text)
@@ -297,11 +298,13 @@ class Socket:
 
     def recheck(self) -> None:
         """Look at the identity and the groups now; the socket goes on, with less, or ends."""
+        if self._gone:
+            return
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._recheck())
         else:
             # What changed may have changed after that look: look once more.
-            self._checking.add_done_callback(lambda _: self.identity is not None and self.recheck())
+            self._checking.add_done_callback(lambda _: self.recheck())
 
     def access_changed(self, offset: int) -> None:
         """Rights changed with the event at `offset`. What follows it is held back until it is clear who may
@@ -400,6 +403,7 @@ class Socket:
                     pass
 
     async def _clean_up(self) -> None:
+        self._gone = True  # whoever still looks at the identity must not bring it back to the hub
         if self._timer is not None:
             self._timer.cancel()
         if self._checking is not None:
