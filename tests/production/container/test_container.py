@@ -15,7 +15,7 @@ from tests.production.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
 CTL = ("supervisorctl", "-c", "/etc/carillon/supervisord/supervisord.conf")
-DECLARED = {"uwsgi", "daphne:daphne_0", "daphne:daphne_1", "runworker", "listener"}
+DECLARED = {"uwsgi:uwsgi_0", "uwsgi:uwsgi_1", "daphne:daphne_0", "daphne:daphne_1", "runworker", "listener"}
 
 
 def inside(stack, *command: str) -> str:
@@ -79,7 +79,7 @@ def test_the_files_are_the_repositorys(stack):
         )
 
 
-@pytest.mark.parametrize("program", ["uwsgi", "runworker", "daphne:daphne_0"])
+@pytest.mark.parametrize("program", ["uwsgi:uwsgi_0", "runworker", "daphne:daphne_0"])
 def test_a_killed_program_comes_back(stack, program):
     pid = ctl(stack, "pid", program).strip()
     inside(stack, "python3", "-c", f"import os; os.kill({pid}, 9)")
@@ -110,7 +110,7 @@ def test_sockets_survive_the_restart_of_the_other_process(stack):
 
 def test_programs_restarted_one_by_one_under_load_fail_no_request(stack):
     with Ledger(stack) as ledger:
-        for program in ("uwsgi", "daphne:daphne_0", "daphne:daphne_1", "runworker"):
+        for program in ("uwsgi:uwsgi_0", "uwsgi:uwsgi_1", "daphne:daphne_0", "daphne:daphne_1", "runworker"):
             ctl(stack, "restart", program)
             wait(f"{program} runs", lambda program=program: programs(stack)[program] == "RUNNING", 60)
         wait("an event goes all the way", stack.deliver, 60)

@@ -10,7 +10,7 @@ from tests.production.parity import argv, nginx
 
 
 def test_describe(machine):
-    programs = {"uwsgi": "uwsgi", "daphne": "daphne:daphne_0", "runworker": "runworker"}
+    programs = {"uwsgi": "uwsgi:uwsgi_0", "daphne": "daphne:daphne_0", "runworker": "runworker"}
     rows = {row["pid"]: row for row in machine.processes()}
     found = {
         process: rows[int(machine.run(f"carillon-ctl pid {name}"))] for process, name in programs.items()
