@@ -41,7 +41,7 @@ test-unit: ## the unit tests alone: no stack, two minutes
 test-clean: ## remove what a cut-off `make test` left behind
 	@$(DEV) test-clean
 
-lint: ## ruff, mypy, yamllint
+lint: ## code, shell scripts, Dockerfiles, and the files of nginx, supervisord, uwsgi and the roles
 	@$(DEV) lint
 
 bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' consumers and Socket.IO (minutes, on a quiet machine)
@@ -51,14 +51,23 @@ chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev`
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
 	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl $(TEST_PYTHON) -m pytest -q tests/chaos
 
-production: ## in progress: production in containers: supervisord in one of them (ports 50080, 50443)
+production: ## production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production
 
-cluster: ## in progress: the same with three brokers and two application containers
+production-down: ## stop it; data and secrets stay
+	@$(DEV) production-down
+
+production-clean: ## stop it and remove its data and secrets
+	@$(DEV) production-clean
+
+cluster: ## in progress: the same with three brokers and two application containers, a stack of its own
 	@$(DEV) cluster
 
-production-down: ## stop either; data and secrets stay
-	@$(DEV) production-down
+cluster-down: ## stop it; data and secrets stay
+	@$(DEV) cluster-down
+
+cluster-clean: ## stop it and remove its data and secrets
+	@$(DEV) cluster-clean
 
 bundle: ## in progress: one archive to install from where there is no package index
 	@$(DEV) bundle
@@ -89,10 +98,13 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 #: CARILLON_AMQP_PORT        RabbitMQ (5672), on 127.0.0.1
 #: CARILLON_LISTEN           address of the first two (127.0.0.1; 0.0.0.0: the whole network may come)
 #: CARILLON_ALLOWED_HOSTS    names and addresses that the application answers to (this machine's own)
+#: CARILLON_CERTIFICATE      make production: your certificate, PEM, the server's first (one for localhost)
+#: CARILLON_CERTIFICATE_KEY  … and its key
+#: CARILLON_BUNDLE_FOR       make bundle: Python and machine of the hosts (3.13-x86_64: Debian 13)
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets chaos production cluster production-down bundle test-production test-production-full bench-layer test-long lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full bench-layer test-long lock

@@ -88,12 +88,12 @@ def everything(_: list[str]) -> int:
     if engine.check():
         # What a cut-off run left behind goes first: it would hold the ports.
         stack.down(config, volumes=True)
-    from dev import testing
+    from dev import linting, testing
 
     config = config.moved(ports=testing.free_ports(config))
     development.prepare(config)
     testing.enter(config)
-    return testing.everything(config)
+    return testing.everything(config, linting.sources())
 
 
 def unit(_: list[str]) -> int:
@@ -104,10 +104,10 @@ def unit(_: list[str]) -> int:
 
 
 def lint(_: list[str]) -> int:
-    from dev import testing
+    from dev import linting, testing
 
     testing.enter(_test_config())
-    return testing.lint()
+    return testing.run(linting.everything(), {})
 
 
 def clean_test(_: list[str]) -> int:
@@ -115,55 +115,64 @@ def clean_test(_: list[str]) -> int:
     return 0
 
 
-def _production_config() -> configuration.Config:
+def production_up(_: list[str]) -> int:
     from dev import production
 
-    config = configuration.load(project=production.PROJECT, state=production.STATE)
-    return config.moved(ports=production.ports())
-
-
-def _production(*, cluster: bool) -> int:
-    from dev import production
-
-    config = _production_config()
-    development.prepare(config)
-    development.enter_tools(config)
-    production.up(config, cluster=cluster)
-    production.report(config)
+    production.start(production.load(), target="production")
     return 0
 
 
-def production_up(_: list[str]) -> int:
-    return _production(cluster=False)
-
-
 def cluster_up(_: list[str]) -> int:
-    return _production(cluster=True)
+    from dev import production
+
+    production.start(production.load(cluster=True), target="cluster")
+    return 0
 
 
 def production_down(_: list[str]) -> int:
     from dev import production
 
-    production.down(_production_config())
+    stack.down(production.load(), volumes=False)
     return 0
 
 
-def bundle(_: list[str]) -> int:
+def production_clean(_: list[str]) -> int:
     from dev import production
 
-    config = _production_config()
+    development.clean(production.load())
+    return 0
+
+
+def cluster_down(_: list[str]) -> int:
+    from dev import production
+
+    stack.down(production.load(cluster=True), volumes=False)
+    return 0
+
+
+def cluster_clean(_: list[str]) -> int:
+    from dev import production
+
+    development.clean(production.load(cluster=True))
+    return 0
+
+
+def make_bundle(_: list[str]) -> int:
+    config = _config()
     development.enter_tools(config)
-    production.bundle(config)
+    from dev import bundle
+
+    bundle.make()
     return 0
 
 
 def test_production(arguments: list[str]) -> int:
-    from dev import production
+    from dev import production, production_testing
 
-    config = _production_config()
+    config = production.load()
     development.prepare(config)
-    production.enter(config)
-    return production.test(config, full="--full" in arguments)
+    production_testing.enter(config)
+    return production_testing.test(config, full="--full" in arguments)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -182,7 +191,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "production": production_up,
     "cluster": cluster_up,
     "production-down": production_down,
-    "bundle": bundle,
+    "production-clean": production_clean,
+    "cluster-down": cluster_down,
+    "cluster-clean": cluster_clean,
+    "bundle": make_bundle,
     "test-production": test_production,
 }
 

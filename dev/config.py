@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dev.output import Failure
@@ -27,13 +27,18 @@ _BUNDLES = (
 
 @dataclass(frozen=True)
 class Config:
-    """`ports` by variable name; `listen` is the address of nginx's ports, the other two are on 127.0.0.1."""
+    """`ports` by variable name; `listen` is the address of nginx's ports, the other two are on 127.0.0.1.
+
+    `compose_files` make the stack; `settings` are values that they ask for beyond those that every stack has.
+    """
 
     project: str
     state: Path
     listen: str
     ports: Mapping[str, int]
     ca_bundle: Path | None
+    compose_files: tuple[Path, ...] = (COMPOSE_FILE,)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def http_port(self) -> int:
@@ -56,6 +61,10 @@ class Config:
         return self.state / "env"
 
     @property
+    def project_settings(self) -> Path:
+        return self.state / "project.env"
+
+    @property
     def secrets(self) -> Path:
         return self.state / "secrets"
 
@@ -72,12 +81,13 @@ class Config:
         return self.listen if variable in ("CARILLON_HTTP_PORT", "CARILLON_HTTPS_PORT") else "127.0.0.1"
 
     def compose_environment(self) -> dict[str, str]:
-        """What compose/dev.yml is filled with."""
+        """What the Compose files are filled with."""
         return {
             "CARILLON_PROJECT": self.project,
             "CARILLON_STATE": str(self.state),
             "CARILLON_LISTEN": self.listen,
             **{name: str(port) for name, port in self.ports.items()},
+            **self.settings,
         }
 
     def moved(self, *, ports: Mapping[str, int]) -> Config:

@@ -15,10 +15,10 @@ from dev.output import Failure, say, timed
 TOOLS_LOCK = "requirements/tools.txt"
 
 
-def prepare(config: Config) -> None:
-    """What can be done with the system's own Python: preflight, the engine."""
+def prepare(config: Config, chosen: tuple[images.Image, ...] = images.IMAGES) -> None:
+    """What can be done with the system's own Python: preflight (for `chosen` images), the engine."""
     ready = engine.check()
-    preflight.check(config, images_present=ready and images.present())
+    preflight.check(config, images_present=ready and images.present(chosen))
     # Nothing has been touched up to here.
     secret_files.private_directory(config.state)
     engine.ensure(config)
@@ -34,24 +34,33 @@ def up(config: Config) -> dict[str, str]:
     # Not at the top: they need the private environment.
     from dev import account, certificates, site_file
 
-    with _alone(config):
+    with alone(config):
         base_image.ensure(config)
         images.ensure(config)
-        made = secret_files.ensure(config.secrets)
-        if "database_password" in made and stack.has_volume(config, "postgresql"):
-            (config.secrets / "database_password").unlink()
-            raise Failure(
-                f"the database of the stack {config.project} is there, but its password "
-                f"({config.secrets}/database_password) is gone: put it back, or begin anew with `make clean`"
-            )
+        ensure_secrets(config, anew="make clean")
         renewed = certificates.ensure(config.certificates)
         renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
         stack.up(config, renew=["nginx"] if renewed else [])
         return account.ensure(config)
 
 
+def ensure_secrets(config: Config, *, anew: str) -> None:
+    """All secrets are there, and the file of a project's own settings.
+
+    A new password would not fit an old database: `Failure`, with `anew` as the way to begin again.
+    """
+    made = secret_files.ensure(config.secrets)
+    secret_files.project_settings(config.project_settings)
+    if "database_password" in made and stack.has_volume(config, "postgresql"):
+        (config.secrets / "database_password").unlink()
+        raise Failure(
+            f"the database of the stack {config.project} is there, but its password "
+            f"({config.secrets}/database_password) is gone: put it back, or begin anew with `{anew}`"
+        )
+
+
 @contextmanager
-def _alone(config: Config) -> Iterator[None]:
+def alone(config: Config) -> Iterator[None]:
     """One at a time for each stack: two would start containers over one another."""
     with (config.state / "lock").open("w") as lock:
         try:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from dev import process
-from dev.config import COMPOSE_FILE, ROOT, Config
+from dev.config import ROOT, Config
 from dev.output import Failure
 
 _GIB = 2**30
@@ -18,6 +18,7 @@ _FOR_CONTAINERS = ("src", "nginx", "images", "supervisord")
 # Measured: the images take 1.7 GB with their build layers, the checkout's private environments 0.5 GB.
 NEEDED_FOR_IMAGES = 4 * _GIB
 NEEDED_TO_RUN = 1 * _GIB
+_STOP = "`make down`, `make test-clean`, `make production-down`, `make cluster-down`"
 
 
 def check(config: Config, *, images_present: bool) -> None:
@@ -74,21 +75,29 @@ def readable(root: Path = ROOT) -> None:
 
 
 def neighbour(config: Config) -> None:
-    """No other checkout runs a stack of this name: its containers would be replaced by ours."""
+    """No stack of another checkout or kind has this name: its containers would be replaced by ours."""
     form = '{{.Label "com.docker.compose.project.config_files"}}'
     query = ["docker", "ps", "--all", "--filter", f"label=com.docker.compose.project={config.project}"]
     try:
         answer = process.ask([*query, "--format", form], seconds=15)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
+    ours = ",".join(map(str, config.compose_files))
     for line in set(answer.stdout.splitlines()):
-        file = Path(line)
+        file = Path(line.partition(",")[0])
         # What is left of a checkout that is gone belongs to nobody.
-        if line and file != COMPOSE_FILE and file.exists():
+        if line == ours or not line or not file.exists():
+            continue
+        if file.parent.parent == ROOT:
+            files = " and ".join(str(Path(name).relative_to(ROOT)) for name in line.split(","))
             raise Failure(
-                f"the stack {config.project} belongs to the checkout {file.parent.parent}: "
-                "take it down there (`make down`, `make test-clean`), or set another CARILLON_PROJECT=…"
+                f"the stack {config.project} is of another kind, made from {files}: "
+                f"take it down ({_STOP}), or set another CARILLON_PROJECT=…"
             )
+        raise Failure(
+            f"the stack {config.project} belongs to the checkout {file.parent.parent}: "
+            f"take it down there ({_STOP}), or set another CARILLON_PROJECT=…"
+        )
 
 
 def ports(config: Config) -> None:

@@ -17,6 +17,18 @@ SECRETS = {
 }
 
 
+PROJECT_SETTINGS = """\
+# Settings of your own, read by every process at its start: PROJECT_NAME=value, one a line.
+# In src/project/settings.py: env.project["PROJECT_NAME"]. After a change: make down, then start again.
+"""
+
+
+def project_settings(path: Path) -> None:
+    """Make the file of the team's own settings where it is missing: a bind mount needs one."""
+    if not path.exists():
+        write(path, PROJECT_SETTINGS, 0o644)
+
+
 def ensure(directory: Path) -> list[str]:
     """Make what is missing and leave the rest alone; the names of what was made."""
     private_directory(directory)

@@ -91,10 +91,16 @@ def read(path: Path) -> dict:
         raise SiteFileError(f"{path}: not YAML: {error}") from error
 
 
-def write(values_file: Path, output: Path) -> bool:
-    """Renders `values_file` into `output` (0644, replaced whole); False when it already said the same."""
+def write(values_file: Path, output: Path, *, redirect_port: int | None = None) -> bool:
+    """Renders `values_file` into `output` (0644, replaced whole); False when it already said the same.
+
+    `redirect_port`: the one that is published, where only the caller knows it.
+    """
     try:
-        text = render(read(values_file), TEMPLATE.read_text())
+        values = read(values_file)
+        if redirect_port is not None:
+            values["http"]["redirect_port"] = redirect_port
+        text = render(values, TEMPLATE.read_text())
     except SiteFileError as error:
         raise SiteFileError(
             "\n".join(f"{values_file}: {line}" for line in str(error).splitlines())

@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 
 from dev import preflight, process
-from dev.config import COMPOSE_FILE, Config
+from dev.config import Config
 from dev.output import Failure, progress, step
 
-_ONE_SHOT = {"migrate"}
+_ONE_SHOT = {"migrate", "assets"}
 _READY_SECONDS = 240
 _REPORT_SECONDS = 5
 _MOST_RESTARTS = 3
@@ -21,7 +21,8 @@ _LOG_LINES = "40"
 
 
 def command(config: Config, *arguments: str) -> list[str]:
-    return ["docker", "compose", "--project-name", config.project, "--file", str(COMPOSE_FILE), *arguments]
+    files = [word for file in config.compose_files for word in ("--file", str(file))]
+    return ["docker", "compose", "--project-name", config.project, *files, *arguments]
 
 
 def compose(config: Config, *arguments: str, seconds: float, stdin: str | None = None) -> str:
@@ -69,9 +70,9 @@ def _await_healthy(config: Config) -> None:
     start = time.monotonic()
     reported = start
     while True:
-        rows = {row["Service"]: row for row in _rows(config)}
-        failed = sorted(name for name, row in rows.items() if _failed(name, row))
-        waiting = sorted(name for name, row in rows.items() if not _ready(name, row))
+        rows = _rows(config)
+        failed = sorted({row["Service"] for row in rows if _failed(row)})
+        waiting = sorted({row["Service"] for row in rows if not _ready(row)})
         if not waiting:
             return
         now = time.monotonic()
@@ -86,14 +87,14 @@ def _await_healthy(config: Config) -> None:
         time.sleep(0.5)
 
 
-def _ready(name: str, row: dict) -> bool:
-    if name in _ONE_SHOT:
+def _ready(row: dict) -> bool:
+    if row["Service"] in _ONE_SHOT:
         return row["State"] == "exited" and row["ExitCode"] == 0
     return row["State"] == "running" and row["Health"] == "healthy"
 
 
-def _failed(name: str, row: dict) -> bool:
-    if name in _ONE_SHOT:
+def _failed(row: dict) -> bool:
+    if row["Service"] in _ONE_SHOT:
         return row["State"] == "exited" and row["ExitCode"] != 0
     if row["Health"] == "unhealthy":
         return True

@@ -32,17 +32,12 @@ _SHIFT = 1000
 
 @dataclass(frozen=True)
 class Suite:
-    """A check and its command; `python -m …` runs in the test environment."""
+    """A check and its command, run in `folder` with the programs of the environment that we are in."""
 
     name: str
     command: tuple[str, ...]
-
-
-LINTS = (
-    Suite("ruff", ("ruff", "check", ".")),
-    Suite("mypy", ("mypy",)),
-    Suite("yamllint", ("yamllint", "--strict", ".")),
-)
+    folder: str = "."
+    environ: tuple[tuple[str, str], ...] = ()
 
 
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
@@ -57,21 +52,17 @@ def enter(config: Config) -> None:
     environments.enter(environments.ensure(config, "venv-test", LOCK))
 
 
-def lint() -> int:
-    return run(list(LINTS), {})
-
-
 def unit() -> int:
     return run(suites(("unit",)), {})
 
 
-def everything(config: Config) -> int:
-    """All suites; 0 when all passed. Takes down the stack that it started, however it ends."""
+def everything(config: Config, lints: list[Suite]) -> int:
+    """The `lints` and all suites; 0 when all passed. Takes down the stack that it started in any case."""
     programs = ensure_programs(config)
     with interruptible():
         try:
             development.up(config)
-            chosen = [*LINTS, *suites(("unit", "integration", "infra", "chaos", "browser"))]
+            chosen = [*lints, *suites(("unit", "integration", "infra", "chaos", "browser"))]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:
             step("Taking down the test stack")
@@ -130,7 +121,10 @@ def run(chosen: list[Suite], environ: Mapping[str, str]) -> int:
         step(f"{suite.name}: {' '.join(suite.command)}")
         start = time.monotonic()
         answer = subprocess.run(
-            suite.command, cwd=ROOT, env={**os.environ, **environ, "PATH": path}, check=False
+            suite.command,
+            cwd=ROOT / suite.folder,
+            env={**os.environ, **environ, **dict(suite.environ), "PATH": path},
+            check=False,
         )
         results.append((suite, answer.returncode, time.monotonic() - start))
     say()

@@ -22,7 +22,7 @@ description:
   - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
   project's own wheel and the lock. Its name is made from the project's version and a digest of everything
   that goes in, so that what changes has another name and what does not is not built again.
-  - Where a wheelhouse of a bundle (C(make bundle)) lies in I(cache), no index is asked.
+  - An unpacked bundle (C(make bundle)) has its archive in I(cache): there no index is asked, ever.
 options:
   source: {type: path, required: true, description: "The checkout."}
   cache: {type: path, required: true, description: "Folder for wheelhouses and archives."}
@@ -41,8 +41,19 @@ id: {type: str, returned: always, description: "<version>-<digest>"}
 archive: {type: str, returned: always, description: "Path of the archive on the control node."}
 """
 
+# In a bundle: nothing can be built there.
+BUNDLE_MARK = ".bundle"
 INPUTS = ("pyproject.toml", "requirements/app.in", "requirements/app.txt", "src")
 SKIPPED = ("__pycache__", ".egg-info")
+PLATFORMS = (
+    "manylinux2014",
+    "manylinux_2_17",
+    "manylinux_2_24",
+    "manylinux_2_27",
+    "manylinux_2_28",
+    "manylinux_2_31",
+    "manylinux_2_34",
+)
 
 
 def files(source: Path) -> list[Path]:
@@ -86,6 +97,26 @@ def pip(*arguments: str) -> None:
         raise RuntimeError(f"pip {arguments[0]} failed: {done.stderr.strip()[-800:]}")
 
 
+def download(lock: Path, folder: Path, python: str, architecture: str) -> None:
+    """The wheels of a lock for that Python on Linux, each checked by its hash."""
+    pip(
+        "download",
+        "--require-hashes",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        "--implementation=cp",
+        f"--python-version={python}",
+        f"--abi=cp{python.replace('.', '')}",
+        "--abi=abi3",
+        "--abi=none",
+        *(f"--platform={tag}_{architecture}" for tag in PLATFORMS),
+        "--requirement",
+        str(lock),
+    )
+
+
 def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Path:
     """The wheels of the lock for the hosts' Python, fetched once per lock."""
     lock = source / "requirements/app.txt"
@@ -93,37 +124,9 @@ def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Pat
     final = cache / name
     if final.is_dir():
         return final
-    short = python.replace(".", "")
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         partial = Path(folder) / "wheels"
-        platforms = [
-            f"--platform={tag}_{architecture}"
-            for tag in (
-                "manylinux2014",
-                "manylinux_2_17",
-                "manylinux_2_24",
-                "manylinux_2_27",
-                "manylinux_2_28",
-                "manylinux_2_31",
-                "manylinux_2_34",
-            )
-        ]
-        pip(
-            "download",
-            "--require-hashes",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--dest",
-            str(partial),
-            "--implementation=cp",
-            f"--python-version={python}",
-            f"--abi=cp{short}",
-            "--abi=abi3",
-            "--abi=none",
-            *platforms,
-            "--requirement",
-            str(lock),
-        )
+        download(lock, partial, python, architecture)
         partial.rename(final)
     return final
 
@@ -148,6 +151,29 @@ def build(source: Path, cache: Path, release: str, archive: Path, python: str, a
         os.replace(partial, archive)
 
 
+def ensure(
+    source: Path, cache: Path, python: str, architecture: str, *, dry: bool = False
+) -> tuple[str, Path, bool]:
+    """(the release's name, its archive, whether it was or would have been built). `dry` builds nothing."""
+    release = f"{version(source)}-{digest(source, files(source))[:8]}"
+    archive = cache / f"carillon-{release}-{python}-{architecture}.tar"
+    if dry or archive.exists():
+        return release, archive, not archive.exists()
+    if (source / BUNDLE_MARK).exists():
+        there = ", ".join(sorted(path.name for path in cache.glob("carillon-*.tar"))) or "none"
+        raise ValueError(
+            f"this is an unpacked bundle whose archive ({there}) is not the one asked for ({archive.name}). "
+            "If its files were changed, unpack it anew; for another Python or machine make another bundle "
+            "(CARILLON_BUNDLE_FOR)"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            build(source, cache, release, archive, python, architecture)
+    return release, archive, True
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -158,22 +184,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    source, cache = Path(module.params["source"]), Path(module.params["cache"])
-    python, architecture = module.params["python"], module.params["architecture"]
+    source = Path(module.params["source"])
     try:
-        release = f"{version(source)}-{digest(source, files(source))[:8]}"
-        archive = cache / f"carillon-{release}-{python}-{architecture}.tar"
-        result = {"id": release, "archive": str(archive)}
-        if archive.exists() or module.check_mode:
-            module.exit_json(changed=not archive.exists(), **result)
-        cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not archive.exists():
-                build(source, cache, release, archive, python, architecture)
-        module.exit_json(changed=True, **result)
+        release, archive, changed = ensure(
+            source,
+            Path(module.params["cache"]),
+            module.params["python"],
+            module.params["architecture"],
+            dry=module.check_mode,
+        )
     except (OSError, ValueError, RuntimeError) as error:
         module.fail_json(msg=f"The release could not be built from {source}: {error}")
+    module.exit_json(changed=changed, id=release, archive=str(archive))
 
 
 if __name__ == "__main__":

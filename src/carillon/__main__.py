@@ -13,12 +13,12 @@ from carillon.environment import ConfigurationError, Environment
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        settings = environment.load()
+        # The project's own settings are read when Django first needs them: inside of the function.
+        return options.function(options, environment.load()) or 0
     except ConfigurationError as error:
         for problem in error.problems:
             launcher.say(problem)
         return launcher.EXIT_CONFIGURATION
-    return options.function(options, settings) or 0
 
 
 def _run(options: argparse.Namespace, settings: Environment) -> None:

@@ -4,7 +4,9 @@ import os
 
 import django
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+from carillon.environment import SETTINGS_MODULE
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
 django.setup(set_prefix=False)
 
 from carillon.websocket.application import application  # noqa: E402  (needs Django's apps)

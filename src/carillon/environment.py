@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 DEFAULT_FILE = "/etc/carillon/carillon.env"
+# Where a team says what is its own: Carillon's settings, and the apps, routes and consumers that it adds.
+SETTINGS_MODULE = "project.settings"
 FILE_VARIABLE = "CARILLON_ENVIRONMENT_FILE"
 
 # Every name that may stand in the file; a secret may also be given as NAME_FILE.
@@ -52,6 +54,9 @@ NAMES = frozenset(
     }
 )
 
+# Names that begin so are a team's own: `Environment.project` has them.
+PROJECT_PREFIX = "PROJECT_"
+
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _COOKIE_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _SHORTEST_SECRET_KEY = 32
@@ -63,6 +68,17 @@ class ConfigurationError(Exception):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class ProjectSettings(dict[str, str]):
+    """A team's own settings by name, secrets from files included. `[]` raises ConfigurationError, `get` does
+    not."""
+
+    def __missing__(self, name: str) -> str:
+        raise ConfigurationError([f"{name} is missing: set it or {name}_FILE"])
+
+    def __repr__(self) -> str:
+        return f"ProjectSettings({', '.join(sorted(self))})"
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ class Environment:
     static_root: Path
     wait_seconds: int
     session_cookie_name: str
+    project: ProjectSettings
 
 
 def load(environ: Mapping[str, str] | None = None) -> Environment:
@@ -123,8 +140,11 @@ def parse_file(text: str, path: str) -> tuple[dict[str, str], list[str]]:
         name, value = name.strip(), value.strip()
         if not equals or not _NAME.match(name):
             problems.append(f"{path}:{number}: expected NAME=value")
-        elif name not in NAMES:
-            problems.append(f"{path}:{number}: {name} is no setting of Carillon: correct or remove it")
+        elif name not in NAMES and not name.startswith(PROJECT_PREFIX):
+            problems.append(
+                f"{path}:{number}: {name} is no setting of Carillon: correct or remove it "
+                f"(your own begin with {PROJECT_PREFIX})"
+            )
         elif name in values:
             problems.append(f"{path}:{number}: {name} is set twice: keep one")
         else:
@@ -244,7 +264,13 @@ def _read(read: _Reader) -> Environment:
         static_root=_absolute(read, "CARILLON_STATIC_ROOT", "/var/lib/carillon/static"),
         wait_seconds=read.integer("CARILLON_WAIT_SECONDS", 120, 1, 3600),
         session_cookie_name=_cookie_name(read, "CARILLON_SESSION_COOKIE_NAME", "awx_sessionid"),
+        project=_project(read),
     )
+
+
+def _project(read: _Reader) -> ProjectSettings:
+    names = {name.removesuffix("_FILE") for name in read.environ if name.startswith(PROJECT_PREFIX)}
+    return ProjectSettings({name: read.secret(name, required=False) for name in sorted(names)})
 
 
 def _amqp_urls(read: _Reader) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from carillon.environment import Environment
+from carillon.environment import SETTINGS_MODULE, Environment
 
 UWSGI_PORT = 8050
 DAPHNE_PORT = 8051
@@ -78,7 +78,7 @@ def _host(address: str) -> str:
 
 def run(process: str, environment: Environment, *, wait: bool = True) -> NoReturn:
     """Wait for the database, its migrations and the broker, then become `process`."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     if wait:
         await_ready([DATABASE, MIGRATIONS, BROKER], environment, process)
     command = argv(process, environment, socket_on_stdin=_is_socket(0))
@@ -216,7 +216,7 @@ BROKER = Check(
 
 def check(environment: Environment) -> int:
     """Try everything once and say how it is. 0, or EXIT_NOT_READY at the first that does not answer."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     for item in (DATABASE, MIGRATIONS, BROKER):
         try:
             item.probe(environment)
@@ -231,7 +231,7 @@ def check(environment: Environment) -> int:
 
 
 def manage(arguments: list[str]) -> None:
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     from django.core.management import execute_from_command_line
 
     execute_from_command_line(["carillon manage", *arguments])
@@ -239,6 +239,6 @@ def manage(arguments: list[str]) -> None:
 
 def migrate(environment: Environment) -> None:
     """Wait for the database and bring its tables up to date."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     await_ready([DATABASE], environment, "migrate")
     manage(["migrate", "--no-input", "--verbosity", "1"])

@@ -42,7 +42,9 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
-ROOT_URLCONF = "carillon.urls"
+ROOT_URLCONF = "project.urls"
+# Consumers under /websocket/: a module with `websocket_urlpatterns`, as Channels' URLRouter takes them.
+WEBSOCKET_URLCONF = "project.routing"
 WSGI_APPLICATION = "carillon.wsgi.application"
 ASGI_APPLICATION = "carillon.asgi.application"
 

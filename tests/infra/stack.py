@@ -76,8 +76,9 @@ class Stack:
             context.set_alpn_protocols(list(protocols))
         return context
 
-    def api(self, path: str, body=None, token: str | None = None):
-        """GET, or POST of `body`, as the admin; the JSON answer. Errors are urllib's."""
+    def api(self, path: str, body=None, token: str | None = None, method: str | None = None):
+        """GET, or POST of `body`, or `method`, as the admin; the JSON answer (None: it was empty). Errors are
+        urllib's."""
         request = urllib.request.Request(
             self.values["CARILLON_URL"] + path,
             data=None if body is None else json.dumps(body).encode(),
@@ -85,12 +86,13 @@ class Stack:
                 "Authorization": f"Bearer {token or self.values['CARILLON_TOKEN']}",
                 "Content-Type": "application/json",
             },
+            method=method,
         )
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls())
         )
         with opener.open(request, timeout=15) as answer:
-            return json.load(answer)
+            return json.loads(answer.read() or "null")
 
     def websocket(self, token: str | None = None, scheme: str = "https", **options):
         """An open websocket, the token in its URL."""

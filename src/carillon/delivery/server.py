@@ -24,9 +24,9 @@ from daphne.server import Server  # isort:skip  (daphne.server installs the asyn
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer
 
-from carillon.delivery.forms import PING, Frames2
+from asgi_amqp.position import Position
+from carillon.delivery.forms import PING, Frames2, frame
 from carillon.delivery.outlet import TOO_SLOW, Outlet
-from carillon.delivery.position import Position
 from carillon.delivery.wheel import Wheel
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Socket(WebSocketProtocol):
 
     def serverSend(self, content, binary=False):
         if binary:
-            super().serverSend(content, binary)
+            self.outlet.write(frame(content, 0x82), 0)
         else:
             self.outlet.text(content)
 

@@ -1,11 +1,12 @@
-"""The ASGI application: the websocket on its path; plain HTTP gets a hint; the rest is turned away."""
+"""The ASGI application: the websocket on its path, the project's own consumers under it; plain HTTP gets a
+hint; the rest is turned away."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from carillon.websocket import consumer, events, upgrade
+from carillon.websocket import consumer, events, upgrade, visitor
 
 NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
 
@@ -18,6 +19,8 @@ async def application(
     if scope["type"] == "websocket":
         if scope["path"] in upgrade.PATHS:
             await consumer.serve(scope, receive, send)
+        elif scope["path"].startswith(visitor.PREFIX):
+            await visitor.serve(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close"})  # before an accept: 403
@@ -31,7 +34,7 @@ async def application(
 
 
 async def _plain_http(scope: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    if scope["path"] in upgrade.PATHS:
+    if scope["path"] in upgrade.PATHS or scope["path"].startswith(visitor.PREFIX):
         said = next(
             (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"upgrade"), None
         )

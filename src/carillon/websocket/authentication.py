@@ -36,6 +36,10 @@ class Refused(Exception):
         super().__init__(reason)
 
 
+class NoCredentials(Refused):
+    """The handshake presents nothing."""
+
+
 @dataclass(frozen=True)
 class Credential:
     """What a handshake presents. `kind`: `token` or `session`; `by_cookie`: a browser adds it by itself."""
@@ -86,7 +90,7 @@ class Handshake:
         return self.cookies.get(settings.CSRF_COOKIE_NAME, "")
 
     def credential(self) -> Credential:
-        """The first credential present. Raises Refused when there is none."""
+        """The first credential present. Raises NoCredentials when there is none, Refused."""
         try:
             in_url = parse_qs(self._query, max_num_fields=50).get("token")
         except ValueError:
@@ -101,7 +105,7 @@ class Handshake:
             return Credential("token", in_cookie, by_cookie=True)
         if session_key := self.cookies.get(settings.SESSION_COOKIE_NAME, ""):
             return Credential("session", session_key, by_cookie=True)
-        raise Refused("no credentials: give ?token=, an Authorization header, or log in first")
+        raise NoCredentials("no credentials: give ?token=, an Authorization header, or log in first")
 
 
 def origin_is_allowed(origin: str | None) -> bool:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dev import config, debian, engine, preflight
+from dev import config, debian, development, engine, preflight, production, secret_files
 from dev.output import Failure
 
 ENGINE_26 = 'case "$*" in "version --format"*) echo 26.1.5;; info*) echo /nowhere/docker;; *) exit 0;; esac'
@@ -213,3 +213,24 @@ def test_a_checkout_made_with_a_strict_umask(tmp_path):
     preflight.readable(tmp_path)
     file.chmod(0o600)
     assert "chmod -R o+rX src nginx images supervisord" in line_of(preflight.readable, tmp_path)
+
+
+def test_a_stack_of_another_kind_is_not_taken_over(machine, settings):
+    there = config.ROOT / "compose"
+    machine.program("docker", f"echo {there}/production.yml,{there}/cluster.yml")
+    line = line_of(preflight.neighbour, settings)
+    assert "made from compose/production.yml and compose/cluster.yml" in line
+    assert "make cluster-down" in line
+    preflight.neighbour(production.load({"CARILLON_PROJECT": settings.project}, cluster=True))
+
+
+def test_a_lost_password_of_a_database_that_is_there_is_not_made_anew(machine, settings):
+    machine.program("docker", "exit 0")  # the volume is there
+    secret_files.ensure(settings.secrets)
+    development.ensure_secrets(settings, anew="make clean")
+    (settings.secrets / "database_password").unlink()
+    line = line_of(lambda: development.ensure_secrets(settings, anew="make clean"))
+    assert (
+        f"{settings.secrets}/database_password) is gone: put it back, or begin anew with `make clean`" in line
+    )
+    assert not (settings.secrets / "database_password").exists()

@@ -1,8 +1,10 @@
 """carillon.environment: every problem at once, secrets from files, nothing secret in what it shows."""
 
+from pathlib import Path
+
 import pytest
 
-from carillon.environment import ConfigurationError, load, parse_file
+from carillon.environment import NAMES, ConfigurationError, load, parse_file
 
 GOOD = {
     "CARILLON_SECRET_KEY": "k" * 40,
@@ -64,6 +66,22 @@ def test_one_bad_value_is_one_line(name, value, said):
     assert len(found) == 1
     assert name in found[0]
     assert said in found[0]
+
+
+def test_a_teams_own_settings(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    text = f"PROJECT_URL=https://bells.example\nPROJECT_KEY_FILE={file}\nPROJEKT_X=1\n"
+    values, found = parse_file(text, "carillon.env")
+    assert len(found) == 1
+    assert "carillon.env:3: PROJEKT_X" in found[0]
+    assert "PROJECT_" in found[0]
+    project = load({**GOOD, **values}).project
+    assert project == {"PROJECT_URL": "https://bells.example", "PROJECT_KEY": "from-file"}
+    assert "from-file" not in repr(project)
+    assert project.get("PROJECT_NONE") is None
+    with pytest.raises(ConfigurationError, match="PROJECT_NONE is missing: set it or PROJECT_NONE_FILE"):
+        project["PROJECT_NONE"]
 
 
 def test_secret_from_a_file_without_its_newline(tmp_path):
@@ -147,3 +165,22 @@ def test_a_file_that_was_named_must_exist(tmp_path, monkeypatch):
     monkeypatch.setenv("CARILLON_ENVIRONMENT_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match=r"CARILLON_ENVIRONMENT_FILE: .* does not exist"):
         load()
+
+
+def test_the_reference_has_every_name_with_its_default():
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "configuration.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `CARILLON_")]
+    documented, defaults = set(), {}
+    for name, _, default in rows:
+        base = name.split("`")[1]
+        documented |= {base, f"{base}_FILE"} if "`_FILE`" in name else {base}
+        defaults[base] = default.strip().strip("`")
+    assert documented == NAMES
+    plain = load({name: GOOD.get(name, "") for name in NAMES})
+    for name, default in defaults.items():
+        if default and " " not in default and default not in ("required", "none"):
+            field = name.removeprefix("CARILLON_").lower()
+            if hasattr(plain, field):  # of the others a URL is made
+                assert (
+                    str(int(value) if isinstance(value := getattr(plain, field), bool) else value) == default
+                )

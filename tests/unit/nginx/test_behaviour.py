@@ -145,7 +145,7 @@ def test_a_handshake_is_a_get(development):
     "path",
     [
         "/websocketfoo",
-        "/websocket/foo",
+        "/websocket/foo%20bar",
         "/websocket.",
         "/Websocket",
         "/api/v2/ping/",

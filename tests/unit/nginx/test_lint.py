@@ -108,11 +108,15 @@ def test_no_variable_in_a_pattern(configuration):
 
 
 def test_the_websocket_locations(configuration):
-    """Alike, exact, without a message that would quote a token, and patient with sockets that are pinged."""
+    """Alike, of plain names alone, without a message that would quote a token, patient with quiet sockets."""
     locations = [
         d for d in directives(configuration) if d.name == "location" and "websocket" in " ".join(d.words)
     ]
-    assert {tuple(d.words[1:]) for d in locations} == {("=", "/websocket"), ("=", "/websocket/")}
+    assert {tuple(d.words[1:]) for d in locations} == {
+        ("=", "/websocket"),
+        ("=", "/websocket/"),
+        ("~", "^/websocket/[A-Za-z0-9._~@:+/-]+$"),
+    }
     for location in locations:
         said = {d.name: d.words[1] for d in location.block}
         assert said["error_log"] == "/dev/null"

@@ -119,6 +119,20 @@ def lint(text: str, path: str) -> list[str]:
     return problems
 
 
+def processes(folder: Path) -> set[str]:
+    """Every process that the files of a folder declare, by the name that supervisorctl gives it."""
+    names = set()
+    for path in folder.glob("*.conf"):
+        text = path.read_text()
+        group = re.search(r"(?m)^\[(?:program|fcgi-program|eventlistener):([^\]]+)\]", text)
+        count = re.search(r"(?m)^numprocs = (\d+)$", text)
+        if group and count:
+            names |= {f"{group[1]}:{group[1]}_{number}" for number in range(int(count[1]))}
+        elif group:
+            names.add(group[1])
+    return names
+
+
 def programs(folder: Path) -> set[str]:
     """The programs that the files of a folder declare."""
     return {

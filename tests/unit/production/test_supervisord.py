@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.production.supervisor_lint import lint, programs
+from tests.unit.production.supervisor_lint import lint, processes, programs
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "supervisord"
@@ -52,6 +52,12 @@ def test_supervisord_itself_reads_them(tmp_path, monkeypatch):
     # The program of a command is looked for when it is started, not when the file is read.
     options.realize(["-c", str(tmp_path / "supervisord.conf")])
     assert {group.name for group in options.process_group_configs} == programs(FOLDER / "conf.d")
+    read = {
+        f"{group.name}:{process.name}" if len(group.process_configs) > 1 else process.name
+        for group in options.process_group_configs
+        for process in group.process_configs
+    }
+    assert read == processes(FOLDER / "conf.d")
     daphne = next(group for group in options.process_group_configs if group.name == "daphne")
     assert [process.name for process in daphne.process_configs] == ["daphne_0", "daphne_1"]
     assert daphne.socket_config.url == "tcp://127.0.0.1:8051"

@@ -1,0 +1,160 @@
+"""docs/how-to/your-app.md, done: the example goes into a copy of the checkout, and `make dev` runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import urllib.error
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.infra.stack import Stack, wait
+
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.skipif("CARILLON_STACK_ENV" not in os.environ, reason="CARILLON_STACK_ENV names no stack"),
+]
+ROOT = Path(__file__).parents[3]
+PROJECT = "carillon-test-app"
+UP_SECONDS = 420  # on a machine that is busy with something else
+
+
+def free_ports(count):
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """A stack of its own, of a checkout with the example in it."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    # Not the tests, the benchmarks or .git: a team may throw them away.
+    for name in ("bin", "compose", "dev", "images", "nginx", "requirements", "src", "supervisord"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    shutil.copytree(ROOT / "examples" / "chat" / "src", checkout / "src", dirs_exist_ok=True)
+    names = ("HTTP", "HTTPS", "MANAGEMENT", "AMQP")
+    ports = dict(zip((f"CARILLON_{name}_PORT" for name in names), free_ports(4), strict=True))
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("CARILLON_")}
+    environ = {**keep, **ports, "CARILLON_PROJECT": PROJECT, "CARILLON_STATE": ".dev"}
+
+    def dev(command):
+        return subprocess.run(
+            [str(checkout / "bin" / "dev"), command],
+            env=environ, capture_output=True, text=True, timeout=UP_SECONDS, check=False,
+        )  # fmt: skip
+
+    dev("clean")  # what a run that was cut off has left
+    (checkout / ".dev").mkdir(mode=0o700)
+    (checkout / ".dev" / "project.env").write_text("PROJECT_CHAT_LONGEST=20\n")
+    try:
+        up = dev("dev")
+        assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
+        lines = (checkout / ".dev" / "env").read_text().splitlines()
+        values = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
+        yield Stack(values, PROJECT, checkout / ".dev")
+    finally:
+        dev("clean")
+
+
+@pytest.fixture(scope="module")
+def me(stack):
+    return stack.api("/api/v2/me/")["results"][0]["id"]
+
+
+@pytest.fixture
+def room(stack, me):
+    return stack.api("/api/chat/rooms/", {"name": "tower", "members": [me]})["id"]
+
+
+@pytest.fixture
+def typing(stack, room):
+    """typing(token) opens the example's consumer, with that credential or none."""
+    with ExitStack() as opened:
+
+        def open_one(token=None):
+            host, port = stack.address()
+            query = f"?token={token}" if token else ""
+            url = f"wss://{host}:{port}/websocket/chat/{room}/typing/{query}"
+            return opened.enter_context(connect(url, ssl=stack.tls(), proxy=None, close_timeout=2))
+
+        yield open_one
+
+
+def closed(connection):
+    """The code that the server closes with."""
+    with pytest.raises(ConnectionClosed) as error:
+        connection.recv(15)
+    return error.value.rcvd.code
+
+
+def test_a_message_reaches_who_subscribed(stack, room):
+    with stack.websocket() as listener:
+        assert json.loads(listener.recv(10))["accept"] is True
+        listener.send(json.dumps({"groups": {"rooms": [room, room + 1]}}))
+        assert "access denied" in json.loads(listener.recv(10))["error"]  # no room of that number is ours
+        assert json.loads(listener.recv(10))["groups_current"] == [f"rooms-{room}"]
+        posted = stack.api(f"/api/chat/rooms/{room}/messages/", {"text": "the bells are up"})
+        assert json.loads(listener.recv(10)) == {"group_name": "rooms", **posted}
+    listed = stack.api(f"/api/chat/rooms/{room}/messages/")
+    assert [each["text"] for each in listed["results"]] == ["the bells are up"]
+
+
+def test_a_setting_of_the_teams_own(stack, room):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        stack.api(f"/api/chat/rooms/{room}/messages/", {"text": "x" * 21})
+    assert error.value.code == 400
+
+
+def test_a_room_of_others_is_not_found(stack):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        stack.api("/api/chat/rooms/999999/messages/")
+    assert error.value.code == 404
+
+
+def test_an_ordinary_consumer_on_the_layer(stack, typing):
+    token = stack.values["CARILLON_TOKEN"]
+    first, second = typing(token), typing(token)
+    first.send("{}")
+    assert json.loads(second.recv(10)) == json.loads(first.recv(10)) == {"typing": "admin"}
+
+
+def test_who_presents_nothing_is_the_consumers_affair(typing):
+    with pytest.raises(InvalidStatus) as error:
+        typing()
+    assert error.value.response.status_code == 403
+
+
+def test_who_presents_something_wrong_is_refused(typing):
+    assert closed(typing("wrong")) == 4401
+
+
+def test_a_consumer_goes_with_its_token(stack, typing):
+    made = stack.api("/api/v2/tokens/", {"description": "soon gone", "scope": "read"})
+    connection = typing(made["token"])
+    connection.send("{}")
+    assert json.loads(connection.recv(10)) == {"typing": "admin"}
+    stack.api(f"/api/v2/tokens/{made['id']}/", method="DELETE")
+    assert closed(connection) == 4401
+
+
+def test_saved_code_runs(stack):
+    """The reloader watches the team's folder as it watches Carillon's."""
+    views = stack.state.parent / "src" / "chat" / "views.py"
+    views.write_text(views.read_text().replace('"name", "members")', '"name")'))
+    wait(
+        "the API runs what was saved",
+        lambda: all("members" not in room for room in stack.api("/api/chat/rooms/")["results"]),
+        60,
+    )
