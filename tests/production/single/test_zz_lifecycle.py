@@ -16,6 +16,11 @@ import pytest
 from tests.production.conftest import ROOT, wait_for
 from tests.production.ledger import Ledger
 
+# What takes minutes and changes seldom.
+full = pytest.mark.skipif(
+    not os.environ.get("CARILLON_PRODUCTION_FULL"), reason="minutes: make test-production-full"
+)
+
 
 @pytest.fixture
 def another_release(machine):
@@ -63,6 +68,7 @@ def test_upgrade_and_rollback_under_load_fail_no_request(machine, stack, playboo
     healthy()
 
 
+@full
 def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
     machine, stack, playbook, secrets_dir, healthy
 ):
@@ -83,6 +89,7 @@ def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
     healthy()
 
 
+@full
 def test_backup_wipe_restore_brings_the_rows_back(machine, stack, playbook, secrets_dir, tmp_path, healthy):
     job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
     playbook("backup.yml", "-e", f"backup_dir={tmp_path}/backup")
@@ -151,6 +158,7 @@ def served(machine) -> str:
     )
 
 
+@full
 def test_a_certificate_comes_by_acme_and_its_renewal_needs_nobody(machine, playbook, acme, healthy):
     process = machine.run("systemctl show -P MainPID nginx")
     playbook("site.yml", "-e", json.dumps(acme))
