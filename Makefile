@@ -60,7 +60,7 @@ production-down: ## stop it; data and secrets stay
 production-clean: ## stop it and remove its data and secrets
 	@$(DEV) production-clean
 
-cluster: ## in progress: the same with three brokers and two application containers, a stack of its own
+cluster: ## the same with three brokers and two application containers, a stack of its own
 	@$(DEV) cluster
 
 cluster-down: ## stop it; data and secrets stay
