@@ -41,7 +41,7 @@ test-unit: ## the unit tests alone: no stack, two minutes
 test-clean: ## remove what a cut-off `make test` left behind
 	@$(DEV) test-clean
 
-lint: ## ruff, mypy, yamllint
+lint: ## code, shell scripts, Dockerfiles, and the files of nginx, supervisord, uwsgi and the roles
 	@$(DEV) lint
 
 bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' consumers and Socket.IO (minutes, on a quiet machine)
@@ -60,7 +60,7 @@ production-down: ## stop it; data and secrets stay
 production-clean: ## stop it and remove its data and secrets
 	@$(DEV) production-clean
 
-cluster: ## in progress: the same with three brokers and two application containers, a stack of its own
+cluster: ## the same with three brokers and two application containers, a stack of its own
 	@$(DEV) cluster
 
 cluster-down: ## stop it; data and secrets stay

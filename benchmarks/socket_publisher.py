@@ -30,8 +30,8 @@ def payload(number, kind):
 async def relay(url, epoch):
     from asgi_amqp import AMQPChannelLayer
     from asgi_amqp.connection import Options, Target
+    from asgi_amqp.stream import Stream
     from carillon.delivery.relay import Relay
-    from carillon.delivery.stream import Stream
 
     layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}})
 

@@ -88,12 +88,12 @@ def everything(_: list[str]) -> int:
     if engine.check():
         # What a cut-off run left behind goes first: it would hold the ports.
         stack.down(config, volumes=True)
-    from dev import testing
+    from dev import linting, testing
 
     config = config.moved(ports=testing.free_ports(config))
     development.prepare(config)
     testing.enter(config)
-    return testing.everything(config)
+    return testing.everything(config, linting.sources())
 
 
 def unit(_: list[str]) -> int:
@@ -104,10 +104,10 @@ def unit(_: list[str]) -> int:
 
 
 def lint(_: list[str]) -> int:
-    from dev import testing
+    from dev import linting, testing
 
     testing.enter(_test_config())
-    return testing.lint()
+    return testing.run(linting.everything(), {})
 
 
 def clean_test(_: list[str]) -> int:

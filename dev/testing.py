@@ -40,13 +40,6 @@ class Suite:
     environ: tuple[tuple[str, str], ...] = ()
 
 
-LINTS = (
-    Suite("ruff", ("ruff", "check", ".")),
-    Suite("mypy", ("mypy",)),
-    Suite("yamllint", ("yamllint", "--strict", ".")),
-)
-
-
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
     """A pytest run for each folder of tests/ that exists."""
     return [
@@ -59,21 +52,17 @@ def enter(config: Config) -> None:
     environments.enter(environments.ensure(config, "venv-test", LOCK))
 
 
-def lint() -> int:
-    return run(list(LINTS), {})
-
-
 def unit() -> int:
     return run(suites(("unit",)), {})
 
 
-def everything(config: Config) -> int:
-    """All suites; 0 when all passed. Takes down the stack that it started, however it ends."""
+def everything(config: Config, lints: list[Suite]) -> int:
+    """The `lints` and all suites; 0 when all passed. Takes down the stack that it started in any case."""
     programs = ensure_programs(config)
     with interruptible():
         try:
             development.up(config)
-            chosen = [*LINTS, *suites(("unit", "integration", "infra", "chaos", "browser"))]
+            chosen = [*lints, *suites(("unit", "integration", "infra", "chaos", "browser"))]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:
             step("Taking down the test stack")

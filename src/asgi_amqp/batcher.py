@@ -7,7 +7,7 @@ header). Confirmed events have a lane per queue.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .topology import Destination
 
@@ -75,7 +75,8 @@ class Batch:
 class Batcher:
     """`max_bytes` and `max_keys` bound one batch; `size` and `count` say how much waits in all."""
 
-    def __init__(self, max_bytes: int = 120_000, max_keys: int = 64) -> None:
+    def __init__(self, clock: Callable[[], float], max_bytes: int = 120_000, max_keys: int = 64) -> None:
+        self.clock = clock
         self.max_bytes = max_bytes
         self.max_keys = max_keys
         self.size = self.count = 0
@@ -88,7 +89,7 @@ class Batcher:
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._queue)
 
-    def add(self, destination: Destination, data: bytes, now: float, ticket: Ticket | None = None) -> None:
+    def add(self, destination: Destination, data: bytes, ticket: Ticket | None = None) -> None:
         """Append one event. A confirmed one needs its ticket."""
         part = destination.target + data
         size = len(part)
@@ -99,7 +100,7 @@ class Batcher:
             or batch.count == destination.most
             or (destination.key not in batch.keys and len(batch.keys) >= self.max_keys)
         ):
-            batch = Batch(destination, now)
+            batch = Batch(destination, self.clock())
             self._queue.append(batch)
             self._open[destination.lane] = batch
         else:

@@ -11,6 +11,7 @@ between two processes of this layer.
 """
 
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ import msgpack
 
 Message = dict[str, Any]
 _ARRAY = struct.Struct(">BI")  # an array of up to 2**32 values
+NOTHING = b"\xc0"  # in place of a message
 BIG_INT = 1  # msgpack extension type: a signed, big-endian integer of any length
 
 
@@ -34,11 +36,25 @@ def _restore(code: int, data: bytes) -> Any:
     return int.from_bytes(data, "big", signed=True) if code == BIG_INT else msgpack.ExtType(code, data)
 
 
+class _Packers(threading.local):
+    """A packer holds a buffer: made anew for every message it would cost more than the packing."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(default=_extend).pack
+        self.pack_any_text = msgpack.Packer(default=_extend, unicode_errors="surrogatepass").pack  # slower
+
+
+_packers = _Packers()
+
+
 def encode(message: Message) -> bytes:
     """One message as bytes. TypeError when it is not a dict or holds what cannot travel."""
     if not isinstance(message, dict):
         raise TypeError(f"a channel layer message is a dict, not a {type(message).__name__}")
-    data: bytes = msgpack.packb(message, default=_extend, unicode_errors="surrogatepass")
+    try:
+        data: bytes = _packers.pack(message)
+    except UnicodeEncodeError:
+        data = _packers.pack_any_text(message)
     return data
 
 

@@ -1,9 +1,8 @@
 """One broker connection kept alive: a supervisor, and a link for every generation of the connection.
 
 aio-pika opens and closes the connection and aiormq, the protocol library beneath it, does the calls that
-wait for an answer (declare, bind, consume). The two hot paths bypass their queues: a link writes publishes
-straight to the transport, and a wire (an AMQP channel) sees deliveries and confirms as soon as their frames
-are read.
+wait for an answer (declare, bind, consume). The two hot paths pass them by: a link writes publishes straight
+to the transport, and deliveries and confirms reach their taps in the very callback that read them.
 
 Never `connect_robust`: what must exist on the broker is rebuilt from our own state, by `setup`, on every new
 link.
@@ -15,12 +14,10 @@ import functools
 import logging
 import random
 import ssl
-import struct
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import Any, NamedTuple, cast
+from typing import Any
 from urllib.parse import unquote
 
 import aio_pika
@@ -31,11 +28,10 @@ import aiormq.connection
 from aiormq.exceptions import AMQPError, AuthenticationError, ProbableAuthenticationError
 from pamqp import commands
 from pamqp import frame as frames
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
 from yarl import URL
 
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
+from .frames import BEAT, Splitter, Tap
 
 log = logging.getLogger("asgi_amqp")
 
@@ -112,113 +108,56 @@ class Options:
             ) from None
 
 
-class Delivery(NamedTuple):
-    """One AMQP message as it came. `tag` acknowledges it on the wire that brought it."""
-
-    body: bytes
-    tag: int
-    redelivered: bool
-    headers: dict[str, Any]
-    message_id: str
-
-
 class Wire(aiormq.channel.Channel):
-    """An AMQP channel whose deliveries, confirms and returns go straight to callbacks, in the order of
-    arrival.
-    """
+    """An AMQP channel."""
 
-    def __init__(
-        self,
-        connection: aiormq.abc.AbstractConnection,
-        number: int,
-        *,
-        confirms: bool = False,
-        on_delivery: Callable[[Delivery], None] | None = None,
-        on_confirm: Callable[[int, bool, bool], None] | None = None,
-        on_return: Callable[[str], None] | None = None,
-    ) -> None:
-        super().__init__(connection, number, publisher_confirms=confirms)
-        self.retired = False  # closed by us: no reason to give up the link
-        self.frames = _Tap(self.frames, on_delivery, on_confirm, on_return)
-
-
-class _Tap(asyncio.Queue[Any]):
-    """Stands where aiormq's reader puts the frames of a channel: takes out the hot ones, passes on the
-    rest.
-    """
-
-    def __init__(
-        self,
-        rest: "asyncio.Queue[Any]",
-        on_delivery: Callable[[Delivery], None] | None,
-        on_confirm: Callable[[int, bool, bool], None] | None,
-        on_return: Callable[[str], None] | None,
-    ) -> None:
-        super().__init__(rest.maxsize)
-        self._on_delivery = on_delivery
-        self._on_confirm = on_confirm
-        self._on_return = on_return
-        self._method: commands.Basic.Deliver | commands.Basic.Return | None = None
-        self._header: ContentHeader | None = None
-        self._body = BytesIO()
-
-    async def put(self, item: tuple[int, Any]) -> None:
-        frame = item[1]
-        kind = type(frame)
-        if kind is commands.Basic.Deliver or kind is commands.Basic.Return:
-            self._method = frame
-        elif kind is ContentHeader and self._method is not None:
-            self._header, self._body = frame, BytesIO()
-            if not frame.body_size:
-                self._complete(frame, b"")
-        elif kind is ContentBody and self._header is not None:
-            header = self._header
-            if len(frame.value) == header.body_size:
-                self._complete(header, frame.value)
-            else:
-                self._body.write(frame.value)
-                if self._body.tell() >= header.body_size:
-                    self._complete(header, self._body.getvalue())
-            # Whoever this woke runs before the next batch is read: a reader that keeps up never overflows.
-            if self._method is None:
-                await asyncio.sleep(0)
-        elif kind is commands.Basic.Ack or kind is commands.Basic.Nack:
-            if self._on_confirm is not None:
-                self._on_confirm(frame.delivery_tag, frame.multiple, kind is commands.Basic.Ack)
-        else:
-            await super().put(item)
-
-    def _complete(self, header: ContentHeader, body: bytes) -> None:
-        method, self._method, self._header = self._method, None, None
-        properties = header.properties
-        if isinstance(method, commands.Basic.Return):
-            if self._on_return is not None:
-                self._on_return(properties.message_id or "")
-        elif method is not None and self._on_delivery is not None:
-            try:
-                self._on_delivery(
-                    Delivery(
-                        body,
-                        method.delivery_tag or 0,
-                        bool(method.redelivered),
-                        cast("dict[str, Any]", properties.headers or {}),
-                        properties.message_id or "",
-                    )
-                )
-            except Exception:  # one poisonous message must not end the connection of everyone
-                log.exception("a message could not be taken in and was dropped")
+    retired = False  # closed by us: no reason to give up the link
 
 
 class _Reader(asyncio.StreamReader):
-    """Knows when the broker was last heard of."""
+    """Gives taps their frames and aiormq the rest. Knows when the broker was last heard of."""
 
-    heard = 0.0
-    last = b""
+    MOST = 1 << 20  # bytes that wait for polite taps before the socket is no longer read
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=1 << 20, loop=loop)
+        self.splitter = Splitter()
+        self.heard = self._told = time.monotonic()
+        self.last = b""
+        self.transport: asyncio.Transport
+        self._more = self._held = False
+        self._turn = loop.call_soon
 
     def feed_data(self, data: Any) -> None:
         self.heard = time.monotonic()
         self.last = data
-        super().feed_data(data)
+        self.splitter.feed(data)
+        if not self._more:
+            self._divide()
+        elif self.splitter.waiting > self.MOST and not self._held:
+            self._held = True
+            self.transport.pause_reading()
+
+    def _divide(self) -> None:
+        rest, self._more = self.splitter.read()
+        if self.splitter.hot and self.heard - self._told > 1:
+            rest += BEAT  # aiormq must not take a broker for dead whose every word went to taps
+            self.splitter.hot = False
+            self._told = self.heard
+        if rest:
+            super().feed_data(rest)
+        if self._more:
+            self._turn(self._divide)
+        elif self._held:
+            self._held = False
+            with contextlib.suppress(RuntimeError):
+                self.transport.resume_reading()
+
+    def feed_eof(self) -> None:
+        while self._more:
+            rest, self._more = self.splitter.read()
+            super().feed_data(rest) if rest else None
+        super().feed_eof()
 
     def refusal(self) -> str:
         """What the broker said when it closed the connection at once; aiormq's error does not tell."""
@@ -241,7 +180,7 @@ class _Streams(aiormq.connection.TransportFactory):
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         loop = asyncio.get_running_loop()
-        self.reader = _Reader(limit=1 << 20, loop=loop)
+        self.reader = _Reader(loop)
         protocol = asyncio.StreamReaderProtocol(self.reader, loop=loop)
         try:
             transport, _ = await loop.create_connection(
@@ -250,7 +189,7 @@ class _Streams(aiormq.connection.TransportFactory):
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
         self.writer = asyncio.StreamWriter(transport, protocol, self.reader, loop)
-        self.reader.heard = time.monotonic()
+        self.reader.transport = transport
         return self.reader, self.writer
 
 
@@ -267,7 +206,7 @@ class Link:
         self._connection = connection
         self._low = connection.transport.connection
         self._streams = streams
-        self._numbers = 0
+        self._number = 0
         self._low.closing.add_done_callback(lambda future: self.give_up(_reason(future)))
 
     async def wire(self, **callbacks: Any) -> Wire:
@@ -290,10 +229,20 @@ class Link:
                 await wire.close()
 
     async def passing(self, **callbacks: Any) -> Wire:
-        """A new AMQP channel whose end means nothing for the link."""
-        self._numbers += 1
-        wire = Wire(self._low, self._numbers, **callbacks)
-        self._low.channels[self._numbers] = wire
+        """A new AMQP channel whose end means nothing for the link. `callbacks` are those of a Tap."""
+        channels, most = self._low.channels, self._low.connection_tune.channel_max or 65535
+        if len(channels) >= most:
+            raise BrokerUnavailable(f"{self.target}: all of its {most} channels are in use")
+        self._number = self._number % most + 1
+        while self._number in channels:
+            self._number = self._number % most + 1
+        wire = Wire(self._low, self._number, publisher_confirms="on_confirm" in callbacks)
+        channels[wire.number] = wire
+        taps = self._streams.reader.splitter.taps
+        tap = taps[wire.number] = Tap(**callbacks)
+        wire.closing.add_done_callback(
+            lambda _: taps.pop(wire.number) if taps.get(wire.number) is tap else None
+        )
         await wire.open()
         return wire
 
@@ -545,68 +494,3 @@ class Supervisor:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(error)
-
-
-class Publisher:
-    """Builds the frames of publishes on one wire; what repeats is packed once."""
-
-    def __init__(self, wire: Wire, exchange: str, frame_max: int) -> None:
-        self._number = wire.number
-        self._exchange = exchange
-        self._room = frame_max - 8  # of a body frame: 7 bytes of header, 1 of end
-        self._heads: dict[tuple[str, bool], bytes] = {}
-        self._headers: dict[bool, tuple[bytes, bytes]] = {}
-        self.tag = 0
-
-    def frames(self, body: bytes, keys: Iterable[str], *, persistent: bool, mandatory: bool) -> bytes:
-        """One publish to the queues bound to any of `keys`; `tag` is then its number for the confirm.
-
-        A mandatory one carries its tag as message id, so that a return can be told from others.
-        """
-        self.tag += 1
-        first, *others = keys
-        head = self._heads.get((first, mandatory))
-        if head is None:
-            if len(self._heads) > 10_000:
-                self._heads.clear()
-            head = self._heads[first, mandatory] = frames.marshal(
-                commands.Basic.Publish(exchange=self._exchange, routing_key=first, mandatory=mandatory),
-                self._number,
-            )
-        size = struct.pack(">Q", len(body))
-        if others or mandatory:
-            properties = commands.Basic.Properties(
-                delivery_mode=2 if persistent else 1,
-                message_id=str(self.tag) if mandatory else None,
-                headers={"CC": cast("Any", others)} if others else None,
-            )
-            before, after = self._split(properties)
-        else:
-            if persistent not in self._headers:
-                self._headers[persistent] = self._split(
-                    commands.Basic.Properties(delivery_mode=2 if persistent else 1)
-                )
-            before, after = self._headers[persistent]
-        if 0 < len(body) <= self._room:
-            return b"".join(
-                (
-                    head,
-                    before,
-                    size,
-                    after,
-                    b"\x03",
-                    struct.pack(">HI", self._number, len(body)),
-                    body,
-                    b"\xce",
-                )
-            )
-        pieces = [head, before, size, after]
-        for start in range(0, len(body), self._room):
-            piece = body[start : start + self._room]
-            pieces += (b"\x03", struct.pack(">HI", self._number, len(piece)), piece, b"\xce")
-        return b"".join(pieces)
-
-    def _split(self, properties: commands.Basic.Properties) -> tuple[bytes, bytes]:
-        """A content header's bytes before and after its body size."""
-        frame = frames.marshal(ContentHeader(body_size=0, properties=properties), self._number)
-        return frame[:11], frame[19:]

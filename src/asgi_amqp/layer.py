@@ -6,7 +6,9 @@ import os
 import secrets
 import time
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from threading import get_ident
 from typing import Any, TypeVar
 
 from asgiref.sync import AsyncToSync
@@ -14,13 +16,14 @@ from channels.layers import BaseChannelLayer
 
 from . import metrics
 from .codec import Message, encode
+from .config import Config
 from .connection import Options, Target
 from .exceptions import ChannelFull, ConfigurationError
 from .mailbox import Entry, Mailbox
 from .metrics import Loss, Stats
 from .publisher import SyncPublisher
 from .sender import Sender, Unwatched
-from .session import Config, Session
+from .session import Session
 from .topology import Destination, Topology, durable_options, process_of
 
 T = TypeVar("T")
@@ -69,6 +72,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self.stats = Stats()
         self._durable = durable_options(durable)
         self._topology = Topology(prefix, expiry)
+        self._boxes: dict[str, Mailbox] = {}  # of the process-local channels of all loops
         self._config = Config(
             options,
             self._topology,
@@ -80,6 +84,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             timeout,
             self.get_capacity,
             lambda: {"type": gap_type} if gap_type else None,
+            self._boxes,
         )
         self._channels: dict[str, Destination] = {}
         self._groups: dict[str, Destination] = {}
@@ -184,33 +189,44 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         destination = self._channels.get(channel) or self.destination(channel)
         data = encode(message)
-        box = None
-        if not destination.confirmed:
-            session = self._sessions.get(asyncio.get_running_loop())
-            if session is not None and session.id == destination.key[2:]:
-                box = session.receiver.box(channel)
-                if len(box.entries) + box.arriving >= box.capacity:
-                    raise ChannelFull(f"channel {channel} holds {box.capacity} messages that nobody has read")
-                box.arriving += 1
-        try:
+        session = self._sessions.get(get_running_loop())
+        if session is None:
             await self._send(destination, data)
-        except BaseException:
-            if box is not None:
+        elif destination.confirmed or session.id != destination.key[2:]:
+            await session.sender.send(destination, data, self.timeout)
+        else:
+            box = session.receiver.box(channel)
+            if len(box.entries) + box.arriving >= box.capacity:
+                raise ChannelFull(f"channel {channel} holds {box.capacity} messages that nobody has read")
+            box.arriving += 1
+            try:
+                await session.sender.send(destination, data, self.timeout)
+            except BaseException:
                 box.arriving -= 1
-            raise
+                raise
 
     async def group_send(self, group: str, message: Message) -> None:
         """Send to all channels of a group: one message, however many members. Accepted to leave in this
         turn.
         """
-        await self._send(self._groups.get(group) or self.group_destination(group), encode(message))
+        destination = self._groups.get(group) or self.group_destination(group)
+        session = self._sessions.get(get_running_loop())
+        if session is None:
+            await self._send(destination, encode(message))
+        else:
+            await session.sender.send(destination, encode(message), self.timeout)
+
+    async def send_many(self, events: Iterable[tuple[str, Message]]) -> None:
+        """Send (channel, message) pairs, all under way at once, in order for each channel; back when the
+        broker has those for normal channels. When some fail, the first error is raised after all are settled.
+        """
+        session = self.session()
+        ready = [(self.destination(channel), encode(message)) for channel, message in events]
+        await self._in(session, lambda: session.sender.send_many(ready, self.timeout))
 
     async def _send(self, destination: Destination, data: bytes) -> None:
         session = self.session()
-        if session.loop is asyncio.get_running_loop():
-            await session.sender.send(destination, data, self.timeout)
-        else:
-            await self._in(session, lambda: session.sender.send(destination, data, self.timeout))
+        await self._in(session, lambda: session.sender.send(destination, data, self.timeout))
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """A process-local channel that others can reach once this returns."""
@@ -273,17 +289,17 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel. Cancelled, it loses none."""
-        session = self._sessions.get(asyncio.get_running_loop())
-        if session is not None:
-            box = session.receiver.boxes.get(channel)
-            if box is not None:
-                return _open(await session.receiver.receive(box))
+        box = self._boxes.get(channel)
+        if box is not None and box.thread == get_ident() and (entry := box.take()) is not None:
+            return entry[0].copy() if entry[3] else entry[0]
         self.require_valid_channel_name(channel)
         if "!" not in channel:
             mine, queue = self.session(), self.destination(channel).queue
             assert queue is not None
             return _open(await self._fetch(mine, lambda: mine.reader(queue).get()))
         session = self._owner(channel)
+        if session.loop is get_running_loop():
+            return _open(await session.receiver.receive(session.receiver.box(channel)))
         return _open(await self._fetch(session, lambda: session.receiver.get(channel)))
 
     async def _fetch(
@@ -349,6 +365,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """In the child of a fork: connections, loops and channels are the parent's."""
         self._sessions.clear()
         self._owners.clear()
+        self._boxes.clear()
 
 
 class _Forward:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple
 
 from .codec import Message
@@ -39,17 +40,18 @@ class Budget:
 class Mailbox:
     """`dropped(reason, count)` is called for every message that is thrown away."""
 
-    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "waiters")
+    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "thread", "waiters")
 
     def __init__(
-        self, capacity: int, budget: Budget, dropped: Callable[[str, int], None], now: float
+        self, capacity: int, budget: Budget, dropped: Callable[[str, int], None], thread: int = 0
     ) -> None:
         self.capacity = capacity
         self.budget = budget
         self.dropped = dropped
         self.entries: deque[Entry] = deque()
         self.waiters: deque[asyncio.Future[None]] = deque()
-        self.read_at = now  # when it was last read: what nobody reads is swept away
+        self.read_at = monotonic()  # when it was last read: what nobody reads is swept away
+        self.thread = thread  # that of the event loop: only there it may be used
         self.arriving = 0  # sent by this very process and not back yet: they count for ChannelFull
 
     def put(self, entries: list[Entry], size: int) -> None:
@@ -71,21 +73,22 @@ class Mailbox:
         if lost:
             self.dropped("overflow", lost)
 
-    def take(self, now: float) -> Entry | None:
+    def take(self) -> Entry | None:
         """The oldest message that has not expired."""
-        expired = 0
+        self.read_at = now = monotonic()
         entries = self.entries
-        try:
-            while entries:
-                entry = entries.popleft()
-                self.budget.used -= entry.size
-                if entry.expires > now:
-                    return entry
-                expired += 1
-            return None
-        finally:
-            if expired:
-                self.dropped("expired", expired)
+        expired = 0
+        while entries:
+            entry = entries.popleft()
+            self.budget.used -= entry[2]
+            if entry[1] > now:
+                break
+            expired += 1
+        else:
+            entry = None
+        if expired:
+            self.dropped("expired", expired)
+        return entry
 
     def put_first(self, entry: Entry) -> None:
         """A message whose reader went away before it could have it."""

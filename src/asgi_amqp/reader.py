@@ -37,7 +37,7 @@ class Reader:
     """Made when a channel is first received on; lives as long as its session."""
 
     def __init__(self, receiver: Receiver, queue: Queue, timeout: float) -> None:
-        self.box = Mailbox(1 << 62, Budget(1 << 62), lambda reason, count: None, 0.0)  # PREFETCH bounds it
+        self.box = Mailbox(1 << 62, Budget(1 << 62), lambda reason, count: None)  # PREFETCH bounds it
         self._receiver = receiver
         self._queue = queue
         self._timeout = timeout
@@ -53,7 +53,7 @@ class Reader:
         self._readers += 1
         try:
             while True:
-                entry = self.box.take(0.0)
+                entry = self.box.take()
                 if entry is not None:
                     return entry, self.box
                 if self._subscription is None:

@@ -8,6 +8,7 @@ it may have missed something.
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,16 +17,15 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from aiormq.exceptions import AMQPError
-from pamqp import commands
-from pamqp import frame as frames
 
 from . import codec
-from .connection import Delivery, Link, Options, Supervisor, Wire, describe
+from .config import Config
+from .connection import Link, Supervisor, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
+from .frames import ACK, NACK, Delivery, answer
 from .mailbox import Budget, Entry, Mailbox
-from .metrics import Stats
-from .topology import Queue, Topology
+from .topology import Queue
 
 LINGER = 5.0  # seconds for which a group without local members stays bound
 
@@ -41,15 +41,15 @@ class Received:
 
     def ack(self) -> None:
         """Done. On a link that is gone nothing happens: the broker has already given it to someone else."""
-        self._answer(commands.Basic.Ack(delivery_tag=self.delivery.tag))
+        self._answer(ACK, 0)
 
     def refuse(self, *, requeue: bool) -> None:
         """Back to the queue, one attempt more; or, without requeue, to the dead-letter queue."""
-        self._answer(commands.Basic.Nack(delivery_tag=self.delivery.tag, requeue=requeue))
+        self._answer(NACK, 2 * requeue)
 
-    def _answer(self, method: commands.Basic.Ack | commands.Basic.Nack) -> None:
+    def _answer(self, method: int, bits: int) -> None:
         if not self.link.lost.done() and not self.wire.is_closed:
-            self.link.write(frames.marshal(method, self.wire.number))
+            self.link.write(answer(self.wire.number, method, self.delivery.tag, bits))
 
     @property
     def attempts(self) -> int:
@@ -83,43 +83,30 @@ class Member(Protocol):
 
 
 class Receiver:
-    """See the module. `process` is the id in the names of this session's channels."""
+    """See the module. `process` is the id in the names of this session's channels; `control` hears what other
+    processes ask of this one.
+    """
 
-    def __init__(
-        self,
-        process: str,
-        options: Options,
-        topology: Topology,
-        stats: Stats,
-        *,
-        expiry: float,
-        queue_bytes: int,
-        buffer_bytes: int,
-        idle: float,
-        capacity: Callable[[str], int],
-        gap: Callable[[], codec.Message | None],
-    ) -> None:
+    def __init__(self, process: str, config: Config, control: Callable[[codec.Message], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.process = process
         self.boxes: dict[str, Mailbox] = {}
         self.groups: dict[str, dict[str, Member]] = {}
-        self.budget = Budget(buffer_bytes)
-        self.supervisor = Supervisor(options, self._setup, self._lost, self._failed)
-        self.stats = stats
-        self.control: Callable[[codec.Message], None] = lambda message: None
-        self._topology = topology
-        self._expiry = expiry
-        self._idle = idle
-        self._queue_bytes = queue_bytes
-        self._gap = gap
-        self._capacity = capacity
+        self.budget = Budget(config.buffer_bytes)
+        self.supervisor = Supervisor(config.connect("consumes"), self._setup, self._lost, self._failed)
+        self.stats = config.stats
+        self._config = config
+        self._control = control
+        self._expiry = config.expiry
+        self._topology = config.topology
+        self._thread = threading.get_ident()
         self._wire: Wire | None = None
         self._bound: set[str] = set()
         self._binding: dict[str, asyncio.Future[None]] = {}
         self._subscriptions: set[Subscription] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._connected_before = False
-        self._sweeper = self.loop.call_later(max(1.0, expiry / 2), self._sweep)
+        self._sweeper = self.loop.call_later(max(1.0, self._expiry / 2), self._sweep)
 
     # Local channels and groups
 
@@ -128,16 +115,17 @@ class Receiver:
         box = self.boxes.get(channel)
         if box is None:
             box = self.boxes[channel] = Mailbox(
-                self._capacity(channel),
+                self._config.capacity(channel),
                 self.budget,
                 lambda reason, count: self._dropped(channel, reason, count),
-                time.monotonic(),
+                self._thread,
             )
+            self._config.boxes[channel] = box
         return box
 
     def _dropped(self, channel: str, reason: str, count: int) -> None:
         self.stats.lose(reason, count, channel)
-        message = self._gap()
+        message = self._config.gap()
         box = self.boxes.get(channel)
         if message is not None and box is not None:
             box.put_first(
@@ -151,17 +139,13 @@ class Receiver:
 
     async def receive(self, box: Mailbox) -> Entry:
         """The oldest message of a mailbox, once there is one. ConfigurationError when there will be none."""
-        box.read_at = now = time.monotonic()
-        while True:
-            entry = box.take(now)
-            if entry is not None:
-                return entry
+        while (entry := box.take()) is None:
             if self._wire is None:
                 if isinstance(self.supervisor.problem, ConfigurationError):
                     await self.supervisor.link(self._expiry)
                 self.supervisor.start()
             await box.wait()
-            now = time.monotonic()
+        return entry
 
     async def ready(self, timeout: float) -> None:
         """Until this process can be reached: its queue is declared and consumed."""
@@ -242,7 +226,7 @@ class Receiver:
         for target, run in groupby(pairs, itemgetter(0)):
             if not target:
                 for _, message in run:
-                    self.control(message)
+                    self._control(message)
             elif "!" in target:
                 box = self.box(target)
                 entries = [Entry(message, expires, size) for _, message in run]
@@ -341,7 +325,7 @@ class Receiver:
     # The link
 
     async def _setup(self, link: Link) -> None:
-        wire = await link.wire(on_delivery=self._take_in)
+        wire = await link.wire(on_delivery=self._take_in, polite=True)
         self._queue_name = self._topology.process_queue(self.process, link.generation)
         await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
         gap_queue = self._topology.gap_queue(self._queue_name)
@@ -351,7 +335,7 @@ class Receiver:
         await wire.queue_declare(
             self._queue_name,
             exclusive=True,
-            arguments=self._topology.process_arguments(self._queue_name, self._queue_bytes),
+            arguments=self._topology.process_arguments(self._queue_name, self._config.queue_bytes),
         )
         groups = list(self.groups)
         for group in groups:
@@ -385,7 +369,7 @@ class Receiver:
     def _announce(self, reason: str) -> None:
         """Every local channel may have missed something, nobody knows how much."""
         self.stats.lose(reason, None)
-        message = self._gap()
+        message = self._config.gap()
         for box in self.boxes.values():
             box.arriving = 0
             if message is not None:
@@ -419,9 +403,10 @@ class Receiver:
         grouped = {channel for members in self.groups.values() for channel in members}
         for channel, box in list(self.boxes.items()):
             unread = 0.0 if box.waiters else now - box.read_at
-            if unread > self._idle or (unread > self._expiry and channel not in grouped):
+            if unread > self._config.idle or (unread > self._expiry and channel not in grouped):
                 box.clear()
                 del self.boxes[channel]
+                self._config.boxes.pop(channel, None)
                 if channel in grouped:
                     for group in [group for group, members in self.groups.items() if channel in members]:
                         self.group_discard(group, channel)
@@ -429,6 +414,8 @@ class Receiver:
 
     async def close(self) -> None:
         self._sweeper.cancel()
+        for channel in self.boxes:
+            self._config.boxes.pop(channel, None)
         await self.supervisor.close()
         for task in list(self._tasks):
             task.cancel()

@@ -10,11 +10,13 @@ import time
 
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
-from .connection import Link, Options, Publisher, Supervisor, describe
+from .config import Config
+from .connection import Link, Supervisor, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, Unroutable
+from .frames import Publisher
 from .metrics import Stats
-from .topology import Destination, Queue, Topology
+from .topology import Destination, Queue
 
 WINDOW = 64  # batches that may be unconfirmed; beyond it events gather into larger batches
 UNWRITTEN = 1 << 20  # bytes in the transport beyond which nothing more is written
@@ -28,9 +30,9 @@ class FutureTicket(Ticket):
 
     __slots__ = ("future",)
 
-    def __init__(self, left: int, deadline: float) -> None:
+    def __init__(self, left: int, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(left, deadline)
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[None] = loop.create_future()
 
     def finish(self) -> None:
         if not self.future.done():
@@ -38,12 +40,6 @@ class FutureTicket(Ticket):
                 self.future.set_result(None)
             else:
                 self.future.set_exception(self.error)
-
-    async def wait(self) -> None:
-        try:
-            await self.future
-        finally:
-            self.done = True  # cancelled: withdraw what has not left
 
 
 class Unwatched(Ticket):
@@ -61,21 +57,19 @@ class Unwatched(Ticket):
 
 
 class Sender:
-    """See the module. `buffer_bytes` bounds what waits; a full buffer makes senders wait, then fail."""
+    """See the module. What waits is bounded in bytes; a full buffer makes senders wait, then fail."""
 
-    def __init__(
-        self, options: Options, topology: Topology, stats: Stats, *, buffer_bytes: int, expiry: float
-    ) -> None:
+    def __init__(self, config: Config) -> None:
         self.loop = asyncio.get_running_loop()
-        self.batcher = Batcher()
-        self.supervisor = Supervisor(options, self._setup, self._lost)
-        self.stats = stats
+        self.batcher = Batcher(time.monotonic)
+        self.supervisor = Supervisor(config.connect("publishes"), self._setup, self._lost)
+        self.stats = config.stats
         self.unconfirmed: dict[int, Batch] = {}
         self.unconfirmed_bytes = 0
         self.blocked = False
-        self._topology = topology
-        self._most = buffer_bytes
-        self._expiry = expiry
+        self._topology = config.topology
+        self._most = config.buffer_bytes
+        self._expiry = config.expiry
         self._link: Link | None = None
         self._publisher: Publisher | None = None
         self._scheduled = self._draining = False
@@ -94,19 +88,38 @@ class Sender:
         the loop.
         """
         if destination.confirmed:
-            ticket = FutureTicket(1, time.monotonic() + timeout)
+            if self.buffered > self._most:
+                await self._wait_for_room(timeout)
+            ticket = FutureTicket(1, time.monotonic() + timeout, self.loop)
             self.submit(destination, data, ticket)
-            await ticket.wait()
+            try:
+                await ticket.future
+            finally:
+                ticket.done = True  # cancelled: withdraw what has not left
             return
         if self._link is None or self._full():
             await self._wait_for_room(timeout)
         self.stats.sent += 1
-        self.batcher.add(destination, data, time.monotonic())
-        if self.batcher.size > FULL:  # a loop that never yields must not gather for ever
-            self._flush()
-        elif not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._flush)
+        self.batcher.add(destination, data)
+        if not self._scheduled or self.batcher.size > FULL:
+            self._schedule()
+
+    async def send_many(self, events: list[tuple[Destination, bytes]], timeout: float) -> None:
+        """All under way at once; back when the broker has the confirmed ones. The first error is raised after
+        all are settled.
+        """
+        if self._link is None or self._full():
+            await self._wait_for_room(timeout)
+        ticket = FutureTicket(
+            sum(destination.confirmed for destination, _ in events), time.monotonic() + timeout, self.loop
+        )
+        for destination, data in events:
+            self.submit(destination, data, ticket if destination.confirmed else None)
+        if ticket.left:
+            try:
+                await ticket.future
+            finally:
+                ticket.done = True
 
     def _full(self) -> bool:
         return self.batcher.size > HIGH or self.buffered > self._most
@@ -129,7 +142,6 @@ class Sender:
 
     def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
         """Accept an event from this loop's thread; its ticket is settled once the broker has confirmed it."""
-        now = time.monotonic()
         self.stats.sent += 1
         if ticket is not None and self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP, self._sweep)
@@ -139,12 +151,13 @@ class Sender:
             if held is not None:
                 held.append((destination, data, ticket))
                 return
-            if now - self._declared.get(queue.key, -1e9) > self._expiry:
+            if time.monotonic() - self._declared.get(queue.key, -1e9) > self._expiry:
                 self._held[queue.key] = [(destination, data, ticket)]
                 self._spawn(queue)
                 return
-        self.batcher.add(destination, data, now, ticket)
-        self._schedule()
+        self.batcher.add(destination, data, ticket)
+        if not self._scheduled or self.batcher.size > FULL:
+            self._schedule()
 
     def _spawn(self, queue: Queue) -> None:
         task = self.loop.create_task(self._declare(queue))
@@ -170,27 +183,36 @@ class Sender:
             else:
                 self._declared[queue.key] = time.monotonic()
                 break
-        now = time.monotonic()
         for destination, data, ticket in self._held.pop(queue.key, ()):
             if error is not None:
                 ticket.settle(error)
             elif not ticket.done:
-                self.batcher.add(destination, data, now, ticket)
+                self.batcher.add(destination, data, ticket)
         self._schedule()
 
     def _waiting(self, key: str) -> bool:
         return any(not ticket.done for _, _, ticket in self._held.get(key, ()))
 
     def _schedule(self) -> None:
+        """See to it that what has gathered leaves: at once when nothing is under way, or when there is enough
+        for a message of its own; else at the end of this turn of the loop.
+        """
         if self._link is None:
             self.supervisor.start()
+        elif self._draining or len(self.unconfirmed) >= WINDOW:
+            pass  # what ends that calls this again
+        elif not self.unconfirmed or self.batcher.size > FULL:
+            self._flush()
         elif not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._flush()
 
     def _flush(self) -> None:
         """Publish what has gathered, as far as the window and the transport allow."""
-        self._scheduled = False
         link, publisher = self._link, self._publisher
         if link is None or publisher is None or self._draining:
             return
@@ -306,8 +328,8 @@ class Sender:
     async def _setup(self, link: Link) -> None:
         async with link.attempt() as wire:
             await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
-        wire = await link.wire(confirms=True, on_confirm=self._confirm, on_return=self._returned)
-        self._publisher = Publisher(wire, self._topology.exchange, link.frame_max)
+        wire = await link.wire(on_confirm=self._confirm, on_return=self._returned)
+        self._publisher = Publisher(wire.number, self._topology.exchange, link.frame_max)
         self._link = link
         self.blocked = False
         dropped = self.batcher.drop_older(time.monotonic() - self._expiry)

@@ -8,37 +8,17 @@ acknowledges must go on meanwhile.
 import asyncio
 import contextlib
 import itertools
-import os
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from . import codec
-from .connection import Options
+from .config import Config
 from .exceptions import BrokerUnavailable
-from .metrics import Stats
 from .reader import Reader
 from .receiver import Receiver
 from .sender import Sender
-from .topology import Queue, Topology
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the sessions of a layer share."""
-
-    options: Options
-    topology: Topology
-    stats: Stats
-    expiry: float
-    buffer_bytes: int
-    queue_bytes: int
-    idle: float
-    timeout: float
-    capacity: Callable[[str], int]
-    gap: Callable[[], codec.Message | None]
+from .topology import Queue
 
 
 class Session:
@@ -55,40 +35,16 @@ class Session:
         self._questions: dict[int, asyncio.Future[None]] = {}
         self._serving: set[asyncio.Task[None]] = set()
 
-    def _options(self, role: str) -> Options:
-        options = self._config.options
-        return replace(options, name=f"{options.name} {role} {os.getpid()}")
-
     @property
     def sender(self) -> Sender:
         if self._sender is None:
-            config = self._config
-            self._sender = Sender(
-                self._options("publishes"),
-                config.topology,
-                config.stats,
-                buffer_bytes=config.buffer_bytes,
-                expiry=config.expiry,
-            )
+            self._sender = Sender(self._config)
         return self._sender
 
     @property
     def receiver(self) -> Receiver:
         if self._receiver is None:
-            config = self._config
-            self._receiver = Receiver(
-                self.id,
-                self._options("consumes"),
-                config.topology,
-                config.stats,
-                expiry=config.expiry,
-                queue_bytes=config.queue_bytes,
-                buffer_bytes=config.buffer_bytes,
-                idle=config.idle,
-                capacity=config.capacity,
-                gap=config.gap,
-            )
-            self._receiver.control = self._control
+            self._receiver = Receiver(self.id, self._config, self._control)
         return self._receiver
 
     def reader(self, queue: Queue) -> Reader:

@@ -1,56 +1,304 @@
-"""Event streams: an ordered log on the broker that many processes read, each from any position.
+"""Event streams: a RabbitMQ stream to append to with confirms, to tail, and to read again from any offset.
 
-`EventStream` publishes batches of events with confirms, tails them, and replays from a position. A position
-is `<epoch>:<number>` and names one event: numbers only grow within an epoch, and leave gaps, being the
-offset of the AMQP message times 2**12 plus the place in its batch. The epoch is the identity of the log:
-whoever finds none, or finds the log gone, starts a new one; a position of another epoch, or one that
-retention has passed, raises `PositionGone`.
+A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker
+no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a
+record of its own when a segment begins. An offset outside the log is not an error for the broker, it is
+*clamped* to the nearest message: whoever reads from an offset compares what comes first with what it asked
+for.
+
+`EventStream` is the whole of it for an application. The rest lives on a `Link` and dies with it: whoever uses
+it attaches anew on the next.
 """
 
 import asyncio
+import contextlib
+import functools
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from .codec import Message, decode, encode
-from .connection import Delivery, Link, Wire
-from .exceptions import BrokerUnavailable, LayerError, Unroutable
+from .codec import NOTHING, Message, decode, encode, encode_target
+from .connection import Link, Wire
+from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, Unroutable
+from .frames import ACK, Delivery, Publisher, answer
 from .layer import AMQPChannelLayer
-from .sender import FutureTicket, Unwatched
-from .topology import Destination, Queue
+from .position import BATCH, Position, first_of, message_of
+from .topology import Destination
 
-PLACES = 12  # bits of a number that say the place in the batch
-PREFETCH = 100  # AMQP messages that the broker sends ahead
+LAST = "last"
+"""Where to begin reading: at the newest chunk (one message or more)."""
+
+FIRST = "first"
+"""Where to begin reading: at the oldest message that is still there."""
+
+Messages = list[tuple[int, bytes]]
+"""Offsets and bodies, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What is declared. Retention works by whole segments, and one segment always stays: keep `segment_bytes`
+    (the broker's default is 500 MB) well below `max_bytes`. `max_age` is in seconds."""
+
+    name: str
+    max_bytes: int = 4 * 1024**3
+    max_age: int = 24 * 3600
+    segment_bytes: int = 16 * 1024**2
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": self.max_bytes,
+            "x-max-age": f"{self.max_age}s",
+            "x-stream-max-segment-size-bytes": self.segment_bytes,
+        }
+
+
+async def exists(link: Link, name: str) -> bool:
+    """Whether the stream (or any queue) is there."""
+    try:
+        async with link.attempt() as wire:
+            await wire.queue_declare(name, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    return True
+
+
+async def declare(link: Link, stream: Stream) -> None:
+    """Make the stream if it is not there. One that exists with other limits is used as it is."""
+    try:
+        async with link.attempt() as wire:
+            await wire.queue_declare(stream.name, durable=True, arguments=stream.arguments())
+    except ChannelPreconditionFailed:
+        if not await exists(link, stream.name):
+            raise ConfigurationError(f"{stream.name} cannot be declared as a stream") from None
+
+
+class Reader:
+    """Reads one stream from an offset on, on one link.
+
+    `on_messages(messages)` gets (offset, body) pairs in order, all that arrived in one turn of the loop at
+    once; it must not block. Messages are acknowledged after it returns or, with `manual`, when
+    `acknowledge()` is called, so at most `prefetch` are in hand. A consumer that the broker ends takes the
+    link with it; a `passing` one does not, and ends alone, with its link or without, by `on_end()`.
+    Nothing is said of offsets that do not come: some are the broker's own, others may be gone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: int | str,
+        on_messages: Callable[[Messages], None],
+        *,
+        prefetch: int = 256,
+        manual: bool = False,
+        passing: bool = False,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.start = start
+        self.next: int | None = start if isinstance(start, int) else None
+        self._on_messages = on_messages
+        self._on_end = on_end
+        self._prefetch = prefetch
+        self._manual = manual
+        self._passing = passing
+        self._inbox: Messages = []
+        self._tag = self._handed = 0
+        self._link: Link | None = None
+        self._wire: Wire | None = None
+
+    async def attach(self, link: Link) -> None:
+        """Start reading."""
+        open_wire = link.passing if self._passing else link.wire
+        wire = await open_wire(on_delivery=self._arrived)
+        self._link, self._wire = link, wire
+        if self._passing:
+            wire.closing.add_done_callback(lambda _: self._ended(wire))
+            wire.on_consumer_cancel_callbacks.add(lambda _: self._ended(wire))
+        await wire.basic_qos(prefetch_count=self._prefetch)
+        start = self.next if self.next is not None else self.start
+        await wire.basic_consume(self.name, _nothing, arguments={"x-stream-offset": start})
+
+    def _ended(self, wire: Wire) -> None:
+        if wire is self._wire:
+            self.detach()
+            self._on_end()
+
+    def detach(self) -> None:
+        """Hand over nothing more. Reading ends with the link."""
+        self._wire = self._link = None
+        self._inbox.clear()
+
+    async def close(self) -> None:
+        """Stop reading; for a passing reader, whose link lives on."""
+        wire = self._wire
+        self.detach()
+        if wire is not None and not wire.is_closed:
+            with contextlib.suppress(AMQPError, OSError, RuntimeError):  # the link may be going
+                await wire.close()
+
+    def _arrived(self, delivery: Delivery) -> None:
+        offset = delivery.headers.get("x-stream-offset")
+        if not isinstance(offset, int) or self._wire is None:
+            return
+        if not self._inbox:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._inbox.append((offset, delivery.body))
+        self._tag = delivery.tag
+
+    def _hand_over(self) -> None:
+        messages, self._inbox = self._inbox, []
+        if self._wire is None or not messages:
+            return
+        self.next = messages[-1][0] + 1
+        self._handed = self._tag
+        try:
+            self._on_messages(messages)
+        finally:
+            if not self._manual:
+                self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Everything handed over so far is done with: the broker may send as much again."""
+        link, wire, tag = self._link, self._wire, self._handed
+        self._handed = 0
+        if tag and link is not None and wire is not None and not link.lost.done() and not wire.is_closed:
+            link.write(answer(wire.number, ACK, tag, 1))
+
+    async def settled(self) -> None:
+        """Until all that the broker had begun to send is here: it answers in order."""
+        if self._wire is not None:
+            await self._wire.basic_qos(prefetch_count=self._prefetch)
+
+
+async def _nothing(message: object) -> None:
+    """aiormq wants a callback; the tap has taken the message before."""
+
+
+async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
+    """Offset of the last message of a stream; -1 when it has none. BrokerUnavailable: the broker does not
+    say."""
+    newest = await _last_chunk(link, name, timeout)
+    return newest[-1][0] if newest else -1
+
+
+async def _last_chunk(link: Link, name: str, timeout: float) -> Messages:
+    """The end of a stream: one message or more, none if it is empty."""
+    async with link.attempt() as wire:
+        count = (await wire.queue_declare(name, passive=True)).message_count or 0
+    newest = await _peek(link, name, LAST, timeout if count else 1.0)
+    if count and not newest:
+        raise BrokerUnavailable(
+            f"{name} holds {count} messages, and its last did not come within {timeout:g} s"
+        )
+    return newest
+
+
+async def first_from(link: Link, name: str, wanted: int, timeout: float = 10.0) -> int:
+    """The offset that a reader at `wanted` begins with: that, or the oldest that is left."""
+    found = await _peek(link, name, wanted, timeout)
+    if not found:
+        raise BrokerUnavailable(f"{name} gave nothing from message {wanted} on")
+    return found[0][0]
+
+
+async def _peek(link: Link, name: str, start: int | str, timeout: float) -> Messages:
+    """What comes first to a reader at `start`: of the last chunk all, else one message or more."""
+    found: Messages = []
+    arrived = asyncio.Event()
+
+    def note(messages: Messages) -> None:
+        found.extend(messages)
+        arrived.set()
+
+    reader = Reader(
+        name,
+        start,
+        note,
+        passing=True,
+        manual=True,
+        prefetch=65535 if start == LAST else 1,
+        on_end=arrived.set,
+    )
+    reader.next = None
+    await reader.attach(link)
+    try:
+        async with asyncio.timeout(timeout):
+            await arrived.wait()
+            await reader.settled()
+    except TimeoutError:
+        pass
+    finally:
+        await reader.close()
+    return found
+
+
+class Writer:
+    """Appends to one stream on one link, in order, each message confirmed.
+
+    `publish` returns at once; its future is done when the broker has the message on disk of a majority, or
+    holds BrokerUnavailable: then nobody knows whether it arrived.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._link: Link | None = None
+        self._publisher: Publisher | None = None
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._out_of_order: set[int] = set()
+
+    async def attach(self, link: Link) -> None:
+        """Open the wire to publish on."""
+        wire = await link.wire(on_confirm=self._confirmed, on_return=self._returned)
+        self._publisher = Publisher(wire.number, "", link.frame_max)
+        self._link = link
+
+    def publish(self, body: bytes) -> "asyncio.Future[None]":
+        """Append one message."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._link is None or self._publisher is None:
+            future.set_exception(BrokerUnavailable("the stream is not attached"))
+            return future
+        # Mandatory: without it the broker confirms what it threw away because the stream is gone.
+        self._link.write(self._publisher.frames(body, (self.name,), persistent=True, mandatory=True))
+        self._waiting.append((self._publisher.tag, future))
+        return future
+
+    def lost(self, reason: str) -> None:
+        """The link is gone: what was not confirmed never will be."""
+        self._link = self._publisher = None
+        waiting, self._waiting = self._waiting, deque()
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(BrokerUnavailable(reason))
+                future.exception()  # whoever has stopped waiting need not hear of it
+
+    def _returned(self, message_id: str) -> None:
+        self.lost("there is no such stream")
+
+    def _confirmed(self, tag: int, multiple: bool, ok: bool) -> None:
+        """Confirms may come in any order; futures are done in the order of the stream."""
+        waiting = self._waiting
+        if not ok:
+            self.lost("the broker refused a message")
+            return
+        if not multiple:
+            self._out_of_order.add(tag)
+        while waiting and (waiting[0][0] in self._out_of_order or (multiple and waiting[0][0] <= tag)):
+            number, future = waiting.popleft()
+            self._out_of_order.discard(number)
+            if not future.done():
+                future.set_result(None)
 
 
 class PositionGone(LayerError):
     """What followed this position can no longer be replayed whole: fetch the state anew."""
-
-
-class Position(NamedTuple):
-    """One event in one log. `str()` and `parse` are inverse."""
-
-    epoch: str
-    number: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Position":
-        """ValueError when the text is no position."""
-        epoch, colon, number = text.partition(":")
-        if (
-            not (epoch.isalnum() and epoch.isascii() and colon and number.isascii() and number.isdigit())
-            or len(text) > 60
-        ):
-            raise ValueError(f"not a position: {text[:60]!r}")
-        return cls(epoch, int(number))
-
-    def __str__(self) -> str:
-        return f"{self.epoch}:{self.number}"
 
 
 class Event(NamedTuple):
@@ -58,102 +306,64 @@ class Event(NamedTuple):
     message: Message
 
 
-@dataclass(frozen=True)
-class Retention:
-    """How long events stay. The broker drops whole segments, and always keeps the newest."""
-
-    max_age: str = "24h"
-    max_bytes: int = 2_000_000_000
-    segment_bytes: int = 16_000_000
-
-
 class EventStream:
-    """A stream of one layer. Use it in one event loop; `name` is unique within the layer's prefix."""
+    """A log of events that belongs to a layer and that many processes write and read, each from any position.
 
-    def __init__(self, layer: AMQPChannelLayer, name: str, retention: Retention | None = None) -> None:
+    Every event carries the log's epoch. Whoever finds an empty log proposes one in a founding record; the
+    first such record counts, so all processes agree. A log that is deleted begins anew under another epoch.
+    Use an object in one event loop.
+    """
+
+    def __init__(self, layer: AMQPChannelLayer, name: str, **limits: int) -> None:
+        """`limits` are those of `Stream`."""
         self.epoch = ""
         self._layer = layer
-        self._name = name
-        self._retention = retention or Retention()
-        self._destination: Destination | None = None
+        self._stream = Stream(f"{layer.prefix}.s.{name}", **limits)
         self._opening = asyncio.Lock()
 
-    # The epoch: a little stream holds the chain of all epochs, each naming the one it replaces. The first
-    # record that replaces the present epoch wins, so all processes agree without talking to each other.
-
     async def open(self) -> str:
-        """Agree on the epoch with all other processes, starting a log if there is none; the epoch."""
+        """Agree on the epoch with all other processes, making the log if there is none; the epoch."""
         async with self._opening:
             if not self.epoch:
-                await self._open()
+                link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
+                try:
+                    async with asyncio.timeout(self._layer.timeout * 2):
+                        self.epoch = await self._open(link)
+                except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+                    raise BrokerUnavailable(
+                        f"{self._stream.name} cannot be opened: {type(error).__name__}"
+                    ) from error
         return self.epoch
 
-    async def _open(self) -> None:
-        session = self._layer.session()
-        link = await session.receiver.supervisor.link(self._layer.timeout)
-        chain = self._queue(f"{self._layer.prefix}.s.{self._name}.epochs", {"x-queue-type": "stream"})
-        async with asyncio.timeout(self._layer.timeout * 2):
-            async with link.attempt() as wire:
-                await wire.queue_declare(chain.name, durable=True, arguments=chain.arguments)
-                await wire.exchange_declare(self._layer.prefix, exchange_type="direct", durable=True)
-                await wire.queue_bind(chain.name, self._layer.prefix, chain.key)
-            proposal = ""
-            while True:
-                epoch = await self._current(link, chain)
-                if proposal and proposal != epoch:  # another process was first
-                    async with link.attempt() as wire:
-                        await wire.queue_delete(self._log(proposal))
-                if epoch and await self._exists(link, epoch):
-                    break
-                proposal = secrets.token_hex(6)
-                await self._declare(link, proposal)
-                to_chain = Destination(chain.key, b"\xa0", chain.key, True, 1)
-                await session.sender.send(
-                    to_chain, encode({"epoch": proposal, "replaces": epoch}), self._layer.timeout
-                )
-        log = self._queue(self._log(epoch), self._arguments())
-        self._destination = Destination(log.key, b"\xa0", log.key, True, 1 << PLACES)  # never declared anew
-        self.epoch = epoch
-
-    def _log(self, epoch: str) -> str:
-        return f"{self._layer.prefix}.s.{self._name}.{epoch}"
-
-    def _queue(self, name: str, arguments: dict[str, Any]) -> Queue:
-        return Queue(name, f"s.{name}", arguments)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "x-queue-type": "stream",
-            "x-max-age": self._retention.max_age,
-            "x-max-length-bytes": self._retention.max_bytes,
-            "x-stream-max-segment-size-bytes": self._retention.segment_bytes,
-        }
-
-    async def _declare(self, link: Link, epoch: str) -> None:
-        log = self._queue(self._log(epoch), self._arguments())
+    async def _open(self, link: Link) -> str:
+        name, exchange = self._stream.name, self._layer.prefix
+        await declare(link, self._stream)
         async with link.attempt() as wire:
-            await wire.queue_declare(log.name, durable=True, arguments=log.arguments)
-            await wire.queue_bind(log.name, self._layer.prefix, log.key)
-
-    async def _exists(self, link: Link, epoch: str) -> bool:
-        try:
-            async with link.attempt() as wire:
-                await wire.queue_declare(self._log(epoch), passive=True)
-        except ChannelNotFoundEntity:
-            return False
-        return True
-
-    async def _current(self, link: Link, chain: Queue) -> str:
-        """The last epoch of the chain; "" when there is none."""
-        epoch = ""
-        async with _Tail(link, chain.name, "first") as tail:
-            while (delivery := await tail.next(0.5 if epoch else 1.0)) is not None:
-                for _, record in decode(delivery.body):
-                    if record["replaces"] == epoch:
-                        epoch = record["epoch"]
+            await wire.exchange_declare(exchange, exchange_type="direct", durable=True)
+            await wire.queue_bind(name, exchange, self._key(""))
+        newest = await _last_chunk(link, name, self._layer.timeout)
+        if not newest:
+            founding = encode_target(secrets.token_hex(6)) + NOTHING
+            await self._append("", [founding], self._layer.timeout)
+        records = [record for _, body in newest for record in decode(body)]
+        if all(message is None for _, message in records):  # several may have founded it: the first counts
+            first = await _peek(link, name, FIRST, self._layer.timeout)
+            if not first:
+                raise BrokerUnavailable(f"{name} does not give its first message")
+            records = list(decode(first[0][1]))
+        epoch = records[-1][0]
+        async with link.attempt() as wire:
+            await wire.queue_bind(name, exchange, self._key(epoch))
         return epoch
 
-    # Publishing
+    def _key(self, epoch: str) -> str:
+        """A log is bound by its epoch: who has not noticed that it began anew reaches nothing."""
+        return f"s.{self._stream.name}.{epoch}"
+
+    async def _append(self, epoch: str, events: list[bytes], timeout: float) -> None:
+        key = self._key(epoch)
+        destination = Destination(key, b"", key, confirmed=True, most=BATCH)
+        await self._layer.session().sender.send_many([(destination, event) for event in events], timeout)
 
     async def publish(self, message: Message, timeout: float | None = None) -> None:
         """Append an event; back when the broker has it. BrokerUnavailable: it may or may not be there."""
@@ -161,42 +371,29 @@ class EventStream:
 
     async def publish_many(self, messages: list[Message], timeout: float | None = None) -> None:
         """Append events in this order, under way together; back when the broker has them all."""
-        wait = self._layer.timeout if timeout is None else timeout
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + (self._layer.timeout if timeout is None else timeout)
         data = [encode(message) for message in messages]
         while data:
-            await self.open()
-            assert self._destination is not None
-            ticket = FutureTicket(len(data), deadline)
-            sender = self._layer.session().sender
-            for each in data:
-                sender.submit(self._destination, each, ticket)
+            epoch = await self.open()
+            target = encode_target(epoch)
             try:
-                await ticket.wait()
-            except Unroutable:  # the log was deleted underneath: agree on a new epoch
+                await self._append(epoch, [target + each for each in data], deadline - time.monotonic())
+            except Unroutable:  # the log was deleted underneath: it begins anew
                 self.epoch = ""
             else:
                 return
 
-    def publish_unwatched(self, message: Message) -> None:
-        """Append an event without waiting; a failure shows in `layer.on_loss`. Needs an `open()` before."""
-        assert self._destination is not None, "open() the stream first"
-        sender = self._layer.session().sender
-        ticket = Unwatched(time.monotonic() + self._layer.timeout, self._layer.stats)
-        sender.submit(self._destination, encode(message), ticket)
-
-    # Reading
-
     async def last(self) -> Position:
-        """The position of the newest event; number -1 while there is none."""
-        epoch = await self.open()
-        link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
-        number = -1
-        async with _Tail(link, self._log(epoch), "last") as tail:
-            while (delivery := await tail.next(0.2 if number >= 0 else 0.5)) is not None:
-                count = sum(1 for _ in decode(delivery.body))
-                number = (_offset(delivery) << PLACES) + count - 1
-        return Position(epoch, number)
+        """The position of the newest event; before the first one, that of the founding record."""
+        while True:
+            epoch = await self.open()
+            link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
+            try:
+                offset, body = (await _last_chunk(link, self._stream.name, self._layer.timeout))[-1]
+            except (ChannelNotFoundEntity, IndexError):  # deleted underneath
+                self.epoch = ""
+            else:
+                return Position(epoch, first_of(offset) + sum(1 for _ in decode(body)) - 1)
 
     async def read(self, since: Position | None = None) -> AsyncIterator[Event]:
         """Events for ever, in order, none twice: from now on, or all that follow `since` and then on.
@@ -204,97 +401,50 @@ class EventStream:
         A lost connection is made again and the reading goes on where it was. PositionGone, at once or later:
         events that follow were dropped by retention, or the log is not the one of the position.
         """
+        at = since if since is not None else await self.last()
+        if at.epoch != self.epoch:
+            self.epoch = ""  # it may have begun anew
         epoch = await self.open()
-        after = since if since is not None else await self.last()
-        if after.epoch != epoch:
-            raise PositionGone(f"position {after}: the log began anew, its epoch is {epoch}")
-        number = after.number
-        known = since is not None or number >= 0  # so that the event at `number` itself must be there
+        if at.epoch != epoch:
+            raise PositionGone(f"position {at}: the log began anew, its epoch is {epoch}")
+        reached = at.offset
         while True:
-            link = await self._layer.session().receiver.supervisor.link(3600)
-            start: int | str = max(0, number) >> PLACES if known else "first"
+            arrived: asyncio.Queue[Messages | None] = asyncio.Queue()  # the prefetch bounds it
+            reader = Reader(
+                self._stream.name,
+                message_of(reached),
+                arrived.put_nowait,
+                manual=True,
+                passing=True,
+                on_end=functools.partial(arrived.put_nowait, None),
+            )
             try:
-                async with _Tail(link, self._log(epoch), start) as tail:
-                    checked = not known or number < 0
-                    while True:
-                        delivery = await tail.next(None if checked else self._layer.timeout)
-                        if delivery is None:
-                            raise PositionGone(f"position {epoch}:{number} is beyond the end of the log")
-                        offset = _offset(delivery)
-                        if not checked and offset != start:
-                            raise PositionGone(
-                                f"position {epoch}:{number} has left the log, which begins at "
-                                f"{epoch}:{offset << PLACES}"
-                            )
-                        checked = True
-                        for place, (_, message) in enumerate(decode(delivery.body)):
-                            here = (offset << PLACES) + place
-                            if here > number:
-                                number, known = here, True
-                                yield Event(Position(epoch, here), message)
+                await reader.attach(await self._layer.session().receiver.supervisor.link(3600))
+                # The message that holds the last event read comes first, if it is still there.
+                async with asyncio.timeout(self._layer.timeout):
+                    messages = await arrived.get()
+                if messages and messages[0][0] != message_of(reached):
+                    raise PositionGone(
+                        f"position {epoch}:{reached} has left the log, which begins at "
+                        f"{epoch}:{first_of(messages[0][0])}"
+                    )
+                while messages is not None:
+                    for offset, body in messages:
+                        for place, (its_epoch, message) in enumerate(decode(body), first_of(offset)):
+                            if message is None or place <= reached:
+                                continue
+                            if its_epoch != epoch:
+                                raise PositionGone(f"the log began anew, its epoch is {its_epoch}")
+                            reached = place
+                            yield Event(Position(epoch, place), message)
+                    reader.acknowledge()
+                    messages = await arrived.get()
+            except TimeoutError:
+                if reached > (await self.last()).offset:
+                    raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
             except ChannelNotFoundEntity:
-                self.epoch = ""
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None
-            except (BrokerUnavailable, ConnectionError):
-                await asyncio.sleep(0.05)
-
-
-def _offset(delivery: Delivery) -> int:
-    value = delivery.headers["x-stream-offset"]
-    assert isinstance(value, int)
-    return value
-
-
-class _Tail:
-    """One consumer of a stream on a link, from an offset, "first" or "last"."""
-
-    def __init__(self, link: Link, queue: str, offset: int | str) -> None:
-        self._link = link
-        self._queue = queue
-        self._offset = offset
-        self._deliveries: deque[Delivery] = deque()
-        self._arrived = asyncio.Event()
-        self._wire: Wire | None = None
-        self._unacknowledged = 0
-
-    async def __aenter__(self) -> "_Tail":
-        self._wire = await self._link.passing(on_delivery=self._take)
-        await self._wire.basic_qos(prefetch_count=PREFETCH)
-        await self._wire.basic_consume(self._queue, _nothing, arguments={"x-stream-offset": self._offset})
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._wire is not None and not self._wire.is_closed and not self._link.lost.done():
-            await self._wire.close()
-
-    def _take(self, delivery: Delivery) -> None:
-        self._deliveries.append(delivery)
-        self._arrived.set()
-
-    async def next(self, timeout: float | None) -> Delivery | None:
-        """The next AMQP message, None after `timeout` seconds without one. BrokerUnavailable when the link
-        is lost.
-        """
-        assert self._wire is not None
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._deliveries:
-            if self._link.lost.done() or self._wire.is_closed:
-                raise BrokerUnavailable("the connection was lost while reading the stream")
-            if end is not None and time.monotonic() > end:
-                return None
-            self._arrived.clear()
-            wait = 1.0 if end is None else max(0.01, min(1.0, end - time.monotonic()))
-            arrived: asyncio.Future[Any] = asyncio.ensure_future(self._arrived.wait())
-            lost = cast("asyncio.Future[Any]", self._link.lost)
-            await asyncio.wait((arrived, lost), timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-            arrived.cancel()
-        delivery = self._deliveries.popleft()
-        self._unacknowledged += 1
-        if self._unacknowledged >= PREFETCH // 4:
-            self._unacknowledged = 0
-            await self._wire.basic_ack(delivery.tag, multiple=True, wait=False)
-        return delivery
-
-
-async def _nothing(message: object) -> None:
-    """aiormq wants a callback; the wire has taken the message before."""
+            except (BrokerUnavailable, AMQPError, OSError, RuntimeError):
+                await asyncio.sleep(0.05)  # the link is lost: again with the next
+            finally:
+                await reader.close()

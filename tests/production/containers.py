@@ -15,12 +15,14 @@ from tests.infra.stack import Stack
 @contextmanager
 def running(settings: Config) -> Iterator[None]:
     """From nothing, and to nothing at the end, unless CARILLON_KEEP says that somebody wants to look."""
-    stack.down(settings, volumes=True)
+    keep = bool(os.environ.get("CARILLON_KEEP"))
+    if not keep:
+        stack.down(settings, volumes=True)
     try:
         production.up(settings)
         yield
     finally:
-        if not os.environ.get("CARILLON_KEEP"):
+        if not keep:
             stack.down(settings, volumes=True)
 
 

@@ -1,21 +1,25 @@
 """One definition, three deployments: what each really runs, in a form that can be compared.
 
-A description is {"nginx": {file: [directive, …]}, "argv": {process: [argument, …]},
-"environment": {name, …}, "files": {path: sha256}}. `differences` leaves out what ALLOWED names. ALLOWED is
-the whole documentation of how development, the production container and a host differ: a difference that is
-not in it is a mistake.
+A description is {"nginx": {file: [directive, …]}, "argv": {process: [argument, …]}, "environment": [name, …],
+"files": {path: sha256}}. `describe` makes one of any machine on which it can run a command; `differences`
+compares two, leaving out what the ALLOWED tables name. Those tables are the whole documentation of how
+development, the production container and a host differ: a difference that is not in them is a mistake.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Iterable
 
-# Directives of nginx's rendered site file, by their first words, and why they differ.
-ALLOWED = {
+Run = Callable[[str], str]
+"""A shell command on a machine, to its standard output; raises when it fails. On a host as root."""
+
+# Directives of nginx's rendered site file, by their first words.
+ALLOWED_NGINX = {
     "listen": "8013 and 8043 in development, 80 and 443 in production; a host also listens on IPv6",
-    "server_name": "localhost in development, the public name in production",
-    "ssl_certificate": "where the certificate lies",
-    "ssl_certificate_key": "where its key lies",
+    "server_name": "localhost in containers, the public name on hosts",
+    "ssl_certificate": "where the certificate and its key lie",
     "access_log": "a container's output goes to its engine; a service's is a socket, which none can open",
     "client_body_temp_path": "a tmpfs in containers, nginx's own directory on hosts",
     "proxy_temp_path": "as above",
@@ -23,13 +27,14 @@ ALLOWED = {
     "fastcgi_temp_path": "as above",
     "scgi_temp_path": "as above",
     "user": "a host starts nginx as root; a container starts it as its user",
+    "worker_rlimit_nofile": "as above: a container's limit is the engine's",
     "resolver": "containers change their addresses; hosts do not",
-    "resolver_timeout": "as above",
     'map "" $carillon_uwsgi': "a name that is looked up in containers, a group of fixed addresses on hosts",
     'map "" $carillon_daphne': "as above",
     "upstream carillon_uwsgi": "as above",
     "upstream carillon_daphne": "as above",
-    "zone": "as above",
+    "zone carillon_uwsgi": "as above",
+    "zone carillon_daphne": "as above",
     "least_conn": "as above",
     "server 1": "as above: one of those addresses",
     "map $carillon_proto $carillon_hsts": "no HSTS for localhost, nor before a name has proved itself",
@@ -39,22 +44,107 @@ ALLOWED = {
     "include carillon/snippets/redirect.conf": "as above",
     "include carillon/snippets/routes.conf": "as above: it stands once instead of twice",
 }
-# Names in a process's environment. Values differ by nature; names only for what one alone has.
+# Files of nginx that one alone reads, and files that one alone has.
+ALLOWED_FILES = {
+    "/etc/nginx/carillon/main.d/": "a host's own main-level settings; see nginx.conf",
+    "/etc/nginx/carillon/snippets/acme.conf": "nginx reads it where plain HTTP redirects",
+    "/etc/nginx/carillon/snippets/redirect.conf": "as above",
+    "/etc/carillon/supervisord/": "production only: development has a container for each process",
+}
+# Names in a process's environment or in the file of settings. Values differ by nature.
 ALLOWED_ENVIRONMENT = {
-    "CARILLON_DEVELOPMENT": "development only: plain HTTP with cookies",
+    "CARILLON_DEVELOPMENT": "development only: plain HTTP with cookies, the debug pages",
     "PYTHONPATH": "development only: the mounted checkout before the installed copy",
     "CARILLON_ON_FATAL": "the production container only: a program that is given up ends it",
-    "CARILLON_BIND": "supervisord binds the sockets, so its unit names it; the rest a host reads from a file",
     "SUPERVISOR_ENABLED": "supervisord tells its children; development has none",
     "SUPERVISOR_SERVER_URL": "as above",
     "SUPERVISOR_PROCESS_NAME": "as above",
     "SUPERVISOR_GROUP_NAME": "as above",
+    "PYTHONDONTWRITEBYTECODE": "containers: their file system is read-only",
+    "PYTHONUNBUFFERED": "containers: what is said reaches the engine at once; a unit's log is a file",
+    "CARILLON_AMQP_USER": "hosts: a login of its own for each rotation; containers keep the default",
+    "CARILLON_AMQP_VHOST": "hosts: a variable of the role; containers keep the default",
+    "CARILLON_DATABASE_NAME": "as above",
+    "CARILLON_DATABASE_PORT": "as above",
+    "CARILLON_DATABASE_USER": "as CARILLON_AMQP_USER",
+    "CARILLON_SECRET_KEY_FALLBACKS_FILE": "hosts: rotate.yml keeps the key before",
+    "CARILLON_UWSGI_PROCESSES": "hosts: as many as they have processors",
+    "CARILLON_UWSGI_THREADS": "hosts: a variable of the role; containers keep the default",
+    "CARILLON_WAIT_SECONDS": "as above",
 }
 # What belongs to the machine or the manager and not to Carillon.
 FOREIGN = re.compile(
     r"(HOSTNAME|HOME|PWD|OLDPWD|LANG|LC_.*|USER|LOGNAME|SHELL|SHLVL|_|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_.*|"
-    r"RUNTIME_DIRECTORY|NOTIFY_SOCKET|MANAGERPID|DJANGO_SETTINGS_MODULE|UWSGI_.*|PATH)\Z"
+    r"RUNTIME_DIRECTORY|LOGS_DIRECTORY|NOTIFY_SOCKET|MANAGERPID|MEMORY_PRESSURE_.*|CREDENTIALS_DIRECTORY|TZ|"
+    r"DJANGO_SETTINGS_MODULE|UWSGI_.*|PATH)\Z"
 )
+# What the processes are known by, and where files lie that are the repository's own.
+MARKS = {"uwsgi": "/bin/uwsgi", "daphne": "carillon.delivery.server", "runworker": "runworker"}
+NGINX_FILES = "/etc/nginx/nginx.conf /etc/nginx/carillon/snippets /etc/nginx/carillon/pages"
+ASSETS = "/var/lib/carillon/static"
+APP_FILES = "/etc/carillon/uwsgi.ini /etc/carillon/supervisord"
+SETTINGS_FILE = "/etc/carillon/carillon.env"
+
+# Runs on the machine: of every process its argv and the names in its environment. No value leaves.
+_PROCESSES = r"""
+import json, os
+rows = []
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        argv = open(f"/proc/{pid}/cmdline", "rb").read().decode(errors="replace").split("\0")[:-1]
+        names = open(f"/proc/{pid}/environ", "rb").read().decode(errors="replace").split("\0")
+    except OSError:
+        continue
+    if argv:
+        rows.append([int(pid), argv, sorted({name.partition("=")[0] for name in names if "=" in name})])
+print(json.dumps(sorted(rows)))
+"""
+
+
+def describe(nginx_machine: Run, app_machines: Iterable[Run]) -> dict:
+    """The description of a deployment, of the machine with nginx and those with uwsgi, daphne and runworker.
+
+    `lambda command: docker("exec", container, "sh", "-c", command)` and testinfra's
+    `lambda command: host.check_output(command)` are machines.
+    """
+    commands: dict[str, list[str]] = {}
+    names: set[str] = set()
+    files = _sums(nginx_machine, f"{NGINX_FILES} {ASSETS}")
+    for run in app_machines:
+        rows = json.loads(run(f"python3 - <<'SCRIPT'\n{_PROCESSES}\nSCRIPT"))
+        for process, mark in MARKS.items():
+            # Workers have the argv of their master, which has the lowest number.
+            found = next((row for row in rows if _is(row[1], mark)), None)
+            if found:
+                commands.setdefault(process, argv(found[1]))
+                names |= set(found[2])
+        text = run(f"if [ -r {SETTINGS_FILE} ]; then sed -n 's/^\\([A-Z_]*\\)=.*/\\1/p' {SETTINGS_FILE}; fi")
+        names |= set(text.split())
+        files |= _sums(run, APP_FILES)
+    missing = set(MARKS) - set(commands)
+    if missing:
+        raise AssertionError(f"no process of {', '.join(sorted(missing))} was found")
+    return {
+        "nginx": nginx(nginx_machine("nginx -e stderr -T 2>/dev/null")),
+        "argv": commands,
+        "environment": sorted(names),
+        "files": files,
+    }
+
+
+def _is(arguments: list[str], mark: str) -> bool:
+    """The server itself: not the launcher before it became one, nor development's restarter."""
+    program, *words = arguments[:4]
+    return (
+        "python" in program
+        and any(word.endswith(mark) for word in words)
+        and not any(word.endswith("/bin/carillon") for word in words)
+    )
+
+
+def _sums(run: Run, paths: str) -> dict[str, str]:
+    listing = run(f"find {paths} -type f -exec sha256sum {{}} + 2>/dev/null || true").splitlines()
+    return {path: digest for digest, path in (line.split(maxsplit=1) for line in listing)}
 
 
 def nginx(text: str) -> dict[str, list[str]]:
@@ -74,43 +164,61 @@ def nginx(text: str) -> dict[str, list[str]]:
 
 def argv(arguments: list[str]) -> list[str]:
     """A command line without the release's path and without the address that is listened on."""
-    done = []
-    for argument in arguments:
-        argument = re.sub(r"/opt/carillon/(releases/[^/]+|current)", "/opt/carillon/<release>", argument)
-        done.append(argument)
-    text = " ".join(done)
-    # supervisord hands over the open socket; development and a container of one's own bind it.
+    text = " ".join(arguments)
+    text = re.sub(r"/opt/carillon/(releases/[^/ ]+|current)", "/opt/carillon/<release>", text)
+    text = re.sub(r"/bin/python[0-9.]*", "/bin/python", text)
+    # supervisord hands over the open socket; a container of one's own binds it.
     text = re.sub(r"--socket (fd://0|\S+:8050)", "--socket <listen>", text)
     text = re.sub(r"(--fd 0|-b \S+ -p 8051)", "<listen>", text)
     text = re.sub(r"--(processes|threads) \d+", r"--\1 <n>", text)
     return text.split(" ")
 
 
-def allowed(directive: str) -> bool:
-    return any(directive.startswith(words) for words in ALLOWED)
+def _allowed(table: dict[str, str], text: str, used: set[str]) -> bool:
+    for words in table:
+        if text.startswith(words):
+            used.add(words)
+            return True
+    return False
 
 
-def differences(one: dict, other: dict) -> list[str]:
-    """Every difference that nothing allows, as a line."""
+def differences(one: dict, other: dict, used: set[str] | None = None) -> list[str]:
+    """Every difference that nothing allows, as a line; into `used` go the exceptions that were needed."""
+    used = set() if used is None else used
     found = []
     for file in sorted(set(one["nginx"]) | set(other["nginx"])):
-        left = [line for line in one["nginx"].get(file, []) if not allowed(line)]
-        right = [line for line in other["nginx"].get(file, []) if not allowed(line)]
-        # A file of allowed lines alone (main.d/user.conf) may be missing on one side.
-        if left != right:
-            found += [f"nginx {file}: {line}" for line in sorted(set(left) ^ set(right))] or [
-                f"nginx {file}: order"
-            ]
+        if (file in one["nginx"]) != (file in other["nginx"]):
+            if not _allowed(ALLOWED_FILES, file, used):
+                found.append(f"nginx reads {file} in one alone")
+            continue
+        found += _directives(file, one["nginx"][file], other["nginx"][file], used)
     for process in sorted(set(one["argv"]) | set(other["argv"])):
         if one["argv"].get(process) != other["argv"].get(process):
             found.append(f"argv of {process}: {one['argv'].get(process)} / {other['argv'].get(process)}")
-    for path in sorted(set(one["files"]) & set(other["files"])):
-        if one["files"][path] != other["files"][path]:
+    for path in sorted(set(one["files"]) | set(other["files"])):
+        left, right = one["files"].get(path), other["files"].get(path)
+        if left and right and left != right:
             found.append(f"{path}: other bytes")
-    settings = {name for side in (one, other) for name in side["environment"]}
-    for name in sorted(settings):
-        if name in ALLOWED_ENVIRONMENT or FOREIGN.match(name):
-            continue
-        if (name in one["environment"]) != (name in other["environment"]):
+        elif left != right and not _allowed(ALLOWED_FILES, path, used):
+            found.append(f"{path}: in one alone")
+    for name in sorted(set(one["environment"]) ^ set(other["environment"])):
+        if name in ALLOWED_ENVIRONMENT:
+            used.add(name)
+        elif not FOREIGN.match(name):
             found.append(f"environment: {name} is set in one alone")
     return found
+
+
+def _directives(file: str, left: list[str], right: list[str], used: set[str]) -> list[str]:
+    if left == right:
+        return []
+    # In the site file alone: everything else is the same bytes.
+    if file.endswith("/site.conf"):
+        alone = set(left) ^ set(right)
+        left = [line for line in left if not _allowed(ALLOWED_NGINX, line, used if line in alone else set())]
+        right = [
+            line for line in right if not _allowed(ALLOWED_NGINX, line, used if line in alone else set())
+        ]
+    if left == right:
+        return []
+    return [f"nginx {file}: {line}" for line in sorted(set(left) ^ set(right))] or [f"nginx {file}: order"]

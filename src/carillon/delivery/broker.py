@@ -6,8 +6,8 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 
 from asgi_amqp.connection import Options, Target
+from asgi_amqp.stream import Stream
 from asgi_amqp.topology import Queue, Topology
-from carillon.delivery.stream import Stream
 
 CHANNEL = "notifications"
 """The durable channel on which emitters put events, and from which the relay takes them."""

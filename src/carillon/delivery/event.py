@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from carillon.delivery.position import BATCH, first_of
+from asgi_amqp.position import BATCH, first_of
 
 VERSION = 1
 GROUP = re.compile(rb"!?[A-Za-z0-9_.-]{1,200}")

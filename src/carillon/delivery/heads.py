@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections, transaction
 
+from asgi_amqp.position import Position, message_of
 from carillon.delivery.models import Head
-from carillon.delivery.position import Position, message_of
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ off.
 
 from collections import deque
 
+from asgi_amqp.position import Position
 from carillon.delivery.forms import Frames1, frame
 from carillon.delivery.hub import Listener
-from carillon.delivery.position import Position
 
 FEED = 128 * 1024
 """Bytes handed to the transport at once when a reader that had fallen behind catches up."""

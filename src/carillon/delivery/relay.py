@@ -19,12 +19,12 @@ from collections.abc import Awaitable, Callable
 
 from pamqp.commands import Basic
 
-from asgi_amqp import codec, declare
-from asgi_amqp.connection import Delivery, Link, Options, Supervisor, Wire
+from asgi_amqp import codec, declare, stream
+from asgi_amqp.connection import Link, Options, Supervisor, Wire
+from asgi_amqp.frames import Delivery
+from asgi_amqp.position import Position, first_of
 from asgi_amqp.topology import Topology
-from carillon.delivery import stream
 from carillon.delivery.event import GROUP, Event, Malformed, pack, unpack
-from carillon.delivery.position import Position, first_of
 from carillon.delivery.seen import Seen
 from carillon.delivery.tail import known, stream_name
 

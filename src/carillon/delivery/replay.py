@@ -8,12 +8,12 @@ the rest from the window and joins the live events, in one step. A resume is who
 import asyncio
 import logging
 
+from asgi_amqp import stream
 from asgi_amqp.connection import Options, Supervisor
 from asgi_amqp.exceptions import LayerError
-from carillon.delivery import stream
+from asgi_amqp.position import Position, first_of, message_of
 from carillon.delivery.event import unpack
 from carillon.delivery.hub import Hub, Listener
-from carillon.delivery.position import Position, first_of, message_of
 from carillon.delivery.seen import Seen
 from carillon.delivery.tail import stream_name
 

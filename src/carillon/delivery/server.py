@@ -24,9 +24,9 @@ from daphne.server import Server  # isort:skip  (daphne.server installs the asyn
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer
 
+from asgi_amqp.position import Position
 from carillon.delivery.forms import PING, Frames2, frame
 from carillon.delivery.outlet import TOO_SLOW, Outlet
-from carillon.delivery.position import Position
 from carillon.delivery.wheel import Wheel
 
 logger = logging.getLogger(__name__)

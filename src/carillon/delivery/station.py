@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 from django.conf import settings
 
 from asgi_amqp.exceptions import LayerError
+from asgi_amqp.position import Position
 from carillon.delivery import broker, heads
 from carillon.delivery.hub import Hub, Listener
-from carillon.delivery.position import Position
 from carillon.delivery.replay import Replayer, Unrecoverable
 from carillon.delivery.tail import Tail
 from carillon.delivery.window import Window

@@ -8,12 +8,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from asgi_amqp import stream
 from asgi_amqp.connection import Link, Options, Supervisor
 from asgi_amqp.exceptions import BrokerUnavailable
-from carillon.delivery import stream
+from asgi_amqp.position import first_of
 from carillon.delivery.event import Malformed, unpack
 from carillon.delivery.hub import Hub
-from carillon.delivery.position import first_of
 
 logger = logging.getLogger(__name__)
 

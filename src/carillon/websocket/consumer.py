@@ -21,9 +21,9 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from asgi_amqp.exceptions import LayerError
+from asgi_amqp.position import Position
 from carillon.delivery.asgi_outlet import AsgiOutlet
 from carillon.delivery.forms import Frames1, Frames2, Texts1, Texts2
-from carillon.delivery.position import Position
 from carillon.delivery.replay import Unrecoverable
 from carillon.delivery.station import NotReady
 from carillon.notifications.registry import registry

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from carillon.delivery import position
-from carillon.delivery.position import Position
+from asgi_amqp import position
+from asgi_amqp.position import Position
 
 VERSION_2 = "carillon.v2"
 """The subprotocol by which a client asks for version 2."""

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from dev import production
 from dev import stack as compose_stack
+from dev.output import Failure
 from tests.infra.stack import docker, wait
 from tests.production.ledger import Ledger
 from tests.unit.production.supervisor_lint import processes
@@ -114,6 +115,18 @@ def test_secrets_are_files_and_nothing_else(stack, settings):
         for place, text in places.items():
             for name, word in words.items():
                 assert word not in text, f"{name} is in {place} of {service}"
+
+
+def test_a_missing_secret_is_named(stack, settings):
+    """By the engine, where somebody starts Compose by hand. With a short mount it would make a directory."""
+    secret = settings.secrets / "secret_key"
+    secret.rename(settings.secrets / "elsewhere")
+    try:
+        with pytest.raises(Failure, match=rf"bind source path does not exist: {secret}"):
+            compose_stack.compose(settings, "run", "--rm", "--no-deps", "assets", seconds=60)
+        assert not secret.exists()
+    finally:
+        (settings.secrets / "elsewhere").rename(secret)
 
 
 def test_the_files_are_the_repositorys(stack):

@@ -18,9 +18,9 @@ def drain(batcher):
 
 @given(st.lists(st.tuples(st.sampled_from(GROUPS), st.binary(min_size=1, max_size=40)), max_size=60))
 def test_everything_leaves_once_in_order_within_the_bounds(events):
-    batcher = Batcher(max_bytes=100, max_keys=3)
+    batcher = Batcher(lambda: 0.0, max_bytes=100, max_keys=3)
     for destination, data in events:
-        batcher.add(destination, data, 0.0)
+        batcher.add(destination, data)
     assert batcher.count == len(events)
     assert batcher.size == sum(len(destination.target + data) for destination, data in events)
     batches = drain(batcher)
@@ -32,45 +32,45 @@ def test_everything_leaves_once_in_order_within_the_bounds(events):
 
 
 def test_one_event_larger_than_a_batch_travels_alone():
-    batcher = Batcher(max_bytes=10)
+    batcher = Batcher(lambda: 0.0, max_bytes=10)
     for data in (b"a", b"b" * 50, b"c"):
-        batcher.add(GROUPS[0], data, 0.0)
+        batcher.add(GROUPS[0], data)
     assert [batch.count for batch in drain(batcher)] == [1, 1, 1]
 
 
 def test_a_confirmed_lane_has_batches_of_its_own_and_its_own_bound():
-    batcher = Batcher()
+    batcher = Batcher(lambda: 0.0)
     for number in range(4):
-        batcher.add(DURABLE, b"%d" % number, 0.0, Ticket(1, 9.0))
-        batcher.add(GROUPS[0], b"x", 0.0)
+        batcher.add(DURABLE, b"%d" % number, Ticket(1, 9.0))
+        batcher.add(GROUPS[0], b"x")
     confirmed = [batch for batch in drain(batcher) if batch.confirmed]
     assert [batch.parts for batch in confirmed] == [[b"D0", b"D1", b"D2"], [b"D3"]]
 
 
 def test_what_is_withdrawn_does_not_leave():
-    batcher = Batcher()
+    batcher = Batcher(lambda: 0.0)
     tickets = [Ticket(1, 9.0) for _ in range(3)]
     for number, ticket in enumerate(tickets):
-        batcher.add(DURABLE, b"%d" % number, 0.0, ticket)
+        batcher.add(DURABLE, b"%d" % number, ticket)
     tickets[1].give_up(RuntimeError("too late"))
     assert batcher.take().parts == [b"D0", b"D2"]
     assert (batcher.size, batcher.count) == (0, 0)
 
 
 def test_what_is_put_back_leaves_first_and_in_order():
-    batcher = Batcher()
+    batcher = Batcher(lambda: 0.0)
     for number in range(6):
-        batcher.add(DURABLE, b"%d" % number, 0.0, Ticket(1, 9.0))
+        batcher.add(DURABLE, b"%d" % number, Ticket(1, 9.0))
     taken = drain(batcher)
-    batcher.add(DURABLE, b"new", 0.0, Ticket(1, 9.0))
+    batcher.add(DURABLE, b"new", Ticket(1, 9.0))
     batcher.put_back(taken)
     assert [batch.parts[0] for batch in drain(batcher)] == [b"D0", b"D3", b"Dnew"]
 
 
 def test_old_unconfirmed_batches_are_dropped_and_counted_confirmed_ones_stay():
-    batcher = Batcher()
-    batcher.add(GROUPS[0], b"a", 1.0)
-    batcher.add(DURABLE, b"b", 1.0, Ticket(1, 9.0))
+    batcher = Batcher(lambda: 1.0)
+    batcher.add(GROUPS[0], b"a")
+    batcher.add(DURABLE, b"b", Ticket(1, 9.0))
     assert batcher.drop_older(0.5) == 0
     assert batcher.drop_older(2.0) == 1
     assert [batch.confirmed for batch in drain(batcher)] == [True]

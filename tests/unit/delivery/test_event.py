@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgi_amqp.position import BATCH, first_of
 from carillon.delivery.event import Event, Malformed, pack, tags_of, unpack
-from carillon.delivery.position import BATCH, first_of
 from carillon.delivery.relay import event_of
 
 EVENTS = st.builds(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 
-from tests.production.parity import argv, differences, nginx
+import pytest
+
+from tests.production.parity import argv, describe, differences, nginx
 
 TEXT = """
 # configuration file /etc/nginx/nginx.conf:
@@ -28,15 +31,62 @@ def test_what_is_the_same_is_the_same():
     other["nginx"] = nginx(TEXT.replace("443 ", "8043"))
     other["argv"] = {"daphne": argv(["/opt/carillon/current/bin/daphne", "-b", "::", "-p", "8051", "x:y"])}
     other["environment"] = ["CARILLON_AMQP_HOSTS", "CARILLON_DEVELOPMENT"]
-    assert differences(ONE, other) == []
+    other["files"]["/etc/carillon/supervisord/supervisord.conf"] = "cc"
+    used: set[str] = set()
+    assert differences(ONE, other, used) == []
+    assert used == {"listen", "CARILLON_DEVELOPMENT", "/etc/carillon/supervisord/"}
 
 
-def test_drift_is_found():
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.update(nginx=nginx(TEXT.replace("DENY", "SAMEORIGIN"))), "X-Frame-Options SAMEORIGIN"),
+        # What may differ in the site file may not differ elsewhere.
+        (lambda d: d["nginx"]["/etc/nginx/nginx.conf"].append("listen 1;"), "nginx.conf: listen 1;"),
+        (
+            lambda d: d["nginx"].update({"/etc/nginx/carillon/site.d/x.conf": ["deny all;"]}),
+            "x.conf in one alone",
+        ),
+        (lambda d: d["argv"]["daphne"].append("--verbosity"), "argv of daphne"),
+        (
+            lambda d: d["environment"].append("CARILLON_STATIC_ROOT"),
+            "CARILLON_STATIC_ROOT is set in one alone",
+        ),
+        (lambda d: d["files"].update({"/etc/nginx/nginx.conf": "bb"}), "nginx.conf: other bytes"),
+        (lambda d: d["files"].update({"/etc/carillon/uwsgi.ini": "bb"}), "uwsgi.ini: in one alone"),
+    ],
+)
+def test_drift_is_found(change, said):
     other = copy.deepcopy(ONE)
-    other["nginx"] = nginx(TEXT.replace("    add_header X-Frame-Options DENY;\n", ""))
-    other["argv"]["daphne"].append("--verbosity")
-    other["environment"] = ["CARILLON_WAIT_SECONDS", "CARILLON_AMQP_HOSTS"]
-    other["files"] = {"/etc/nginx/nginx.conf": "bb"}
+    change(other)
     found = "\n".join(differences(ONE, other))
-    for word in ("X-Frame-Options", "argv of daphne", "CARILLON_WAIT_SECONDS", "nginx.conf: other bytes"):
-        assert word in found
+    assert said in found
+
+
+def test_a_machine_is_described_by_what_runs_there():
+    release = "/opt/carillon/releases/1/bin"
+
+    def run(command: str) -> str:
+        if command.startswith("python3"):
+            rows = [
+                [1, ["/usr/bin/python3", f"{release}/carillon", "reload", "uwsgi"], []],
+                [7, [f"{release}/python3", f"{release}/uwsgi", "--socket", "0.0.0.0:8050"], ["HOME", "B"]],
+                [9, [f"{release}/python3", "-m", "carillon.delivery.server", "--fd", "0"], ["A"]],
+                [12, [f"{release}/python", "-m", "django", "runworker"], ["A"]],
+            ]
+            return json.dumps(rows)
+        if command.startswith("find"):
+            return (
+                "aa  /etc/carillon/uwsgi.ini\n" if "uwsgi.ini" in command else "bb  /etc/nginx/nginx.conf\n"
+            )
+        return TEXT if command.startswith("nginx") else "CARILLON_WAIT_SECONDS\n"
+
+    found = describe(run, [run])
+    python = "/opt/carillon/<release>/bin/python"
+    assert found["argv"] == {
+        "uwsgi": [python, "/opt/carillon/<release>/bin/uwsgi", "--socket", "<listen>"],
+        "daphne": [python, "-m", "carillon.delivery.server", "<listen>"],
+        "runworker": [python, "-m", "django", "runworker"],
+    }
+    assert found["environment"] == ["A", "B", "CARILLON_WAIT_SECONDS", "HOME"]
+    assert found["files"] == {"/etc/carillon/uwsgi.ini": "aa", "/etc/nginx/nginx.conf": "bb"}

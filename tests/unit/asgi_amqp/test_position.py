@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carillon.delivery.position import BATCH, Position, first_of, message_of, parse
+from asgi_amqp.position import BATCH, Position, first_of, message_of, parse
 
 
 @given(st.from_regex(r"[0-9a-z]{1,32}", fullmatch=True), st.integers(0, 2**53 - 1))

@@ -1,0 +1,32 @@
+"""What the sessions of a layer share, and its parts read."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .codec import Message
+from .connection import Options
+from .mailbox import Mailbox
+from .metrics import Stats
+from .topology import Topology
+
+
+@dataclass(frozen=True)
+class Config:
+    """The layer's options, those that concern more than the layer itself."""
+
+    options: Options
+    topology: Topology
+    stats: Stats
+    expiry: float
+    buffer_bytes: int
+    queue_bytes: int
+    idle: float
+    timeout: float
+    capacity: Callable[[str], int]
+    gap: Callable[[], Message | None]
+    boxes: dict[str, Mailbox]  # of the process-local channels of all sessions
+
+    def connect(self, role: str) -> Options:
+        """How to open a connection for this role; the broker's management pages show it."""
+        return replace(self.options, name=f"{self.options.name} {role} {os.getpid()}")
