@@ -239,7 +239,7 @@ class Socket:
             if not family.asks:
                 allowed = family.allowed(user, known)
             else:
-                allowed = await database_sync_to_async(family.allowed)(user, known) if known else set()
+                allowed = await sockets().allowed(family, user, known) if known else set()
             for text, key in keys.items():
                 if key in allowed:
                     groups[f"{name}-{text}"] = (name, text)

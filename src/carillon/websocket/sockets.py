@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-from channels.db import database_sync_to_async
 
 from carillon.delivery.event import Event
 from carillon.delivery.station import Station, station
+from carillon.notifications.registry import Family, Key
 from carillon.websocket import authentication, internal
+from carillon.websocket.gathered import Gathered
 
 if TYPE_CHECKING:
     from carillon.websocket.consumer import Socket
@@ -26,6 +27,9 @@ class Sockets:
         self._by_outlet: dict[object, Socket] = {}
         here.hub.on(internal.ACCESS.encode(), self._access_changed)
         here.gaps.append(self._interrupted)
+        # Not the function itself: it is looked up when it is called.
+        self._logins = Gathered(lambda handshakes: authentication.authenticate(handshakes))
+        self._rights = Gathered(_allowed)
 
     def add(self, socket: Socket) -> None:
         self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
@@ -42,7 +46,11 @@ class Sockets:
 
     async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
         """Who a handshake is. Raises Refused, DatabaseError."""
-        return await database_sync_to_async(authentication.authenticate)(handshake)
+        return await self._logins.ask(handshake)
+
+    async def allowed(self, family: Family, user: Any, keys: set[Key]) -> set[Key]:
+        """Those of a family's keys that a user may hear. Raises DatabaseError."""
+        return await self._rights.ask((family, user, keys))
 
     def _access_changed(self, event: Event) -> None:
         """Somebody's rights have changed: those whom it concerns look again."""
@@ -61,6 +69,16 @@ class Sockets:
     def _interrupted(self, reason: str) -> None:
         for socket in list(self._by_outlet.values()):
             socket.interrupted(reason)
+
+
+def _allowed(questions: Sequence[tuple[Family, Any, set[Key]]]) -> list[set[Key] | Exception]:
+    answers: list[set[Key] | Exception] = []
+    for family, user, keys in questions:
+        try:
+            answers.append(family.allowed(user, keys))
+        except Exception as error:
+            answers.append(error)  # of this one alone
+    return answers
 
 
 _sockets: WeakKeyDictionary[asyncio.AbstractEventLoop, Sockets] = WeakKeyDictionary()
