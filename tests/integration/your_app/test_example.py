@@ -92,7 +92,8 @@ def typing(stack, room):
             host, port = stack.address()
             query = f"?token={token}" if token else ""
             url = f"wss://{host}:{port}/websocket/chat/{room}/typing/{query}"
-            return opened.enter_context(connect(url, ssl=stack.tls(), proxy=None, close_timeout=2))
+            connection = connect(url, ssl=stack.tls(), proxy=None, open_timeout=30, close_timeout=2)
+            return opened.enter_context(connection)
 
         yield open_one
 
