@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,12 +17,19 @@ from carillon.websocket.gathered import Gathered
 if TYPE_CHECKING:
     from carillon.websocket.consumer import Socket
 
+CHANGES = 4096
+"""Users and groups whose last change of rights is remembered; of the others it may have been just now."""
+
 
 class Sockets:
     """The sockets of one event loop, by user and by outlet."""
 
     def __init__(self, here: Station) -> None:
         self.station = here
+        self.changes = 0
+        """Number of the last change of rights that this process has heard of: see changed_since()."""
+        self._changed: dict[int | str, int] = {}  # user or group: number of its last change; the newest last
+        self._forgotten = 0
         self._by_user: dict[int, set[Socket]] = {}
         self._by_outlet: dict[object, Socket] = {}
         here.hub.on(internal.ACCESS.encode(), self._access_changed)
@@ -44,6 +51,18 @@ class Sockets:
                 if not mine:
                     del self._by_user[socket.identity.user.pk]
 
+    def changed_since(self, before: int, user: int, groups: Iterable[str] = ()) -> bool:
+        """Whether rights of this user or in these groups changed after change number `before`.
+
+        Who asks the database about rights notes `changes` first and asks this afterwards: a change that comes
+        in between does not reach a socket that is not registered for it yet.
+        """
+        if self.changes == before:
+            return False
+        return before < self._forgotten or any(
+            self._changed.get(what, 0) > before for what in (user, *groups)
+        )
+
     async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
         """Who a handshake is. Raises Refused, DatabaseError."""
         return await self._logins.ask(handshake)
@@ -55,6 +74,7 @@ class Sockets:
     def _access_changed(self, event: Event) -> None:
         """Somebody's rights have changed: those whom it concerns look again."""
         what = json.loads(event.text)
+        self._note((*what["users"], *what["groups"]))
         concerned = set()
         for user in what["users"]:
             concerned |= self._by_user.get(user, set())
@@ -66,7 +86,19 @@ class Sockets:
         for socket in concerned:
             socket.access_changed(event.offset)
 
+    def _note(self, whose: Iterable[int | str]) -> None:
+        self.changes += 1
+        changed = self._changed
+        for each in whose:
+            changed.pop(each, None)
+            changed[each] = self.changes
+        while len(changed) > CHANGES:
+            oldest = next(iter(changed))
+            self._forgotten = changed.pop(oldest)
+
     def _interrupted(self, reason: str) -> None:
+        self.changes += 1
+        self._forgotten = self.changes  # whose rights changed meanwhile is not known: perhaps everybody's
         for socket in list(self._by_outlet.values()):
             socket.interrupted(reason)
 
