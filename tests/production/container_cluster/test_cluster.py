@@ -87,8 +87,10 @@ def test_the_broker_that_leads_is_killed_and_nothing_accepted_is_lost(stack):
     assert [failure for failure in ledger.failures if failure.startswith("GET")] == []
 
 
-def test_an_application_container_is_restarted_and_whoever_may_ask_again_notices_nothing(stack):
-    """nginx asks the other one. Not so a POST that this one had taken: nobody knows what became of it."""
+def test_an_application_container_is_restarted_and_nothing_accepted_is_lost(stack):
+    """nginx asks the other one, but for a POST that this one had taken: nobody knows what became of it. And what
+    is given to one that starts waits until it serves: on a busy machine for longer than the client has patience.
+    """
     container = applications(stack)[0]
     with Ledger(stack) as ledger:
         wait("the load runs", lambda: len(ledger.accepted) > 5, 30)
@@ -100,4 +102,5 @@ def test_an_application_container_is_restarted_and_whoever_may_ask_again_notices
     missing = ledger.wait_until_heard()
     print(ledger.report())
     assert missing == set()
-    assert [failure for failure in ledger.failures if not re.match(r"POST .* 502", failure)] == []
+    explained = re.compile(r"POST .* 502|.*TimeoutError")
+    assert [failure for failure in ledger.failures if not explained.match(failure)] == []
