@@ -88,8 +88,9 @@ def test_the_broker_that_leads_is_killed_and_nothing_accepted_is_lost(stack):
 
 
 def test_an_application_container_is_restarted_and_nothing_accepted_is_lost(stack):
-    """nginx asks the other one, but for a POST that this one had taken: nobody knows what became of it. And what
-    is given to one that starts waits until it serves: on a busy machine for longer than the client has patience.
+    """nginx asks the other one, but for a POST that this one had taken: nobody knows what became of it.
+
+    What is given to one that starts waits until it serves: on a busy machine longer than a client likes.
     """
     container = applications(stack)[0]
     with Ledger(stack) as ledger:
