@@ -1,6 +1,6 @@
 """Events to sockets, beside what people use today: one machine, one run, in turns, medians.
 
-    make bench-sockets                  everything, three rounds (an hour and a half)
+    make bench-sockets                  everything, three rounds
     python benchmarks/sockets.py --rounds 1 --kinds carillon "redis pubsub" --ways direct --workloads 200x1
     python benchmarks/sockets.py --report       the pages in docs/reference, of what has been measured so far
 
