@@ -61,7 +61,8 @@ class Mailbox:
             self._make_room(len(entries), size)
         self.entries.extend(entries)
         budget.used += size
-        self.wake()
+        if self.waiters:
+            self.wake(len(entries))
 
     def _make_room(self, count: int, size: int) -> None:
         lost = 0
@@ -96,12 +97,13 @@ class Mailbox:
         self.budget.used += entry.size
         self.wake()
 
-    def wake(self) -> None:
-        while self.waiters:
+    def wake(self, count: int = 1) -> None:
+        """As many of those who wait as there are new messages: each takes one."""
+        while count and self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
+                count -= 1
 
     def fail(self, error: Exception) -> None:
         """There will be no messages: everyone who waits hears why."""
