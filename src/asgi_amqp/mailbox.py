@@ -40,18 +40,15 @@ class Budget:
 class Mailbox:
     """`dropped(reason, count)` is called for every message that is thrown away."""
 
-    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "thread", "waiters")
+    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "waiters")
 
-    def __init__(
-        self, capacity: int, budget: Budget, dropped: Callable[[str, int], None], thread: int = 0
-    ) -> None:
+    def __init__(self, capacity: int, budget: Budget, dropped: Callable[[str, int], None]) -> None:
         self.capacity = capacity
         self.budget = budget
         self.dropped = dropped
         self.entries: deque[Entry] = deque()
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.read_at = monotonic()  # when it was last read: what nobody reads is swept away
-        self.thread = thread  # that of the event loop: only there it may be used
         self.arriving = 0  # sent by this very process and not back yet: they count for ChannelFull
 
     def put(self, entries: list[Entry], size: int) -> None:
@@ -112,11 +109,11 @@ class Mailbox:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    async def wait(self) -> None:
+    async def wait(self, loop: asyncio.AbstractEventLoop) -> None:
         """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is
         lost.
         """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = loop.create_future()
         self.waiters.append(waiter)
         try:
             await waiter

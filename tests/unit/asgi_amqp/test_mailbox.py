@@ -58,7 +58,7 @@ def test_what_has_expired_is_counted_and_not_given():
 
 async def read(box):
     while (entry := box.take()) is None:
-        await box.wait()
+        await box.wait(asyncio.get_running_loop())
     return entry.message["n"]
 
 
