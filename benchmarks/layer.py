@@ -223,8 +223,8 @@ def measure(python, layer, url, task):
 
 
 def run(layers, rounds, minutes):
-    """{workload: {layer: [numbers of each round]}}, and how many rounds there were: none begins that would not
-    end in time. The layers take turns within a round.
+    """{workload: {layer: [numbers of each round]}}, and how many rounds there were: none begins that would
+    not end in time. The layers take turns within a round.
     """
     results = {name: {layer: [] for layer in layers} for name in WORKLOADS}
     began = time.monotonic()
