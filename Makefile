@@ -44,8 +44,16 @@ test-clean: ## remove what a cut-off `make test` left behind
 lint: ## code, shell scripts, Dockerfiles, and the files of nginx, supervisord, uwsgi and the roles
 	@$(DEV) lint
 
-bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' consumers and Socket.IO (minutes, on a quiet machine)
+bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' consumers and Socket.IO (an hour, on a quiet machine); writes docs/reference
+	@rm -f .dev-bench/sockets.jsonl
 	@$(TEST_PYTHON) benchmarks/sockets.py
+	@$(TEST_PYTHON) benchmarks/sockets.py --report
+
+bench-stack: $(TEST_PYTHON) ## measure latency, 5000 clients and their return on the stack of `make dev` (minutes, on a quiet machine)
+	@rm -f .dev-bench/latency.jsonl .dev-bench/stack_sockets.jsonl
+	@export CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon}; \
+	    $(TEST_PYTHON) benchmarks/latency.py && $(TEST_PYTHON) benchmarks/stack_sockets.py --sockets 5000
+	@$(TEST_PYTHON) benchmarks/sockets.py --report
 
 chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
@@ -60,7 +68,7 @@ production-down: ## stop it; data and secrets stay
 production-clean: ## stop it and remove its data and secrets
 	@$(DEV) production-clean
 
-cluster: ## in progress: the same with three brokers and two application containers, a stack of its own
+cluster: ## the same with three brokers and two application containers, a stack of its own
 	@$(DEV) cluster
 
 cluster-down: ## stop it; data and secrets stay
@@ -107,4 +115,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full bench-layer test-long lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full bench-layer test-long lock

@@ -17,10 +17,10 @@ SIZE = 480
 
 
 def payload(number, kind):
-    """About what a job event is, and always `SIZE` bytes of JSON on the wire: the client counts bytes. Node
-    writes JSON without spaces, whoever made it."""
+    """About what a job event is, and always `SIZE` bytes of JSON on the wire. Node writes JSON without
+    spaces, whoever made it. The clients look for number and time near the beginning."""
     separators = (",", ":") if kind == "socket.io" else None
-    made = {**PAYLOAD, "n": f"{number:09d}", "at": f"{time.monotonic():015.6f}"}
+    made = {"n": f"{number:09d}", "at": f"{time.monotonic():015.6f}", **PAYLOAD}
     room = SIZE - len(json.dumps(made, separators=separators))
     assert room >= 0
     made["pad"] = "x" * room

@@ -25,8 +25,11 @@ HOSTS = "CARILLON_BUNDLE_FOR"
 DEFAULT_HOSTS = "3.13-x86_64"  # Debian 13
 # The control node is not known yet: Debian 12, Ubuntu 24.04, Debian 13.
 _CONTROL_PYTHONS = ("3.11", "3.12", "3.13")
-_FOLDERS = ("ansible", "nginx", "supervisord", "requirements", "src", "docs/how-to")
-_FILES = ("pyproject.toml", "README.md", "LICENSE", "dev/site_file.py")
+_FOLDERS = ("ansible", "nginx", "supervisord", "src", "docs/how-to")
+_FILES = (
+    *("pyproject.toml", "README.md", "LICENSE"),
+    *(f"requirements/{name}" for name in ("app.in", "app.txt", "tools.in", "tools.txt")),
+)
 _PRIVATE = frozenset(["__pycache__", "secrets", "backups", "molecule", ".ansible"])
 
 

@@ -62,6 +62,7 @@ def ensure_secrets(config: Config, *, anew: str) -> None:
 @contextmanager
 def alone(config: Config) -> Iterator[None]:
     """One at a time for each stack: two would start containers over one another."""
+    secret_files.private_directory(config.state)
     with (config.state / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

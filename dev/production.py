@@ -67,7 +67,6 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
     # Not at the top: they need the private environment.
     from dev import server_certificate, site_file
 
-    secret_files.private_directory(config.state)
     with development.alone(config):
         certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
         build(config)

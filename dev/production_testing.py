@@ -11,7 +11,9 @@ from dev.testing import Suite
 
 LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
-
+# Of ansible/molecule/*/molecule.yml.
+HOSTS = ("carillon-prod-single", "carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3")
+NETWORKS = ("carillon-prod-single", "carillon-prod-cluster")
 
 LINTS = (
     Suite("ansible-lint", ("ansible-lint", "--offline", "--profile", "production", "-q"), folder="ansible"),
@@ -55,11 +57,26 @@ def enter(config: Config) -> None:
     environments.enter(environments.ensure(config, "venv-production", LOCK))
 
 
+def remove_hosts() -> None:
+    """The hosts of these tests, whoever left them: a run that was cut off, or this one."""
+    process.ask(["docker", "rm", "--force", "--volumes", *HOSTS], seconds=120)
+    process.ask(["docker", "network", "rm", *NETWORKS])
+
+
 def test(config: Config, *, full: bool) -> int:
-    """Lints, a real host, the production container; with `full` the cluster of hosts. 0 when all passed."""
+    """Lints, a real host, the production container; with `full` the rest. 0 when all passed."""
     base_image.ensure(config)
     host_image(config)
     production.build(config)
+    with testing.interruptible():
+        remove_hosts()
+        try:
+            return _test(config, full=full)
+        finally:
+            remove_hosts()
+
+
+def _test(config: Config, *, full: bool) -> int:
     secrets = config.state / "host-secrets"
     shutil.rmtree(secrets, ignore_errors=True)
     # Secrets of their own for each: they are installations of their own.
@@ -67,4 +84,5 @@ def test(config: Config, *, full: bool) -> int:
         replace(suite, environ=(("CARILLON_SECRETS_DIR", str(secrets / suite.name)),))
         for suite in (*LINTS, SINGLE, CONTAINER, *([CLUSTER] if full else []))
     ]
-    return testing.run(chosen, {"PYTHONPATH": str(ROOT), "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")})
+    environ = {"PYTHONPATH": str(ROOT), "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")}
+    return testing.run(chosen, environ | ({"CARILLON_PRODUCTION_FULL": "1"} if full else {}))

@@ -14,7 +14,10 @@ The values, all required:
     uwsgi, daphne    lists of "host:port"
     resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving;
                      null: they are fixed, and there may be several
+    prefix           "" or "/name": the path below which an outer proxy shows Carillon
     trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
+    proxy_protocol   true: those proxies balance TCP and speak the PROXY protocol; it names the client, and no
+                     header is believed. Where a listener is a bare port, 127.0.0.1 has a way in without it
     client_limits    true: sockets and logins are limited per client address
     access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
     temporary        absolute path of a directory on nginx's machine that its workers may write to
@@ -36,6 +39,7 @@ HOST_NAME = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*"
 )
+PREFIX = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*")
 
 
@@ -53,7 +57,9 @@ def check(values) -> list[str]:
         "uwsgi": _each(_upstream),
         "daphne": _each(_upstream),
         "resolver": _resolver,
+        "prefix": _prefix,
         "trusted_proxies": _each(_network, may_be_empty=True),
+        "proxy_protocol": _flag,
         "client_limits": _flag,
         "access_log": _path,
         "temporary": _path,
@@ -65,6 +71,8 @@ def check(values) -> list[str]:
             for name in ("uwsgi", "daphne")
             if len(values[name]) != 1
         ]
+    if not problems and values["proxy_protocol"] and not values["trusted_proxies"]:
+        problems.append("trusted_proxies: name the balancers that speak the PROXY protocol")
     return problems
 
 
@@ -207,6 +215,12 @@ def _network(value):
 def _path(value):
     if not isinstance(value, str) or not SAFE_PATH.fullmatch(value):
         return [f"{value!r} is not an absolute path (letters, digits and . _ / + @ -)"]
+    return []
+
+
+def _prefix(value):
+    if not isinstance(value, str) or not PREFIX.fullmatch(value):
+        return [f"{value!r} is neither empty nor like /name (letters, digits and . _ -, no slash at the end)"]
     return []
 
 

@@ -8,7 +8,12 @@ const http = createServer();
 const pub = createClient({ url: process.env.BENCH_URL });
 const sub = pub.duplicate();
 await Promise.all([pub.connect(), sub.connect()]);
-const io = new Server(http, { transports: ["websocket"], perMessageDeflate: false, adapter: createAdapter(pub, sub) });
+const io = new Server(http, {
+  path: process.env.BENCH_PATH,
+  transports: ["websocket"],
+  perMessageDeflate: false,
+  adapter: createAdapter(pub, sub),
+});
 io.on("connection", (socket) => {
   socket.on("groups", (names, done) => {
     socket.join(names);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from carillon import environment, launcher
 from carillon.environment import ConfigurationError, Environment
@@ -46,8 +47,26 @@ def _migrate(_: argparse.Namespace, settings: Environment) -> None:
     launcher.migrate(settings)
 
 
-def _check(_: argparse.Namespace, settings: Environment) -> int:
-    return launcher.check(settings)
+def _check(options: argparse.Namespace, settings: Environment) -> int:
+    code = launcher.check(settings)
+    if code or not options.url:
+        return code
+    from carillon import check
+
+    try:
+        ca = _text(options.ca) if options.ca else None
+        launcher.say(check.event(options.url, address=options.address, ca=ca))
+    except launcher.NotReady as problem:
+        launcher.say(str(problem))
+        return launcher.EXIT_NOT_READY
+    return 0
+
+
+def _text(path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise launcher.NotReady(f"--ca {path}: {error}") from None
 
 
 def _manage(options: argparse.Namespace, _: Environment) -> None:
@@ -71,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     probe = command("probe", _probe, "does the process on this machine serve? (the health check)")
     probe.add_argument("processes", nargs="+", choices=launcher.PROCESSES, metavar="process")
     command("migrate", _migrate, "wait for the database and bring its tables up to date")
-    command("check", _check, "check the configuration, and whether database, migrations and broker are ready")
+    check = command("check", _check, "check configuration, database, migrations, broker; --url: all of it")
+    check.add_argument("--url", help="the public address: an event is emitted here and must be heard there")
+    check.add_argument("--address", help="connect to this instead of what the name resolves to")
+    check.add_argument("--ca", help="PEM file of the authorities to verify it with; -: standard input")
     manage = command("manage", _manage, "run a command of Django's")
     manage.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command …")
     return parser

@@ -30,7 +30,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """404: JSON below /api/, a plain sentence elsewhere."""
-    if request.path.startswith("/api/"):
+    if request.path_info.startswith("/api/"):
         return JsonResponse({"detail": "Not found. GET /api/v2/schema/ lists what there is."}, status=404)
     return HttpResponse("Not found.\n", status=404, content_type="text/plain; charset=utf-8")
 

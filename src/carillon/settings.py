@@ -118,8 +118,8 @@ EVENT_WINDOW_BYTES = 64 * 2**20
 
 # Who may come in -----------------------------------------------------------------------------------
 
-LOGIN_URL = "/"
-LOGIN_REDIRECT_URL = "/"
+LOGIN_URL = "page"
+LOGIN_REDIRECT_URL = "page"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},

@@ -15,16 +15,20 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import connect as sync_connect
 
 from tests.chaos.ledger import Page
 
 GROUP = "jobs-summary"
+FILLER = "inventories-status_changed"
 
 
 def docker(*arguments: str) -> str:
@@ -40,6 +44,7 @@ class Site:
 
     values: dict
     project: str
+    stand_ins: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def from_environment(cls) -> Site | None:
@@ -67,11 +72,117 @@ class Site:
         return self.values["CARILLON_TOKEN"]
 
     def containers(self, service: str) -> list[str]:
+        """The stack's own of a service, or those that stand in for them."""
+        return self.stand_ins.get(service) or self.own(service)
+
+    def own(self, service: str) -> list[str]:
         return docker(
             "ps", "-aq",
             "--filter", f"label=com.docker.compose.project={self.project}",
             "--filter", f"label=com.docker.compose.service={service}",
         ).split()  # fmt: skip
+
+    # Containers beside the stack's own
+
+    @contextlib.contextmanager
+    def beside(
+        self,
+        service: str,
+        name: str,
+        command: Sequence[str] = (),
+        *,
+        entrypoint: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        volumes: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """One more container like the service's: its image, network, mounts and environment; its name."""
+        full = f"{self.project}-{name}"
+        own = json.loads(docker("inspect", self.own(service)[0]))[0]
+        variables = dict(pair.partition("=")[::2] for pair in own["Config"]["Env"])
+        mounts = [
+            f"{mount.get('Name') or mount['Source']}:{mount['Destination']}{'' if mount['RW'] else ':ro'}"
+            for mount in own["Mounts"]
+            # What a broker or a database stores is its own.
+            if not (mount["Type"] == "volume" and service in ("rabbitmq", "postgresql"))
+        ]
+        tmpfs = [f"{path}:{how}" if how else path for path, how in (own["HostConfig"]["Tmpfs"] or {}).items()]
+        subprocess.run(["docker", "rm", "--force", "--volumes", full], capture_output=True, timeout=90)
+        docker(
+            "run", "--detach", "--name", full, "--network", next(iter(own["NetworkSettings"]["Networks"])),
+            *(f"--env={name}={value}" for name, value in {**variables, **(environment or {})}.items()),
+            *(f"--volume={mount}" for mount in (*mounts, *volumes)),
+            *(f"--tmpfs={mount}" for mount in tmpfs),
+            *((f"--entrypoint={entrypoint}",) if entrypoint else ()),
+            *options, own["Config"]["Image"], *command,
+        )  # fmt: skip
+        try:
+            yield full
+        except BaseException:
+            print(f"--- {full}\n{docker('logs', '--tail', '40', full)}")
+            raise
+        finally:
+            subprocess.run(["docker", "rm", "--force", "--volumes", full], capture_output=True, timeout=90)
+
+    @contextlib.contextmanager
+    def instead(
+        self, services: Sequence[str], commands: Mapping[str, dict] | None = None, **options: Any
+    ) -> Iterator[None]:
+        """Containers of ours in place of the stack's `services`, under their names in its network, with
+        `options` of beside(), and `commands` for some of them. The stack's own come back afterwards."""
+        stopped = [container for service in services for container in self.own(service)]
+        docker("stop", "--time", "20", *stopped)
+        try:
+            with contextlib.ExitStack() as stack:
+                for service in services:
+                    own = {"command": ("run", service), **options, **(commands or {}).get(service, {})}
+                    own["options"] = (*own.get("options", ()), f"--network-alias={service}")
+                    name = stack.enter_context(self.beside(service, f"instead-{service}", **own))
+                    self.stand_ins[service] = [name]
+                    stack.callback(self.stand_ins.pop, service)
+                yield
+        finally:
+            docker("start", *stopped)
+            self.await_serving()
+
+    def await_serving(self, seconds: float = 150) -> None:
+        """Until the API publishes and the websocket opens."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.publish([{"group": "control-limit_reached_1", "payload": {"group_name": "test"}}])
+                with sync_connect(
+                    f"wss://{self.address[0]}:{self.address[1]}/websocket/", ssl=self.tls, proxy=None,
+                    additional_headers={"Authorization": f"Bearer {self.token}"}, open_timeout=5,
+                ) as socket:  # fmt: skip
+                    assert json.loads(socket.recv(15))["accept"] is True
+                return
+            except (OSError, AssertionError, InvalidHandshake, ConnectionClosed, TimeoutError, EOFError):
+                assert time.monotonic() < deadline, "the stack does not serve"
+                time.sleep(0.5)
+
+    def get(self, path: str) -> Any:
+        request = urllib.request.Request(
+            f"{self.values['CARILLON_URL']}/api/v2{path}", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(request, context=self.tls, timeout=15) as answer:
+            return json.load(answer)
+
+    def await_connections(self, count: int, group: str = GROUP, seconds: float = 60) -> None:
+        """Until exactly so many sockets are listed as subscribed to the group."""
+        deadline = time.monotonic() + seconds
+        while (found := self.get(f"/connections/?group={group}")["count"]) != count:
+            assert time.monotonic() < deadline, f"{found} are listed, {count} are there"
+            time.sleep(0.2)
+
+    def ip(self, container: str) -> str:
+        networks = json.loads(docker("inspect", container))[0]["NetworkSettings"]["Networks"]
+        return next(iter(networks.values()))["IPAddress"]
+
+    def publish_filler(self, megabytes: int) -> None:
+        """So much into a group that hardly anybody hears."""
+        for _ in range(megabytes):
+            self.publish([{"group": FILLER, "payload": {"pad": "x" * 250_000}} for _ in range(4)])
 
     def kill(self, service: str) -> None:
         """SIGKILL, to everything in the container at once."""
@@ -90,10 +201,14 @@ class Site:
     def run_in(self, service: str, *command: str) -> str:
         return docker("exec", self.containers(service)[0], *command)
 
-    def memory_peak(self, service: str) -> int:
-        """Bytes; 0 where the kernel does not say."""
-        with contextlib.suppress(AssertionError, ValueError):
-            return int(self.run_in(service, "cat", "/sys/fs/cgroup/memory.peak"))
+    def resident(self, service: str) -> int:
+        """KiB of memory that a service's processes have now; 0 while none runs."""
+        with contextlib.suppress(AssertionError):
+            return sum(
+                int(line.split()[1])
+                for container in self.containers(service)
+                for line in docker("top", container, "-eo", "pid,rss").splitlines()[1:]
+            )
         return 0
 
     def publish(self, events: list[dict]) -> None:
@@ -120,15 +235,15 @@ class Publisher:
     retries: int = 0
     longest: float = 0.0
     _stop: bool = False
-    _task: asyncio.Task | None = None
+    task: asyncio.Task | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self.task = asyncio.create_task(self._run())
 
     async def stop(self) -> int:
         """Confirmed events in all."""
         self._stop = True
-        await asyncio.wait_for(self._task, 150)
+        await asyncio.wait_for(self.task, 150)
         return self.confirmed
 
     async def _run(self) -> None:
@@ -154,10 +269,11 @@ class Publisher:
 
 class Network:
     """A proxy between the clients and nginx. `cut()` breaks every connection; then, for a time, new ones are
-    refused, or nothing gets through and nobody is told."""
+    refused, or nothing gets through and nobody is told. `rate`: bytes a second that each client is sent."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
+        self.rate: float | None = None
         self.port = 0
         self._open: set[asyncio.Task] = set()
         self._through = asyncio.Event()
@@ -199,7 +315,7 @@ class Network:
         far = None
         try:
             far_reader, far = await asyncio.open_connection(*self.target)
-            await asyncio.gather(self._pump(reader, far), self._pump(far_reader, writer))
+            await asyncio.gather(self._pump(reader, far), self._pump(far_reader, writer, slow=True))
         except (OSError, asyncio.CancelledError):
             pass
         finally:
@@ -208,12 +324,25 @@ class Network:
                 if end is not None:
                     end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, slow: bool = False
+    ) -> None:
+        while data := await reader.read(65536 if self.rate is None or not slow else 256):
             await self._through.wait()
             writer.write(data)
             await writer.drain()
+            sent = time.monotonic()
+            while slow and self.rate is not None and (time.monotonic() - sent) * self.rate < len(data):
+                await asyncio.sleep(0.1)
         raise ConnectionResetError
+
+    async def away(self) -> None:
+        """Nobody gets through until back()."""
+        self._refuse = True
+        self._break()
+
+    async def back(self) -> None:
+        self._refuse = False
 
 
 @dataclass
@@ -223,12 +352,15 @@ class Watcher:
     site: Site
     name: str
     port: int
+    groups: dict = field(default_factory=lambda: {"jobs": ["summary"]})
+    pings: bool = True
     page: Page = None
     since: str | None = None
+    first_position: str | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     codes: list = field(default_factory=list)
-    level: bool = False
-    pause: float = 0.0
+    reasons: list = field(default_factory=list)
+    asked: bool = False
     _task: asyncio.Task | None = None
 
     def start(self, first: int) -> None:
@@ -249,7 +381,7 @@ class Watcher:
                     subprotocols=["carillon.v2"],
                     additional_headers={"Authorization": f"Bearer {self.site.token}"},
                     open_timeout=5,
-                    ping_interval=3,
+                    ping_interval=3 if self.pings else None,
                     ping_timeout=3,
                     max_size=None,
                     close_timeout=1,
@@ -257,29 +389,27 @@ class Watcher:
                     self.page.connects += 1
                     async for text in socket:
                         self._hear(json.loads(text))
-                        if self.since is not None and not self.level:
-                            self.level = True
-                            await socket.send(
-                                json.dumps({"groups": {"jobs": ["summary"]}, "since": self.since})
-                            )
+                        if self.since is not None and not self.asked:
+                            self.asked = True
+                            await socket.send(json.dumps({"groups": self.groups, "since": self.since}))
                         if self.ready.is_set():
                             wait = 0.1
-                        if self.pause:
-                            await asyncio.sleep(self.pause)
                     self.codes.append(socket.close_code)
             except ConnectionClosed as closed:
                 self.codes.append(closed.rcvd.code if closed.rcvd else None)
             except (OSError, InvalidHandshake, TimeoutError, EOFError):
                 pass
-            self.level = False
+            self.asked = False
             await asyncio.sleep(random.uniform(0, wait))
             wait = min(2.0, wait * 2)
 
     def _hear(self, frame: dict) -> None:
         if "event" in frame:
-            self.page.saw(frame["event"]["n"])
+            if frame["group"] == GROUP:
+                self.page.saw(frame["event"]["n"])
             self.since = frame["position"]
         elif frame.get("recovered") is False:
+            self.reasons.append(frame["reason"])
             self.page.told_of_a_gap()
             self.since = frame["position"]
             self.ready.set()
@@ -288,7 +418,7 @@ class Watcher:
             self.ready.set()
         elif frame.get("accept") is True:
             if self.since is None:
-                self.since = frame["position"]
+                self.since = self.first_position = frame["position"]
         elif "position" in frame:
             self.since = frame["position"]
 

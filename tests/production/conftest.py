@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import testinfra
+from websockets.exceptions import WebSocketException
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def wait_for(
             value = condition()
             if value:
                 return value
-        except (AssertionError, OSError, RuntimeError) as error:
+        except (AssertionError, OSError, RuntimeError, EOFError, WebSocketException) as error:
             last = error
         time.sleep(0.5)
     pytest.fail(f"after {seconds} s still not: {what}. {last or ''}\n{logs()}")

@@ -1,8 +1,8 @@
 """Load with a ledger: requests and events through a deployment while something happens to it.
 
 Every request is on a connection of its own, so that a port that refuses for a moment is seen. Every event is
-numbered and posted once its predecessor was accepted; a websocket client notes what it hears, coming back as
-a client does.
+numbered and posted once its predecessor was accepted. A websocket client of version 2 notes what it hears;
+when its connection breaks it comes back and asks for what it missed, as a client does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
 @dataclass
@@ -28,7 +28,9 @@ class Ledger:
     slowest: float = 0.0
 
     def __post_init__(self) -> None:
-        self._stop = threading.Event()
+        self._stop = threading.Event()  # of the load; the listener goes on until it has heard all
+        self._heard_all = threading.Event()
+        self._position: str | None = None
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._first = time.monotonic_ns()
@@ -53,8 +55,18 @@ class Ledger:
         deadline = time.monotonic() + seconds
         while (missing := set(self.accepted) - set(self.heard)) and time.monotonic() < deadline:
             time.sleep(0.2)
-        self._stop.set()
+        self._heard_all.set()
+        self._threads[0].join(30)
         return missing
+
+    def assert_nothing_lost(self) -> None:
+        """No request failed, each accepted event was heard, once."""
+        missing = self.wait_until_heard()
+        print(self.report())
+        assert self.failures == []
+        assert self.requests > 20
+        assert missing == set()
+        assert len(self.heard) == len(set(self.heard)), "an event came twice"
 
     def _get(self) -> None:
         while not self._stop.is_set():
@@ -86,31 +98,38 @@ class Ledger:
         return good
 
     def _listen(self, ready: threading.Event) -> None:
-        while not self._stop.is_set():
+        while not self._heard_all.is_set():
             try:
-                with self.stack.websocket() as socket:
-                    socket.recv(10)
-                    message = {"groups": {"schedules": ["changed"]}}
-                    socket.send(json.dumps(message))
-                    socket.recv(10)
-                    ready.set()
-                    while not self._stop.is_set():
-                        try:
-                            frame = json.loads(socket.recv(0.5))
-                        except TimeoutError:
-                            continue
-                        payload = frame.get("event", frame)
-                        if payload.get("ledger") == self._first:
-                            self.heard.append(payload["number"])
-            except (ConnectionClosed, OSError, TimeoutError, EOFError):
-                if self._stop.is_set():
-                    return
+                with self.stack.websocket(subprotocols=["carillon.v2"]) as socket:
+                    self._follow(socket, ready)
+            except (ConnectionClosed, InvalidStatus, OSError, TimeoutError, EOFError):
                 self.reconnects += 1
                 time.sleep(0.2)
+
+    def _follow(self, socket, ready: threading.Event) -> None:
+        """Reads frames until all was heard; the next connection resumes at the last one's position."""
+        first = json.loads(socket.recv(10))
+        message = {"groups": {"schedules": ["changed"]}, "since": self._position or first["position"]}
+        socket.send(json.dumps(message))
+        while not self._heard_all.is_set():
+            try:
+                frame = json.loads(socket.recv(0.5))
+            except TimeoutError:
+                continue
+            if frame.get("recovered") is False:
+                if frame["reason"] in ("timeout", "unavailable"):
+                    raise EOFError(frame["reason"])  # to be asked again, on another connection
+                self.failures.append(f"not recovered: {frame}")
+            if "recovered" in frame:
+                ready.set()
+            self._position = frame.get("position", self._position)
+            if frame.get("event", {}).get("ledger") == self._first:
+                self.heard.append(frame["event"]["number"])
 
     def report(self) -> str:
         return (
             f"{self.requests} requests, {len(self.failures)} failed, slowest {self.slowest:.2f} s; "
             f"{len(self.accepted)} events accepted, {len(set(self.heard))} heard, "
+            f"{len(self.heard) - len(set(self.heard))} twice, "
             f"{self.reconnects} reconnects"
         )

@@ -8,6 +8,8 @@ from django.conf import settings
 from django.contrib.auth import authenticate, login, logout
 from django.http import HttpResponse, HttpResponseRedirect
 from django.middleware.csrf import get_token
+from django.shortcuts import resolve_url
+from django.urls import get_script_prefix, reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.csrf import csrf_protect
@@ -23,6 +25,7 @@ from rest_framework.views import APIView
 
 from carillon.accounts.models import ApiToken
 from carillon.accounts.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
+from carillon.addresses import api
 
 # awxkit reads from this header which cookie is the session's.
 SESSION_COOKIE_HEADER = "X-API-Session-Cookie-Name"
@@ -40,11 +43,11 @@ class RootView(APIView):
         return Response(
             {
                 "description": "Carillon",
-                "current_version": "/api/v2/",
-                "available_versions": {"v2": "/api/v2/"},
-                "login": "/api/login/",
-                "logout": "/api/logout/",
-                "websocket": "/websocket/",
+                "current_version": api(""),
+                "available_versions": {"v2": api("")},
+                "login": reverse("login"),
+                "logout": reverse("logout"),
+                "websocket": f"{get_script_prefix()}websocket/",
             },
             headers={SESSION_COOKIE_HEADER: settings.SESSION_COOKIE_NAME},
         )
@@ -60,11 +63,11 @@ def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
     if wants_json(request):
         response: HttpResponse = Response(data)
     else:
-        target = request.data.get("next") or "/"
+        target = request.data.get("next") or reverse("page")
         if not url_has_allowed_host_and_scheme(
             target, {request.get_host()}, require_https=request.is_secure()
         ):
-            target = "/"
+            target = reverse("page")
         response = HttpResponseRedirect(target)
     response[SESSION_COOKIE_HEADER] = settings.SESSION_COOKIE_NAME
     return response
@@ -82,7 +85,7 @@ class LoginView(APIView):
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> HttpResponse:
-        return HttpResponseRedirect(settings.LOGIN_URL)
+        return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
 
     @extend_schema(request=CredentialsSerializer, responses={200: dict, 302: None, 401: dict})
     def post(self, request: Request) -> HttpResponse:

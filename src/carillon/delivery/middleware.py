@@ -34,7 +34,7 @@ class PositionMiddleware:
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
         if (
             request.method == "GET"
-            and request.path.startswith(PREFIX)
+            and request.path_info.startswith(PREFIX)
             and request.resolver_match.url_name not in STATELESS
         ):
             with suppress(DatabaseError):  # the view will say so, in its own way, if it needs the database

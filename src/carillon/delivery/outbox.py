@@ -39,6 +39,11 @@ def store(messages: Sequence[dict[str, Any]]) -> None:
     rows.bulk_create(rows.model(message=msgpack.packb(message)) for message in messages)
 
 
+def waits() -> bool:
+    """Whether something is in the outbox: what is emitted now must come after it. Raises DatabaseError."""
+    return _rows().exists()
+
+
 def send_some() -> int:
     """Send the oldest rows and delete them; how many. Raises NotificationsUnavailable, DatabaseError."""
     with transaction.atomic():

@@ -1,11 +1,17 @@
-"""What may be done to jobs: each change in one transaction, told of when it has committed."""
+"""What may be done to jobs: each change in one transaction, told of when it has committed.
+
+What is told of one job is told in the order in which it happened, also when several processes change the job
+at once: a change takes the job's turn, commits, tells, and gives the turn back. Otherwise the later of two
+statuses might be told first, and clients would end with the earlier one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from django.db import transaction
+from django.db import Error, connection, transaction
 
 from carillon.jobs import payloads, states
 from carillon.jobs.models import Job, JobEvent, Schedule
@@ -21,24 +27,56 @@ class IllegalTransition(Exception):
         super().__init__(f"A job that is {current} cannot become {wanted}: {hint}.")
 
 
-@transaction.atomic
+# Advisory locks of PostgreSQL have two numbers: what is locked, and which one of it.
+_TURNS = 0x6A6F6273
+
+
+@contextmanager
+def _turns() -> Iterator[Callable[[int], None]]:
+    """`take(job_id)` waits for this job's turn; it lasts to the end of the block.
+
+    Locks of the session, not of the transaction, which has ended by the time its change is told of. Where all
+    writers are one thread (the unit tests' SQLite), there is nobody to wait for.
+    """
+    taken: list[int] = []
+
+    def take(job_id: int) -> None:
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_lock(%s, %s)", [_TURNS, job_id % 2**31])
+            taken.append(job_id)
+
+    try:
+        yield take
+    finally:
+        # With a connection that has broken meanwhile the locks are gone, too.
+        with suppress(Error):
+            for job_id in taken:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [_TURNS, job_id % 2**31])
+
+
 def create_job(**fields: Any) -> Job:
     """A new job, and the word of its first status."""
-    job = Job.objects.create(**fields)
-    emit_on_commit(payloads.status_changed(job))
+    with _turns() as take, transaction.atomic():
+        job = Job.objects.create(**fields)
+        take(job.pk)  # at once: nobody else can see the job yet
+        emit_on_commit(payloads.status_changed(job))
     return job
 
 
-@transaction.atomic
 def set_status(job_id: int, status: str) -> Job:
     """Change a job's status; the same status again changes and tells nothing. Raises IllegalTransition."""
-    job = Job.objects.select_for_update(no_key=True).get(pk=job_id)
-    if not states.may_become(job.status, status):
-        raise IllegalTransition(job.status, status)
-    if job.status != status:
-        job.become(status)
-        job.save(update_fields=["status", "started", "finished", "modified"])
-        emit_on_commit(payloads.status_changed(job))
+    with _turns() as take:
+        take(job_id)
+        with transaction.atomic():
+            job = Job.objects.select_for_update(no_key=True).get(pk=job_id)
+            if not states.may_become(job.status, status):
+                raise IllegalTransition(job.status, status)
+            if job.status != status:
+                job.become(status)
+                job.save(update_fields=["status", "started", "finished", "modified"])
+                emit_on_commit(payloads.status_changed(job))
     return job
 
 

@@ -1,10 +1,12 @@
-"""The frames that tell of jobs, key by key as clients of Tower know them. Pure functions of rows."""
+"""The frames that tell of jobs, key by key as clients of Tower know them. Functions of rows, and of where the
+API is."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from carillon.addresses import api
 from carillon.jobs.models import Job, JobEvent, Kind, Schedule, Status
 from carillon.notifications import Notification
 
@@ -17,7 +19,7 @@ _URLS = {Kind.JOB: "job_events", Kind.AD_HOC_COMMAND: "ad_hoc_command_events"}
 
 def event_url(kind: str, event_id: int) -> str:
     """Where an event is in the REST API; as in AWX, "" for the kinds whose events have no address."""
-    return f"/api/v2/{_URLS[kind]}/{event_id}/" if kind in _URLS else ""
+    return api(f"{_URLS[kind]}/{event_id}/") if kind in _URLS else ""
 
 
 def status_changed(job: Job) -> list[Notification]:

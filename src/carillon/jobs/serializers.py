@@ -9,6 +9,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from carillon.accounts.models import Team
+from carillon.addresses import api
 from carillon.jobs.models import Job, JobEvent, Kind, Schedule, Status
 from carillon.jobs.payloads import event_url
 
@@ -61,10 +62,10 @@ class JobSerializer(serializers.ModelSerializer):
         read_only_fields = ("owner", "created", "modified", "started", "finished")
 
     def get_url(self, job: Job) -> str:
-        return f"/api/v2/jobs/{job.pk}/"
+        return api(f"jobs/{job.pk}/")
 
     def get_related(self, job: Job) -> dict[str, str]:
-        return {"events": f"/api/v2/jobs/{job.pk}/events/", "cancel": f"/api/v2/jobs/{job.pk}/cancel/"}
+        return {"events": api(f"jobs/{job.pk}/events/"), "cancel": api(f"jobs/{job.pk}/cancel/")}
 
     def get_summary_fields(self, job: Job) -> dict[str, Any]:
         fields: dict[str, Any] = {"owner": {"id": job.owner_id, "username": job.owner.username}}
@@ -162,7 +163,7 @@ class ScheduleSerializer(serializers.ModelSerializer):
         read_only_fields = ("owner", "created", "modified")
 
     def get_url(self, schedule: Schedule) -> str:
-        return f"/api/v2/schedules/{schedule.pk}/"
+        return api(f"schedules/{schedule.pk}/")
 
     def validate_team(self, team: Team | None) -> Team | None:
         return own_team(self.context["request"].user, team)

@@ -103,16 +103,22 @@ def _messages(notifications: Iterable[Notification]) -> list[dict[str, Any]]:
 
 def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
     """The change is made: what the broker does not take waits in the outbox, and is lost only with the
-    database."""
+    database. While anything waits there, what follows waits behind it: the order is that of the changes."""
     try:
-        delivery.publish(messages)
+        if not outbox.waits():
+            delivery.publish(messages)
+            return
+        reason = "others wait there"
+    except DatabaseError as error:
+        reason = f"the database: {type(error).__name__}"
     except delivery.NotificationsUnavailable as error:
-        try:
-            outbox.store(messages)
-        except DatabaseError:
-            LOST.inc(len(messages))
-            groups = sorted({message["group"] for message in messages})
-            logger.error("Lost %d notifications to %s: %s", len(messages), ", ".join(groups[:5]), error)
-        else:
-            KEPT.inc(len(messages))
-            logger.warning("%d notifications wait in the outbox: %s", len(messages), error)
+        reason = str(error)
+    try:
+        outbox.store(messages)
+    except DatabaseError:
+        LOST.inc(len(messages))
+        groups = sorted({message["group"] for message in messages})
+        logger.error("Lost %d notifications to %s: %s", len(messages), ", ".join(groups[:5]), reason)
+    else:
+        KEPT.inc(len(messages))
+        logger.warning("%d notifications wait in the outbox: %s", len(messages), reason)

@@ -82,6 +82,7 @@ class Socket:
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
+        self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
         self._held_at: Position | None = None  # while somebody looks at the identity: what follows waits
@@ -158,13 +159,11 @@ class Socket:
         else:
             self.outlet.form = Frames1
         here = sockets()
+        before = here.changes
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(CONNECT_TIMEOUT)
-                self.entry = await presence().join(
-                    self.identity.user.pk, self.address, self.handshake.user_agent
-                )
         except authentication.Refused as refused:
             self._text(protocol.refused(refused.reason))
             await self._close(Close(refused.code))
@@ -174,12 +173,21 @@ class Socket:
             self._text(protocol.refused("the server cannot reach its database or broker: try again later"))
             await self._close(Close(protocol.TRY_LATER))
             return False
-        self.handshake = None
-        self.outlet.tags = self.identity.tags
-        here.add(self)
+        self._arrive(before)
         at = here.station.position if self.version == 2 else None
         self._text(protocol.accepted(self.identity.user.pk, at))
         return True
+
+    def _arrive(self, before: int) -> None:
+        """From here on this socket hears when its user's rights change; if any did since `before`, when its
+        login was asked for, it looks once more."""
+        here = sockets()
+        self.outlet.tags = self.identity.tags
+        self.entry = presence().join(self.identity.user.pk, self.address, self.handshake.user_agent)
+        self.handshake = None
+        here.add(self)
+        if here.changed_since(before, self.identity.user.pk):
+            self.recheck()
 
     # What the client says
     # ---------------------------------------------------------------------------------------
@@ -193,15 +201,20 @@ class Socket:
         begins at `since`, or now."""
         while self._held_at is not None and self._checking is not None:
             await asyncio.wait({self._checking})
+        here = sockets()
         async with self.changing:
+            before = here.changes
             groups, errors = await self._permitted(
                 (family, key) for family, keys in wanted.groups.items() for key in keys
             )
+            if here.changed_since(before, self.identity.user.pk, groups):
+                # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
+                self.recheck()
             unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
             if wanted.since is None:
                 self._replace(groups, [*unknown, *errors])
                 return
-            station = sockets().station
+            station = here.station
             joined = groups.keys() - self.groups.keys()
             old, kept = self.groups, {name: self.groups[name] for name in self.groups.keys() & groups.keys()}
             self._listen(kept)
@@ -239,7 +252,7 @@ class Socket:
             if not family.asks:
                 allowed = family.allowed(user, known)
             else:
-                allowed = await database_sync_to_async(family.allowed)(user, known) if known else set()
+                allowed = await sockets().allowed(family, user, known) if known else set()
             for text, key in keys.items():
                 if key in allowed:
                     groups[f"{name}-{text}"] = (name, text)
@@ -257,6 +270,8 @@ class Socket:
 
     def _listen(self, groups: dict[str, tuple[str, str]]) -> None:
         self.groups = groups
+        if self.entry is not None:
+            presence().watch(self.entry, groups)
         if self._held_at is None:
             sockets().station.hub.subscribe(self.outlet, _names(groups))
 
@@ -283,11 +298,13 @@ class Socket:
 
     def recheck(self) -> None:
         """Look at the identity and the groups now; the socket goes on, with less, or ends."""
+        if self._gone:
+            return
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._recheck())
         else:
             # What changed may have changed after that look: look once more.
-            self._checking.add_done_callback(lambda _: self.identity is not None and self.recheck())
+            self._checking.add_done_callback(lambda _: self.recheck())
 
     def access_changed(self, offset: int) -> None:
         """Rights changed with the event at `offset`. What follows it is held back until it is clear who may
@@ -302,11 +319,16 @@ class Socket:
         """Is the user still who he was, and may he still hear what he subscribed to?"""
         try:
             async with self.changing:
+                here = sockets()
+                before = here.changes
                 identity = await database_sync_to_async(authentication.revalidate)(self.identity)
                 if identity is None:
                     self.end(Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again"))
                     return
                 await self._become(identity)
+                if here.changed_since(before, identity.user.pk, self.groups):
+                    # While a socket is held back, the hub does not know its groups.
+                    self.recheck()
                 await self._let_go()
         except DatabaseError as error:
             # A database that is away for a moment is no reason to send everybody away, an expiry is.
@@ -356,9 +378,10 @@ class Socket:
 
     def interrupted(self, reason: str) -> None:
         """This process cannot know what the client missed: version 2 is told, version 1 is to come back and
-        look."""
+        look. A change of rights may be among it."""
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
+            self.recheck()
         else:
             self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
 
@@ -380,20 +403,22 @@ class Socket:
                     pass
 
     async def _clean_up(self) -> None:
+        self._gone = True  # whoever still looks at the identity must not bring it back to the hub
         if self._timer is not None:
             self._timer.cancel()
         if self._checking is not None:
             self._checking.cancel()
         sockets().discard(self)
+        entry, self.entry = self.entry, None
         if self.outlet is not None:
             self._held_at = None
             self._listen({})
             if not self.direct:
                 self.outlet.cancel()
-        if self.entry is not None:
+        if entry is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GOODBYE_TIMEOUT):
-                    await presence().leave(self.entry)
+                    await presence().leave(entry)
 
 
 def _names(groups: Iterable[str]) -> frozenset[bytes]:

@@ -82,6 +82,7 @@ class EventStream(Socket):
             await self._answer(400, {"detail": str(wrong)})
             return
         here = sockets()
+        before = here.changes
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 self.identity = await here.authenticate(self.handshake)
@@ -101,7 +102,6 @@ class EventStream(Socket):
             (b"x-accel-buffering", b"no"),
         ]
         await self.send({"type": "http.response.start", "status": 200, "headers": headers})
-        self.handshake = None
         self.outlet = AsgiOutlet(
             Sse,
             self.send,
@@ -109,8 +109,7 @@ class EventStream(Socket):
             self._too_slow,
             buffered=self._buffered,
         )
-        self.outlet.tags = self.identity.tags
-        here.add(self)
+        self._arrive(before)
         self._watch()
         self._say("accept", {"user": self.identity.user.pk, "position": str(here.station.position)})
         await self._subscribe(wanted)

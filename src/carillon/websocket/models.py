@@ -1,4 +1,4 @@
-"""Who is connected: rows that each process keeps alive by its heartbeat."""
+"""Who is connected and who watches what: rows that each process keeps alive by its heartbeat."""
 
 from __future__ import annotations
 
@@ -31,3 +31,16 @@ class Connection(models.Model):
 
     def __str__(self) -> str:
         return f"socket of user {self.user_id}"
+
+
+class Watch(models.Model):
+    """A socket is subscribed to a group."""
+
+    connection = models.ForeignKey(Connection, on_delete=models.CASCADE, related_name="watches")
+    group = models.CharField(max_length=121)  # a family and a key, 60 characters each at the most
+
+    class Meta:
+        indexes = [models.Index(fields=["group"], name="watch_by_group")]
+
+    def __str__(self) -> str:
+        return f"{self.group}, by {self.connection_id}"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-from channels.db import database_sync_to_async
 
 from carillon.delivery.event import Event
 from carillon.delivery.station import Station, station
+from carillon.notifications.registry import Family, Key
 from carillon.websocket import authentication, internal
+from carillon.websocket.gathered import Gathered
 
 if TYPE_CHECKING:
     from carillon.websocket.consumer import Socket
+
+CHANGES = 4096
+"""Users and groups whose last change of rights is remembered; of the others it may have been just now."""
 
 
 class Sockets:
@@ -22,10 +26,17 @@ class Sockets:
 
     def __init__(self, here: Station) -> None:
         self.station = here
+        self.changes = 0
+        """Number of the last change of rights that this process has heard of: see changed_since()."""
+        self._changed: dict[int | str, int] = {}  # user or group: number of its last change; the newest last
+        self._forgotten = 0
         self._by_user: dict[int, set[Socket]] = {}
         self._by_outlet: dict[object, Socket] = {}
         here.hub.on(internal.ACCESS.encode(), self._access_changed)
         here.gaps.append(self._interrupted)
+        # Not the function itself: it is looked up when it is called.
+        self._logins = Gathered(lambda handshakes: authentication.authenticate(handshakes))
+        self._rights = Gathered(_allowed)
 
     def add(self, socket: Socket) -> None:
         self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
@@ -40,13 +51,30 @@ class Sockets:
                 if not mine:
                     del self._by_user[socket.identity.user.pk]
 
+    def changed_since(self, before: int, user: int, groups: Iterable[str] = ()) -> bool:
+        """Whether rights of this user or in these groups changed after change number `before`.
+
+        Who asks the database about rights notes `changes` first and asks this afterwards: a change that comes
+        in between does not reach a socket that is not registered for it yet.
+        """
+        if self.changes == before:
+            return False
+        return before < self._forgotten or any(
+            self._changed.get(what, 0) > before for what in (user, *groups)
+        )
+
     async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
         """Who a handshake is. Raises Refused, DatabaseError."""
-        return await database_sync_to_async(authentication.authenticate)(handshake)
+        return await self._logins.ask(handshake)
+
+    async def allowed(self, family: Family, user: Any, keys: set[Key]) -> set[Key]:
+        """Those of a family's keys that a user may hear. Raises DatabaseError."""
+        return await self._rights.ask((family, user, keys))
 
     def _access_changed(self, event: Event) -> None:
         """Somebody's rights have changed: those whom it concerns look again."""
         what = json.loads(event.text)
+        self._note((*what["users"], *what["groups"]))
         concerned = set()
         for user in what["users"]:
             concerned |= self._by_user.get(user, set())
@@ -58,9 +86,31 @@ class Sockets:
         for socket in concerned:
             socket.access_changed(event.offset)
 
+    def _note(self, whose: Iterable[int | str]) -> None:
+        self.changes += 1
+        changed = self._changed
+        for each in whose:
+            changed.pop(each, None)
+            changed[each] = self.changes
+        while len(changed) > CHANGES:
+            oldest = next(iter(changed))
+            self._forgotten = changed.pop(oldest)
+
     def _interrupted(self, reason: str) -> None:
+        self.changes += 1
+        self._forgotten = self.changes  # whose rights changed meanwhile is not known: perhaps everybody's
         for socket in list(self._by_outlet.values()):
             socket.interrupted(reason)
+
+
+def _allowed(questions: Sequence[tuple[Family, Any, set[Key]]]) -> list[set[Key] | Exception]:
+    answers: list[set[Key] | Exception] = []
+    for family, user, keys in questions:
+        try:
+            answers.append(family.allowed(user, keys))
+        except Exception as error:
+            answers.append(error)  # of this one alone
+    return answers
 
 
 _sockets: WeakKeyDictionary[asyncio.AbstractEventLoop, Sockets] = WeakKeyDictionary()

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[3]
 PROJECT = "carillon-test-app"
+PREFIX = "/bells"
 UP_SECONDS = 420  # on a machine that is busy with something else
 
 
@@ -44,6 +46,9 @@ def stack(tmp_path_factory):
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     shutil.copytree(ROOT / "examples" / "chat" / "src", checkout / "src", dirs_exist_ok=True)
+    # And shown at /bells as well, by a proxy in front that we play.
+    site = checkout / "nginx" / "sites" / "development.yml"
+    site.write_text(site.read_text().replace('prefix: ""', f"prefix: {PREFIX}"))
     names = ("HTTP", "HTTPS", "MANAGEMENT", "AMQP")
     ports = dict(zip((f"CARILLON_{name}_PORT" for name in names), free_ports(4), strict=True))
     keep = {name: value for name, value in os.environ.items() if not name.startswith("CARILLON_")}
@@ -87,7 +92,8 @@ def typing(stack, room):
             host, port = stack.address()
             query = f"?token={token}" if token else ""
             url = f"wss://{host}:{port}/websocket/chat/{room}/typing/{query}"
-            return opened.enter_context(connect(url, ssl=stack.tls(), proxy=None, close_timeout=2))
+            connection = connect(url, ssl=stack.tls(), proxy=None, open_timeout=30, close_timeout=2)
+            return opened.enter_context(connection)
 
         yield open_one
 
@@ -147,6 +153,34 @@ def test_a_consumer_goes_with_its_token(stack, typing):
     assert json.loads(connection.recv(10)) == {"typing": "admin"}
     stack.api(f"/api/v2/tokens/{made['id']}/", method="DELETE")
     assert closed(connection) == 4401
+
+
+def test_addresses_below_a_prefix(stack):
+    root = stack.api(f"{PREFIX}/api/")
+    assert root["login"] == f"{PREFIX}/api/login/"
+    made = stack.api(f"{PREFIX}/api/v2/jobs/", {"name": "below", "kind": "job"})
+    assert made["url"] == f"{PREFIX}/api/v2/jobs/{made['id']}/"
+    assert stack.api(made["url"])["name"] == "below"
+
+
+def test_the_page_below_a_prefix(stack, open_page):
+    """Assets, login, list and link: all of them go through the prefix alone."""
+    watched = open_page(ignore_https_errors=True)
+    page, values = watched.page, stack.values
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda link: asked.append(link.url.replace("wss://", "https://")))
+    watched.expect("401|403")  # the question who one is, before the login
+    page.goto(f"{values['CARILLON_URL']}{PREFIX}/")
+    page.get_by_label("Username").fill(values["CARILLON_USERNAME"])
+    page.get_by_label("Password").fill(values["CARILLON_PASSWORD"])
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#link-words")).to_have_text("Connected")
+    stack.api("/api/v2/jobs/", {"name": "seen below", "kind": "job"})
+    expect(page.get_by_text("seen below")).to_be_visible()
+    outside = [url for url in asked if not url.startswith(f"{values['CARILLON_URL']}{PREFIX}/")]
+    assert not outside
+    assert any(url.endswith(f"{PREFIX}/websocket/") for url in asked)
 
 
 def test_saved_code_runs(stack):

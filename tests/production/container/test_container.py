@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from dev import production
 from dev import stack as compose_stack
+from dev.output import Failure
 from tests.infra.stack import docker, wait
 from tests.production.ledger import Ledger
 from tests.unit.production.supervisor_lint import processes
@@ -116,6 +117,18 @@ def test_secrets_are_files_and_nothing_else(stack, settings):
                 assert word not in text, f"{name} is in {place} of {service}"
 
 
+def test_a_missing_secret_is_named(stack, settings):
+    """By the engine, where somebody starts Compose by hand. With a short mount it would make a directory."""
+    secret = settings.secrets / "secret_key"
+    secret.rename(settings.secrets / "elsewhere")
+    try:
+        with pytest.raises(Failure, match=rf"bind source path does not exist: {secret}"):
+            compose_stack.compose(settings, "run", "--rm", "--no-deps", "assets", seconds=60)
+        assert not secret.exists()
+    finally:
+        (settings.secrets / "elsewhere").rename(secret)
+
+
 def test_the_files_are_the_repositorys(stack):
     for path in [
         ROOT / "supervisord/supervisord.conf",
@@ -160,10 +173,7 @@ def test_programs_restarted_one_by_one_under_load_fail_no_request(stack):
         for program in sorted(DECLARED - {"listener"}):
             restart(stack, program)
         wait("an event goes all the way", stack.deliver, 60)
-    ledger.wait_until_heard(5)
-    print(ledger.report())
-    assert ledger.failures == []
-    assert ledger.requests > 20
+    ledger.assert_nothing_lost()
 
 
 def test_a_program_that_is_given_up_is_seen_and_the_engine_brings_the_container_back(stack):

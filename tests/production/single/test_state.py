@@ -15,7 +15,7 @@ import pytest
 
 from tests.production.conftest import ROOT, wait_for
 
-DECLARED = {"uwsgi", "daphne:daphne_0", "daphne:daphne_1", "runworker", "listener"}
+DECLARED = {"uwsgi:uwsgi_0", "uwsgi:uwsgi_1", "daphne:daphne_0", "daphne:daphne_1", "runworker", "listener"}
 INNER_PORTS = (8050, 8051, 5671, 5672, 15672, 15692, 25672, 4369, 5432)
 
 
@@ -95,7 +95,7 @@ def test_who_runs_what(machine):
         program = Path(process["argv"][0].split(":")[0]).name
         users.setdefault(program, set()).add(process["user"])
         line = " ".join(process["argv"])
-        for name in ("bin/uwsgi", "bin/daphne", "django runworker", "bin/supervisord"):
+        for name in ("bin/uwsgi", "carillon.delivery.server", "django runworker", "bin/supervisord"):
             if name in line:
                 assert process["user"] == "carillon", line
     assert users["beam.smp"] == {"rabbitmq"}
@@ -246,3 +246,26 @@ def test_no_package_index_is_needed_on_the_host(machine):
     }
     assert present - {"pip"} <= locked | {"carillon"}
     assert "carillon" in present
+
+
+CHECK = "runuser -u carillon -- carillon check --url https://chimes.test --address 127.0.0.1"
+
+
+def test_the_check_on_the_host_sends_an_event_all_the_way(machine, secrets_dir):
+    authority = (secrets_dir / "tls/authority.crt").read_text()
+    assert "an event came back in" in machine.host.run(f"echo '{authority}' | {CHECK} --ca -").stderr
+    # The check is one of the certificate, too.
+    refused = machine.host.run(CHECK)
+    assert refused.rc == 75
+    assert "cannot be reached" in refused.stderr
+
+
+def test_the_check_names_the_hop_that_fails(machine, secrets_dir):
+    authority = (secrets_dir / "tls/authority.crt").read_text()
+    machine.run("carillon-ctl stop runworker")
+    try:
+        said = machine.host.run(f"echo '{authority}' | {CHECK} --ca -")
+    finally:
+        machine.run("carillon-ctl start runworker")
+    assert said.rc == 75
+    assert "is runworker well?" in said.stderr

@@ -12,6 +12,7 @@ from channels.testing import WebsocketCommunicator
 from carillon.delivery.relay import event_of
 from carillon.delivery.station import station
 from carillon.websocket.application import application
+from carillon.websocket.presence import presence
 
 TIMEOUT = 5
 
@@ -76,6 +77,8 @@ class Client:
         cls.opened.clear()
         if futures:
             await asyncio.wait(futures, timeout=TIMEOUT)
+        if (keeper := presence()._keeper) is not None:
+            await asyncio.wait({keeper}, timeout=TIMEOUT)  # it ends when all have left
 
 
 async def pump() -> None:

@@ -8,7 +8,9 @@ from io import StringIO
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from django.core.management import call_command
+from django.urls import clear_script_prefix, set_script_prefix
 
+from carillon.static_storage import HashedStorage
 from carillon.websocket.application import application
 
 
@@ -71,3 +73,36 @@ def test_the_schema(client):
         "paths"
     ].keys()
     assert "bearer" in schema["components"]["securitySchemes"]
+
+
+@pytest.fixture
+def below_bells():
+    """What Django's WSGI handler does with SCRIPT_NAME, which nginx gives; the test client does not."""
+    set_script_prefix("/bells/")
+    yield
+    clear_script_prefix()
+
+
+def test_addresses_below_a_prefix(people, below_bells):
+    client = people.client(people.ann)
+    below = {"SCRIPT_NAME": "/bells"}
+    made = client.post("/api/v2/jobs/", {"name": "ring"}, format="json", **below).json()
+    assert made["url"] == f"/bells/api/v2/jobs/{made['id']}/"
+    assert made["related"]["events"] == f"/bells/api/v2/jobs/{made['id']}/events/"
+    root = client.get("/api/", **below).json()
+    assert root["current_version"] == "/bells/api/v2/"
+    assert root["login"] == "/bells/api/login/"
+    assert root["websocket"] == "/bells/websocket/"
+    client.post("/api/v2/jobs/", {"name": "two"}, format="json", **below)
+    listed = client.get("/api/v2/jobs/?page_size=1", **below)
+    assert "/bells/api/v2/jobs/?page=2" in listed.json()["next"]
+    assert client.get("/api/login/", **below)["Location"] == "/bells/"
+    assert client.get("/api/none/", **below).json()["detail"].startswith("Not found")
+
+
+def test_assets_below_a_prefix(below_bells):
+    assert HashedStorage().base_url == "/bells/static/"
+
+
+def test_assets_without_one():
+    assert HashedStorage().base_url == "/static/"

@@ -121,7 +121,7 @@ class TestJobs:
             make(people, team=people.team)
         client = people.client(people.ann)
         client.get("/api/v2/jobs/")
-        with django_assert_num_queries(4):  # the position, the token, the count, the page
+        with django_assert_num_queries(5):  # the position, the token, its user, the count, the page
             client.get("/api/v2/jobs/")
 
 

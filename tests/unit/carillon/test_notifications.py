@@ -129,6 +129,20 @@ def test_in_the_transaction(sent):
     assert outbox.send_some() == 0
 
 
+@pytest.mark.django_db(transaction=True)
+def test_what_follows_does_not_overtake_what_waits(sent):
+    """The broker is back before runworker has emptied the outbox."""
+    sent.publisher.away = True
+    emit_on_commit([Notification("jobs-status_changed", {"status": "running"})])
+    sent.publisher.away = False
+    emit_on_commit([Notification("jobs-status_changed", {"status": "successful"})])
+    assert not sent.messages
+    assert outbox.send_some() == 2
+    emit_on_commit([Notification("jobs-status_changed", {"status": "at once"})])
+    texts = [json.loads(message["text"])["status"] for message in sent.messages]
+    assert texts == ["running", "successful", "at once"]
+
+
 @pytest.mark.django_db
 class TestTheApi:
     URL = "/api/v2/notifications/"

@@ -240,5 +240,7 @@ def test_answers_of_the_api_say_where_to_go_on(people):
     Head.objects.create(epoch="abc", offset=4096)
     heads.forget()
     assert client.get("/api/v2/jobs/")["X-Carillon-Position"] == "abc:4096"
+    # Also below the path that a proxy in front shows us at.
+    assert client.get("/api/v2/jobs/", SCRIPT_NAME="/bells")["X-Carillon-Position"] == "abc:4096"
     assert "X-Carillon-Position" not in client.get("/api/v2/ping/")
     assert "X-Carillon-Position" not in client.post("/api/v2/jobs/", {"name": "x"}, format="json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import timedelta
 
@@ -18,7 +17,8 @@ from carillon.jobs import changes
 from carillon.jobs.models import Job
 from carillon.notifications import aemit_channel_notification
 from carillon.websocket import consumer, protocol
-from carillon.websocket.presence import connected
+from carillon.websocket.models import Connection
+from carillon.websocket.sockets import Sockets
 from tests.unit.carillon.sockets import Client, pump
 
 # Sockets use the database from a thread of their own: what a test makes must be committed for them to see it.
@@ -33,7 +33,8 @@ def _quiet(monkeypatch):
 
     And no long goodbye to clients that a test has left open.
     """
-    monkeypatch.setattr("carillon.websocket.presence.ANNOUNCE_AFTER", 3600)
+    monkeypatch.setattr("carillon.websocket.presence.Presence._announce", lambda self: None)
+    monkeypatch.setattr("carillon.websocket.presence.GATHER", 0)
     monkeypatch.setattr("carillon.websocket.consumer.GOODBYE_TIMEOUT", 0.1)
 
 
@@ -454,6 +455,41 @@ class TestPermissionsThatChange:
         await pump()
         assert await client.is_silent()
 
+    async def test_a_token_revoked_while_its_socket_comes_in(self, people, monkeypatch):
+        """Between the question who it is and the moment from which the socket hears of changes."""
+        token = await database_sync_to_async(people.token)(people.ann)
+        authenticate = Sockets.authenticate
+
+        async def and_then_it_is_revoked(self, handshake):
+            identity = await authenticate(self, handshake)
+            await database_sync_to_async(ApiToken.objects.all().delete)()
+            await pump()
+            return identity
+
+        monkeypatch.setattr(Sockets, "authenticate", and_then_it_is_revoked)
+        client = Client(token=token)
+        await client.open()
+        assert "ended" in (await client.frame())["error"]
+        assert await client.close_code() == 4401
+
+    async def test_a_job_that_moves_while_it_is_subscribed_to(self, people, monkeypatch):
+        job = await Job.objects.acreate(name="x", owner=people.carl, team=people.team)
+        client = await client_of(people, people.ann)
+        permitted = consumer.Socket._permitted
+
+        async def and_then_it_moves(self, wanted):
+            monkeypatch.undo()
+            found = await permitted(self, wanted)
+            job.team = None
+            await job.asave()
+            await pump()
+            return found
+
+        monkeypatch.setattr(consumer.Socket, "_permitted", and_then_it_moves)
+        assert (await client.subscribe({"job_events": [job.pk]}))["groups_joined"] == [f"job_events-{job.pk}"]
+        assert "access denied" in (await client.frame())["error"]
+        assert (await client.frame())["groups_left"] == [f"job_events-{job.pk}"]
+
 
 class TestEnding:
     async def test_something_was_missed(self, people):
@@ -468,7 +504,7 @@ class TestEnding:
         client.raw.future.cancel()
         assert await client.close_code() == 1012
         await client.leave()
-        assert await database_sync_to_async(connected(people.ann).count)() == 0
+        assert not await Connection.objects.aexists()
 
     async def test_nothing_is_left_behind(self, people):
         client = await client_of(people, people.ann)
@@ -476,54 +512,6 @@ class TestEnding:
         assert list(station().hub.groups()) == [b"jobs-summary"]
         await client.leave()
         assert not station().hub.groups()
-
-
-class TestPresence:
-    @staticmethod
-    def seen_by(user):
-        return sorted(connection.user.username for connection in connected(user))
-
-    async def test_who_sees_whom(self, people):
-        clients = [await client_of(people, user) for user in (people.ann, people.ben, people.carl)]
-        seen = {}
-        for user in (people.ann, people.carl, people.root):
-            seen[user.username] = await database_sync_to_async(self.seen_by)(user)
-        assert seen == {"ann": ["ann", "ben"], "carl": ["carl"], "root": ["ann", "ben", "carl"]}
-        for client in clients:
-            await client.leave()
-        assert await database_sync_to_async(self.seen_by)(people.root) == []
-
-    async def test_a_process_that_died(self, people):
-        client = await client_of(people, people.ann)
-        row = await connected(people.ann).select_related("process").afirst()
-        row.process.heartbeat -= timedelta(minutes=1)
-        await row.process.asave()
-        assert await database_sync_to_async(self.seen_by)(people.ann) == []
-        await client.leave()
-
-    async def test_it_is_told(self, people, monkeypatch):
-        monkeypatch.setattr("carillon.websocket.presence.ANNOUNCE_AFTER", 0.01)
-        client = await client_of(people, people.ann)
-        assert (await client.subscribe({"connections": ["changed"]}))["groups_current"] == [
-            "connections-changed"
-        ]
-        await client_of(people, people.ben)
-        frame = None
-        async with asyncio.timeout(5):
-            while frame is None:
-                await pump()
-                if not await client.is_silent():
-                    frame = await client.frame()
-        assert frame == {"group_name": "connections", "changed": True}
-
-
-async def test_a_socket_s_address_and_client(people):
-    token = await database_sync_to_async(people.token)(people.ann)
-    client = Client(token=token, user_agent="x" * 300)
-    await client.open()
-    row = await connected(people.ann).afirst()
-    assert (row.address, row.client) == ("192.0.2.7", "x" * 200)
-    await client.leave()
 
 
 def test_frames_are_json_objects():

@@ -5,7 +5,7 @@ import asyncio
 import json
 
 from carillon.delivery.forms import Frames1, Frames2
-from carillon.delivery.server import DeliveryServer, Launcher
+from carillon.delivery.server import DeliveryServer, Launcher, WebSocketProtocol
 
 received = 0
 
@@ -40,6 +40,9 @@ async def application(scope, receive, send):
             await send({"type": "websocket.close", "code": order["code"]})
         elif order["do"] == "sleep":
             await asyncio.sleep(order["seconds"])
+        elif order["do"] == "own":
+            own = set(WebSocketProtocol.CONFIG_ATTRS) & vars(outlet._protocol).keys()
+            outlet.text(json.dumps(sorted(own)))
         elif order["do"] == "fail":
             raise ZeroDivisionError
 

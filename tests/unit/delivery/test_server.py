@@ -145,6 +145,12 @@ async def test_who_does_not_answer_a_ping_is_dropped(server):
         assert await answering.recv() == "direct 0"
 
 
+async def test_a_socket_carries_no_copy_of_the_options(server):
+    async with server.connect() as client:
+        await client.send(json.dumps({"do": "own"}))
+        assert json.loads(await client.recv()) == []
+
+
 async def test_a_message_that_is_too_big(server):
     async with server.connect() as client:
         await client.send("x" * 2 * 1024 * 1024)

@@ -88,9 +88,11 @@ def free_port() -> int:
 def nginx(root: Path, site: dict, edit=None):
     """nginx with the values `site`, on free ports, until the block ends; `edit(root)` may change files."""
     http, https = free_port(), free_port()
+    # The PROXY protocol is for who does not come from 127.0.0.1, which has a way in of its own.
+    where = "" if site["proxy_protocol"] else "127.0.0.1:"
     site = site | {
-        "https": site["https"] | {"listen": [f"127.0.0.1:{https}"]},
-        "http": site["http"] | {"listen": [f"127.0.0.1:{http}"], "redirect_port": https},
+        "https": site["https"] | {"listen": [f"{where}{https}"]},
+        "http": site["http"] | {"listen": [f"{where}{http}"], "redirect_port": https},
     }
     configuration = tree.lay_out(root, site)
     if edit:

@@ -542,3 +542,79 @@ def test_the_address_of_health_checks_is_closed_to_others(development):
             wire.request("GET", "/nginx/health", [("Host", "localhost"), ("X-Forwarded-For", "127.0.0.1")])
         )
         assert wire.read_answer(connection).status == 404
+
+
+# In front of us ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def below(tmp_path_factory, upstreams):
+    """Shown at /bells by a proxy in front."""
+    site = tree.values("development") | upstreams | {"prefix": "/bells"}
+    with running.nginx(tmp_path_factory.mktemp("nginx") / "etc", site) as server:
+        yield server
+
+
+@pytest.mark.parametrize("kept", ["/bells", ""])
+def test_a_prefix_that_the_proxy_kept_or_took_off(below, kept):
+    seen = variables(below.ask("GET", f"{kept}/api/v2/jobs/?page=2"))
+    assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/bells", "/api/v2/jobs/")
+    assert seen["QUERY_STRING"] == "page=2"
+    assert seen["REQUEST_URI"] == f"{kept}/api/v2/jobs/?page=2"
+    status, seen = handshake(below, f"{kept}/websocket/?token=a")
+    assert status == 101
+    assert seen["request"].split()[1] == "/websocket/?token=a"
+    assert below.ask("GET", f"{kept}/websocket/").status == 426
+    assert below.ask("GET", f"{kept}/robots.txt").status == 200
+
+
+def test_a_prefix_without_its_slash(below):
+    answer = below.ask("GET", "/bells?x=1")
+    assert answer.status == 301
+    assert answer.get("Location") == "/bells/?x=1"
+    assert variables(below.ask("GET", "/bellsfoo"))["PATH_INFO"] == "/bellsfoo"
+
+
+def test_without_a_prefix_there_is_none(development):
+    assert variables(development.ask("GET", "/bells/"))["PATH_INFO"] == "/bells/"
+    assert variables(development.ask("GET", "/"))["SCRIPT_NAME"] == ""
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory, upstreams):
+    """Behind a balancer of TCP that speaks the PROXY protocol."""
+    trusted = {"trusted_proxies": ["127.0.0.0/8"], "proxy_protocol": True}
+    site = tree.values("development") | upstreams | trusted
+    with running.nginx(tmp_path_factory.mktemp("nginx") / "etc", site) as server:
+        yield server
+
+
+def through_balancer(server, data: bytes, address="127.0.0.2") -> bytes:
+    with socket.create_connection((address, server.http[1]), 5) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_the_proxy_protocol_names_the_client_and_headers_do_not(balanced):
+    request = wire.request(
+        "GET",
+        "/",
+        [
+            ("Host", "localhost"),
+            ("Connection", "close"),
+            ("X-Forwarded-For", "6.6.6.6"),
+            ("X-Forwarded-Proto", "https"),
+        ],
+    )
+    answer = through_balancer(balanced, b"PROXY TCP4 192.0.2.9 203.0.113.1 4711 443\r\n" + request)
+    seen = json.loads(answer.partition(b"\r\n\r\n")[2])["variables"]
+    assert seen["REMOTE_ADDR"] == seen["HTTP_X_FORWARDED_FOR"] == "192.0.2.9"
+    assert seen["REQUEST_SCHEME"] == "http"
+
+
+def test_who_does_not_speak_it_is_not_heard(balanced):
+    assert through_balancer(balanced, wire.request("GET", "/", [("Host", "localhost")])) == b""
+
+
+def test_this_machine_needs_no_proxy_protocol(balanced):
+    assert variables(balanced.ask("GET", "/"))["REMOTE_ADDR"] == "127.0.0.1"

@@ -2,6 +2,9 @@
 
 import { cookie } from "./carillon.js";
 
+/** Where Carillon is on this host: "" or "/bells", when a proxy in front shows it there. The page is at its root. */
+export const BASE = new URL(".", location.href).pathname.slice(0, -1);
+
 const DEADLINE = 20_000;
 const AGAIN = 400; // ms
 
@@ -34,7 +37,7 @@ async function reach(path, options) {
 }
 
 /**
- * @param {string} path
+ * @param {string} path  below BASE
  * @param {{method?: string, json?: any, form?: Object<string, string>, signal?: AbortSignal}} [options]
  * @returns {Promise<any>} the answer's JSON; null when it has none
  * @throws {ApiError}
@@ -46,7 +49,7 @@ export async function request(path, { method = "GET", json, form, signal } = {})
   const deadline = AbortSignal.timeout(DEADLINE);
   let response;
   try {
-    response = await reach(path, {
+    response = await reach(BASE + path, {
       method,
       headers,
       body: json === undefined ? form && new URLSearchParams(form) : JSON.stringify(json),

@@ -1,6 +1,6 @@
 /** The page: who is logged in, which view is open, and how the link is. */
 
-import { request } from "./api.js";
+import { BASE, request } from "./api.js";
 import { Carillon, describe } from "./carillon.js";
 import { h, ring, say } from "./dom.js";
 import { plural } from "./format.js";
@@ -106,7 +106,7 @@ class App {
     this.sending = null;
     this.reconnects = new Set();
     this.seconds = new Set();
-    this.link = new Carillon();
+    this.link = new Carillon({ url: location.origin.replace("http", "ws") + BASE + "/websocket/" });
     this.indicator = new Link(this);
     this.link.on("state", (link) => this.linked(link));
     this.link.on("control", () => this.begin());

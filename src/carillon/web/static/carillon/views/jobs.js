@@ -80,7 +80,7 @@ export class Jobs {
       const page = await request(path, { signal: this.pending.signal });
       if (!more) this.jobs.clear();
       for (const job of page.results) this.jobs.set(job.id, job);
-      this.next = page.next && new URL(page.next, location.href).pathname + new URL(page.next, location.href).search;
+      this.next = page.next && "/api/v2/jobs/" + new URL(page.next, location.href).search;
       this.draw();
     } catch (error) {
       if (error.name === "AbortError") return;

@@ -43,7 +43,7 @@ export class Login {
     try {
       await request("/api/login/", {
         method: "POST",
-        form: { username: this.username.value, password: this.password.value, next: "/" },
+        form: { username: this.username.value, password: this.password.value },
       });
     } catch (error) {
       say(this.problem, error.status === 401 ? "Username or password is wrong." : error.message);
