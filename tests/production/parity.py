@@ -26,8 +26,6 @@ ALLOWED_NGINX = {
     "uwsgi_temp_path": "as above",
     "fastcgi_temp_path": "as above",
     "scgi_temp_path": "as above",
-    "user": "a host starts nginx as root; a container starts it as its user",
-    "worker_rlimit_nofile": "as above: a container's limit is the engine's",
     "resolver": "containers change their addresses; hosts do not",
     'map "" $carillon_uwsgi': "a name that is looked up in containers, a group of fixed addresses on hosts",
     'map "" $carillon_daphne': "as above",
@@ -46,7 +44,7 @@ ALLOWED_NGINX = {
 }
 # Files of nginx that one alone reads, and files that one alone has.
 ALLOWED_FILES = {
-    "/etc/nginx/carillon/main.d/": "a host's own main-level settings; see nginx.conf",
+    "/etc/nginx/carillon/main.d/": "a host starts nginx as root, which takes a user and a limit of files",
     "/etc/nginx/carillon/snippets/acme.conf": "nginx reads it where plain HTTP redirects",
     "/etc/nginx/carillon/snippets/redirect.conf": "as above",
     "/etc/carillon/supervisord/": "production only: development has a container for each process",
@@ -60,8 +58,7 @@ ALLOWED_ENVIRONMENT = {
     "SUPERVISOR_SERVER_URL": "as above",
     "SUPERVISOR_PROCESS_NAME": "as above",
     "SUPERVISOR_GROUP_NAME": "as above",
-    "PYTHONDONTWRITEBYTECODE": "containers: their file system is read-only",
-    "PYTHONUNBUFFERED": "containers: what is said reaches the engine at once; a unit's log is a file",
+    "CARILLON_TRUSTED_ORIGINS": "containers: their port is not 443; hosts: where the role is told any",
     "CARILLON_AMQP_USER": "hosts: a login of its own for each rotation; containers keep the default",
     "CARILLON_AMQP_VHOST": "hosts: a variable of the role; containers keep the default",
     "CARILLON_DATABASE_NAME": "as above",
@@ -214,11 +211,11 @@ def _directives(file: str, left: list[str], right: list[str], used: set[str]) ->
         return []
     # In the site file alone: everything else is the same bytes.
     if file.endswith("/site.conf"):
-        alone = set(left) ^ set(right)
-        left = [line for line in left if not _allowed(ALLOWED_NGINX, line, used if line in alone else set())]
-        right = [
-            line for line in right if not _allowed(ALLOWED_NGINX, line, used if line in alone else set())
-        ]
+        for line in {*left, *right}:
+            if left.count(line) != right.count(line):
+                _allowed(ALLOWED_NGINX, line, used)
+        left = [line for line in left if not _allowed(ALLOWED_NGINX, line, set())]
+        right = [line for line in right if not _allowed(ALLOWED_NGINX, line, set())]
     if left == right:
         return []
     return [f"nginx {file}: {line}" for line in sorted(set(left) ^ set(right))] or [f"nginx {file}: order"]

@@ -52,6 +52,8 @@ http {
         location / {
             if ($known = 0) { return 403; }
             proxy_pass http://$host$request_uri;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
             proxy_max_temp_file_size 0;
         }
     }

@@ -20,6 +20,8 @@ from tests.production.parity import (
     differences,
 )
 
+# The inventory of the tests turns it off, because there all clients have one address.
+NOT_SHOWN = {'map "" $carillon_client_limits'}
 HOST = Path(__file__).resolve().parents[3] / "build/parity/host.json"
 
 
@@ -73,4 +75,4 @@ def test_no_exception_outlives_its_reason(container, development, host):
     differences(development, container, used)
     differences(container, host, used)
     differences(development, host, used)
-    assert {*ALLOWED_NGINX, *ALLOWED_FILES, *ALLOWED_ENVIRONMENT} - used == set()
+    assert {*ALLOWED_NGINX, *ALLOWED_FILES, *ALLOWED_ENVIRONMENT} - used == NOT_SHOWN

@@ -81,14 +81,17 @@ def test_the_broker_that_leads_is_killed_and_nothing_accepted_is_lost(stack):
         docker("start", stack.container(leader))
         wait("it is a member again", lambda: members(stack, other) == NODES, 90)
         wait("it is healthy", lambda: stack.healthy(leader), 60)
-        missing = ledger.wait_until_heard()
+    missing = ledger.wait_until_heard()
     print(ledger.report())
     assert missing == set()
     assert [failure for failure in ledger.failures if failure.startswith("GET")] == []
 
 
-def test_an_application_container_is_restarted_and_whoever_may_ask_again_notices_nothing(stack):
-    """nginx asks the other one. Not so a POST that this one had taken: nobody knows what became of it."""
+def test_an_application_container_is_restarted_and_nothing_accepted_is_lost(stack):
+    """nginx asks the other one, but for a POST that this one had taken: nobody knows what became of it.
+
+    What is given to one that starts waits until it serves: on a busy machine longer than a client likes.
+    """
     container = applications(stack)[0]
     with Ledger(stack) as ledger:
         wait("the load runs", lambda: len(ledger.accepted) > 5, 30)
@@ -97,6 +100,8 @@ def test_an_application_container_is_restarted_and_whoever_may_ask_again_notices
         wait("it is healthy", lambda: health(container) == "healthy", 120)
         print(f"restarted and healthy after {time.monotonic() - start:.0f} s")
         wait("an event goes all the way", stack.deliver, 60)
-    ledger.wait_until_heard(5)
+    missing = ledger.wait_until_heard()
     print(ledger.report())
-    assert [failure for failure in ledger.failures if not re.match(r"POST .* 502", failure)] == []
+    assert missing == set()
+    explained = re.compile(r"POST .* 502|.*TimeoutError")
+    assert [failure for failure in ledger.failures if not explained.match(failure)] == []
