@@ -31,17 +31,12 @@ class Front:
         self._folder = tempfile.TemporaryDirectory(prefix=self.name)
         folder = Path(self._folder.name)
         certificates.ensure(folder)
-        values = {
-            "server_names": ["localhost"],
-            "https": {
-                "listen": [f"127.0.0.1:{port}"], "certificate": f"{INSIDE}/tls/server.pem",
-                "key": f"{INSIDE}/tls/server.key", "hsts": 0,
-            },
-            "http": {"listen": [f"127.0.0.2:{port}"], "policy": "serve", "redirect_port": 443},
-            "uwsgi": ["127.0.0.1:9"], "daphne": [f"127.0.0.1:{upstream}"], "resolver": None,
-            "trusted_proxies": [], "client_limits": False, "access_log": "/dev/null",
-            "temporary": "/run/nginx",
-        }  # fmt: skip
+        # As `make dev` has it, but for the addresses.
+        values = site_file.read(site_file.TEMPLATE.parent / "development.yml")
+        values |= {"uwsgi": ["127.0.0.1:9"], "daphne": [f"127.0.0.1:{upstream}"], "resolver": None}
+        values["access_log"] = "/dev/null"
+        values["https"]["listen"] = [f"127.0.0.1:{port}"]
+        values["http"]["listen"] = [f"127.0.0.2:{port}"]
         (folder / "site.conf").write_text(site_file.render(values, site_file.TEMPLATE.read_text()))
 
     def __enter__(self):

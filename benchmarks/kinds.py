@@ -7,7 +7,7 @@ OURS, CORE, PUBSUB, RABBIT, SOCKETIO = KINDS = (
     "channels_rabbitmq",
     "socket.io",
 )
-_REDIS = ["channels-redis==4.3.*", "redis==5.*", "hiredis", "msgpack", "daphne==4.2.*"]
+_REDIS = ["channels-redis==4.3.*", "redis[hiredis]==5.2.*", "msgpack", "daphne==4.2.*"]
 PINS = {
     CORE: _REDIS,
     PUBSUB: _REDIS,

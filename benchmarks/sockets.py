@@ -289,7 +289,7 @@ def main():
             url = rabbit.url.replace(f"127.0.0.1:{rabbit.port}", f"{observed.address(rabbit.name)}:5672")
             sources |= dict.fromkeys((OURS, RABBIT), (url, Rabbit(rabbit)))
         if {CORE, PUBSUB, SOCKETIO} & set(kinds):
-            redis = stack.enter_context(Redis())
+            redis = stack.enter_context(Redis([]))
             sources |= dict.fromkeys((CORE, PUBSUB, SOCKETIO), (redis.url, RedisWork(redis)))
         for turn in range(options.rounds):
             for name in options.workloads:

@@ -3,12 +3,16 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .codec import Message
 from .connection import Options
 from .mailbox import Mailbox
 from .metrics import Stats
 from .topology import Topology
+
+if TYPE_CHECKING:
+    from .receiver import Receiver
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Config:
     timeout: float
     capacity: Callable[[str], int]
     gap: Callable[[], Message | None]
-    boxes: dict[str, Mailbox]  # of the process-local channels of all sessions
+    homes: dict[str, tuple[Mailbox, "Receiver"]]  # of the process-local channels of all sessions
 
     def connect(self, role: str) -> Options:
         """How to open a connection for this role; the broker's management pages show it."""

@@ -113,6 +113,16 @@ class Wire(aiormq.channel.Channel):
 
     retired = False  # closed by us: no reason to give up the link
 
+    async def consume(self, queue: str, *, prefetch: int = 0, **options: Any) -> str:
+        """Have the wire's tap fed from a queue; the tag that cancels it. `prefetch` 0 is without bound."""
+
+        async def nothing(message: object) -> None:
+            """aiormq wants a callback; the tap has taken the message before."""
+
+        if prefetch:
+            await self.basic_qos(prefetch_count=prefetch)
+        return (await self.basic_consume(queue, nothing, **options)).consumer_tag or ""
+
 
 class _Reader(asyncio.StreamReader):
     """Gives taps their frames and aiormq the rest. Knows when the broker was last heard of."""

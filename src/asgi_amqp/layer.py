@@ -22,6 +22,7 @@ from .exceptions import ChannelFull, ConfigurationError
 from .mailbox import Entry, Mailbox
 from .metrics import Loss, Stats
 from .publisher import SyncPublisher
+from .receiver import Receiver
 from .sender import Sender, Unwatched
 from .session import Session
 from .topology import Destination, Topology, durable_options, process_of
@@ -72,7 +73,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self.stats = Stats()
         self._durable = durable_options(durable)
         self._topology = Topology(prefix, expiry)
-        self._boxes: dict[str, Mailbox] = {}  # of the process-local channels of all loops
+        self._homes: dict[str, tuple[Mailbox, Receiver]] = {}  # of the process-local channels of all loops
         self._config = Config(
             options,
             self._topology,
@@ -84,7 +85,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             timeout,
             self.get_capacity,
             lambda: {"type": gap_type} if gap_type else None,
-            self._boxes,
+            self._homes,
         )
         self._channels: dict[str, Destination] = {}
         self._groups: dict[str, Destination] = {}
@@ -289,17 +290,21 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel. Cancelled, it loses none."""
-        box = self._boxes.get(channel)
-        if box is not None and box.thread == get_ident() and (entry := box.take()) is not None:
-            return entry[0].copy() if entry[3] else entry[0]
+        home = self._homes.get(channel)
+        if home is not None:
+            box, receiver = home
+            if receiver.thread == get_ident():
+                entry = box.take()
+                if entry is None and receiver.loop is get_running_loop():
+                    entry = await receiver.receive(box)
+                if entry is not None:
+                    return entry[0].copy() if entry[3] else entry[0]
         self.require_valid_channel_name(channel)
         if "!" not in channel:
             mine, queue = self.session(), self.destination(channel).queue
             assert queue is not None
             return _open(await self._fetch(mine, lambda: mine.reader(queue).get()))
         session = self._owner(channel)
-        if session.loop is get_running_loop():
-            return _open(await session.receiver.receive(session.receiver.box(channel)))
         return _open(await self._fetch(session, lambda: session.receiver.get(channel)))
 
     async def _fetch(
@@ -365,7 +370,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """In the child of a fork: connections, loops and channels are the parent's."""
         self._sessions.clear()
         self._owners.clear()
-        self._boxes.clear()
+        self._homes.clear()
+        self.publisher.forget()
 
 
 class _Forward:

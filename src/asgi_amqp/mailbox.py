@@ -40,18 +40,15 @@ class Budget:
 class Mailbox:
     """`dropped(reason, count)` is called for every message that is thrown away."""
 
-    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "thread", "waiters")
+    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "waiters")
 
-    def __init__(
-        self, capacity: int, budget: Budget, dropped: Callable[[str, int], None], thread: int = 0
-    ) -> None:
+    def __init__(self, capacity: int, budget: Budget, dropped: Callable[[str, int], None]) -> None:
         self.capacity = capacity
         self.budget = budget
         self.dropped = dropped
         self.entries: deque[Entry] = deque()
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.read_at = monotonic()  # when it was last read: what nobody reads is swept away
-        self.thread = thread  # that of the event loop: only there it may be used
         self.arriving = 0  # sent by this very process and not back yet: they count for ChannelFull
 
     def put(self, entries: list[Entry], size: int) -> None:
@@ -61,7 +58,8 @@ class Mailbox:
             self._make_room(len(entries), size)
         self.entries.extend(entries)
         budget.used += size
-        self.wake()
+        if self.waiters:
+            self.wake(len(entries))
 
     def _make_room(self, count: int, size: int) -> None:
         lost = 0
@@ -96,12 +94,13 @@ class Mailbox:
         self.budget.used += entry.size
         self.wake()
 
-    def wake(self) -> None:
-        while self.waiters:
+    def wake(self, count: int = 1) -> None:
+        """As many of those who wait as there are new messages: each takes one."""
+        while count and self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
+                count -= 1
 
     def fail(self, error: Exception) -> None:
         """There will be no messages: everyone who waits hears why."""
@@ -110,11 +109,11 @@ class Mailbox:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    async def wait(self) -> None:
+    async def wait(self, loop: asyncio.AbstractEventLoop) -> None:
         """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is
         lost.
         """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = loop.create_future()
         self.waiters.append(waiter)
         try:
             await waiter

@@ -7,7 +7,6 @@ when it first sends.
 
 import asyncio
 import atexit
-import os
 import threading
 import time
 import weakref
@@ -137,7 +136,6 @@ class SyncPublisher:
         self._limit = layer.buffer_bytes
         self._stats = layer.stats
         me = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _forget(me))
         atexit.register(lambda: _stop(me))
 
     def forget(self) -> None:
@@ -235,12 +233,6 @@ class SyncPublisher:
             background, self._background = self._background, None
         if background is not None:
             background.stop(timeout)
-
-
-def _forget(publisher: "weakref.ref[SyncPublisher]") -> None:
-    target = publisher()
-    if target is not None:
-        target.forget()
 
 
 def _stop(publisher: "weakref.ref[SyncPublisher]") -> None:

@@ -59,7 +59,7 @@ class Reader:
                 if self._subscription is None:
                     await self._subscribe()
                 if not self.box.entries:  # it may have come while we subscribed
-                    await self.box.wait()
+                    await self.box.wait(self._receiver.loop)
         finally:
             self._readers -= 1
             if not self._readers:

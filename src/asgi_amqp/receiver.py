@@ -99,7 +99,7 @@ class Receiver:
         self._control = control
         self._expiry = config.expiry
         self._topology = config.topology
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._wire: Wire | None = None
         self._bound: set[str] = set()
         self._binding: dict[str, asyncio.Future[None]] = {}
@@ -118,9 +118,8 @@ class Receiver:
                 self._config.capacity(channel),
                 self.budget,
                 lambda reason, count: self._dropped(channel, reason, count),
-                self._thread,
             )
-            self._config.boxes[channel] = box
+            self._config.homes[channel] = box, self
         return box
 
     def _dropped(self, channel: str, reason: str, count: int) -> None:
@@ -144,7 +143,7 @@ class Receiver:
                 if isinstance(self.supervisor.problem, ConfigurationError):
                     await self.supervisor.link(self._expiry)
                 self.supervisor.start()
-            await box.wait()
+            await box.wait(self.loop)
         return entry
 
     async def ready(self, timeout: float) -> None:
@@ -302,9 +301,7 @@ class Receiver:
 
         wire = await link.wire(on_delivery=on_delivery)
         subscription.wire = wire
-        await wire.basic_qos(prefetch_count=subscription.prefetch)
-        answer = await wire.basic_consume(subscription.queue.name, _nothing)
-        subscription.tag = answer.consumer_tag or ""
+        subscription.tag = await wire.consume(subscription.queue.name, prefetch=subscription.prefetch)
         subscription.active.set()
 
     async def pause(self, subscription: Subscription) -> None:
@@ -345,9 +342,9 @@ class Receiver:
         await wire.queue_bind(
             self._queue_name, self._topology.exchange, self._topology.process_key(self.process)
         )
-        await wire.basic_consume(self._queue_name, _nothing, no_ack=True)
+        await wire.consume(self._queue_name, no_ack=True)
         gaps = await link.wire(on_delivery=self._missed)
-        await gaps.basic_consume(gap_queue, _nothing, no_ack=True)
+        await gaps.consume(gap_queue, no_ack=True)
         for subscription in list(self._subscriptions):
             await self._consume(link, subscription)
         self._bound = set(groups)
@@ -406,7 +403,7 @@ class Receiver:
             if unread > self._config.idle or (unread > self._expiry and channel not in grouped):
                 box.clear()
                 del self.boxes[channel]
-                self._config.boxes.pop(channel, None)
+                self._config.homes.pop(channel, None)
                 if channel in grouped:
                     for group in [group for group, members in self.groups.items() if channel in members]:
                         self.group_discard(group, channel)
@@ -415,11 +412,7 @@ class Receiver:
     async def close(self) -> None:
         self._sweeper.cancel()
         for channel in self.boxes:
-            self._config.boxes.pop(channel, None)
+            self._config.homes.pop(channel, None)
         await self.supervisor.close()
         for task in list(self._tasks):
             task.cancel()
-
-
-async def _nothing(message: object) -> None:
-    """aiormq wants a callback; the wire has taken the message before."""

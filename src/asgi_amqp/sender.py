@@ -7,6 +7,8 @@ known what was in flight: batches with tickets leave again on the next link, oth
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
@@ -153,14 +155,14 @@ class Sender:
                 return
             if time.monotonic() - self._declared.get(queue.key, -1e9) > self._expiry:
                 self._held[queue.key] = [(destination, data, ticket)]
-                self._spawn(queue)
+                self._spawn(self._declare(queue))
                 return
         self.batcher.add(destination, data, ticket)
         if not self._scheduled or self.batcher.size > FULL:
             self._schedule()
 
-    def _spawn(self, queue: Queue) -> None:
-        task = self.loop.create_task(self._declare(queue))
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -239,9 +241,7 @@ class Sender:
             link.write(out[0] if len(out) == 1 else b"".join(out))
             if link.unwritten > UNWRITTEN:
                 self._draining = True
-                task = self.loop.create_task(self._drain(link))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn(self._drain(link))
 
     async def _drain(self, link: Link) -> None:
         try:
@@ -335,18 +335,13 @@ class Sender:
         dropped = self.batcher.drop_older(time.monotonic() - self._expiry)
         if dropped:
             self.stats.lose("expired", dropped)
-        self._spawn_watch(link)
+        self._spawn(self._watch(link))
         self._schedule()
 
-    def _spawn_watch(self, link: Link) -> None:
-        async def watch() -> None:
-            while not link.lost.done():
-                self.blocked = await link.blocked()
-                await asyncio.wait([link.lost], timeout=1)
-
-        task = self.loop.create_task(watch())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _watch(self, link: Link) -> None:
+        while not link.lost.done():
+            self.blocked = await link.blocked()
+            await asyncio.wait([link.lost], timeout=1)
 
     def _lost(self, link: Link, reason: str) -> None:
         if self._link is not link:

@@ -121,9 +121,8 @@ class Reader:
         if self._passing:
             wire.closing.add_done_callback(lambda _: self._ended(wire))
             wire.on_consumer_cancel_callbacks.add(lambda _: self._ended(wire))
-        await wire.basic_qos(prefetch_count=self._prefetch)
         start = self.next if self.next is not None else self.start
-        await wire.basic_consume(self.name, _nothing, arguments={"x-stream-offset": start})
+        await wire.consume(self.name, prefetch=self._prefetch, arguments={"x-stream-offset": start})
 
     def _ended(self, wire: Wire) -> None:
         if wire is self._wire:
@@ -175,10 +174,6 @@ class Reader:
         """Until all that the broker had begun to send is here: it answers in order."""
         if self._wire is not None:
             await self._wire.basic_qos(prefetch_count=self._prefetch)
-
-
-async def _nothing(message: object) -> None:
-    """aiormq wants a callback; the tap has taken the message before."""
 
 
 async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:

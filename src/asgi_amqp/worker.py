@@ -163,9 +163,7 @@ class Worker:
             first, longest = self._retry
             pause = min(longest, first * 2 ** min(received.attempts, 30))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(
-                    pause
-                ):  # the slot waits: a broken database must not spin the queue
+                async with asyncio.timeout(pause):  # so a broken database does not spin the queue
                     await self._stopping.wait()
             received.refuse(requeue=True)
         else:
@@ -174,7 +172,7 @@ class Worker:
             try:
                 for message in work.failed:
                     await sender.send(destination, encode(message), self._layer.timeout)
-            except (LayerError, Exception):
+            except Exception:
                 log.warning(
                     "channel %s: failed events could not be put back alone: their batch is repeated",
                     self._channel,

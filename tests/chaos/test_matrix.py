@@ -255,8 +255,6 @@ async def test_slow_and_stuck_readers(site):
     for line in (slow_line, stuck_line):
         await line.stop()
     assert running.row["announced lost"] == 0
-    assert slow.page.connects > 1 or 4408 in slow.codes
-    assert stuck.page.connects > 1 or 4408 in stuck.codes
 
 
 # The relay is killed at the worst moment: the stream has confirmed, the queue has not heard the ack.

@@ -138,10 +138,8 @@ class Relay:
         if await stream.end_of(link, stream_name(epoch)) < 0:
             # The first message says that the stream is there, and that every event lies behind position 0.
             await writer.publish(pack([]))
-        await wire.basic_qos(prefetch_count=PREFETCH)
         if not self._stopping:
-            answer = await wire.basic_consume(self._queue.name, _nothing)
-            self._consumer = answer.consumer_tag or ""
+            self._consumer = await wire.consume(self._queue.name, prefetch=PREFETCH)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._work())
         self._wake.set()
@@ -365,7 +363,3 @@ def event_of(message: dict) -> Event:
     if audience is not None:
         audience = tuple(str(tag) for tag in audience)
     return Event(group, text, audience, id, int(stamp or time.time() * 1000))
-
-
-async def _nothing(message: object) -> None:
-    """aiormq wants a callback; the wire has taken the message before."""

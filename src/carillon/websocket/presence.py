@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
-from django.db import DatabaseError, transaction
+from django.db import Error, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -129,7 +129,7 @@ class Presence:
             try:
                 await self._write()
                 await self._reap()
-            except DatabaseError as error:
+            except Error as error:  # InterfaceError, of a connection that broke, is no DatabaseError
                 written = False
                 logger.warning("Presence cannot be kept: %s", type(error).__name__)
             finally:

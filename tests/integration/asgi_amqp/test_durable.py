@@ -233,3 +233,14 @@ async def test_a_worker_with_a_wrong_password_ends(make_layer, broker):
     layer = make_layer(url=broker.url_for("carillon", "wrong", "carillon"))
     with pytest.raises(ConfigurationError):
         await Worker(layer, None, "jobs").run()
+
+
+async def test_many_sent_together_keep_their_order_and_report_the_first_failure(make_layer):
+    layer = make_layer(durable=["d*"], capacity=2)
+    await layer.send_many([(f"d{number % 2}", {"type": "a", "number": number}) for number in range(600)])
+    for channel in (0, 1):
+        got = [(await asyncio.wait_for(layer.receive(f"d{channel}"), 20))["number"] for _ in range(300)]
+        assert got == list(range(channel, 600, 2))
+    with pytest.raises(ChannelFull):
+        await layer.send_many([("normal", {"type": "a", "number": number}) for number in range(5)])
+    assert [(await asyncio.wait_for(layer.receive("normal"), 20))["number"] for _ in range(2)] == [0, 1]

@@ -1,3 +1,4 @@
+import asyncio
 from urllib.parse import quote
 
 import pytest
@@ -5,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_amqp import ConfigurationError
-from asgi_amqp.connection import Options, Target
+from asgi_amqp.connection import Options, Target, _Reader
+from asgi_amqp.frames import BEAT, Tap
+from tests.unit.asgi_amqp.test_frames import deliver as delivery
 
 
 @given(st.text(min_size=1), st.text(min_size=1), st.text(min_size=1))
@@ -54,3 +57,56 @@ def test_an_authority_that_is_not_there_is_an_error_of_configuration():
     options = Options((Target.parse("amqps://h"),), "x", ssl_ca="/nowhere/ca.pem")
     with pytest.raises(ConfigurationError, match=r"ssl_ca /nowhere/ca\.pem"):
         _ = options.tls
+
+
+class Transport:
+    """Notes whether it may read."""
+
+    reading = True
+
+    def pause_reading(self):
+        self.reading = False
+
+    def resume_reading(self):
+        self.reading = True
+
+
+def connected(**callbacks):
+    reader = _Reader(asyncio.get_running_loop())
+    reader.transport = Transport()
+    reader.splitter.taps[1] = Tap(**callbacks)
+    return reader
+
+
+async def test_a_polite_tap_takes_one_delivery_in_a_turn_and_a_full_buffer_stops_the_socket():
+    seen = []
+    reader = connected(on_delivery=lambda delivery: seen.append(delivery.tag), polite=True)
+    body = bytes(100_000)
+    reader.feed_data(b"".join(delivery(1, tag, body) for tag in range(1, 12)))
+    assert seen == [1]
+    reader.feed_data(delivery(1, 12, body))
+    assert not reader.transport.reading
+    for turn in range(2, 13):
+        await asyncio.sleep(0)
+        assert seen == list(range(1, turn + 1))
+    assert reader.transport.reading
+
+
+async def test_what_came_before_the_end_is_taken_in():
+    seen = []
+    reader = connected(on_delivery=lambda delivery: seen.append(delivery.tag), polite=True)
+    reader.feed_data(b"".join(delivery(1, tag, b"x") for tag in (1, 2, 3)))
+    reader.feed_eof()
+    assert seen == [1, 2, 3]
+    await asyncio.sleep(0)
+    assert reader.at_eof()
+
+
+async def test_a_broker_that_speaks_to_taps_alone_is_not_taken_for_dead(monkeypatch):
+    reader = connected(on_delivery=lambda delivery: None)
+    now = reader.heard
+    monkeypatch.setattr("asgi_amqp.connection.time.monotonic", lambda: now)
+    for _ in range(30):
+        now += 0.1
+        reader.feed_data(delivery(1, 1, b"x"))
+    assert await reader.read(1000) in (BEAT, BEAT * 2)

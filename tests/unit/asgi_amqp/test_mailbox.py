@@ -58,7 +58,7 @@ def test_what_has_expired_is_counted_and_not_given():
 
 async def read(box):
     while (entry := box.take()) is None:
-        await box.wait()
+        await box.wait(asyncio.get_running_loop())
     return entry.message["n"]
 
 
@@ -77,6 +77,15 @@ async def test_a_cancelled_reader_leaves_the_message_to_the_next(before):
     with pytest.raises(asyncio.CancelledError):
         await first
     assert not box.waiters
+
+
+async def test_everyone_who_waits_gets_one_of_a_batch():
+    box, _ = make()
+    tasks = [asyncio.create_task(read(box)) for _ in range(3)]
+    await asyncio.sleep(0)
+    box.put(entries(1, 2, 3, 4), 40)
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 1) == [1, 2, 3]
+    assert contents(box) == [4]
 
 
 async def test_cancelled_readers_leave_nothing_behind():

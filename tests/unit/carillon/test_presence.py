@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 
 from carillon.jobs.models import Job
 from carillon.websocket import presence
@@ -120,11 +120,12 @@ async def test_one_that_was_taken_for_dead_writes_itself_anew(people, here, monk
         await here.leave(entry)
 
 
-async def test_a_database_that_was_away(people, here, monkeypatch):
+@pytest.mark.parametrize("error", [DatabaseError, InterfaceError])
+async def test_a_database_that_was_away(people, here, monkeypatch, error):
     kept = here.join(people.ann.pk, "", "")
     await until(["ann"], people.root)
     async def away(self, *arguments):
-        raise DatabaseError
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(presence.Presence, "_store", away)
