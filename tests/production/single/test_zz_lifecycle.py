@@ -100,7 +100,10 @@ def test_backup_wipe_restore_brings_the_rows_back(machine, stack, playbook, secr
     # with a bare one.)
     machine.run("carillon-ctl stop all")
     machine.run("runuser -u postgres -- psql -c 'drop database carillon with (force)'")
-    machine.run("rabbitmqctl --quiet delete_vhost carillon && rabbitmqctl --quiet delete_user carillon_b")
+    (user,) = json.loads(machine.run("rabbitmqctl --quiet --formatter json list_users"))
+    machine.run(
+        f"rabbitmqctl --quiet delete_vhost carillon && rabbitmqctl --quiet delete_user {user['user']}"
+    )
     machine.run("rm -rf /etc/carillon/secrets /etc/carillon/carillon.env")
     kept = tmp_path / "kept"
     shutil.move(secrets_dir, kept)
