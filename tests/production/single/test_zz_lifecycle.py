@@ -41,7 +41,7 @@ def supervisord(machine) -> str:
     return machine.run("systemctl show -P MainPID carillon").strip()
 
 
-def test_upgrade_and_rollback_under_load_fail_no_request(machine, stack, playbook, another_release, healthy):
+def test_upgrade_under_load_fails_no_request(machine, stack, playbook, another_release, healthy):
     before, process = current(machine), supervisord(machine)
     start = time.monotonic()
     with Ledger(stack) as ledger:
@@ -57,15 +57,25 @@ def test_upgrade_and_rollback_under_load_fail_no_request(machine, stack, playboo
         if "/releases/" in argument and "bin/supervisord" not in " ".join(row["argv"])
     }
     assert running == {current(machine).removeprefix("releases/")}
-    another_release.unlink()
-    try:
-        with Ledger(stack) as ledger:
-            playbook("rollback.yml")
-    finally:
-        another_release.touch()
+    healthy()
+
+
+def test_rollback_under_load_fails_no_request(machine, stack, playbook, healthy):
+    now, before = current(machine), machine.run("readlink /opt/carillon/previous").strip()
+    assert before != now
+    with Ledger(stack) as ledger:
+        playbook("rollback.yml")
     ledger.assert_nothing_lost()
     assert current(machine) == before
+    assert machine.run("readlink /opt/carillon/previous").strip() == now
     healthy()
+
+
+def test_a_rollback_to_what_is_not_there_changes_nothing(machine, playbook):
+    before = current(machine)
+    output = " ".join(playbook("rollback.yml", "-e", "carillon_rollback_to=0.0.0-none", expect=2).split())
+    assert "carillon-prod-single: /opt/carillon/releases/0.0.0-none is not there" in output
+    assert current(machine) == before
 
 
 @full
@@ -100,7 +110,10 @@ def test_backup_wipe_restore_brings_the_rows_back(machine, stack, playbook, secr
     # with a bare one.)
     machine.run("carillon-ctl stop all")
     machine.run("runuser -u postgres -- psql -c 'drop database carillon with (force)'")
-    machine.run("rabbitmqctl --quiet delete_vhost carillon && rabbitmqctl --quiet delete_user carillon_b")
+    (user,) = json.loads(machine.run("rabbitmqctl --quiet --formatter json list_users"))
+    machine.run(
+        f"rabbitmqctl --quiet delete_vhost carillon && rabbitmqctl --quiet delete_user {user['user']}"
+    )
     machine.run("rm -rf /etc/carillon/secrets /etc/carillon/carillon.env")
     kept = tmp_path / "kept"
     shutil.move(secrets_dir, kept)
