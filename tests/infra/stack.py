@@ -15,6 +15,8 @@ from pathlib import Path
 import testinfra
 from websockets.sync.client import connect
 
+from tests.tls import for_threads
+
 SERVICES = ("nginx", "uwsgi", "daphne", "runworker", "rabbitmq", "postgresql")
 
 
@@ -99,7 +101,7 @@ class Stack:
         host, port = self.address(scheme)
         token = token or self.values["CARILLON_TOKEN"]
         url = f"{scheme.replace('http', 'ws')}://{host}:{port}/websocket/?token={token}"
-        tls = self.tls() if scheme == "https" else None
+        tls = for_threads(self.tls()) if scheme == "https" else None
         return connect(url, ssl=tls, proxy=None, open_timeout=10, close_timeout=2, **options)
 
     def deliver(self) -> bool:

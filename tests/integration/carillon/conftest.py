@@ -21,6 +21,8 @@ import requests
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.tls import for_threads
+
 WAIT = 20  # seconds until a frame that should come counts as lost
 
 
@@ -63,7 +65,7 @@ class Stack:
     def socket(self, path: str | None = None, *, plain: bool = False, **headers: str) -> Iterator[Socket]:
         """A connected client; by default with the admin's token in the URL, over TLS."""
         base = (self.http_url if plain else self.url).replace("http", "ws", 1)
-        context = None if plain else ssl.create_default_context(cafile=self.ca)
+        context = None if plain else for_threads(ssl.create_default_context(cafile=self.ca))
         path = f"/websocket/?token={self.token}" if path is None else path
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         with connect(base + path, ssl=context, additional_headers=headers, max_queue=None, proxy=None) as raw:

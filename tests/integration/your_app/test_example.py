@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.infra.stack import Stack, wait
+from tests.tls import for_threads
 
 pytestmark = [
     pytest.mark.stack,
@@ -92,7 +93,8 @@ def typing(stack, room):
             host, port = stack.address()
             query = f"?token={token}" if token else ""
             url = f"wss://{host}:{port}/websocket/chat/{room}/typing/{query}"
-            connection = connect(url, ssl=stack.tls(), proxy=None, open_timeout=30, close_timeout=2)
+            tls = for_threads(stack.tls())
+            connection = connect(url, ssl=tls, proxy=None, open_timeout=30, close_timeout=2)
             return opened.enter_context(connection)
 
         yield open_one
