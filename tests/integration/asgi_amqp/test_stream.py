@@ -83,18 +83,20 @@ async def test_a_log_that_is_deleted_begins_anew_and_old_positions_say_so(make_l
     await log.publish_many([event(number) for number in range(10)])
     old = await log.last()
     await other.open()
-    tail = asyncio.create_task(collect(log, 1))
-    await asyncio.sleep(0.5)
+    tail = log.read(old)
+    await log.publish(event(10))
+    assert (await anext(tail)).message["number"] == 10  # it reads
+    tail = asyncio.create_task(anext(tail))
     await broker.do("ctl", "delete_queue", "--vhost", "carillon", f"{layer.prefix}.s.log")
     with pytest.raises(PositionGone):
         await asyncio.wait_for(tail, 60)
-    await log.publish(event(10))
+    await log.publish(event(20))
     assert log.epoch != old.epoch
-    await other.publish(event(11))  # it had not noticed
+    await other.publish(event(21))  # it had not noticed
     assert other.epoch == log.epoch
     with pytest.raises(PositionGone, match="began anew"):
         await collect(other, 1, old)
-    assert numbers(await collect(other, 2, Position(log.epoch, 0))) == [10, 11]
+    assert numbers(await collect(other, 2, Position(log.epoch, 0))) == [20, 21]
 
 
 async def test_what_retention_has_dropped_is_never_called_whole(make_layer):
