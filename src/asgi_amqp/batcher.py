@@ -73,13 +73,16 @@ class Batch:
 
 
 class Batcher:
-    """`max_bytes` and `max_keys` bound one batch; `size` and `count` say how much waits in all."""
+    """`max_bytes` and `max_keys` bound one batch; `size` and `count` say how much waits in all. What is in a
+    lane of `held` gathers and does not leave.
+    """
 
     def __init__(self, clock: Callable[[], float], max_bytes: int = 120_000, max_keys: int = 64) -> None:
         self.clock = clock
         self.max_bytes = max_bytes
         self.max_keys = max_keys
         self.size = self.count = 0
+        self.held: set[str] = set()
         self._queue: deque[Batch] = deque()
         self._open: dict[str, Batch] = {}
 
@@ -114,18 +117,25 @@ class Batcher:
         self.count += 1
 
     def take(self) -> Batch | None:
-        """The oldest batch, closed, without withdrawn events; None when nothing waits."""
-        while self._queue:
-            batch = self._queue.popleft()
-            lane = batch.destination.lane
-            if self._open.get(lane) is batch:
-                del self._open[lane]
-            self.size -= batch.size
-            self.count -= batch.count
+        """The oldest batch that may leave, closed, without withdrawn events; None when there is none."""
+        held = 0
+        while held < len(self._queue):
+            batch = self._queue[held]
+            if batch.destination.lane in self.held:
+                held += 1
+                continue
+            del self._queue[held]
+            self._gone(batch)
             batch = batch.live()
             if batch.count:
                 return batch
         return None
+
+    def _gone(self, batch: Batch) -> None:
+        if self._open.get(batch.destination.lane) is batch:
+            del self._open[batch.destination.lane]
+        self.size -= batch.size
+        self.count -= batch.count
 
     def put_back(self, batches: list[Batch]) -> None:
         """Batches that were taken and must leave again, before everything else, in their order."""
@@ -134,14 +144,10 @@ class Batcher:
             self.size += batch.size
             self.count += batch.count
 
-    def drop_older(self, than: float) -> int:
-        """Drop unconfirmed batches from before `than`; the number of events dropped."""
-        dropped = 0
-        for batch in [batch for batch in self._queue if not batch.confirmed and batch.since < than]:
+    def remove(self, unwanted: Callable[[Batch], bool]) -> list[Batch]:
+        """Take out the batches of which this is true, in their order."""
+        removed = [batch for batch in self._queue if unwanted(batch)]
+        for batch in removed:
             self._queue.remove(batch)
-            if self._open.get(batch.destination.lane) is batch:
-                del self._open[batch.destination.lane]
-            self.size -= batch.size
-            self.count -= batch.count
-            dropped += batch.count
-        return dropped
+            self._gone(batch)
+        return removed

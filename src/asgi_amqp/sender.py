@@ -77,7 +77,6 @@ class Sender:
         self._scheduled = self._draining = False
         self._room: asyncio.Event = asyncio.Event()
         self._declared: dict[str, float] = {}
-        self._held: dict[str, list[tuple[Destination, bytes, Ticket]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -148,15 +147,13 @@ class Sender:
         if ticket is not None and self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP, self._sweep)
         queue = destination.queue
-        if queue is not None and ticket is not None:
-            held = self._held.get(queue.key)
-            if held is not None:
-                held.append((destination, data, ticket))
-                return
-            if time.monotonic() - self._declared.get(queue.key, -1e9) > self._expiry:
-                self._held[queue.key] = [(destination, data, ticket)]
-                self._spawn(self._declare(queue))
-                return
+        if (
+            queue is not None
+            and time.monotonic() - self._declared.get(queue.key, -1e9) > self._expiry
+            and queue.key not in self.batcher.held
+        ):
+            self.batcher.held.add(queue.key)
+            self._spawn(self._declare(queue))
         self.batcher.add(destination, data, ticket)
         if not self._scheduled or self.batcher.size > FULL:
             self._schedule()
@@ -167,7 +164,7 @@ class Sender:
         task.add_done_callback(self._tasks.discard)
 
     async def _declare(self, queue: Queue) -> None:
-        """Declare a queue, then let go the events that were held for it."""
+        """Declare a queue, then let go what is held for it."""
         error: Exception | None = None
         while error is None and self._waiting(queue.key):
             link = None
@@ -185,15 +182,17 @@ class Sender:
             else:
                 self._declared[queue.key] = time.monotonic()
                 break
-        for destination, data, ticket in self._held.pop(queue.key, ()):
-            if error is not None:
-                ticket.settle(error)
-            elif not ticket.done:
-                self.batcher.add(destination, data, ticket)
+        self.batcher.held.discard(queue.key)
+        if error is not None:
+            for batch in self.batcher.remove(lambda batch: batch.destination.lane == queue.key):
+                for ticket in batch.tickets:
+                    ticket.settle(error)
         self._schedule()
 
-    def _waiting(self, key: str) -> bool:
-        return any(not ticket.done for _, _, ticket in self._held.get(key, ()))
+    def _waiting(self, lane: str) -> bool:
+        """Whether anybody still waits for what is held in this lane."""
+        batches = (batch for batch in self.batcher if batch.destination.lane == lane)
+        return any(not ticket.done for batch in batches for ticket in batch.tickets)
 
     def _schedule(self) -> None:
         """See to it that what has gathered leaves: at once when nothing is under way, or when there is enough
@@ -309,11 +308,6 @@ class Sender:
                 waiting = waiting or not ticket.done
                 if not ticket.done and ticket.deadline < now:
                     ticket.give_up(BrokerUnavailable(f"not confirmed in time: {self._state()}"))
-        for held in self._held.values():
-            for _, _, ticket in held:
-                waiting = waiting or not ticket.done
-                if not ticket.done and ticket.deadline < now:
-                    ticket.give_up(BrokerUnavailable(f"not sent in time: {self._state()}"))
         self._sweeper = self.loop.call_later(SWEEP, self._sweep) if waiting else None
 
     def _state(self) -> str:
@@ -332,9 +326,10 @@ class Sender:
         self._publisher = Publisher(wire.number, self._topology.exchange, link.frame_max)
         self._link = link
         self.blocked = False
-        dropped = self.batcher.drop_older(time.monotonic() - self._expiry)
-        if dropped:
-            self.stats.lose("expired", dropped)
+        oldest = time.monotonic() - self._expiry
+        expired = self.batcher.remove(lambda batch: not batch.confirmed and batch.since < oldest)
+        if expired:
+            self.stats.lose("expired", sum(batch.count for batch in expired))
         self._spawn(self._watch(link))
         self._schedule()
 
@@ -367,7 +362,7 @@ class Sender:
     async def flush(self, timeout: float) -> bool:
         """Wait until all that was accepted is confirmed, at most `timeout` seconds; whether it is."""
         deadline = time.monotonic() + timeout
-        while self.batcher.count or self.unconfirmed or self._held:
+        while self.batcher.count or self.unconfirmed:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.005)

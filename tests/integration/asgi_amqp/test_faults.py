@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 
 import pytest
@@ -265,6 +266,42 @@ async def test_in_flight_unconfirmed_events_are_reported(make_layer, broker, rep
         assert sum(loss.count for loss in losses if loss.reason == "in_flight") == 26 - layer.stats.confirmed
     finally:
         await broker.do("start")
+
+
+async def test_threads_publish_through_a_restart(make_layer, broker, report):
+    """Views know nothing of event loops: what the publisher has confirmed to a thread is there."""
+    layer = make_layer(durable=["jobs"])
+    confirmed, handled = set(), set()
+    over = threading.Event()
+
+    def emit(thread):
+        number = thread
+        while not over.is_set():
+            with contextlib.suppress(BrokerUnavailable):
+                layer.publisher.send("jobs", {"type": "a", "number": number}, 20.0)
+                confirmed.add(number)
+            number += 4
+
+    async def handle(message):
+        handled.add(message["number"])
+
+    worker = Worker(layer, handle, "jobs", handle_signals=False)
+    tasks = [asyncio.create_task(worker.run()), *(asyncio.to_thread(emit, each) for each in range(4))]
+    running = asyncio.gather(*tasks)
+    try:
+        await eventually(lambda: len(handled) > 50)
+        await broker.do("restart")
+        before = max(confirmed)
+        await eventually(lambda: max(handled) > before + 50, 100)
+    finally:
+        over.set()
+    with contextlib.suppress(AssertionError):
+        await eventually(lambda: confirmed <= handled)
+    report(confirmed=len(confirmed), handled=len(handled), confirmed_and_lost=len(confirmed - handled))
+    assert confirmed <= handled
+    worker.stop()
+    await asyncio.wait_for(running, 60)
+    await asyncio.to_thread(layer.publisher.close)
 
 
 async def test_one_process_that_does_not_read_stops_nobody(make_layer):

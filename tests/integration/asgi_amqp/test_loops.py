@@ -209,12 +209,14 @@ def test_the_publisher_gives_up_at_its_deadline(make_layer):
     layer.publisher.close()
 
 
-def test_a_full_buffer_is_an_error_not_a_growing_process(make_layer):
-    layer = make_layer(url="amqp://127.0.0.1:1/", buffer_bytes=10_000)
+@pytest.mark.parametrize("kind", ["group", "durable"])
+def test_a_full_buffer_is_an_error_not_a_growing_process(make_layer, kind):
+    layer = make_layer(url="amqp://127.0.0.1:1/", buffer_bytes=10_000, durable=["d"])
+    send, where = (layer.publisher.group_send, "g") if kind == "group" else (layer.publisher.send, "d")
 
     def fill():
         for _ in range(100):
-            layer.publisher.group_send("g", {"type": "a", "text": "x" * 1000}, 0.2, wait=False)
+            send(where, {"type": "a", "text": "x" * 1000}, 0.2, wait=False)
 
     with pytest.raises(BrokerUnavailable, match="buffer_bytes"):
         fill()
@@ -222,17 +224,21 @@ def test_a_full_buffer_is_an_error_not_a_growing_process(make_layer):
     layer.publisher.close(1.0)
 
 
-async def test_a_full_buffer_holds_coroutines_too(make_layer, broker):
-    layer = make_layer(buffer_bytes=10_000, timeout=1.0)
+@pytest.mark.parametrize("kind", ["group", "durable"])
+async def test_a_full_buffer_holds_coroutines_too(make_layer, broker, kind):
+    layer = make_layer(buffer_bytes=10_000, timeout=1.0, durable=["d"])
     await layer.group_send("g", {"type": "a"})
 
     async def fill():
         for _ in range(100_000):
-            await layer.group_send("g", {"type": "a", "text": "x" * 1000})
+            if kind == "group":
+                await layer.group_send("g", {"type": "a", "text": "x" * 1000})
+            else:
+                await asyncio.gather(*(layer.send("d", {"type": "a", "text": "x" * 1000}) for _ in range(30)))
 
     await broker.do("pause")
     try:
-        with pytest.raises(BrokerUnavailable, match=r"buffer_bytes|no connection"):
+        with pytest.raises(BrokerUnavailable, match=r"buffer_bytes|no connection|not confirmed"):
             await fill()
         assert layer.gauges()["send_buffer_bytes"] < 15_000
     finally:
