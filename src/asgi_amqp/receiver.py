@@ -345,8 +345,14 @@ class Receiver:
             self._queue_name, self._topology.exchange, self._topology.process_key(self.process)
         )
         await wire.consume(self._queue_name, no_ack=True)
-        gaps = await link.wire(on_delivery=self._missed)
-        await gaps.consume(gap_queue, no_ack=True)
+
+        def missed(delivery: Delivery) -> None:
+            self._missed(delivery)
+            link.write(answer(gaps.number, ACK, delivery.tag))
+
+        # One at a time: who cannot keep up must not be sent all that was dropped for it.
+        gaps = await link.wire(on_delivery=missed)
+        await gaps.consume(gap_queue, prefetch=1)
         for subscription in list(self._subscriptions):
             await self._consume(link, subscription)
         self._bound = set(groups)

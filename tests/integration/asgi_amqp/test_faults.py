@@ -11,6 +11,8 @@ from asgi_amqp import BrokerUnavailable, ConfigurationError
 from asgi_amqp.worker import Worker
 from tests.integration.asgi_amqp.broker import PASSWORD, eventually, free_port
 
+EMITTERS = 25  # so many events of each kind are under way when a fault strikes
+
 
 class Traffic:
     """Confirmed and unconfirmed events that flow through a fault, counted at both ends, and reported."""
@@ -34,7 +36,8 @@ class Traffic:
         self.worker = Worker(self.receiver, handle, "jobs", handle_signals=False)
         self.channel = await self.receiver.new_channel()
         await self.receiver.group_add("g", self.channel)
-        self.tasks = [asyncio.create_task(each) for each in (self.worker.run(), self.listen(), self.emit())]
+        self.tasks = [asyncio.create_task(each) for each in (self.worker.run(), self.listen())]
+        self.emitters = [asyncio.create_task(self.emit()) for _ in range(EMITTERS)]
         await eventually(lambda: len(self.handled) > 20 and len(self.heard) > 20)
         return self
 
@@ -51,16 +54,17 @@ class Traffic:
             with contextlib.suppress(BrokerUnavailable):
                 await self.sender.send("jobs", {"type": "a", "number": number})
                 self.confirmed.add(number)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
 
     async def recovered(self, seconds=100):
         """Both kinds flow again, sent after now."""
-        before = max(self.confirmed | self.accepted)
+        before = self.number
         await eventually(lambda: max(self.handled) > before and max(self.heard) > before, seconds)
 
     async def __aexit__(self, error, *_):
-        self.tasks[2].cancel()
-        await asyncio.gather(self.tasks[2], return_exceptions=True)
+        for emitter in self.emitters:
+            emitter.cancel()
+        await asyncio.gather(*self.emitters, return_exceptions=True)
         with contextlib.suppress(AssertionError):
             await eventually(lambda: self.confirmed <= self.handled | self.condemned, 20)
         with contextlib.suppress(AssertionError):  # sent after all else, to the same place
@@ -106,8 +110,10 @@ async def test_broker_killed(make_layer, broker, report):
 async def test_connections_closed_by_the_broker(make_layer, broker, report, caplog):
     async with Traffic(make_layer, report) as traffic:
         queues = {traffic.receiver.session().receiver._queue_name}
-        for _ in range(2):
-            await broker.do("ctl", "close_all_connections", "because")
+        for cuts in (1, 2):
+            await broker.do("close_connections")
+            await eventually(lambda: traffic.sender.stats.reconnects >= cuts)  # noqa: B023
+            await eventually(lambda: traffic.receiver.stats.reconnects >= cuts)  # noqa: B023
             await traffic.recovered()
             queues.add(traffic.receiver.session().receiver._queue_name)
     assert len(queues) == 3  # the old exclusive queue may still be there: 405 RESOURCE_LOCKED
@@ -331,7 +337,8 @@ async def test_one_process_that_does_not_read_stops_nobody(make_layer):
         else:
             numbers.append(message["number"])
     await eventually(lambda: stuck.stats.lost["broker_overflow"])
-    assert gaps in ([], [("broker_overflow", None)])  # it has a queue of its own, and may come last
+    assert set(gaps) <= {("broker_overflow", None)}  # they have a queue of their own, and may come last
+    assert len(gaps) <= 3  # and are not one for each message
     assert numbers == sorted(numbers)
     assert len(numbers) < total
 
