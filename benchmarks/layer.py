@@ -346,8 +346,8 @@ def plot(medians, layers):
     names = [name for name in WORKLOADS if WORKLOADS[name][0].endswith("/s")]
     colours = dict(zip(layers, ("#0b6e4f", "#c44536", "#e09f3e", "#5e6472"), strict=False))
     top = max(value for name in names for value in medians[name].values())
-    width, row, left = 860, 22, 220
-    parts, y = [], 40
+    width, row, left = 970, 22, 345
+    parts, y = ['<text x="8" y="23">events a second, logarithmic</text>'], 40
     for layer, colour in colours.items():
         x = left + list(colours).index(layer) * 150
         parts.append(f'<rect x="{x}" y="12" width="12" height="12" fill="{colour}"/>'

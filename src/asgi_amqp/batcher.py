@@ -3,13 +3,15 @@
 Nothing here waits for a timer: whoever writes takes all that has gathered since the last write. Events that
 are not confirmed share one lane, whatever their destination, and leave in the order in which they came: a
 batch names all its destinations and the broker hands it to each once (sender-selected distribution, the `CC`
-header). Confirmed events have a lane per queue.
+header). Those of them that somebody waits for have a lane of their own; confirmed events have one per queue.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from .topology import Destination
+
+WATCHED = "watched"  # the lane of events that are not confirmed by nature, and have a ticket
 
 
 class Ticket:
@@ -46,10 +48,13 @@ class Ticket:
 class Batch:
     """Events that leave in one AMQP message."""
 
-    __slots__ = ("confirmed", "count", "destination", "keys", "parts", "returned", "since", "size", "tickets")
+    __slots__ = (
+        "confirmed", "count", "destination", "keys", "lane", "parts", "returned", "since", "size", "tickets",
+    )  # fmt: skip
 
-    def __init__(self, destination: Destination, since: float) -> None:
+    def __init__(self, destination: Destination, lane: str, since: float) -> None:
         self.destination = destination
+        self.lane = lane
         self.confirmed = destination.confirmed
         self.keys: dict[str, None] = {destination.key: None}
         self.parts: list[bytes] = []
@@ -62,7 +67,7 @@ class Batch:
         """This batch without the events that were withdrawn."""
         if not self.confirmed or not any(ticket.done for ticket in self.tickets):
             return self
-        batch = Batch(self.destination, self.since)
+        batch = Batch(self.destination, self.lane, self.since)
         for part, ticket in zip(self.parts, self.tickets, strict=True):
             if not ticket.done:
                 batch.parts.append(part)
@@ -96,16 +101,17 @@ class Batcher:
         """Append one event. A confirmed one needs its ticket."""
         part = destination.target + data
         size = len(part)
-        batch = self._open.get(destination.lane)
+        lane = destination.lane if ticket is None else destination.lane or WATCHED
+        batch = self._open.get(lane)
         if (
             batch is None
             or batch.size + size > self.max_bytes
             or batch.count == destination.most
             or (destination.key not in batch.keys and len(batch.keys) >= self.max_keys)
         ):
-            batch = Batch(destination, self.clock())
+            batch = Batch(destination, lane, self.clock())
             self._queue.append(batch)
-            self._open[destination.lane] = batch
+            self._open[lane] = batch
         else:
             batch.keys[destination.key] = None
         batch.parts.append(part)
@@ -121,7 +127,7 @@ class Batcher:
         held = 0
         while held < len(self._queue):
             batch = self._queue[held]
-            if batch.destination.lane in self.held:
+            if batch.lane in self.held:
                 held += 1
                 continue
             del self._queue[held]
@@ -132,8 +138,8 @@ class Batcher:
         return None
 
     def _gone(self, batch: Batch) -> None:
-        if self._open.get(batch.destination.lane) is batch:
-            del self._open[batch.destination.lane]
+        if self._open.get(batch.lane) is batch:
+            del self._open[batch.lane]
         self.size -= batch.size
         self.count -= batch.count
 

@@ -263,7 +263,7 @@ class Link:
 
     def write(self, data: bytes) -> None:
         """Frames of a wire that nothing else writes to, straight to the transport."""
-        self._streams.writer.write(data)
+        self._streams.reader.transport.write(data)
 
     @property
     def unwritten(self) -> int:
