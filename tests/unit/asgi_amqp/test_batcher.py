@@ -47,6 +47,15 @@ def test_a_confirmed_lane_has_batches_of_its_own_and_its_own_bound():
     assert [batch.parts for batch in confirmed] == [[b"D0", b"D1", b"D2"], [b"D3"]]
 
 
+def test_what_somebody_waits_for_does_not_share_a_batch_with_what_nobody_does():
+    batcher = Batcher(lambda: 0.0)
+    for number in range(4):
+        batcher.add(GROUPS[number], b"%d" % number, Ticket(1, 9.0) if number % 2 else None)
+    batches = drain(batcher)
+    assert [batch.parts for batch in batches] == [[b"T00", b"T22"], [b"T11", b"T33"]]
+    assert [(bool(batch.lane), len(batch.tickets)) for batch in batches] == [(False, 0), (True, 2)]
+
+
 def test_what_is_withdrawn_does_not_leave():
     batcher = Batcher(lambda: 0.0)
     tickets = [Ticket(1, 9.0) for _ in range(3)]
