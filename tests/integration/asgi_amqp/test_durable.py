@@ -52,8 +52,9 @@ async def test_the_plain_receive_works_too(make_layer):
     assert got == list(range(100))
 
 
-async def test_concurrency_is_what_was_asked_for(make_layer):
-    layer = make_layer(durable={"jobs": {"batch": 1}})
+@pytest.mark.parametrize("batch", [1, 256])  # each in a message of its own, and all in one
+async def test_concurrency_is_what_was_asked_for(make_layer, batch):
+    layer = make_layer(durable={"jobs": {"batch": batch}})
     running, most, done = 0, 0, 0
 
     async def handle(message):
@@ -65,8 +66,7 @@ async def test_concurrency_is_what_was_asked_for(make_layer):
         done += 1
 
     async with Running(layer, handle, "jobs", concurrency=4):
-        for _ in range(40):
-            await layer.send("jobs", {"type": "a"})
+        await layer.send_many([("jobs", {"type": "a"})] * 40)
         await eventually(lambda: done == 40)
     assert most == 4
 
