@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from tests.production.conftest import ROOT, wait_for
+from dev.production_testing import RELEASE_MARKER
+from tests.production.conftest import wait_for
 from tests.production.ledger import Ledger
 
 # What takes minutes and changes seldom.
@@ -25,7 +26,7 @@ full = pytest.mark.skipif(
 @pytest.fixture
 def another_release(machine):
     """A checkout of a release after this one: a new file is enough for it to be another."""
-    marker = ROOT / "src/carillon/_release_marker.py"
+    marker = RELEASE_MARKER
     marker.write_text(
         '"""Made by a test, which takes it away again: a release that differs from the one before."""\n'
     )
@@ -218,7 +219,6 @@ def test_the_next_run_changes_nothing(playbook):
             ],
             "tls_certificate_file (/nowhere.pem) is no file on the control node",
         ),
-        (["-e", '{"common_clock_tolerance": -1}'], "Set the clock"),
         (["-e", "carillon_domain=https://chimes.test/"], "carillon_domain must be the public host name"),
         (["-e", '{"nginx_trusted_proxies": ["balancer.test"]}'], "which is no address or network"),
         (["-e", '{"rabbitmq_memory_watermark": 40}'], "is a share of the memory, between 0 and 1"),
@@ -228,6 +228,21 @@ def test_a_mistake_stops_before_harm_with_words(machine, playbook, arguments, me
     output = " ".join(playbook("site.yml", *arguments, expect=2).split())
     assert message in output, output[-3000:]
     assert "carillon-prod-single" in output
+    assert "PLAY [Ground for every service]" not in output
+
+
+def test_a_clock_that_is_an_hour_off_stops_the_run(machine, playbook):
+    # A container has its machine's clock: what asks for the time is told another one.
+    machine.run(
+        "printf '#!/bin/sh\\nexec /bin/date --date=-1hour \"$@\"\\n' > /usr/local/bin/date"
+        " && chmod 0755 /usr/local/bin/date"
+    )
+    try:
+        output = " ".join(playbook("site.yml", expect=2).split())
+    finally:
+        machine.run("rm /usr/local/bin/date")
+    assert "carillon-prod-single: its clock says" in output
+    assert "Set the clock" in output
     assert "PLAY [Ground for every service]" not in output
 
 
