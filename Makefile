@@ -78,7 +78,7 @@ cluster-down: ## stop it; data and secrets stay
 cluster-clean: ## stop it and remove its data and secrets
 	@$(DEV) cluster-clean
 
-bundle: ## in progress: one archive to install from where there is no package index
+bundle: ## one archive to install from where there is no package index
 	@$(DEV) bundle
 
 test-production: ## a real host from nothing by Ansible, and the production container, proved (15 minutes)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.production.conftest import wait_for
+from tests.production.conftest import FULL, wait_for
 from tests.production.ledger import Ledger
 
 
@@ -91,7 +91,8 @@ def test_sockets_survive_the_restart_of_the_other_process(machine, stack):
 
 def test_programs_restarted_one_by_one_under_load_fail_no_request(machine, stack):
     before = machine.run("systemctl show -P MainPID carillon")
-    for _ in range(3):
+    # What goes wrong one time in a few is looked for where there is time.
+    for _ in range(3 if FULL else 1):
         with Ledger(stack) as ledger:
             rolled = machine.run("carillon-roll")
         ledger.assert_nothing_lost()

@@ -14,13 +14,11 @@ import time
 import pytest
 
 from dev.production_testing import RELEASE_MARKER
-from tests.production.conftest import wait_for
+from tests.production.conftest import FULL, wait_for
 from tests.production.ledger import Ledger
 
 # What takes minutes and changes seldom.
-full = pytest.mark.skipif(
-    not os.environ.get("CARILLON_PRODUCTION_FULL"), reason="minutes: make test-production-full"
-)
+full = pytest.mark.skipif(not FULL, reason="minutes: make test-production-full")
 
 
 @pytest.fixture
