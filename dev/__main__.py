@@ -170,6 +170,9 @@ def test_production(arguments: list[str]) -> int:
     from dev import production, production_testing
 
     config = production_testing.load()
+    if engine.check():
+        # What a cut-off run left behind goes first: it would hold the ports.
+        production_testing.clean(config)
     development.prepare(config, production.IMAGES)
     production_testing.enter(config)
     return production_testing.test(config, full="--full" in arguments)

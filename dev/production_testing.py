@@ -15,7 +15,7 @@ PROJECT = "carillon-production-test"
 STATE = ".dev-production-test"
 LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
-# Of ansible/molecule/*/molecule.yml and tests/production/bundle; c4 is the host that the cluster gets as a new one.
+# Of ansible/molecule/*/molecule.yml and tests/production/bundle; the cluster gets c4 as a new host.
 HOSTS = (
     "carillon-prod-single",
     *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
@@ -35,7 +35,7 @@ LINTS = (
         "syntax",
         (
             *("ansible-playbook", "--syntax-check", "-i", "inventories/example-cluster"),
-            *sorted(path.name for path in (ROOT / "ansible").glob("*.yml") if path.name != "requirements.yml"),
+            *sorted(path.name for path in (ROOT / "ansible").glob("[a-z]*.yml")),
         ),
         folder="ansible",
     ),
@@ -53,7 +53,9 @@ BUNDLE = Suite("bundle", ("pytest", "-q", "-p", "no:cacheprovider", "tests/produ
 def load() -> Config:
     # Never the state of somebody's own stack: what these tests leave behind is removed.
     environ = {name: value for name, value in os.environ.items() if name not in _OWN}
-    return production.load(environ, project=PROJECT, state=STATE)
+    config = production.load(environ, project=PROJECT, state=STATE)
+    # The ports that the tests use, and not those of a `make production` that may run meanwhile.
+    return replace(config, ports=stack("container").ports)
 
 
 def stack(name: str) -> Config:
@@ -104,7 +106,6 @@ def test(config: Config, *, full: bool) -> int:
     host_image(config)
     production.build(config)
     with testing.interruptible():
-        remove_hosts()
         try:
             return _test(config, full=full)
         finally:

@@ -56,8 +56,8 @@ def test_a_killed_service_comes_back(machine, unit):
 
 
 def test_the_host_comes_back_by_itself_and_with_another_name(machine, healthy):
-    # The engine gives a container its own name again at each start, so the name is put on while the host boots: before any
-    # service of ours. It stays for the tests that follow.
+    # The engine gives a container its own name again at each start, so the name is put on while the host
+    # boots: before any service of ours. It stays for the tests that follow.
     machine.run(
         "printf '[Service]\nExecStartPre=/bin/hostname renamed-host\n'"
         " > /run/renamed && install -D -m 0644 /run/renamed"
