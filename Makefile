@@ -49,10 +49,11 @@ bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' cons
 	@$(TEST_PYTHON) benchmarks/sockets.py
 	@$(TEST_PYTHON) benchmarks/sockets.py --report
 
-bench-stack: $(TEST_PYTHON) ## measure latency, 5000 clients and their return on the stack of `make dev` (minutes, on a quiet machine)
-	@rm -f .dev-bench/latency.jsonl .dev-bench/stack_sockets.jsonl
+bench-stack: $(TEST_PYTHON) ## measure latency, rates, 5000 clients and their return on the stack of `make dev` (minutes, on a quiet machine)
+	@rm -f .dev-bench/latency.jsonl .dev-bench/emits.jsonl .dev-bench/stack_sockets.jsonl
 	@export CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon}; \
-	    $(TEST_PYTHON) benchmarks/latency.py && $(TEST_PYTHON) benchmarks/stack_sockets.py --sockets 5000
+	    $(TEST_PYTHON) benchmarks/latency.py && $(TEST_PYTHON) benchmarks/emits.py && \
+	    $(TEST_PYTHON) benchmarks/stack_sockets.py --sockets 5000
 	@$(TEST_PYTHON) benchmarks/sockets.py --report
 
 chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)

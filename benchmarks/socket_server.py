@@ -52,7 +52,7 @@ else:
         "redis pubsub": ("channels_redis.pubsub.RedisPubSubChannelLayer", {"hosts": [URL]}),
         "channels_rabbitmq": (
             "channels_rabbitmq.core.RabbitmqChannelLayer",
-            {"host": URL, "local_capacity": 60_000, "remote_capacity": 100_000, "groups_exchange": "bench"},
+            {"host": URL, "local_capacity": 60_000, "remote_capacity": 100_000, "groups_exchange": "peer"},
         ),
     }
     backend, config = BACKENDS[KIND]

@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+from collections import Counter
 from math import log10
 from pathlib import Path
 
@@ -60,10 +61,11 @@ def number(value):
 
 
 class Page:
-    """The text, from rows of `sockets.py` (`rows`), `stack_sockets.py` (`stack`) and `latency.py`."""
+    """The text, from rows of `sockets.py` (`rows`), `stack_sockets.py` (`stack`), `latency.py` and
+    `emits.py`."""
 
-    def __init__(self, rows, stack, hops):
-        self.rows, self.stack, self.hops = rows, stack, hops
+    def __init__(self, rows, stack, hops, emits):
+        self.rows, self.stack, self.hops, self.emits = rows, stack, hops, emits
         self.kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
         self.lines = []
 
@@ -87,7 +89,9 @@ class Page:
 
     def text(self):
         loads = [row["load"] for row in self.rows] or [0]
-        rounds = max((row["round"] for row in self.rows), default=0) + 1
+        times = Counter((row["workload"], row["way"], row["kind"]) for row in self.rows)
+        fewest, most = min(times.values(), default=1), max(times.values(), default=1)
+        rounds = f"{fewest} to {most}" if fewest < most else most
         self.lines = [
             "# Measured: events to sockets",
             "",
@@ -105,6 +109,7 @@ class Page:
         self._idle()
         self._stack()
         self._hops()
+        self._emits()
         return "\n".join(self.lines) + "\n"
 
     def _rates(self, way, said):
@@ -239,6 +244,19 @@ class Page:
             rows = [row for row in self.hops if row["what"] == title]
             self.row(title, [number(median(rows, key)) for key in ("p50", "p90", "p99")])
 
+    def _emits(self):
+        if not self.emits:
+            return
+        self.about(
+            "Events a second from one process, and through every hop",
+            "As `benchmarks/emits.py` measures them: until the last emit had its confirm, and until the one "
+            "client had the last frame. One runworker.",
+        )
+        self.head("emits, each waiting for its confirm", ["emitted/s", "arrived/s", "lost"])
+        for title in dict.fromkeys(row["what"] for row in self.emits):
+            rows = [row for row in self.emits if row["what"] == title]
+            self.row(title, [number(median(rows, key)) for key in ("emitted", "arrived", "lost")])
+
     def plot(self, way):
         """A bar chart, logarithmic, as SVG text."""
         names = [name for name in RATES if any(self.rate(name, way, kind) for kind in self.kinds)]
@@ -278,7 +296,8 @@ def picture(way):
 
 def write(folder: Path, docs: Path):
     """The page and its pictures into `docs`, of the rows in `folder`; the page's text."""
-    page = Page(*(read(folder / f"{name}.jsonl") for name in ("sockets", "stack_sockets", "latency")))
+    sources = ("sockets", "stack_sockets", "latency", "emits")
+    page = Page(*(read(folder / f"{name}.jsonl") for name in sources))
     text = page.text()
     (docs / "sockets_benchmark.md").write_text(text)
     for way in WAYS:

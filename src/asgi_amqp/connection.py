@@ -262,8 +262,13 @@ class Link:
             self.lost.set_result(reason)
 
     def write(self, data: bytes) -> None:
-        """Frames of a wire that nothing else writes to, straight to the transport."""
-        self._streams.writer.write(data)
+        """Frames of a wire that nothing else writes to, straight to the transport. Never raises: what a link
+        that is going did not take is what was in flight when it was lost.
+        """
+        try:
+            self._streams.writer.write(data)
+        except RuntimeError:  # aiormq has answered the broker's goodbye, and closed its half
+            self.give_up("the connection is being closed")
 
     @property
     def unwritten(self) -> int:

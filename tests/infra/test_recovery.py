@@ -134,4 +134,7 @@ def test_nginx_finds_a_container_with_another_address(stack):
         wait("nginx asks the new address", lambda: stack.api("/api/v2/me/")["count"] == 1, 15)
     finally:
         docker("rm", "--force", holder)
+        # What uwsgi had open from its old address leads nowhere now, and is found to be dead one by one.
+        docker("restart", "--time", "12", container)
+    wait("uwsgi is healthy", lambda: stack.healthy("uwsgi"), 60)
     wait("an event all the way", lambda: delivers(stack), 60, pause=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -45,6 +46,24 @@ class OwnedQuerySet(models.QuerySet):
             return self
         # A subquery, not a join: a row must not appear once per team mate.
         return self.filter(Q(owner=user.pk) | Q(team__in=Team.objects.filter(members=user.pk)))
+
+    def visible_to_each(self, users: Iterable[Any]) -> dict[int, set[int]]:
+        """visible_to() for many users at once: the ids that each may see, by the user's. Two queries."""
+        users = {user.pk: user for user in users}
+        rows = list(self.values_list("pk", "owner_id", "team_id"))
+        membership = Team.members.through.objects.filter(
+            team_id__in={team for _, _, team in rows if team is not None},
+            user_id__in=[pk for pk, user in users.items() if not user.is_superuser],
+        )
+        members = set(membership.values_list("team_id", "user_id"))
+        return {
+            pk: {
+                row
+                for row, owner, team in rows
+                if user.is_superuser or owner == pk or (team, pk) in members
+            }
+            for pk, user in users.items()
+        }
 
 
 class Owned(models.Model):

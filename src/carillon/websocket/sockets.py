@@ -104,12 +104,20 @@ class Sockets:
 
 
 def _allowed(questions: Sequence[tuple[Family, Any, set[Key]]]) -> list[set[Key] | Exception]:
-    answers: list[set[Key] | Exception] = []
-    for family, user, keys in questions:
+    """An answer to each; those of a family whose rule is for many, in one question to it."""
+    together: dict[object, list[int]] = {}
+    for place, (family, _, _) in enumerate(questions):
+        together.setdefault(place if family.permitted_many is None else family, []).append(place)
+    answers: list[set[Key] | Exception] = [set()] * len(questions)
+    for places in together.values():
+        asked = [questions[place] for place in places]
+        found: Sequence[set[Key] | Exception]
         try:
-            answers.append(family.allowed(user, keys))
+            found = asked[0][0].allowed_each([(user, keys) for _, user, keys in asked])
         except Exception as error:
-            answers.append(error)  # of this one alone
+            found = [error] * len(asked)  # of these alone
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
     return answers
 
 

@@ -384,6 +384,21 @@ test("version 2: each event is heard once, and a reconnect asks from where it wa
   link.close();
 });
 
+test("version 2: the first subscription begins where the state was looked at", async () => {
+  const { link } = make();
+  const told = [];
+  link.onreconnect = (how) => told.push(how);
+  link.subscribe({ jobs: ["summary"] });
+  link.connect({ since: "ep:4" });
+  accepts2("ep:10");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:4");
+  FakeSocket.last.answers();
+  await settle();
+  FakeSocket.last.says({ recovered: true, position: "ep:10" });
+  assert.deepEqual(told, []); // nothing had been heard that could have been missed
+  link.close();
+});
+
 test("version 2: state, then events since its position", async () => {
   const { link } = make();
   link.connect();

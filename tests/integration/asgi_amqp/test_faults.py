@@ -52,7 +52,13 @@ class Traffic:
     async def recovered(self, seconds=100):
         """Both kinds flow again, sent after now."""
         before = max(self.confirmed | self.accepted)
-        await eventually(lambda: max(self.handled) > before and max(self.heard) > before, seconds)
+
+        def flow() -> bool:
+            for task in self.tasks:
+                assert not task.done(), f"{task.get_coro().__name__}() ended: {task.exception()!r}"
+            return max(self.handled) > before and max(self.heard) > before
+
+        await eventually(flow, seconds)
 
     async def __aexit__(self, error, *_):
         self.tasks[2].cancel()
@@ -89,6 +95,23 @@ async def test_broker_killed(make_layer, broker):
         await broker.do("kill")
         await broker.do("start")
         await traffic.recovered()
+
+
+async def test_a_send_on_a_connection_that_is_going_is_counted_and_raises_nothing(make_layer):
+    """For a moment after the broker's goodbye the connection takes nothing more, and is not yet known to be
+    lost."""
+    layer = make_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    await layer.group_send("g", {"type": "a", "number": 1})
+    assert (await layer.receive(channel))["number"] == 1
+    sender = layer.session().sender
+    await eventually(lambda: not sender.unconfirmed)
+    sender.supervisor.current._streams.writer.write_eof()
+    await layer.group_send("g", {"type": "a", "number": 2})
+    await eventually(lambda: layer.stats.lost["in_flight"] == 1)
+    await layer.group_send("g", {"type": "a", "number": 3})
+    assert (await layer.receive(channel))["number"] == 3
 
 
 async def test_connections_closed_by_the_broker(make_layer, broker):

@@ -395,3 +395,14 @@ class TestSchedules:
         assert (
             told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
         )
+
+
+def test_what_each_of_many_may_see_is_what_each_alone_may_see(people, django_assert_num_queries):
+    everybody = [people.ann, people.ben, people.carl, people.root]
+    for owner in (people.ann, people.carl):
+        for team in (people.team, None):
+            Job.objects.create(name="x", owner=owner, team=team)
+    alone = {user.pk: set(Job.objects.visible_to(user).values_list("pk", flat=True)) for user in everybody}
+    assert sorted(len(seen) for seen in alone.values()) == [2, 2, 3, 4]
+    with django_assert_num_queries(2):
+        assert Job.objects.all().visible_to_each(everybody) == alone

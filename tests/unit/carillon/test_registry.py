@@ -66,6 +66,21 @@ def test_rules():
     assert many.allowed(2, keys) == {Key("3", 3)}
 
 
+def test_a_rule_for_many_users_is_asked_once():
+    asked = []
+
+    def permitted_many(questions):
+        asked.append(questions)
+        return [{key for key in keys if key.id > user} | {Key("99", 99)} for user, keys in questions]
+
+    many = Family("many", ("<id>",), permitted_many=permitted_many)
+    keys = {Key(str(number), number) for number in (1, 2, 3)}
+    assert many.asks
+    assert many.allowed_each([(2, keys), (1, keys)]) == [{Key("3", 3)}, {Key("2", 2), Key("3", 3)}]
+    assert len(asked) == 1
+    assert many.allowed(2, keys) == {Key("3", 3)}
+
+
 def test_a_registry_knows_a_name_once():
     registry = Registry()
     registry.register(WORDS)

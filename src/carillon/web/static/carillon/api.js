@@ -42,7 +42,17 @@ async function reach(path, options) {
  * @returns {Promise<any>} the answer's JSON; null when it has none
  * @throws {ApiError}
  */
-export async function request(path, { method = "GET", json, form, signal } = {}) {
+export async function request(path, options) {
+  return (await look(path, options)).data;
+}
+
+/**
+ * As `request`, with the position in the event stream that the answer was read at.
+ *
+ * @returns {Promise<{data: any, position: ?string}>}
+ * @throws {ApiError}
+ */
+export async function look(path, { method = "GET", json, form, signal } = {}) {
   const headers = { Accept: "application/json" };
   if (method !== "GET") headers["X-CSRFToken"] = cookie("csrftoken");
   if (json !== undefined) headers["Content-Type"] = "application/json";
@@ -62,7 +72,7 @@ export async function request(path, { method = "GET", json, form, signal } = {})
   }
   const data = await response.json().catch(() => null);
   if (!response.ok) throw new ApiError(response.status, words(response.status, data));
-  return data;
+  return { data, position: response.headers.get("X-Carillon-Position") };
 }
 
 /** @param {string} path @param {Object<string, any>} query  arrays become comma lists; "" and null are left out */

@@ -1,6 +1,6 @@
 /** The page: who is logged in, which view is open, and how the link is. */
 
-import { BASE, request } from "./api.js";
+import { BASE, look, request } from "./api.js";
 import { Carillon, describe } from "./carillon.js";
 import { h, ring, say } from "./dom.js";
 import { plural } from "./format.js";
@@ -128,8 +128,8 @@ class App {
 
   async begin() {
     try {
-      const me = await request("/api/v2/me/");
-      this.enter(me.results[0]);
+      const { data, position } = await look("/api/v2/me/");
+      this.enter(data.results[0], position);
     } catch (error) {
       if (error.status === 401) this.ask(this.user ? "Your login has ended. Log in to go on." : "");
       else this.stumble(error);
@@ -145,12 +145,20 @@ class App {
     });
   }
 
-  enter(user) {
+  /** @param {object} user @param {?string} position  from here on events are heard, whatever views have seen meanwhile */
+  enter(user, position) {
     this.user = user;
     document.body.dataset.user = "known";
     say(part("user"), user.username);
     this.want("control", { control: [`limit_reached_${user.id}`] });
-    this.link.connect();
+    this.link.connect({ since: position });
+    if (position === null) {
+      // A server without positions cannot tell what happened between a view's first look and the subscription: look again.
+      const off = this.link.on("subscribed", () => {
+        off();
+        for (const again of this.reconnects) again();
+      });
+    }
     this.route = null;
     this.go();
   }

@@ -277,8 +277,14 @@ export class Carillon {
     return () => handlers.delete(handler);
   }
 
-  /** Open the link, or open it again after a refusal; while it is `reconnecting`, try now. */
-  connect() {
+  /**
+   * Open the link, or open it again after a refusal; while it is `reconnecting`, try now.
+   *
+   * @param {{since?: ?string}} [from]  a position, such as the header `X-Carillon-Position` of the answer that showed the state: the
+   *   first subscription begins there, and nothing falls between
+   */
+  connect({ since } = {}) {
+    if (since) this._memory.welcome(since);
     if (["connecting", "connected"].includes(this.link.state)) return;
     if (this.link.state === "reconnecting") {
       this.retry();

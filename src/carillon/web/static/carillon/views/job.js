@@ -50,6 +50,7 @@ export class JobPage {
     this.family = "";
     this.log = new EventLog();
     this.tally = new Tally();
+    this.starting = null; // the first look, under way
     this.reading = null; // the fetch under way
     this.again = false;
     this.looks = 0;
@@ -113,7 +114,12 @@ export class JobPage {
     this.app.want("job", null);
   }
 
-  async start() {
+  /** Once at a time: the link may come up while the job is still asked for. */
+  start() {
+    return (this.starting ??= this.begin().finally(() => (this.starting = null)));
+  }
+
+  async begin() {
     await this.refresh();
     if (this.stop.signal.aborted || !this.job) return;
     this.family = FAMILIES[this.job.kind ?? this.job.type] ?? this.job.event_family;
