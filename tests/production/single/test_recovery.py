@@ -89,6 +89,19 @@ def test_sockets_survive_the_restart_of_the_other_process(machine, stack):
         assert set(codes) == {1012}
 
 
+def test_a_program_that_is_older_than_its_settings_is_found_and_restarted(machine):
+    """What a run leaves that is cut off between the change and the restart."""
+    machine.run("carillon-roll --stale")
+    assert machine.run("carillon-roll --stale") == ""
+    before = machine.run("carillon-ctl pid runworker")
+    machine.run("touch --date=+5seconds /etc/carillon/carillon.env")
+    assert machine.run("carillon-roll --stale runworker") == "restarted runworker\n"
+    assert machine.run("carillon-ctl pid runworker") != before
+    # For the others nothing has changed, after all.
+    machine.run("touch --date=@0 /etc/carillon/carillon.env")
+    assert machine.run("carillon-roll --stale") == ""
+
+
 def test_programs_restarted_one_by_one_under_load_fail_no_request(machine, stack):
     before = machine.run("systemctl show -P MainPID carillon")
     # What goes wrong one time in a few is looked for where there is time.
