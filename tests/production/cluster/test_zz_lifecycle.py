@@ -33,11 +33,15 @@ def inventory(path: Path, change) -> Path:
 
 
 def durable(machine) -> dict[str, list[str]]:
-    """Every quorum queue and stream with its members that run."""
+    """Every quorum queue and stream with its members, all of which run."""
     rows = json.loads(
         machine.run("rabbitmqctl -q --formatter json list_queues -p carillon name type members online")
     )
-    return {row["name"]: sorted(row["online"]) for row in rows if row["type"] in ("quorum", "stream")}
+    found = [row for row in rows if row["type"] in ("quorum", "stream")]
+    assert {row["type"] for row in found} == {"quorum", "stream"}
+    for row in found:
+        assert sorted(row["members"]) == sorted(row["online"]), row
+    return {row["name"]: sorted(row["members"]) for row in found}
 
 
 def current(machine) -> str:
