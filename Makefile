@@ -79,14 +79,17 @@ cluster-down: ## stop it; data and secrets stay
 cluster-clean: ## stop it and remove its data and secrets
 	@$(DEV) cluster-clean
 
-bundle: ## in progress: one archive to install from where there is no package index
+bundle: ## one archive to install from where there is no package index
 	@$(DEV) bundle
 
-test-production: ## in progress: a real host from nothing by Ansible, and the production container, proved
+test-production: ## a real host from nothing by Ansible, and the production container, proved (15 minutes)
 	@$(DEV) test-production
 
-test-production-full: ## in progress: that, and a cluster of hosts (half an hour)
+test-production-full: ## that, and a cluster of hosts, backups, rotation, ACME, the bundle (too long for CI: an hour)
 	@$(DEV) test-production --full
+
+test-production-clean: ## remove what a cut-off `make test-production` left behind
+	@$(DEV) test-production-clean
 
 bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
 	@$(TEST_PYTHON) benchmarks/layer.py
@@ -117,4 +120,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full bench-layer test-long lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long lock

@@ -169,10 +169,20 @@ def make_bundle(_: list[str]) -> int:
 def test_production(arguments: list[str]) -> int:
     from dev import production, production_testing
 
-    config = production.load()
-    development.prepare(config)
+    config = production_testing.load()
+    if engine.check():
+        # What a cut-off run left behind goes first: it would hold the ports.
+        production_testing.clean(config)
+    development.prepare(config, production.IMAGES)
     production_testing.enter(config)
     return production_testing.test(config, full="--full" in arguments)
+
+
+def clean_test_production(_: list[str]) -> int:
+    from dev import production_testing
+
+    production_testing.clean(production_testing.load())
+    return 0
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -196,6 +206,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cluster-clean": cluster_clean,
     "bundle": make_bundle,
     "test-production": test_production,
+    "test-production-clean": clean_test_production,
 }
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 
-from dev import base_image, environments, process, production, testing
+from dev import base_image, development, engine, environments, process, production, testing
+from dev import config as configuration
 from dev.config import ROOT, Config
 from dev.testing import Suite
 
+PROJECT = "carillon-production-test"
+STATE = ".dev-production-test"
 LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
-# Of ansible/molecule/*/molecule.yml.
-HOSTS = ("carillon-prod-single", "carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3")
-NETWORKS = ("carillon-prod-single", "carillon-prod-cluster")
+# Of ansible/molecule/*/molecule.yml and tests/production/bundle; the cluster gets c4 as a new host.
+HOSTS = (
+    "carillon-prod-single",
+    *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
+    *("carillon-prod-bundle", "carillon-prod-bundle-mirror"),
+)
+NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle")
+# A file that the test of an upgrade makes, so that the checkout is another release.
+RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
+_OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
+# The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
+STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380}
 
 LINTS = (
     Suite("ansible-lint", ("ansible-lint", "--offline", "--profile", "production", "-q"), folder="ansible"),
@@ -21,17 +34,8 @@ LINTS = (
     Suite(
         "syntax",
         (
-            "ansible-playbook",
-            "--syntax-check",
-            "-i",
-            "inventories/example-cluster",
-            "site.yml",
-            "upgrade.yml",
-            "rollback.yml",
-            "rotate.yml",
-            "backup.yml",
-            "restore.yml",
-            "check.yml",
+            *("ansible-playbook", "--syntax-check", "-i", "inventories/example-cluster"),
+            *sorted(path.name for path in (ROOT / "ansible").glob("[a-z]*.yml")),
         ),
         folder="ansible",
     ),
@@ -40,6 +44,28 @@ LINTS = (
 SINGLE = Suite("host", ("molecule", "test", "--scenario-name", "single"), folder="ansible")
 CLUSTER = Suite("hosts", ("molecule", "test", "--scenario-name", "cluster"), folder="ansible")
 CONTAINER = Suite("container", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container"))
+CONTAINERS = Suite(
+    "containers", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container_cluster")
+)
+BUNDLE = Suite("bundle", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/bundle"))
+
+
+def load() -> Config:
+    # Never the state of somebody's own stack: what these tests leave behind is removed.
+    environ = {name: value for name, value in os.environ.items() if name not in _OWN}
+    config = production.load(environ, project=PROJECT, state=STATE)
+    # The ports that the tests use, and not those of a `make production` that may run meanwhile.
+    return replace(config, ports=stack("container").ports)
+
+
+def stack(name: str) -> Config:
+    """The configuration of one of `STACKS`."""
+    names = configuration.DEFAULT_PORTS if name == "parity" else production.PORTS
+    environ = {variable: str(STACKS[name] + number) for number, variable in enumerate(names)}
+    project, state = f"carillon-prod-{name}", f".dev-prod-{name}"
+    if name == "parity":
+        return configuration.load(environ, project=project, state=state)
+    return production.load(environ, cluster=name == "container-cluster", project=project, state=state)
 
 
 def host_image(config: Config) -> None:
@@ -63,13 +89,23 @@ def remove_hosts() -> None:
     process.ask(["docker", "network", "rm", *NETWORKS])
 
 
+def clean(config: Config) -> None:
+    """What a run that was cut off left behind. On a machine without an engine there is little of it."""
+    if engine.state()[0] is engine.State.READY:
+        remove_hosts()
+    for name in STACKS:
+        development.clean(stack(name))
+    development.clean(config)
+    # Left in the checkout, it would make every release another one.
+    RELEASE_MARKER.unlink(missing_ok=True)
+
+
 def test(config: Config, *, full: bool) -> int:
     """Lints, a real host, the production container; with `full` the rest. 0 when all passed."""
     base_image.ensure(config)
     host_image(config)
     production.build(config)
     with testing.interruptible():
-        remove_hosts()
         try:
             return _test(config, full=full)
         finally:
@@ -82,7 +118,7 @@ def _test(config: Config, *, full: bool) -> int:
     # Secrets of their own for each: they are installations of their own.
     chosen = [
         replace(suite, environ=(("CARILLON_SECRETS_DIR", str(secrets / suite.name)),))
-        for suite in (*LINTS, SINGLE, CONTAINER, *([CLUSTER] if full else []))
+        for suite in (*LINTS, SINGLE, CONTAINER, *([CLUSTER, CONTAINERS, BUNDLE] if full else []))
     ]
     environ = {"PYTHONPATH": str(ROOT), "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")}
     return testing.run(chosen, environ | ({"CARILLON_PRODUCTION_FULL": "1"} if full else {}))

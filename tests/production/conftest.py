@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 import testinfra
 from websockets.exceptions import WebSocketException
 
+# `make test-production-full`: also what takes minutes and changes seldom.
+FULL = bool(os.environ.get("CARILLON_PRODUCTION_FULL"))
 ROOT = Path(__file__).resolve().parents[2]
 
 

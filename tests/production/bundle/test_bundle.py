@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from dev import base_image, bundle, production, production_testing
-from tests.production.conftest import Machine, wait_for
+from tests.production import hosts
+from tests.production.conftest import Machine
 from tests.production.containers import docker
+from tests.production.hosts import must
 
-NAME = "carillon-bundle-test"
+NAME = "carillon-prod-bundle"
 MIRROR = f"{NAME}-mirror"
 # Both in one: what the control node does to the host it does over `local` here, and not over SSH.
 INVENTORY = """
@@ -61,12 +63,6 @@ http {
 """
 
 
-def must(*arguments: str, seconds: float = 60) -> str:
-    done = docker(*arguments, seconds=seconds)
-    assert done.returncode == 0, f"docker {' '.join(arguments[:3])}: {done.stderr}"
-    return done.stdout
-
-
 def remove() -> None:
     docker("rm", "--force", "--volumes", NAME, MIRROR)
     docker("network", "rm", NAME)
@@ -79,20 +75,15 @@ def archive() -> Path:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> Machine:
-    settings = production.load({}, project=NAME, state=".dev-bundle-test")
-    settings.state.mkdir(exist_ok=True)
+    settings = production_testing.load()
+    settings.state.mkdir(mode=0o700, exist_ok=True)
     base_image.ensure(settings)
     production_testing.host_image(settings)
     production.build(settings)
     remove()
     try:
         must("network", "create", "--internal", NAME)
-        must(
-            *("run", "--detach", "--name", NAME, "--hostname", "chimes", "--network", NAME),
-            *("--privileged", "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/run/lock"),
-            *("--tmpfs", "/tmp", production_testing.HOST_IMAGE, "/sbin/init"),
-        )
-        machine = Machine(NAME)
+        machine = hosts.start(NAME, NAME, hostname="chimes")
         sources = machine.run("cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null; true")
         names = {word.split("/")[2] for word in sources.split() if word.startswith("http://")}
         assert names, sources
@@ -106,7 +97,6 @@ def machine(tmp_path_factory) -> Machine:
         )
         must("network", "connect", "--alias", "mirror", NAME, MIRROR)
         machine.run("""echo 'Acquire::http::Proxy "http://mirror:3128";' > /etc/apt/apt.conf.d/mirror""")
-        wait_for(lambda: machine.host.run("systemctl is-system-running").stdout.strip() != "", 60, "systemd")
         yield machine
     finally:
         remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import pytest
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 
 from tests.infra.stack import Stack
-from tests.production.conftest import Machine, wait_for
+from tests.production.conftest import ROOT, Machine, wait_for
 
 NAMES = ("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3")
 PROXY = "carillon-prod-c3"
+INVENTORY = ROOT / "tests/production/cluster/hosts.yml"
 
 
 class ClusterStack(Stack):
@@ -36,8 +38,37 @@ def machines() -> dict[str, Machine]:
 
 
 @pytest.fixture(scope="session")
-def stack(machines) -> ClusterStack:
-    secrets_dir = Path(os.environ["CARILLON_SECRETS_DIR"])
+def secrets_dir() -> Path:
+    return Path(os.environ["CARILLON_SECRETS_DIR"])
+
+
+@pytest.fixture(scope="session")
+def playbook(secrets_dir):
+    """Runs a playbook against the cluster, or against another inventory. Returns its output."""
+
+    def run(name: str, *arguments: str, inventory: Path = INVENTORY, expect: int = 0) -> str:
+        start = time.monotonic()
+        done = subprocess.run(
+            ["ansible-playbook", "-i", str(inventory), name, *arguments],
+            cwd=ROOT / "ansible",
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
+                "CARILLON_SECRETS_DIR": str(secrets_dir),
+            },
+        )
+        print(f"{name}: {time.monotonic() - start:.0f} s")
+        assert done.returncode == expect, (done.stdout + done.stderr)[-6000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stack(machines, secrets_dir) -> ClusterStack:
     address = machines[PROXY].address
     return ClusterStack(
         {

@@ -8,14 +8,13 @@ import pytest
 
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 
-from dev import config, production
+from dev import config, production_testing
 from tests.production.containers import running, stack_of
 
 
 @pytest.fixture(scope="session")
 def settings() -> config.Config:
-    ports = {"CARILLON_HTTP_PORT": "51180", "CARILLON_HTTPS_PORT": "51543"}
-    return production.load(ports, project="carillon-container-test", state=".dev-container-test")
+    return production_testing.stack("container")
 
 
 @pytest.fixture(scope="session")

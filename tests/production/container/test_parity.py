@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dev import config as configuration
 from dev import development as dev_stack
+from dev import production_testing
 from dev import stack as compose_stack
 from tests.infra.stack import Stack, docker
 from tests.production.parity import (
@@ -37,8 +37,7 @@ def container(stack) -> dict:
 @pytest.fixture(scope="module")
 def development() -> dict:
     """The development stack, started for this."""
-    ports = dict(zip(configuration.DEFAULT_PORTS, map(str, range(51380, 51384)), strict=True))
-    config = configuration.load(ports, project="carillon-container-parity", state=".dev-parity-test")
+    config = production_testing.stack("parity")
     try:
         dev_stack.up(config)
         stack = Stack({}, config.project, config.state)

@@ -8,16 +8,13 @@ import pytest
 
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 
-from dev import config, production
+from dev import config, production_testing
 from tests.production.containers import running, stack_of
 
 
 @pytest.fixture(scope="session")
 def settings() -> config.Config:
-    ports = {"CARILLON_HTTP_PORT": "51280", "CARILLON_HTTPS_PORT": "51643"}
-    return production.load(
-        ports, cluster=True, project="carillon-container-cluster", state=".dev-cluster-test"
-    )
+    return production_testing.stack("container-cluster")
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,31 @@ def test_the_broker_has_one_login_with_least_permissions_and_no_guest(machine, s
     assert machine.run("rabbitmqctl --quiet list_vhosts --no-table-headers").split() == ["carillon"]
 
 
+def test_the_broker_has_limits_and_raises_an_alarm_where_it_is_told_to(machine):
+    limits = json.loads(
+        machine.run("rabbitmqctl --quiet --formatter json list_vhost_limits --vhost carillon")
+    )
+    assert json.loads(limits["value"]) == {"max-connections": 2000, "max-queues": 5000}
+    status = json.loads(machine.run("rabbitmq-diagnostics --quiet --formatter json status"))
+    assert status["vm_memory_high_watermark_setting"] == {"relative": 0.25}
+    assert status["disk_free_limit"] == 1024 * 1000**2
+    assert status["alarms"] == []
+    machine.run("rabbitmqctl --quiet set_disk_free_limit 100000GB")
+    try:
+        wait_for(
+            lambda: machine.host.run("rabbitmq-diagnostics --quiet check_local_alarms").rc != 0,
+            30,
+            "an alarm of the disk",
+        )
+    finally:
+        machine.run("rabbitmqctl --quiet set_disk_free_limit 1024MB")
+    wait_for(
+        lambda: machine.host.run("rabbitmq-diagnostics --quiet check_local_alarms").rc == 0,
+        30,
+        "the end of the alarm",
+    )
+
+
 def test_the_filter_makes_the_hash_that_rabbitmq_checks(secrets_dir):
     from importlib import util
 

@@ -1,0 +1,26 @@
+"""Hosts that tests start themselves: as Molecule does, of the same image, with the same rights."""
+
+from __future__ import annotations
+
+from dev import production_testing
+from tests.production.conftest import Machine, wait_for
+from tests.production.containers import docker
+
+
+def must(*arguments: str, seconds: float = 60) -> str:
+    done = docker(*arguments, seconds=seconds)
+    assert done.returncode == 0, f"docker {' '.join(arguments[:3])}: {done.stderr}"
+    return done.stdout
+
+
+def start(name: str, network: str, *, hostname: str = "") -> Machine:
+    """A bare host on that network; returns when its systemd answers. An older one of the name goes."""
+    docker("rm", "--force", "--volumes", name)
+    must(
+        *("run", "--detach", "--name", name, "--hostname", hostname or name, "--network", network),
+        *("--privileged", "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/run/lock"),
+        *("--tmpfs", "/tmp", production_testing.HOST_IMAGE, "/sbin/init"),
+    )
+    machine = Machine(name)
+    wait_for(lambda: machine.host.run("systemctl is-system-running").stdout.strip() != "", 60, "systemd")
+    return machine
