@@ -66,8 +66,10 @@ async def test_concurrency_is_what_was_asked_for(make_layer, batch):
         done += 1
 
     async with Running(layer, handle, "jobs", concurrency=4):
+        await layer.send("jobs", {"type": "a"})
+        await eventually(lambda: done == 1)  # all four are there and rest
         await layer.send_many([("jobs", {"type": "a"})] * 40)
-        await eventually(lambda: done == 40)
+        await eventually(lambda: done == 41)
     assert most == 4
 
 
