@@ -3,13 +3,15 @@
 Nothing here waits for a timer: whoever writes takes all that has gathered since the last write. Events that
 are not confirmed share one lane, whatever their destination, and leave in the order in which they came: a
 batch names all its destinations and the broker hands it to each once (sender-selected distribution, the `CC`
-header). Confirmed events have a lane per queue.
+header). Those of them that somebody waits for have a lane of their own; confirmed events have one per queue.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from .topology import Destination
+
+WATCHED = "watched"  # the lane of events that are not confirmed by nature, and have a ticket
 
 
 class Ticket:
@@ -46,10 +48,13 @@ class Ticket:
 class Batch:
     """Events that leave in one AMQP message."""
 
-    __slots__ = ("confirmed", "count", "destination", "keys", "parts", "returned", "since", "size", "tickets")
+    __slots__ = (
+        "confirmed", "count", "destination", "keys", "lane", "parts", "returned", "since", "size", "tickets",
+    )  # fmt: skip
 
-    def __init__(self, destination: Destination, since: float) -> None:
+    def __init__(self, destination: Destination, lane: str, since: float) -> None:
         self.destination = destination
+        self.lane = lane
         self.confirmed = destination.confirmed
         self.keys: dict[str, None] = {destination.key: None}
         self.parts: list[bytes] = []
@@ -62,7 +67,7 @@ class Batch:
         """This batch without the events that were withdrawn."""
         if not self.confirmed or not any(ticket.done for ticket in self.tickets):
             return self
-        batch = Batch(self.destination, self.since)
+        batch = Batch(self.destination, self.lane, self.since)
         for part, ticket in zip(self.parts, self.tickets, strict=True):
             if not ticket.done:
                 batch.parts.append(part)
@@ -73,13 +78,16 @@ class Batch:
 
 
 class Batcher:
-    """`max_bytes` and `max_keys` bound one batch; `size` and `count` say how much waits in all."""
+    """`max_bytes` and `max_keys` bound one batch; `size` and `count` say how much waits in all. What is in a
+    lane of `held` gathers and does not leave.
+    """
 
     def __init__(self, clock: Callable[[], float], max_bytes: int = 120_000, max_keys: int = 64) -> None:
         self.clock = clock
         self.max_bytes = max_bytes
         self.max_keys = max_keys
         self.size = self.count = 0
+        self.held: set[str] = set()
         self._queue: deque[Batch] = deque()
         self._open: dict[str, Batch] = {}
 
@@ -93,16 +101,17 @@ class Batcher:
         """Append one event. A confirmed one needs its ticket."""
         part = destination.target + data
         size = len(part)
-        batch = self._open.get(destination.lane)
+        lane = destination.lane if ticket is None else destination.lane or WATCHED
+        batch = self._open.get(lane)
         if (
             batch is None
             or batch.size + size > self.max_bytes
             or batch.count == destination.most
             or (destination.key not in batch.keys and len(batch.keys) >= self.max_keys)
         ):
-            batch = Batch(destination, self.clock())
+            batch = Batch(destination, lane, self.clock())
             self._queue.append(batch)
-            self._open[destination.lane] = batch
+            self._open[lane] = batch
         else:
             batch.keys[destination.key] = None
         batch.parts.append(part)
@@ -114,18 +123,25 @@ class Batcher:
         self.count += 1
 
     def take(self) -> Batch | None:
-        """The oldest batch, closed, without withdrawn events; None when nothing waits."""
-        while self._queue:
-            batch = self._queue.popleft()
-            lane = batch.destination.lane
-            if self._open.get(lane) is batch:
-                del self._open[lane]
-            self.size -= batch.size
-            self.count -= batch.count
+        """The oldest batch that may leave, closed, without withdrawn events; None when there is none."""
+        held = 0
+        while held < len(self._queue):
+            batch = self._queue[held]
+            if batch.lane in self.held:
+                held += 1
+                continue
+            del self._queue[held]
+            self._gone(batch)
             batch = batch.live()
             if batch.count:
                 return batch
         return None
+
+    def _gone(self, batch: Batch) -> None:
+        if self._open.get(batch.lane) is batch:
+            del self._open[batch.lane]
+        self.size -= batch.size
+        self.count -= batch.count
 
     def put_back(self, batches: list[Batch]) -> None:
         """Batches that were taken and must leave again, before everything else, in their order."""
@@ -134,14 +150,10 @@ class Batcher:
             self.size += batch.size
             self.count += batch.count
 
-    def drop_older(self, than: float) -> int:
-        """Drop unconfirmed batches from before `than`; the number of events dropped."""
-        dropped = 0
-        for batch in [batch for batch in self._queue if not batch.confirmed and batch.since < than]:
+    def remove(self, unwanted: Callable[[Batch], bool]) -> list[Batch]:
+        """Take out the batches of which this is true, in their order."""
+        removed = [batch for batch in self._queue if unwanted(batch)]
+        for batch in removed:
             self._queue.remove(batch)
-            if self._open.get(batch.destination.lane) is batch:
-                del self._open[batch.destination.lane]
-            self.size -= batch.size
-            self.count -= batch.count
-            dropped += batch.count
-        return dropped
+            self._gone(batch)
+        return removed

@@ -28,8 +28,12 @@ class Config:
     idle: float
     timeout: float
     capacity: Callable[[str], int]
-    gap: Callable[[], Message | None]
+    gap_type: str | None
     homes: dict[str, tuple[Mailbox, "Receiver"]]  # of the process-local channels of all sessions
+
+    def gap(self, reason: str, count: int | None) -> Message | None:
+        """What a channel is told where messages for it were lost, if it wants to know."""
+        return {"type": self.gap_type, "reason": reason, "count": count} if self.gap_type else None
 
     def connect(self, role: str) -> Options:
         """How to open a connection for this role; the broker's management pages show it."""

@@ -266,7 +266,7 @@ class Link:
         that is going did not take is what was in flight when it was lost.
         """
         try:
-            self._streams.writer.write(data)
+            self._streams.reader.transport.write(data)
         except RuntimeError:  # aiormq has answered the broker's goodbye, and closed its half
             self.give_up("the connection is being closed")
 

@@ -23,7 +23,7 @@ _FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
 _CONTENT = struct.Struct(">HHQH")  # class, weight, size of the body, flags of the properties that follow
 _ANSWER = struct.Struct(">QB")  # delivery tag, bits
 _METHOD = struct.Struct(">I")  # class and method
-DELIVER, RETURN, ACK, NACK = (60 << 16 | method for method in (60, 50, 80, 120))
+DELIVER, RETURN, ACK, NACK, QOS_OK = (60 << 16 | method for method in (60, 50, 80, 120, 11))
 HEADERS_SET, MODE_SET, ID_SET = 1 << 13, 1 << 12, 1 << 7
 
 
@@ -56,12 +56,14 @@ class Tap:
         on_delivery: Callable[[Delivery], None] | None = None,
         on_confirm: Callable[[int, bool, bool], None] | None = None,
         on_return: Callable[[str], None] | None = None,
+        on_answer: Callable[[], None] | None = None,
         polite: bool = False,
     ) -> None:
         self.polite = polite
         self._on_delivery = on_delivery
         self._on_confirm = on_confirm
         self._on_return = on_return
+        self._on_answer = on_answer
         self._open = 0  # DELIVER or RETURN, while its content is awaited
         self._tag = self._flags = self._left = 0
         self._header = b""
@@ -78,6 +80,9 @@ class Tap:
             elif method in (ACK, NACK) and self._on_confirm is not None:
                 tag, flags = _ANSWER.unpack_from(data, start + 4)
                 self._on_confirm(tag, bool(flags & 1), method == ACK)
+                return 1
+            elif method == QOS_OK and self._on_answer is not None:
+                self._on_answer()
                 return 1
             elif method != RETURN:
                 return 0
@@ -161,7 +166,7 @@ class Publisher:
     """Builds the frames of publishes on one channel."""
 
     def __init__(self, number: int, exchange: str, frame_max: int) -> None:
-        self._number = number
+        self.number = number
         self._exchange = exchange
         self._room = frame_max - 8  # of a body frame: 7 bytes of header, 1 of end
         self._heads: dict[tuple[str, bool], bytes] = {}
@@ -173,7 +178,7 @@ class Publisher:
         A mandatory one carries its tag as message id, so that a return can be told from others.
         """
         self.tag += 1
-        number = self._number
+        number = self.number
         first, *others = keys
         head = self._heads.get((first, mandatory))
         if head is None:
@@ -197,6 +202,13 @@ class Publisher:
             piece = body if len(body) <= self._room else body[start : start + self._room]
             pieces += (_FRAME.pack(BODY, number, len(piece)), piece, END)
         return b"".join(pieces)
+
+
+def question(number: int) -> bytes:
+    """A method that changes nothing on a channel that consumes nothing: the broker answers it (`on_answer`)
+    once it has dealt with all that was published on the channel before.
+    """
+    return frames.marshal(commands.Basic.Qos(prefetch_count=0), number)
 
 
 def answer(number: int, method: int, tag: int, bits: int = 0) -> bytes:

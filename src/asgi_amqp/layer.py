@@ -84,7 +84,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             group_expiry,
             timeout,
             self.get_capacity,
-            lambda: {"type": gap_type} if gap_type else None,
+            gap_type,
             self._homes,
         )
         self._channels: dict[str, Destination] = {}

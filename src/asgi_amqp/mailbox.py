@@ -1,8 +1,8 @@
 """Messages that have arrived in this process and wait for their readers. Pure but for the loop's futures.
 
 A mailbox belongs to one channel. Capacity is looked at when a batch arrives: a burst that came in one piece
-is kept, a reader that does not keep up loses the oldest, counted and announced. Bytes are bounded for all
-mailboxes together.
+is kept, a reader that does not keep up loses the oldest, counted and announced. Bytes (as they were on the
+wire) are bounded for all mailboxes together.
 """
 
 import asyncio
@@ -40,13 +40,14 @@ class Budget:
 class Mailbox:
     """`dropped(reason, count)` is called for every message that is thrown away."""
 
-    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "read_at", "waiters")
+    __slots__ = ("arriving", "budget", "capacity", "dropped", "entries", "gaps", "read_at", "waiters")
 
     def __init__(self, capacity: int, budget: Budget, dropped: Callable[[str, int], None]) -> None:
         self.capacity = capacity
         self.budget = budget
         self.dropped = dropped
         self.entries: deque[Entry] = deque()
+        self.gaps: dict[str, Message] = {}  # by reason, to be read before the entries
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.read_at = monotonic()  # when it was last read: what nobody reads is swept away
         self.arriving = 0  # sent by this very process and not back yet: they count for ChannelFull
@@ -55,38 +56,59 @@ class Mailbox:
         """Entries that arrived together, oldest first, `size` bytes in all."""
         budget = self.budget
         if len(self.entries) >= self.capacity or budget.used + size > budget.limit:
-            self._make_room(len(entries), size)
+            entries, size = self._fit(entries, size)
         self.entries.extend(entries)
         budget.used += size
         if self.waiters:
             self.wake(len(entries))
 
-    def _make_room(self, count: int, size: int) -> None:
-        lost = 0
-        while self.entries and (
-            len(self.entries) + count > self.capacity or self.budget.used + size > self.budget.limit
-        ):
-            self.budget.used -= self.entries.popleft().size
+    def _fit(self, entries: list[Entry], size: int) -> tuple[list[Entry], int]:
+        """What there is room for, and its bytes, once the oldest have gone: those that were here, then, where
+        other mailboxes hold the bytes, the oldest of those that came.
+        """
+        here, budget = self.entries, self.budget
+        lost = gone = 0
+        while here and (len(here) + len(entries) > self.capacity or budget.used + size > budget.limit):
+            budget.used -= here.popleft().size
             lost += 1
-        if lost:
-            self.dropped("overflow", lost)
+        while gone < len(entries) and budget.used + size > budget.limit:
+            size -= entries[gone].size
+            gone += 1
+        if lost + gone:
+            self.dropped("overflow", lost + gone)
+        return entries[gone:], size
 
-    def take(self) -> Entry | None:
-        """The oldest message that has not expired."""
-        self.read_at = now = monotonic()
+    def expire(self, now: float) -> None:
+        """Throw away what has expired."""
         entries = self.entries
         expired = 0
-        while entries:
-            entry = entries.popleft()
-            self.budget.used -= entry[2]
-            if entry[1] > now:
-                break
+        while entries and entries[0].expires <= now:
+            self.budget.used -= entries.popleft().size
             expired += 1
-        else:
-            entry = None
         if expired:
             self.dropped("expired", expired)
+
+    def take(self) -> Entry | None:
+        """The oldest message that has not expired; before it, what is said of those that are missing."""
+        self.read_at = now = monotonic()
+        entries = self.entries
+        if entries and entries[0][1] <= now:
+            self.expire(now)
+        if self.gaps:
+            return Entry(self.gaps.pop(next(iter(self.gaps))), now, 0)
+        if not entries:
+            return None
+        entry = entries.popleft()
+        self.budget.used -= entry[2]
         return entry
+
+    def announce(self, gap: Message) -> None:
+        """Say that messages are missing: `reason`, and `count` or None. Those of one reason become one."""
+        before = self.gaps.get(gap["reason"])
+        if before is not None and gap["count"] is not None:
+            gap["count"] = None if before["count"] is None else before["count"] + gap["count"]
+        self.gaps[gap["reason"]] = gap
+        self.wake()
 
     def put_first(self, entry: Entry) -> None:
         """A message whose reader went away before it could have it."""
@@ -121,11 +143,12 @@ class Mailbox:
             if waiter.cancelled():
                 with contextlib.suppress(ValueError):  # wake() has passed over it
                     self.waiters.remove(waiter)
-            elif self.entries:
+            elif self.entries or self.gaps:
                 self.wake()
             raise
 
     def clear(self) -> None:
         self.budget.used -= sum(entry.size for entry in self.entries)
         self.entries.clear()
+        self.gaps.clear()
         self.arriving = 0

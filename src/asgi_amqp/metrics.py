@@ -33,7 +33,7 @@ class Stats:
     received: int = 0  # messages put before readers, one per member of a group
     batches_out: int = 0  # AMQP messages
     batches_in: int = 0
-    confirmed: int = 0  # events
+    confirmed: int = 0  # events that the broker has taken
     refused: int = 0  # events that the broker refused (ChannelFull)
     reconnects: int = 0
     lost: "Counter[str]" = field(
@@ -71,7 +71,7 @@ class _Collector:
             ("received", "Messages put before readers"),
             ("batches_out", "AMQP messages published"),
             ("batches_in", "AMQP messages received"),
-            ("confirmed", "Events confirmed by the broker"),
+            ("confirmed", "Events that the broker has taken"),
             ("refused", "Events refused by the broker, its queue being full"),
             ("reconnects", "Connections lost and made again"),
         ):

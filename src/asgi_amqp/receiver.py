@@ -8,6 +8,7 @@ it may have missed something.
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .frames import ACK, NACK, Delivery, answer
 from .mailbox import Budget, Entry, Mailbox
 from .topology import Queue
+
+log = logging.getLogger("asgi_amqp")
 
 LINGER = 5.0  # seconds for which a group without local members stays bound
 
@@ -124,12 +127,9 @@ class Receiver:
 
     def _dropped(self, channel: str, reason: str, count: int) -> None:
         self.stats.lose(reason, count, channel)
-        message = self._config.gap()
-        box = self.boxes.get(channel)
-        if message is not None and box is not None:
-            box.put_first(
-                Entry({**message, "reason": reason, "count": count}, time.monotonic() + self._expiry, 0)
-            )
+        gap = self._config.gap(reason, count)
+        if gap is not None and channel in self.boxes:
+            self.boxes[channel].announce(gap)
 
     async def get(self, channel: str) -> tuple[Entry, Mailbox]:
         """The next message of a process-local channel, and its mailbox."""
@@ -216,12 +216,14 @@ class Receiver:
         """A batch from the process queue, to the mailboxes of its targets."""
         self.stats.batches_in += 1
         try:
-            pairs = list(codec.decode(delivery.body))
-        except ValueError:
+            self._deliver(list(codec.decode(delivery.body)), len(delivery.body))
+        except Exception as error:  # whatever others write into our queue
+            log.warning("a message for %s could not be taken in: %r", self._queue_name, error)
             self.stats.lose("undecodable", None)
-            return
+
+    def _deliver(self, pairs: list[tuple[str, codec.Message]], length: int) -> None:
         expires = time.monotonic() + self._expiry
-        size = len(delivery.body) // max(1, len(pairs))
+        size = length // max(1, len(pairs))
         for target, run in groupby(pairs, itemgetter(0)):
             if not target:
                 for _, message in run:
@@ -343,8 +345,14 @@ class Receiver:
             self._queue_name, self._topology.exchange, self._topology.process_key(self.process)
         )
         await wire.consume(self._queue_name, no_ack=True)
-        gaps = await link.wire(on_delivery=self._missed)
-        await gaps.consume(gap_queue, no_ack=True)
+
+        def missed(delivery: Delivery) -> None:
+            self._missed(delivery)
+            link.write(answer(gaps.number, ACK, delivery.tag))
+
+        # One at a time: who cannot keep up must not be sent all that was dropped for it.
+        gaps = await link.wire(on_delivery=missed)
+        await gaps.consume(gap_queue, prefetch=1)
         for subscription in list(self._subscriptions):
             await self._consume(link, subscription)
         self._bound = set(groups)
@@ -366,14 +374,11 @@ class Receiver:
     def _announce(self, reason: str) -> None:
         """Every local channel may have missed something, nobody knows how much."""
         self.stats.lose(reason, None)
-        message = self._config.gap()
         for box in self.boxes.values():
             box.arriving = 0
-            if message is not None:
-                box.put(
-                    [Entry({**message, "reason": reason, "count": None}, time.monotonic() + self._expiry, 0)],
-                    0,
-                )
+            gap = self._config.gap(reason, None)
+            if gap is not None:
+                box.announce(gap)
 
     def _lost(self, link: Link, reason: str) -> None:
         self.stats.reconnects += 1
@@ -393,14 +398,18 @@ class Receiver:
         self._subscriptions.clear()
 
     def _sweep(self) -> None:
-        """Forget channels that nobody reads: at once past the expiry without groups, after `idle` with
-        them.
+        """Forget channels that nobody reads: past the expiry when they are empty and in no group, after
+        `idle` whatever they hold.
         """
         now = time.monotonic()
         grouped = {channel for members in self.groups.values() for channel in members}
         for channel, box in list(self.boxes.items()):
+            box.expire(now)
             unread = 0.0 if box.waiters else now - box.read_at
-            if unread > self._config.idle or (unread > self._expiry and channel not in grouped):
+            empty = not box.entries and channel not in grouped
+            if unread > self._config.idle or (unread > self._expiry and empty):
+                if box.entries:
+                    self.stats.lose("no_receiver", len(box.entries), channel)
                 box.clear()
                 del self.boxes[channel]
                 self._config.homes.pop(channel, None)

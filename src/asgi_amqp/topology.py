@@ -151,9 +151,6 @@ class Topology:
     def to_process(self, channel: str) -> Destination:
         return Destination(self.process_key(process_of(channel)), encode_target(channel))
 
-    def dead_letters(self, channel: str) -> str:
-        return f"{self.prefix}.d.{channel}.dead"
-
     def to_control(self, process: str) -> Destination:
         return Destination(self.process_key(process), encode_target(""))
 

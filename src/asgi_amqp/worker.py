@@ -66,7 +66,8 @@ class Worker:
         self._handle_signals = handle_signals
         self._events: deque[tuple[_Work, Message]] = deque()
         self._unfinished: set[_Work] = set()
-        self._wake = asyncio.Event()
+        self._resting: deque[asyncio.Future[None]] = deque()  # slots without work
+        self._roused = False  # one of them has been woken and has not run yet
         self._idle = asyncio.Event()
         self._stopping = asyncio.Event()
         self._error: LayerError | None = None
@@ -124,7 +125,17 @@ class Worker:
         work = _Work(received, len(received.messages))
         self._unfinished.add(work)
         self._events.extend((work, message) for message in received.messages)
-        self._wake.set()
+        self._rouse()
+
+    def _rouse(self) -> None:
+        """Wake one slot, which wakes the next before it begins: where handlers do not wait for anything, one
+        does all the work, and sixteen need not be woken to find none.
+        """
+        if self._resting and not self._roused:
+            rest = self._resting.popleft()
+            if not rest.done():  # else its slot has been cancelled
+                self._roused = True
+                rest.set_result(None)
 
     def _on_lost(self, error: LayerError | None) -> None:
         """What has not begun will come again, to us or to another worker."""
@@ -137,9 +148,13 @@ class Worker:
     async def _slot(self) -> None:
         while True:
             while not self._events:
-                self._wake.clear()
-                await self._wake.wait()
+                rest = asyncio.get_running_loop().create_future()
+                self._resting.append(rest)
+                await rest
+                self._roused = False
             work, message = self._events.popleft()
+            if self._events:
+                self._rouse()
             try:
                 await self._handler(message)
                 self.handled += 1

@@ -105,6 +105,10 @@ class Broker:
     def ctl(self, *arguments):
         return docker("exec", self.name, "rabbitmqctl", "--quiet", *arguments)
 
+    def close_connections(self):
+        """The broker closes the connections of all clients."""
+        self.ctl("close_all_connections", "--vhost", "carillon", "because")
+
     def kill(self):
         docker("kill", "--signal", "KILL", self.name)
 

@@ -1,8 +1,11 @@
 """A RabbitMQ of these tests' own, in a container, and layers on it that are closed when their test ends."""
 
 import contextlib
+import json
+import os
 import secrets
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,20 @@ def broker():
     with Broker() as broker:
         yield broker
     Broker.remove_leftovers()
+
+
+@pytest.fixture
+def report(request):
+    """A function that notes what a test counted: printed, and a line of JSON in CARILLON_LAYER_REPORT."""
+
+    def note(**counts):
+        line = json.dumps({"test": request.node.name, **counts})
+        print(line)
+        if path := os.environ.get("CARILLON_LAYER_REPORT"):
+            with Path(path).open("a") as file:
+                file.write(line + "\n")
+
+    return note
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,15 @@ def test_a_confirmed_lane_has_batches_of_its_own_and_its_own_bound():
     assert [batch.parts for batch in confirmed] == [[b"D0", b"D1", b"D2"], [b"D3"]]
 
 
+def test_what_somebody_waits_for_does_not_share_a_batch_with_what_nobody_does():
+    batcher = Batcher(lambda: 0.0)
+    for number in range(4):
+        batcher.add(GROUPS[number], b"%d" % number, Ticket(1, 9.0) if number % 2 else None)
+    batches = drain(batcher)
+    assert [batch.parts for batch in batches] == [[b"T00", b"T22"], [b"T11", b"T33"]]
+    assert [(bool(batch.lane), len(batch.tickets)) for batch in batches] == [(False, 0), (True, 2)]
+
+
 def test_what_is_withdrawn_does_not_leave():
     batcher = Batcher(lambda: 0.0)
     tickets = [Ticket(1, 9.0) for _ in range(3)]
@@ -67,12 +76,29 @@ def test_what_is_put_back_leaves_first_and_in_order():
     assert [batch.parts[0] for batch in drain(batcher)] == [b"D0", b"D3", b"Dnew"]
 
 
-def test_old_unconfirmed_batches_are_dropped_and_counted_confirmed_ones_stay():
+def test_what_is_held_gathers_in_order_and_lets_others_pass():
+    batcher = Batcher(lambda: 0.0)
+    batcher.held.add(DURABLE.lane)
+    for number in range(4):
+        batcher.add(DURABLE, b"%d" % number, Ticket(1, 9.0))
+        batcher.add(GROUPS[0], b"x")
+    assert [batch.confirmed for batch in drain(batcher)] == [False]
+    assert (batcher.count, batcher.size) == (4, 8)
+    batcher.held.clear()
+    assert [batch.parts for batch in drain(batcher)] == [[b"D0", b"D1", b"D2"], [b"D3"]]
+
+
+def test_old_unconfirmed_batches_are_taken_out_confirmed_ones_stay():
     batcher = Batcher(lambda: 1.0)
     batcher.add(GROUPS[0], b"a")
     batcher.add(DURABLE, b"b", Ticket(1, 9.0))
-    assert batcher.drop_older(0.5) == 0
-    assert batcher.drop_older(2.0) == 1
+
+    def older(than):
+        return batcher.remove(lambda batch: not batch.confirmed and batch.since < than)
+
+    assert older(0.5) == []
+    assert [batch.parts for batch in older(2.0)] == [[GROUPS[0].target + b"a"]]
+    assert (batcher.size, batcher.count) == (2, 1)
     assert [batch.confirmed for batch in drain(batcher)] == [True]
 
 

@@ -8,7 +8,7 @@ from pamqp import frame as frames
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from asgi_amqp.frames import ACK, BEAT, NACK, Publisher, Splitter, Tap, answer
+from asgi_amqp.frames import ACK, BEAT, NACK, Publisher, Splitter, Tap, answer, question
 
 
 @pytest.mark.parametrize("size", [0, 1, 4088, 4089, 20_000])
@@ -110,6 +110,20 @@ def test_a_delivery_that_cannot_be_taken_in_does_not_stop_the_next(caplog):
     splitter.read()
     assert seen == [2]
     assert "could not be taken in" in caplog.text
+
+
+def test_the_answer_to_a_question_is_for_who_asked():
+    heard = []
+    splitter = Splitter()
+    splitter.taps[1] = Tap(on_answer=lambda: heard.append("answer"), on_return=heard.append)
+    splitter.taps[2] = Tap()
+    returned = message(1, b"r", commands.Basic.Return(312, "NO_ROUTE", "exchange", "key"), message_id="17")
+    for_others = frames.marshal(commands.Basic.QosOk(), 2)
+    splitter.feed(returned + frames.marshal(commands.Basic.QosOk(), 1) + for_others)
+    assert splitter.read() == (for_others, False)
+    assert heard == ["17", "answer"]
+    asked = frames.unmarshal(question(5))
+    assert (asked[1], asked[2].name, asked[2].prefetch_count) == (5, "Basic.Qos", 0)
 
 
 def test_a_broker_of_another_protocol_is_left_to_aiormq():

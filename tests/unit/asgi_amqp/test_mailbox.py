@@ -49,6 +49,46 @@ def test_bytes_are_bounded_for_all_mailboxes_together():
     assert losses == ["overflow"]
 
 
+def test_an_empty_mailbox_is_no_way_around_the_bound():
+    budget = Budget(25)
+    losses = []
+    boxes = [Mailbox(100, budget, lambda reason, count: losses.append((reason, count))) for _ in range(5)]
+    for number, box in enumerate(boxes):
+        box.put(entries(number, 10 + number), 20)
+        assert budget.used <= 25
+    assert [contents(box) for box in boxes] == [[0, 10], [], [], [], []]
+    assert losses == [("overflow", 2)] * 4
+
+
+def test_a_burst_larger_than_the_bound_keeps_its_newest():
+    box, losses = make(limit=25)
+    box.put(entries(1, 2, 3, 4), 40)
+    assert contents(box) == [3, 4]
+    assert losses == [("overflow", 2)]
+
+
+def gap(reason, count):
+    return {"type": "gap", "reason": reason, "count": count}
+
+
+def test_gaps_come_first_and_those_of_one_reason_are_one():
+    box, _ = make()
+    box.put(entries(1), 10)
+    for reason, count in (("overflow", 2), ("reconnect", None), ("overflow", 3), ("reconnect", None)):
+        box.announce(gap(reason, count))
+    taken = [box.take().message for _ in range(3)]
+    assert taken == [gap("overflow", 5), gap("reconnect", None), {"n": 1}]
+    assert box.take() is None
+
+
+async def test_a_gap_wakes_the_reader():
+    box, _ = make()
+    task = asyncio.create_task(box.wait(asyncio.get_running_loop()))
+    await asyncio.sleep(0)
+    box.announce(gap("reconnect", None))
+    await asyncio.wait_for(task, 1)
+
+
 def test_what_has_expired_is_counted_and_not_given():
     box, losses = make()
     box.put(entries(1, expires=0.0) + entries(2), 20)

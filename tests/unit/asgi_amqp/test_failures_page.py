@@ -1,0 +1,16 @@
+"""docs/reference/asgi_amqp_failures.md names tests: each of them is there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_test_that_the_page_names_is_there():
+    page = (ROOT / "docs/reference/asgi_amqp_failures.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    there = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        there.update(re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE))
+    assert len(named) > 40
+    assert named <= there
