@@ -77,7 +77,7 @@ def stack(machines, secrets_dir) -> ClusterStack:
             "CARILLON_CA_CERT": str(secrets_dir / "tls/authority.crt"),
             "CARILLON_USERNAME": "admin",
             "CARILLON_PASSWORD": (secrets_dir / "admin-password").read_text().strip(),
-            "CARILLON_TOKEN": machines[NAMES[0]]
+            "CARILLON_TOKEN": machines[NAMES[1]]
             .run(
                 "runuser -u carillon -- carillon manage create_token --username admin"
                 " --scope 'read write publish'"
