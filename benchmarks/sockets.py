@@ -240,7 +240,7 @@ class RedisWork:
         shown = subprocess.run(
             ["redis-cli", "-p", port, "info", "stats"], check=True, capture_output=True, text=True
         )
-        commands = dict(line.split(":", 1) for line in shown.stdout.split("\r\n") if ":" in line)
+        commands = dict(line.split(":", 1) for line in shown.stdout.splitlines() if ":" in line)
         return {
             "cpu": observed.cpu(self.redis.process.pid),
             "operations": int(commands["total_commands_processed"]),

@@ -195,12 +195,14 @@ async def _last_chunk(link: Link, name: str, timeout: float) -> Messages:
     return newest
 
 
-async def first_from(link: Link, name: str, wanted: int, timeout: float = 10.0) -> int:
-    """The offset that a reader at `wanted` begins with: that, or the oldest that is left."""
+async def first_from(link: Link, name: str, wanted: int, timeout: float = 10.0) -> tuple[int, int]:
+    """The offset that a reader at `wanted` begins with (that, or the oldest that is left), and how many bytes
+    that message has."""
     found = await _peek(link, name, wanted, timeout)
     if not found:
         raise BrokerUnavailable(f"{name} gave nothing from message {wanted} on")
-    return found[0][0]
+    offset, body = found[0]
+    return offset, len(body)
 
 
 async def _peek(link: Link, name: str, start: int | str, timeout: float) -> Messages:

@@ -17,8 +17,8 @@ from carillon.delivery.hub import Hub
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 1024
-"""Stream messages before the end that a fresh process reads for its window."""
+NEAREST, BACKLOG = 16, 1024
+"""Stream messages before the end that a fresh process reads for its window: the fewest, and the most."""
 
 PREFETCH = 512
 
@@ -95,13 +95,27 @@ class Tail:
         await reader.attach(link)
 
     async def _beginning(self, link: Link, epoch: str) -> int:
-        """Where a process that knows nothing of this stream begins: `BACKLOG` messages before its end."""
+        """Where a process that knows nothing of this stream begins: up to `BACKLOG` messages before its end.
+
+        A message may hold one event or, after a burst, a thousand: clients wait while this is read, so it
+        ends where half the window would be full. What lies before, a replay fetches for who asks for it.
+        """
         name = stream_name(epoch)
         # runworker's first message is in a stream before anyone can know its epoch.
-        end = await stream.end_of(link, name)
+        end = start = await stream.end_of(link, name)
         self._goal = end
         self.level.clear()
-        return await stream.first_from(link, name, max(0, end - BACKLOG)) if end > 0 else 0
+        size, back = 0, NEAREST
+        while start > 0 and back <= BACKLOG:
+            first, one = await stream.first_from(link, name, max(0, end - back))
+            size += one * (start - first)  # a guess: as large as the oldest of them
+            if size > self.hub.window.limit // 2 and back > NEAREST:
+                break
+            start = first
+            if first > end - back:  # there is nothing older
+                break
+            back *= 2
+        return max(0, start)
 
     def _lost(self, link: Link, reason: str) -> None:
         if self._reader is not None:

@@ -180,7 +180,7 @@ async def test_the_end_is_the_end_of_a_chunk_however_many_messages_it_holds(brok
             done = [writer.publish(b"x" * 3000) for _ in range(total)]
             await asyncio.gather(*done)
         assert await stream.end_of(link, writer.name) == 2000
-        assert await stream.first_from(link, writer.name, 1500) == 1500
+        assert await stream.first_from(link, writer.name, 1500) == (1500, 3000)
         async with link.attempt() as wire:
             await wire.queue_delete(writer.name)
         assert not await stream.exists(link, writer.name)

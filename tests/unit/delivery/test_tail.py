@@ -1,5 +1,8 @@
 """What the tail makes of the messages of a stream, without a broker."""
 
+import pytest
+
+from asgi_amqp import stream
 from asgi_amqp.connection import Options, Target
 from carillon.delivery.event import Event, pack
 from carillon.delivery.forms import Texts1
@@ -57,3 +60,28 @@ def test_marks_and_relays_that_overlapped():
     tail._arrived([(5, message(3, b"b")), (6, message(3, b"c")), (7, b"nonsense"), (8, message(4, b"d"))])
     assert (ear.heard, gaps) == (["a", "b", "x", "c", "d"], [])
     assert tail.malformed == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "oldest", "size", "start"),
+    [
+        (5000, 0, 100, 5000 - 1024),
+        (5000, 4700, 100, 4700),  # retention has the rest
+        (5000, 0, 10_000, 5000 - 32),  # half of a window of 10**6 bytes
+        (5000, 0, 1_000_000, 5000 - 16),
+        (7, 0, 100, 0),
+        (0, 0, 100, 0),
+        (-1, 0, 0, 0),
+    ],
+)
+async def test_a_fresh_process_reads_what_half_its_window_holds(monkeypatch, end, oldest, size, start):
+    async def end_of(link, name):
+        return end
+
+    async def first_from(link, name, wanted):
+        return max(wanted, oldest), size
+
+    monkeypatch.setattr(stream, "end_of", end_of)
+    monkeypatch.setattr(stream, "first_from", first_from)
+    tail, *_ = make()
+    assert await tail._beginning(None, "ep") == start
