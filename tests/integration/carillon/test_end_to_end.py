@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 
 import pytest
 import requests
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = pytest.mark.stack
 
@@ -46,8 +47,9 @@ def test_a_refusal_is_a_frame_and_a_close_code(stack, headers, code, reason):
 def test_too_much_nonsense(stack):
     with stack.socket() as socket:
         socket.frame()
-        for _ in range(30):
-            socket.raw.send("nonsense")
+        with suppress(ConnectionClosed):  # the server may have had enough before the last
+            for _ in range(30):
+                socket.raw.send("nonsense")
         assert socket.closed() == 1008
 
 
