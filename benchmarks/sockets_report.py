@@ -261,7 +261,7 @@ class Page:
         """A bar chart, logarithmic, as SVG text."""
         names = [name for name in RATES if any(self.rate(name, way, kind) for kind in self.kinds)]
         top = max(self.rate(name, way, kind) or 0 for name in names for kind in self.kinds)
-        width, height, left = 860, 22, 320
+        width, height, left = 890, 22, 350
         parts, y = [], 40
         for place, kind in enumerate(self.kinds):
             x = 8 + place * 160
