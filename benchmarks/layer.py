@@ -54,7 +54,7 @@ WORKLOADS = {
     "memory, 1000 channels": ("MiB", None, 1),  # of the subscriber of the fan-out to 1000
 }
 DISTURBED = 0.1  # share of the processors that other programs may use, or a measurement is repeated
-# issue 3: (workload, what it is compared with, the ratio or number to reach, whether smaller is better)
+# (workload, what it is compared with, the ratio or number to reach, whether smaller is better)
 TARGETS = [
     ("send", "best", 10, False), ("group_send", "best", 10, False), ("fan-out to 100", "best", 4, False),
     ("fan-out to 1000", "best", 4, False), ("idle p50", "best", 1.25, True),
