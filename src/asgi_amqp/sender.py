@@ -11,10 +11,13 @@ lost.
 
 import asyncio
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any
+
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
@@ -31,6 +34,7 @@ ASK = 0.002  # seconds after which the broker is asked for a batch that left alo
 UNWRITTEN = 1 << 20  # bytes in the transport beyond which nothing more is written
 FULL = 120_000  # bytes that are not left to gather until the turn of the loop ends
 HIGH = 1 << 20  # bytes gathered beyond which coroutines wait
+ASK_WHY = 2.0  # seconds for the question why a queue refused something
 SWEEP = 0.1  # seconds between looks at deadlines, while anyone waits
 
 
@@ -88,6 +92,7 @@ class Sender:
         self._scheduled = self._draining = False
         self._room: asyncio.Event = asyncio.Event()
         self._declared: dict[str, float] = {}
+        self._refused: dict[str, list[Batch]] = {}  # by queue, while the broker is asked why
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -330,10 +335,53 @@ class Sender:
                 self.stats.confirm_took(now - batch.since)
         else:
             self.stats.refused += batch.count
-        key = batch.destination.key
-        error = None if ok else ChannelFull(f"the queue of channel {key[2:]!r} is full")
+            self._refuse(batch)
+            return
         for ticket in batch.tickets:
-            ticket.settle(error)
+            ticket.settle(None)
+
+    def _refuse(self, batch: Batch) -> None:
+        """A classic queue refuses only when it is full; a quorum queue (which has dead letters) also while it
+        has no leader or is being deleted. Not sent again then: what came after it may be in the queue by now.
+        """
+        queue = batch.destination.queue
+        if queue is None or not queue.dead:
+            self._fail([batch], ChannelFull(f"the queue of channel {batch.destination.key[2:]!r} is full"))
+        elif (asking := self._refused.get(queue.key)) is not None:
+            asking.append(batch)
+        else:
+            self._refused[queue.key] = [batch]
+            self._spawn(self._why_refused(queue))
+
+    async def _why_refused(self, queue: Queue) -> None:
+        channel = queue.key[2:]
+        error: Exception = BrokerUnavailable(
+            f"the broker refused an event for channel {channel!r}, whose queue is not full: it has no leader "
+            "just now, or was deleted"
+        )
+        try:
+            async with asyncio.timeout(ASK_WHY):
+                link = await self.supervisor.link(ASK_WHY)
+                async with link.attempt() as wire:
+                    ready = (await wire.queue_declare(queue.name, passive=True)).message_count
+            # What waits in a queue that was made since says nothing of the one before.
+            if ready and self._declared.get(queue.key, math.inf) < self._refused[queue.key][0].since:
+                error = ChannelFull(f"the queue of channel {channel!r} is full")
+        except ChannelNotFoundEntity:
+            self._declared.pop(queue.key, None)
+        except Exception as problem:  # of the question alone; the refusal stands
+            error = BrokerUnavailable(
+                f"the broker refused an event for channel {channel!r} and does not say why: "
+                f"{describe(problem)}"
+            )
+        finally:
+            self._fail(self._refused.pop(queue.key), error)
+
+    @staticmethod
+    def _fail(batches: list[Batch], error: Exception) -> None:
+        for batch in batches:
+            for ticket in batch.tickets:
+                ticket.settle(error)
 
     def _returned(self, under_way: dict[int, Batch], message_id: str) -> None:
         batch = under_way.get(int(message_id)) if message_id.isdigit() else None

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from asgi_amqp import ChannelFull, ConfigurationError
+from asgi_amqp import BrokerUnavailable, ChannelFull, ConfigurationError
 from asgi_amqp.worker import Worker
 from tests.integration.asgi_amqp.broker import eventually
 
@@ -131,6 +131,21 @@ async def test_a_full_durable_channel_refuses(make_layer):
     with pytest.raises(ChannelFull, match="jobs"):
         await fill()
     assert layer.stats.refused >= 1
+
+
+async def test_a_queue_without_a_leader_is_not_said_to_be_full(make_layer, broker):
+    first = make_layer(durable=["jobs"])
+    await first.send("jobs", {"type": "a"})
+    assert await asyncio.wait_for(first.receive("jobs"), 20)
+    server = f"{{'carillon_{first.prefix}.d.jobs', node()}}"
+    await broker.do("ctl", "eval", f"ok = ra:stop_server(quorum_queues, {server}).")
+    layer = make_layer(prefix=first.prefix, durable=["jobs"])
+    with pytest.raises(BrokerUnavailable, match="'jobs', whose queue is not full: it has no leader"):
+        await layer.send("jobs", {"type": "a"})
+    assert layer.stats.refused == 1
+    await broker.do("ctl", "eval", f"ok = ra:restart_server(quorum_queues, {server}).")
+    await layer.send("jobs", {"type": "a", "number": 2})
+    assert (await asyncio.wait_for(layer.receive("jobs"), 20))["number"] == 2
 
 
 async def test_stop_finishes_what_runs_and_gives_back_the_rest(make_layer):
