@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 
 from tests.infra.stack import Stack
+from tests.production import playbooks
 from tests.production.conftest import ROOT, Machine, wait_for
 
 NAMES = ("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3")
@@ -44,27 +44,7 @@ def secrets_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def playbook(secrets_dir):
-    """Runs a playbook against the cluster, or against another inventory. Returns its output."""
-
-    def run(name: str, *arguments: str, inventory: Path = INVENTORY, expect: int = 0) -> str:
-        start = time.monotonic()
-        done = subprocess.run(
-            ["ansible-playbook", "-i", str(inventory), name, *arguments],
-            cwd=ROOT / "ansible",
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
-                "CARILLON_SECRETS_DIR": str(secrets_dir),
-            },
-        )
-        print(f"{name}: {time.monotonic() - start:.0f} s")
-        assert done.returncode == expect, (done.stdout + done.stderr)[-6000:]
-        return done.stdout
-
-    return run
+    return playbooks.runner(INVENTORY, secrets_dir)
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,17 @@ import hashlib
 import json
 import re
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import ConnectionClosed
 
 from dev import production
 from dev import stack as compose_stack
 from dev.output import Failure
 from tests.infra.stack import docker, wait
 from tests.production.ledger import Ledger
+from tests.production.sockets import assert_half_survive
 from tests.unit.production.supervisor_lint import processes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,21 +151,7 @@ def test_a_killed_program_comes_back(stack, program):
 
 
 def test_sockets_survive_the_restart_of_the_other_process(stack):
-    with ExitStack() as opened:
-        sockets = [opened.enter_context(stack.websocket()) for _ in range(24)]
-        for socket in sockets:
-            assert json.loads(socket.recv(10))["accept"] is True
-        restart(stack, "daphne:daphne_0")
-        codes = []
-        for socket in sockets:
-            try:
-                socket.send(json.dumps({"groups": {}}))
-                assert json.loads(socket.recv(10))["groups_current"] == []
-            except ConnectionClosed as closed:
-                codes.append(closed.rcvd.code if closed.rcvd else None)
-        # The kernel gave each process some: one's noticed nothing, the other's were told to come back.
-        assert 0 < len(codes) < len(sockets)
-        assert set(codes) == {1012}
+    assert_half_survive(stack, lambda: restart(stack, "daphne:daphne_0"))
 
 
 def test_programs_restarted_one_by_one_under_load_fail_no_request(stack):

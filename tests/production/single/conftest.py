@@ -12,6 +12,7 @@ os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 os.environ.setdefault("CARILLON_STACK_HSTS", "1")
 
 from tests.infra.stack import Stack
+from tests.production import playbooks
 from tests.production.conftest import ROOT, Machine, wait_for
 
 NAME = "carillon-prod-single"
@@ -86,22 +87,4 @@ def healthy(machine, stack):
 
 @pytest.fixture(scope="session")
 def playbook(secrets_dir):
-    """Runs a playbook against the host: playbook("rotate.yml", "-e", "…"). Returns its output."""
-
-    def run(name: str, *arguments: str, expect: int = 0) -> str:
-        done = subprocess.run(
-            ["ansible-playbook", "-i", str(ROOT / "tests/production/single/hosts.yml"), name, *arguments],
-            cwd=ROOT / "ansible",
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
-                "CARILLON_SECRETS_DIR": str(secrets_dir),
-            },
-        )
-        assert done.returncode == expect, (done.stdout + done.stderr)[-6000:]
-        return done.stdout
-
-    return run
+    return playbooks.runner(ROOT / "tests/production/single/hosts.yml", secrets_dir)

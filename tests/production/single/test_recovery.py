@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-from contextlib import ExitStack
 
 import pytest
-from websockets.exceptions import ConnectionClosed
 
 from tests.production.conftest import FULL, wait_for
 from tests.production.ledger import Ledger
+from tests.production.sockets import assert_half_survive
 
 
 @pytest.fixture(autouse=True)
@@ -72,21 +71,7 @@ def test_the_host_comes_back_by_itself_and_with_another_name(machine, healthy):
 
 
 def test_sockets_survive_the_restart_of_the_other_process(machine, stack):
-    with ExitStack() as opened:
-        sockets = [opened.enter_context(stack.websocket()) for _ in range(24)]
-        for socket in sockets:
-            assert json.loads(socket.recv(10))["accept"] is True
-        machine.run("carillon-roll daphne:daphne_0")
-        codes = []
-        for socket in sockets:
-            try:
-                socket.send(json.dumps({"groups": {}}))
-                assert json.loads(socket.recv(10))["groups_current"] == []
-            except ConnectionClosed as closed:
-                codes.append(closed.rcvd.code if closed.rcvd else None)
-        # The kernel gave each process some: one's noticed nothing, the other's were told to come back.
-        assert 0 < len(codes) < len(sockets)
-        assert set(codes) == {1012}
+    assert_half_survive(stack, lambda: machine.run("carillon-roll daphne:daphne_0"))
 
 
 def test_a_program_that_is_older_than_its_settings_is_found_and_restarted(machine):
