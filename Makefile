@@ -83,10 +83,10 @@ bundle: ## one archive to install from where there is no package index
 	@$(DEV) bundle
 
 test-production: ## a real host from nothing by Ansible, and the production container, proved (15 minutes)
-	@$(DEV) test-production
+	@$(DEV) test-production $(SUITES)
 
 test-production-full: ## that, and a cluster of hosts, backups, rotation, ACME, the bundle (too long for CI)
-	@$(DEV) test-production --full
+	@$(DEV) test-production --full $(SUITES)
 
 test-production-clean: ## remove what a cut-off `make test-production` left behind
 	@$(DEV) test-production-clean
@@ -116,6 +116,7 @@ lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 #: CARILLON_BUNDLE_FOR       make bundle: Python and machine of the hosts (3.13-x86_64: Debian 13)
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
+#: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 
 # Variables given on make's command line reach the tool by its environment.

@@ -175,7 +175,8 @@ def test_production(arguments: list[str]) -> int:
         production_testing.clean(config)
     development.prepare(config, production.IMAGES)
     production_testing.enter(config)
-    return production_testing.test(config, full="--full" in arguments)
+    only = [argument for argument in arguments if argument != "--full"]
+    return production_testing.test(config, full="--full" in arguments, only=only)
 
 
 def clean_test_production(_: list[str]) -> int:

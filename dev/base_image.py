@@ -1,16 +1,16 @@
-"""debian:trixie-slim: pulled where an image registry can be reached, else made here with mmdebstrap."""
+"""Base images: pulled where an image registry can be reached, else made here with mmdebstrap."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from dev import debian, process
 from dev.config import Config
 from dev.output import Failure, progress, step
 
-IMAGE = "debian:trixie-slim"
 _PULL_SECONDS = 120
 _MAKE_SECONDS = 900
 # What the "slim" of the name stands for: no manuals, no other languages' messages.
@@ -23,42 +23,70 @@ _SLIM = (
 )
 
 
-def ensure(config: Config) -> None:
+@dataclass(frozen=True)
+class Base:
+    """An image by its name, and what mmdebstrap makes it of. `packages`: Debian's, needed to make it."""
+
+    image: str
+    suite: str
+    components: str
+    packages: tuple[str, ...]
+    # A file of `packages` that tells whether they are installed.
+    proof: Path
+
+
+# All of ours are built from it.
+DEBIAN = Base("debian:trixie-slim", "trixie", "main", ("mmdebstrap",), Path("/usr/bin/mmdebstrap"))
+# For hosts of tests alone.
+UBUNTU = Base(
+    "ubuntu:24.04",
+    "noble",
+    "main,universe",
+    ("mmdebstrap", "ubuntu-keyring"),
+    Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+)
+IMAGE = DEBIAN.image
+
+
+def ensure(config: Config, base: Base = DEBIAN) -> None:
     """The base image is there. Raises `Failure` when it can be neither pulled nor made."""
-    if process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", IMAGE]).returncode == 0:
+    if process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base.image]).returncode == 0:
         return
-    step(f"Getting the base image {IMAGE}")
-    if _pull(config.logs / "pull.log"):
+    step(f"Getting the base image {base.image}")
+    if _pull(base.image, config.logs / "pull.log"):
         return
-    progress("no image registry can be reached; making it from Debian's packages with mmdebstrap")
-    if not shutil.which("mmdebstrap"):
+    progress("no image registry can be reached; making it from the distribution's packages with mmdebstrap")
+    if not (shutil.which("mmdebstrap") and base.proof.exists()):
         if not debian.can_install():
             raise Failure(
-                f"{IMAGE} can be neither pulled (no image registry is reached) nor made here: "
-                "install mmdebstrap, or load the image with `docker load`"
+                f"{base.image} can be neither pulled (no image registry is reached) nor made here: "
+                f"install {' and '.join(base.packages)}, or load the image with `docker load`"
             )
-        debian.install(("mmdebstrap",), config.logs)
-    make(config)
+        debian.install(base.packages, config.logs)
+    make(config, base)
 
 
-def _pull(log: Path) -> bool:
+def _pull(image: str, log: Path) -> bool:
     """True when the pull worked. A network that swallows packets must not hold us: hence the deadline."""
     try:
-        process.work(["docker", "pull", IMAGE], what=f"docker pull {IMAGE}", log=log, seconds=_PULL_SECONDS)
+        process.work(["docker", "pull", image], what=f"docker pull {image}", log=log, seconds=_PULL_SECONDS)
     except Failure:
         return False
     return True
 
 
-def make(config: Config) -> None:
+def make(config: Config, base: Base = DEBIAN) -> None:
     """mmdebstrap to a tar file, the tar file into the engine; the file is removed again."""
-    tar = config.state / "trixie-slim.tar"
+    tar = config.state / f"{base.suite}-slim.tar"
     tar.unlink(missing_ok=True)
     options = [f"--dpkgopt={option}" for option in _SLIM]
     try:
         process.work(
-            # No mirror is named: it uses Debian's own, with updates and security.
-            ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", *options, "trixie", str(tar)],
+            # No mirror is named: it uses the distribution's own, with updates and security.
+            [
+                *("mmdebstrap", "--variant=minbase", "--include=ca-certificates"),
+                *(f"--components={base.components}", *options, base.suite, str(tar)),
+            ],
             what="mmdebstrap",
             log=config.logs / "mmdebstrap.log",
             seconds=_MAKE_SECONDS,
@@ -66,7 +94,7 @@ def make(config: Config) -> None:
         )
         try:
             answer = process.ask(
-                ["docker", "import", "--change", 'CMD ["bash"]', str(tar), IMAGE], seconds=300
+                ["docker", "import", "--change", 'CMD ["bash"]', str(tar), base.image], seconds=300
             )
         except subprocess.TimeoutExpired:
             raise Failure(f"docker import of {tar} took longer than 300 s") from None

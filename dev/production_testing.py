@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dev import base_image, development, engine, environments, process, production, testing
 from dev import config as configuration
 from dev.config import ROOT, Config
+from dev.output import Failure
 from dev.testing import Suite
 
 PROJECT = "carillon-production-test"
 STATE = ".dev-production-test"
 LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
+# For whom Carillon is proved by the same tests as on Debian.
+UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
 # Of ansible/molecule/*/molecule.yml and tests/production/bundle; the cluster gets c4 as a new host.
 HOSTS = (
     "carillon-prod-single",
@@ -42,6 +46,7 @@ LINTS = (
 )
 # Molecule: a dry run on a fresh host, converge, a second one that changes nothing, and then testinfra looks.
 SINGLE = Suite("host", ("molecule", "test", "--scenario-name", "single"), folder="ansible")
+UBUNTU = replace(SINGLE, name="ubuntu", environ=(("CARILLON_HOST_IMAGE", UBUNTU_IMAGE),))
 CLUSTER = Suite("hosts", ("molecule", "test", "--scenario-name", "cluster"), folder="ansible")
 CONTAINER = Suite("container", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container"))
 CONTAINERS = Suite(
@@ -68,12 +73,16 @@ def stack(name: str) -> Config:
     return production.load(environ, cluster=name == "container-cluster", project=project, state=state)
 
 
-def host_image(config: Config) -> None:
-    """A Debian host with systemd, for Ansible."""
+def host_image(config: Config, tag: str = HOST_IMAGE, base: base_image.Base = base_image.DEBIAN) -> None:
+    """A host with systemd, for Ansible."""
+    base_image.ensure(config, base)
     process.work(
-        ["docker", "build", "--progress", "plain", "--tag", HOST_IMAGE, str(ROOT / "tests/production/host")],
-        what="the image of a host",
-        log=config.logs / "build-host.log",
+        [
+            *("docker", "build", "--progress", "plain", "--build-arg", f"BASE={base.image}"),
+            *("--tag", tag, str(ROOT / "tests/production/host")),
+        ],
+        what=f"the image of a host ({base.image})",
+        log=config.logs / f"build-{tag}.log",
         seconds=900,
         env={"DOCKER_BUILDKIT": "1"},
     )
@@ -100,25 +109,36 @@ def clean(config: Config) -> None:
     RELEASE_MARKER.unlink(missing_ok=True)
 
 
-def test(config: Config, *, full: bool) -> int:
-    """Lints, a real host, the production container; with `full` the rest. 0 when all passed."""
-    base_image.ensure(config)
+def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
+    """Lints, a real host, the production container; with `full` the rest. Only those of `only`, if any."""
+    found = [*LINTS, SINGLE, CONTAINER, *([UBUNTU, CLUSTER, CONTAINERS, BUNDLE] if full else [])]
+    names = [suite.name for suite in found]
+    if unknown := sorted(set(only) - set(names)):
+        raise Failure(f"SUITES: no suite {', '.join(unknown)}; there are {', '.join(names)}")
+    return [suite for suite in found if not only or suite.name in only]
+
+
+def test(config: Config, *, full: bool, only: Sequence[str]) -> int:
+    """Run `suites`; 0 when all passed."""
+    chosen = suites(full=full, only=only)
     host_image(config)
+    if UBUNTU in chosen:
+        host_image(config, UBUNTU_IMAGE, base_image.UBUNTU)
     production.build(config)
     with testing.interruptible():
         try:
-            return _test(config, full=full)
+            return _test(config, chosen, full=full)
         finally:
             remove_hosts()
 
 
-def _test(config: Config, *, full: bool) -> int:
+def _test(config: Config, chosen: list[Suite], *, full: bool) -> int:
     secrets = config.state / "host-secrets"
     shutil.rmtree(secrets, ignore_errors=True)
     # Secrets of their own for each: they are installations of their own.
     chosen = [
-        replace(suite, environ=(("CARILLON_SECRETS_DIR", str(secrets / suite.name)),))
-        for suite in (*LINTS, SINGLE, CONTAINER, *([CLUSTER, CONTAINERS, BUNDLE] if full else []))
+        replace(suite, environ=(*suite.environ, ("CARILLON_SECRETS_DIR", str(secrets / suite.name))))
+        for suite in chosen
     ]
     environ = {"PYTHONPATH": str(ROOT), "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")}
     return testing.run(chosen, environ | ({"CARILLON_PRODUCTION_FULL": "1"} if full else {}))

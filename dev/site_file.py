@@ -18,6 +18,7 @@ The values, all required:
     trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
     proxy_protocol   true: those proxies balance TCP and speak the PROXY protocol; it names the client, and no
                      header is believed. Where a listener is a bare port, 127.0.0.1 has a way in without it
+    http2_directive  true: HTTP/2 is a directive, as since nginx 1.25.1; false: a word of `listen`, as before
     client_limits    true: sockets and logins are limited per client address
     access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
     temporary        absolute path of a directory on nginx's machine that its workers may write to
@@ -60,6 +61,7 @@ def check(values) -> list[str]:
         "prefix": _prefix,
         "trusted_proxies": _each(_network, may_be_empty=True),
         "proxy_protocol": _flag,
+        "http2_directive": _flag,
         "client_limits": _flag,
         "access_log": _path,
         "temporary": _path,

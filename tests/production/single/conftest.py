@@ -18,6 +18,11 @@ from tests.production.conftest import ROOT, Machine, wait_for
 NAME = "carillon-prod-single"
 
 
+def database_version(machine: Machine) -> str:
+    """PostgreSQL's, which is in the names of its unit and folders: each distribution has its own."""
+    return machine.run("pg_lsclusters --no-header").split()[0]
+
+
 class HostStack(Stack):
     """What the tests of routes and the ledger ask of a stack, of a host."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.production.conftest import FULL, wait_for
 from tests.production.ledger import Ledger
+from tests.production.single.conftest import database_version
 from tests.production.sockets import assert_half_survive
 
 
@@ -39,8 +40,10 @@ def test_a_killed_program_comes_back(machine, program, pattern):
     )
 
 
-@pytest.mark.parametrize("unit", ["nginx", "rabbitmq-server", "postgresql@17-main", "carillon"])
+@pytest.mark.parametrize("unit", ["nginx", "rabbitmq-server", "postgresql", "carillon"])
 def test_a_killed_service_comes_back(machine, unit):
+    if unit == "postgresql":
+        unit = f"postgresql@{database_version(machine)}-main"
     before = machine.run(f"systemctl show -P MainPID {unit}").strip()
     machine.run(f"kill -9 {before}")
     wait_for(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.production.conftest import ROOT, wait_for
+from tests.production.single.conftest import database_version
 
 DECLARED = {"uwsgi:uwsgi_0", "uwsgi:uwsgi_1", "daphne:daphne_0", "daphne:daphne_1", "runworker", "listener"}
 INNER_PORTS = (8050, 8051, 5671, 5672, 15672, 15692, 25672, 4369, 5432)
@@ -75,14 +76,12 @@ def test_the_programs_of_supervisord_are_the_declared_ones_and_none_is_young(mac
     )
 
 
-@pytest.mark.parametrize(
-    "unit", ["nginx", "rabbitmq-server", "postgresql@17-main", "carillon", "carillon-firewall"]
-)
+@pytest.mark.parametrize("unit", ["nginx", "rabbitmq-server", "postgresql", "carillon", "carillon-firewall"])
 def test_units_are_enabled_and_run(machine, unit):
-    service = machine.host.service(unit)
-    assert service.is_running
-    # postgresql@17-main is started by its generator, which postgresql.service enables.
-    assert machine.host.service(unit.replace("postgresql@17-main", "postgresql")).is_enabled
+    assert machine.host.service(unit).is_enabled
+    # The generator of postgresql.service, which does nothing itself, starts it.
+    instance = f"postgresql@{database_version(machine)}-main" if unit == "postgresql" else unit
+    assert machine.host.service(instance).is_running
 
 
 def test_no_unit_failed(machine):
@@ -207,11 +206,8 @@ def test_the_node_has_a_name_that_does_not_depend_on_the_host(machine):
 
 
 def test_the_database_lets_in_who_has_the_password_and_nobody_else(machine):
-    hba = [
-        line.split()
-        for line in machine.run("cat /etc/postgresql/17/main/pg_hba.conf").splitlines()
-        if line and not line.startswith("#")
-    ]
+    shown = machine.run(f"cat /etc/postgresql/{database_version(machine)}/main/pg_hba.conf")
+    hba = [line.split() for line in shown.splitlines() if line and not line.startswith("#")]
     assert hba == [
         ["local", "all", "postgres", "peer"],
         ["host", "carillon", "+carillon", "127.0.0.1/32", "scram-sha-256"],

@@ -53,6 +53,7 @@ def test_committed_values_pass(name):
             ["0.0.0.0/0"],
             "'0.0.0.0/0' would let anyone claim any address: name the proxies",
         ),
+        ("http2_directive", 1.24, "1.24 is not true or false"),
         ("client_limits", "no", "'no' is not true or false"),
         ("server_names", ["a b"], "'a b' is not a host name or address"),
     ],
@@ -65,6 +66,15 @@ def test_refused(name, value, words):
         target = target[step]
     target[last] = value
     assert site_file.check(values) == [f"{name}: {words}"]
+
+
+def test_http2_where_nginx_has_no_directive_for_it():
+    values = tree.values("production") | {"http2_directive": False, "proxy_protocol": True}
+    shown = site_file.render(values, TEMPLATE)
+    assert "http2 on" not in shown
+    listeners = [line for line in shown.splitlines() if "listen" in line and " ssl" in line]
+    assert len(listeners) == 2
+    assert all(" ssl http2 " in line for line in listeners)
 
 
 def test_all_problems_at_once_with_missing_and_unknown_names():
