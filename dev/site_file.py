@@ -9,6 +9,7 @@ The values, all required:
     server_names     list of host names or addresses ("[::1]")
     https.listen     list of "port" or "address:port"; https.certificate, https.key: absolute paths
     https.hsts       seconds of Strict-Transport-Security; 0: the header is not sent
+    https.post_quantum  true: OpenSSL knows X25519MLKEM768, as since 3.5
     http.listen      as above; http.policy: "serve" (every route: development) or "redirect" (to HTTPS)
     http.redirect_port  the port that a redirect names (443: none)
     uwsgi, daphne    lists of "host:port"
@@ -53,7 +54,13 @@ def check(values) -> list[str]:
     problems: list[str] = []
     tree = {
         "server_names": _each(_server_name),
-        "https": {"listen": _each(_listen), "certificate": _path, "key": _path, "hsts": _seconds},
+        "https": {
+            "listen": _each(_listen),
+            "certificate": _path,
+            "key": _path,
+            "hsts": _seconds,
+            "post_quantum": _flag,
+        },
         "http": {"listen": _each(_listen), "policy": _policy, "redirect_port": _port},
         "uwsgi": _each(_upstream),
         "daphne": _each(_upstream),

@@ -24,6 +24,7 @@ def runner(inventory: Path, secrets_dir: Path) -> Callable[..., str]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=1800,
             env={
                 **os.environ,
                 "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),

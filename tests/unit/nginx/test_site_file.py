@@ -68,12 +68,15 @@ def test_refused(name, value, words):
     assert site_file.check(values) == [f"{name}: {words}"]
 
 
-def test_http2_where_nginx_has_no_directive_for_it():
+def test_what_an_older_nginx_and_openssl_do_not_know():
     values = tree.values("production") | {"http2_directive": False, "proxy_protocol": True}
+    values["https"]["post_quantum"] = False
     shown = site_file.render(values, TEMPLATE)
+    assert "X25519MLKEM768" not in shown
+    assert "ssl_ecdh_curve X25519:" in shown
     assert "http2 on" not in shown
     listeners = [line for line in shown.splitlines() if "listen" in line and " ssl" in line]
-    assert len(listeners) == 2
+    assert len(listeners) == 3
     assert all(" ssl http2 " in line for line in listeners)
 
 
@@ -82,7 +85,7 @@ def test_all_problems_at_once_with_missing_and_unknown_names():
     del values["https"]["key"]
     values["https"]["hsst"] = values["https"].pop("hsts")
     assert site_file.check(values) == [
-        "https.hsst: no such value (there are listen, certificate, key, hsts)",
+        "https.hsst: no such value (there are listen, certificate, key, hsts, post_quantum)",
         "https.key: missing",
         "https.hsts: missing",
     ]
