@@ -444,6 +444,8 @@ class Supervisor:
                         self._lost(link, describe(error))
                         await link.close()
                         link = None
+                        # It answers and is of no use, as a broker without a copy of the stream: to the next.
+                        self._first += 1
                     self.problem = (
                         error if isinstance(error, LayerError) else BrokerUnavailable(describe(error))
                     )

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from .codec import NOTHING, Message, decode, encode, encode_target
-from .connection import Link, Wire
+from .connection import Link, Wire, describe
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, Unroutable
 from .frames import ACK, Delivery, Publisher, answer
 from .layer import AMQPChannelLayer
@@ -441,6 +441,8 @@ class EventStream:
                     raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
             except ChannelNotFoundEntity:
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None
+            except ChannelPreconditionFailed as error:  # this broker has no copy of it, and will not by itself
+                raise BrokerUnavailable(f"{self._stream.name} cannot be read: {describe(error)}") from None
             except (BrokerUnavailable, AMQPError, OSError, RuntimeError):
                 await asyncio.sleep(0.05)  # the link is lost: again with the next
             finally:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 
 from asgi_amqp import stream
-from asgi_amqp.connection import Options, Supervisor
+from asgi_amqp.connection import Link, Options, Supervisor
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position, first_of, message_of
 from carillon.delivery.event import unpack
@@ -131,7 +131,17 @@ class Replayer:
             manual=True,
         )
         reader.next = None
-        supervisor = Supervisor(self._options, reader.attach, lambda link, reason: messages.put_nowait(None))
+        attached: list[Link] = []
+
+        async def attach(link: Link) -> None:
+            await reader.attach(link)
+            attached.append(link)
+
+        def lost(link: Link, reason: str) -> None:
+            if link in attached:  # not one that could not be read from: the supervisor tries the next broker
+                messages.put_nowait(None)
+
+        supervisor = Supervisor(self._options, attach, lost)
         try:
             await supervisor.link(AHEAD)
             await self._ride(epoch, riders, messages, reader)

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 
 from asgi_amqp import stream
 from asgi_amqp.connection import Options, Supervisor, Target
+from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.position import Position, parse
 from asgi_amqp.stream import EventStream, PositionGone
 from tests.integration.asgi_amqp.broker import eventually
@@ -184,5 +186,24 @@ async def test_the_end_is_the_end_of_a_chunk_however_many_messages_it_holds(brok
         async with link.attempt() as wire:
             await wire.queue_delete(writer.name)
         assert not await stream.exists(link, writer.name)
+    finally:
+        await supervisor.close()
+
+
+async def test_a_broker_that_answers_and_is_of_no_use_is_passed_by(broker):
+    """As one that has no copy of the stream, because it joined the cluster later."""
+    there = Target.parse(broker.url)
+    options = Options((there, replace(there, host="localhost")), "test")
+    useless = []
+
+    async def attach(link):
+        useless.append(link.target.host)
+        if link.target.host == useless[0]:
+            raise BrokerUnavailable("no copy here")
+
+    supervisor = Supervisor(options, attach, lambda link, reason: None)
+    try:
+        link = await supervisor.link(20)
+        assert link.target.host != useless[0]
     finally:
         await supervisor.close()
