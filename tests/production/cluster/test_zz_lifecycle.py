@@ -22,7 +22,6 @@ NETWORK = "carillon-prod-cluster"
 NEW = "carillon-prod-c4"
 GONE = NAMES[0]
 APPS = NAMES[:2]
-UNREACHABLE = 4  # what ansible-playbook ends with when a host did not answer, whatever else it did
 
 
 def inventory(path: Path, change) -> Path:
@@ -206,7 +205,6 @@ class TestOneOutAnotherIn:
         playbook(
             *("remove-node.yml", "-e", f"node={NEW}", "-e", "remove_anyway=true"),
             inventory=inventory(tmp_path / "hosts.yml", lost),
-            expect=UNREACHABLE,
         )
         assert running(machines[NAMES[1]]) == NODES[1:]
         with Ledger(stack) as ledger:
