@@ -441,7 +441,7 @@ class EventStream:
                     raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
             except ChannelNotFoundEntity:
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None
-            except ChannelPreconditionFailed as error:  # this broker has no copy of it, and will not by itself
+            except ChannelPreconditionFailed as error:  # this broker has no copy of it
                 raise BrokerUnavailable(f"{self._stream.name} cannot be read: {describe(error)}") from None
             except (BrokerUnavailable, AMQPError, OSError, RuntimeError):
                 await asyncio.sleep(0.05)  # the link is lost: again with the next
