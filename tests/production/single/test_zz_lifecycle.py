@@ -208,6 +208,10 @@ def test_the_next_run_changes_nothing(playbook):
         (["-e", "ssl_certificate=/x.pem"], "the variable ssl_certificate is now tls_certificate_file"),
         (["-e", '{"common_distributions": {"Debian": ["12"]}}'], "supported are Debian 12"),
         (
+            ["-e", '{"common_releases": ["Debian 13", "Ubuntu 24"]}'],
+            "hosts run Debian 13 and Ubuntu 24. All must run the same",
+        ),
+        (
             [
                 "-e",
                 "tls_mode=files",
