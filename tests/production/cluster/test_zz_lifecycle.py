@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,21 @@ def test_rotation_fails_no_request_and_leaves_no_old_login(machines, stack, play
     assert roles.split() == ["carillon", "carillon_b"]
 
 
+def test_backup_wipe_restore_brings_the_rows_back(
+    machines, stack, playbook, secrets_dir, tmp_path, delivered
+):
+    job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
+    playbook("backup.yml", "-e", f"backup_dir={tmp_path}/backup")
+    for name in APPS:
+        machines[name].run("carillon-ctl stop all")
+    machines[PROXY].run("runuser -u postgres -- psql -c 'drop database carillon with (force)'")
+    machines[NAMES[0]].run("rabbitmqctl --quiet delete_vhost carillon")
+    shutil.move(secrets_dir, tmp_path / "kept")
+    playbook("restore.yml", "-e", f"restore_from={tmp_path}/backup")
+    delivered()
+    assert stack.api(f"/api/v2/jobs/{job['id']}/")["name"] == "kept through the fire"
+
+
 def test_a_certificate_between_hosts_is_renewed_without_a_restart(machines, stack, playbook, secrets_dir):
     machine = machines[NAMES[1]]
     process = machine.run("systemctl show -P MainPID rabbitmq-server")
@@ -148,6 +164,12 @@ def test_managed_services_stand_in_for_hosts_of_ones_own(machines, playbook, sec
         established = outside.run("ss -Htn state established")
         assert f"{machines[PROXY].address}:5432" in established
         assert ":5671" in established
+        # Their data is theirs to keep.
+        backup = tmp_path / "backup"
+        playbook("backup.yml", "-e", f"backup_dir={backup}", inventory=tmp_path / "hosts.yml")
+        assert {path.name for path in backup.iterdir()} == {"secrets.tar", "certificates.tar"}
+        shutil.move(tmp_path / "secrets", tmp_path / "kept")
+        playbook("restore.yml", "-e", f"restore_from={backup}", inventory=tmp_path / "hosts.yml")
     finally:
         docker("rm", "--force", "--volumes", NEW)
 
