@@ -85,7 +85,7 @@ bundle: ## one archive to install from where there is no package index
 test-production: ## a real host from nothing by Ansible, and the production container, proved (15 minutes)
 	@$(DEV) test-production $(SUITES)
 
-test-production-full: ## that, and a cluster of hosts, backups, rotation, ACME, the bundle (too long for CI)
+test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle (80 minutes: too long for CI)
 	@$(DEV) test-production --full $(SUITES)
 
 test-production-clean: ## remove what a cut-off `make test-production` left behind
