@@ -389,14 +389,21 @@ class EventStream:
                 offset, body = (await _last_chunk(link, self._stream.name, self._layer.timeout))[-1]
             except (ChannelNotFoundEntity, IndexError):  # deleted underneath
                 self.epoch = ""
+            except ChannelPreconditionFailed as error:
+                raise self._no_copy(error) from None
             else:
                 return Position(epoch, first_of(offset) + sum(1 for _ in decode(body)) - 1)
+
+    def _no_copy(self, error: ChannelPreconditionFailed) -> BrokerUnavailable:
+        """This broker cannot give what it has no copy of, and will not get one by itself."""
+        return BrokerUnavailable(f"{self._stream.name} cannot be read: {describe(error)}")
 
     async def read(self, since: Position | None = None) -> AsyncIterator[Event]:
         """Events for ever, in order, none twice: from now on, or all that follow `since` and then on.
 
         A lost connection is made again and the reading goes on where it was. PositionGone, at once or later:
         events that follow were dropped by retention, or the log is not the one of the position.
+        BrokerUnavailable: this broker has no copy of the log.
         """
         at = since if since is not None else await self.last()
         if at.epoch != self.epoch:
@@ -441,8 +448,8 @@ class EventStream:
                     raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
             except ChannelNotFoundEntity:
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None
-            except ChannelPreconditionFailed as error:  # this broker has no copy of it
-                raise BrokerUnavailable(f"{self._stream.name} cannot be read: {describe(error)}") from None
+            except ChannelPreconditionFailed as error:
+                raise self._no_copy(error) from None
             except (BrokerUnavailable, AMQPError, OSError, RuntimeError):
                 await asyncio.sleep(0.05)  # the link is lost: again with the next
             finally:

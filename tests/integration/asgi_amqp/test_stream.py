@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import replace
 
 import pytest
+from aiormq.exceptions import ChannelPreconditionFailed
 
 from asgi_amqp import stream
 from asgi_amqp.connection import Options, Supervisor, Target
@@ -207,3 +208,17 @@ async def test_a_broker_that_answers_and_is_of_no_use_is_passed_by(broker):
         assert link.target.host != useless[0]
     finally:
         await supervisor.close()
+
+
+async def test_a_reader_on_a_broker_without_a_copy_hears_of_it(layer, monkeypatch):
+    log = EventStream(layer, "events")
+    await log.publish(event(1))
+
+    async def refused(self, link):
+        raise ChannelPreconditionFailed("queue 'events' does not have a running replica on the local node")
+
+    monkeypatch.setattr(stream.Reader, "attach", refused)
+    with pytest.raises(BrokerUnavailable, match=r"cannot be read: .*does not have a running replica"):
+        await collect(log, 1, Position(log.epoch, 0))
+    with pytest.raises(BrokerUnavailable, match=r"cannot be read: .*does not have a running replica"):
+        await collect(log, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from dev import production_testing
 from dev.config import ROOT
+from dev.output import Failure
 
 
 def scenarios() -> list[dict]:
@@ -34,3 +36,10 @@ def test_the_state_of_somebodys_own_stack_is_never_the_tests(monkeypatch):
     monkeypatch.setenv("CARILLON_PROJECT", "mine")
     assert production_testing.load().state == ROOT / ".dev-production-test"
     assert production_testing.load().project == "carillon-production-test"
+
+
+def test_suites_are_chosen_by_name_and_an_unknown_one_is_named():
+    chosen = production_testing.suites(full=True, only=["hosts", "yamllint"])
+    assert [suite.name for suite in chosen] == ["yamllint", "hosts"]
+    with pytest.raises(Failure, match=r"SUITES: no suite hosts; there are .*container"):
+        production_testing.suites(full=False, only=["hosts"])
