@@ -42,10 +42,12 @@ async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
     session = layer.session()
     link = await session.receiver.supervisor.link(layer.timeout)
     seen = 0
-    async with link.attempt() as wire:
-        await wire.queue_declare(destination.queue.dead, durable=True, arguments={"x-queue-type": "quorum"})
+    async with link.attempt() as channel:
+        await channel.queue_declare(
+            destination.queue.dead, durable=True, arguments={"x-queue-type": "quorum"}
+        )
         while seen < options.limit:
-            message = await wire.basic_get(destination.queue.dead, timeout=layer.timeout)
+            message = await channel.basic_get(destination.queue.dead, timeout=layer.timeout)
             if message.delivery_tag is None:
                 break
             seen += 1
@@ -63,7 +65,7 @@ async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
                 for event in events:
                     await session.sender.send(destination, encode(event), layer.timeout)
             if options.replay or options.delete:
-                await wire.basic_ack(message.delivery_tag)
+                await channel.basic_ack(message.delivery_tag)
         # What was only looked at goes back, in its order, when the channel closes.
     verb = "replayed" if options.replay else "deleted" if options.delete else "kept"
     print(f"{seen} dead letters {verb}", file=sys.stderr)

@@ -2,10 +2,10 @@
 
 import logging
 
-from aiormq.exceptions import ChannelPreconditionFailed
+from aiormq import ChannelPreconditionFailed
 
 from .connection import Link
-from .topology import Queue, Topology
+from .topology import NO_LIMIT, Queue, Topology
 
 log = logging.getLogger("asgi_amqp")
 
@@ -19,11 +19,13 @@ async def declare(link: Link, topology: Topology, queue: Queue) -> None:
     if queue.dead:
         wanted.insert(0, (queue.dead, {"x-queue-type": "quorum"}))
     for name, arguments in wanted:
+        if link.major < 4:  # where no limit is the default, and this word for it unknown
+            arguments = {key: value for key, value in arguments.items() if value != NO_LIMIT}
         try:
-            async with link.attempt() as wire:
-                await wire.queue_declare(name, durable=True, arguments=arguments)
+            async with link.attempt() as channel:
+                await channel.queue_declare(name, durable=True, arguments=arguments)
         except ChannelPreconditionFailed as error:
-            log.warning("queue %s exists with other options and is used as it is: %s", name, error)
-    async with link.attempt() as wire:
-        await wire.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
-        await wire.queue_bind(queue.name, topology.exchange, queue.key)
+            log.warning("Queue %s exists with other options and is used as it is: %s", name, error)
+    async with link.attempt() as channel:
+        await channel.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
+        await channel.queue_bind(queue.name, topology.exchange, queue.key)

@@ -1,0 +1,354 @@
+"""Messages that have arrived in this process and wait for their readers. Pure: the clock is told.
+
+A mailbox belongs to one process-local channel. What comes together for one target is a parcel: its bytes (as
+they were on the wire) count once, however many mailboxes hold it, from its arrival until the last of them has
+read it. When all parcels together are over their limit, the oldest goes, wherever it is unread.
+
+A channel that holds `capacity` unread messages takes no more. Its reader gets the benefit of the doubt: until
+GRACE seconds after it last had nothing to read, a burst is kept beyond the capacity.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Protocol
+
+from .codec import Message, copier
+from .config import Config
+from .exceptions import ChannelFull
+
+GRACE = 0.5
+
+
+class Waiter(Protocol):
+    """Someone who waits for a message: an asyncio.Future is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: None, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
+class Parcel:
+    """Messages that arrived together; the mailboxes that hold unread ones of them."""
+
+    __slots__ = ("copy", "expires", "holders", "size")
+
+    def __init__(self, size: int, expires: float, copy: Callable[[Message], Message] | None) -> None:
+        self.size = size
+        self.expires = expires
+        self.copy = copy  # for each reader, where there are several
+        self.holders: dict[Mailbox, None] = {}
+
+
+class Member(Protocol):
+    """What a group hands its messages to."""
+
+    def put(self, parcel: Parcel, messages: list[Message], now: float) -> None: ...
+
+
+class Home(Protocol):
+    """What a mailbox belongs to."""
+
+    drop_oldest: bool
+
+    def lose(self, reason: str, count: int, box: "Mailbox") -> None: ...
+    def release(self, parcel: Parcel, box: "Mailbox") -> None: ...
+
+
+class Mailbox:
+    """The unread messages of one channel: in `_unread`, each parcel stands before its messages."""
+
+    __slots__ = (
+        "_copy", "_expires", "_parcel", "_unread", "arriving", "capacity", "channel", "closed", "count",
+        "gaps", "home", "level_at", "read_at", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:
+        self.channel = channel
+        self.capacity = capacity
+        self.home = home
+        self.closed: Exception | None = None
+        self.count = 0  # unread messages
+        self.arriving = 0  # sent by this very process and not back yet: they count for ChannelFull
+        self.gaps: dict[str, Message] = {}  # by reason, to be read before the messages
+        self.waiters: deque[Waiter] = deque()
+        self.read_at = now  # when it was last read: what nobody reads is swept away
+        self.level_at = float("-inf")  # when its reader last had nothing to read
+        self._unread: deque[Any] = deque()
+        self._parcel: Parcel | None = None  # the one that is being read
+        self._expires = float("inf")
+        self._copy: Callable[[Message], Message] | None = None
+
+    def reserve(self) -> None:
+        """A message of this very process is on its way. ChannelFull where there will be no room for it."""
+        if self.count + self.arriving >= self.capacity:
+            raise ChannelFull(f"channel {self.channel} holds {self.capacity} messages that nobody has read")
+        self.arriving += 1
+
+    def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
+        """Messages that arrived together, oldest first."""
+        excess = self.count + len(messages) - self.capacity
+        if excess > 0 and not self.waiters and now - self.level_at > GRACE:
+            if self.home.drop_oldest:
+                self._drop(min(excess, self.count))
+                messages = messages[max(0, len(messages) - self.capacity) :]
+            else:
+                messages = messages[: max(0, len(messages) - excess)]
+            self.home.lose("overflow", excess, self)
+        if messages:
+            parcel.holders[self] = None
+            self._unread.append(parcel)
+            self._unread.extend(messages)
+            self.count += len(messages)
+            if self.waiters:
+                self.wake(len(messages))
+
+    def take(self, now: float) -> Message | None:
+        """The oldest message that has not expired, for the reader to keep and change; before it, what is said
+        of those that are missing.
+        """
+        self.read_at = now
+        if self.gaps:
+            return self.gaps.pop(next(iter(self.gaps)))
+        unread = self._unread
+        while unread:
+            item = unread.popleft()
+            if item.__class__ is Parcel:
+                self._begin(item)
+            elif self._expires <= now:
+                unread.appendleft(item)
+                self.home.lose("expired", self._drop_parcel(), self)
+            else:
+                self.count -= 1
+                copy = self._copy
+                if not unread or unread[0].__class__ is Parcel:
+                    self._begin(None)
+                return copy(item) if copy is not None else item
+        self.level_at = now
+        return None
+
+    def _begin(self, parcel: Parcel | None) -> None:
+        """The parcel before has been read."""
+        if self._parcel is not None:
+            self.home.release(self._parcel, self)
+        self._parcel = parcel
+        if parcel is not None:
+            self._expires = parcel.expires
+            self._copy = parcel.copy
+
+    def _drop(self, count: int) -> None:
+        """Throw away this many of the oldest."""
+        self.count -= count
+        while count:
+            item = self._unread.popleft()
+            if item.__class__ is Parcel:
+                self._begin(item)
+            else:
+                count -= 1
+        if not self._unread or self._unread[0].__class__ is Parcel:
+            self._begin(None)
+
+    def keep_begun(self) -> Parcel | None:
+        """Forget all but the rest of the parcel that is being read; which one that is."""
+        rest = []
+        while self._parcel is not None and self._unread and self._unread[0].__class__ is not Parcel:
+            rest.append(self._unread.popleft())
+        self._unread = deque(rest)
+        self.count = len(rest)
+        return self._parcel
+
+    def _drop_parcel(self) -> int:
+        """Throw away what is left of the parcel that is being read, or of the first; how many messages."""
+        dropped = 0
+        if self._parcel is None and self._unread:
+            self._begin(self._unread.popleft())
+        while self._unread and self._unread[0].__class__ is not Parcel:
+            self._unread.popleft()
+            dropped += 1
+        self.count -= dropped
+        self._begin(None)
+        return dropped
+
+    def shed(self) -> None:
+        """The parcels are over their limit, and the oldest of them is here."""
+        self.home.lose("overflow", self._drop_parcel(), self)
+
+    def expire(self, now: float) -> None:
+        """Throw away what has expired."""
+        while self._unread and now >= (self._parcel or self._unread[0]).expires:
+            self.home.lose("expired", self._drop_parcel(), self)
+
+    def announce(self, gap: Message) -> None:
+        """Say that messages are missing: `reason`, and `count` or None. Those of one reason become one."""
+        before = self.gaps.get(gap["reason"])
+        if before is not None and gap["count"] is not None:
+            gap["count"] = None if before["count"] is None else before["count"] + gap["count"]
+        self.gaps[gap["reason"]] = gap
+        self.wake()
+
+    def put_first(self, message: Message) -> None:
+        """A message whose reader went away before it could have it."""
+        parcel, self._parcel = self._parcel, None
+        rest: list[Any] = [] if parcel is None else [parcel]
+        mine = Parcel(0, self._expires, None)
+        self._unread.extendleft([*rest, message, mine])
+        self.count += 1
+        self.wake()
+
+    def wake(self, count: int = 1) -> None:
+        """As many of those who wait as there are new messages: each takes one."""
+        while count and self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+
+    def forsaken(self, waiter: Waiter, *, woken: bool) -> None:
+        """Who waited has gone away; whoever comes next takes what it was woken for."""
+        self.level_at = float("-inf")
+        if woken and (self.count or self.gaps):
+            self.wake()
+        elif waiter in self.waiters:
+            self.waiters.remove(waiter)
+
+    def fail(self, error: Exception) -> None:
+        """There will be no messages: everyone who waits hears why."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def clear(self) -> int:
+        """Forget everything; how many messages."""
+        dropped, self.arriving = self.count, 0
+        while self._unread:
+            self._drop_parcel()
+        self.gaps.clear()
+        return dropped
+
+
+class Mailboxes:
+    """The mailboxes and groups of one event loop. `dropped(reason, count, channel)` hears of every loss,
+    `control` what other processes ask of this one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dropped: Callable[[str, int, str], None],
+        control: Callable[[Message], None] = lambda message: None,
+    ) -> None:
+        self.boxes: dict[str, Mailbox] = {}
+        self.groups: dict[str, dict[str, Member]] = {}
+        self.used = 0  # bytes
+        self.drop_oldest = config.overflow == "drop-oldest"
+        self._config = config
+        self._dropped = dropped
+        self._control = control
+        self._parcels: dict[Parcel, None] = {}  # oldest first
+
+    def open(self, channel: str, now: float) -> Mailbox:
+        """The mailbox of a channel, made when it is first asked for."""
+        box = self.boxes.get(channel)
+        if box is None:
+            box = self.boxes[channel] = Mailbox(channel, self._config.capacity(channel), self, now)
+        return box
+
+    def lose(self, reason: str, count: int, box: Mailbox) -> None:
+        if count:
+            gap = self._config.gap(reason, count)
+            if gap is not None:
+                box.announce(gap)
+            self._dropped(reason, count, box.channel)
+
+    def deliver(self, pairs: Iterable[tuple[str, Message]], size: int, now: float) -> int:
+        """Events of one AMQP message of `size` bytes, in order, to the mailboxes of their targets; how many
+        mailboxes and messages that were, multiplied.
+        """
+        pairs = list(pairs)
+        each = size // max(1, len(pairs))
+        delivered = 0
+        for target, run in groupby(pairs, itemgetter(0)):
+            messages = [message for _, message in run]
+            members: Collection[Member]
+            if not target:
+                for message in messages:
+                    self._control(message)
+                continue
+            if "!" in target:
+                box = self.open(target, now)
+                box.arriving = max(0, box.arriving - len(messages))
+                members = (box,)
+            else:
+                members = self.groups.get(target, {}).values()
+            if members:
+                copy = copier(messages) if len(members) > 1 else None
+                parcel = Parcel(each * len(messages), now + self._config.expiry, copy)
+                for member in members:
+                    member.put(parcel, messages, now)
+                if parcel.holders:
+                    self._parcels[parcel] = None
+                    self.used += parcel.size
+                delivered += len(messages) * len(members)
+        while self.used > self._config.buffer_bytes:
+            for box in list(next(iter(self._parcels)).holders):
+                box.shed()
+        return delivered
+
+    def release(self, parcel: Parcel, box: Mailbox) -> None:
+        """A mailbox has done with a parcel."""
+        parcel.holders.pop(box, None)
+        if not parcel.holders and parcel in self._parcels:
+            del self._parcels[parcel]
+            self.used -= parcel.size
+
+    def join(self, group: str, channel: str, member: Member) -> bool:
+        """Make a channel a member; whether it was none before."""
+        members = self.groups.setdefault(group, {})
+        new = channel not in members
+        members[channel] = member
+        return new
+
+    def leave(self, group: str, channel: str) -> bool:
+        """Take a member out; whether it was the last one."""
+        members = self.groups.get(group)
+        if members is None or members.pop(channel, None) is None or members:
+            return False
+        del self.groups[group]
+        return True
+
+    def announce(self, reason: str) -> None:
+        """Every channel may have missed something, nobody knows how much."""
+        for box in self.boxes.values():
+            box.arriving = 0
+            gap = self._config.gap(reason, None)
+            if gap is not None:
+                box.announce(gap)
+
+    def sweep(self, now: float) -> list[Mailbox]:
+        """Drop what has expired, and forget channels that nobody reads: past the expiry when they are empty
+        and in no group, after `group_expiry` whatever they hold. Those that are forgotten.
+        """
+        grouped = {channel for members in self.groups.values() for channel in members}
+        forgotten = []
+        for box in list(self.boxes.values()):
+            box.expire(now)
+            unread = 0.0 if box.waiters else now - box.read_at
+            empty = not box.count and box.channel not in grouped
+            if unread > self._config.group_expiry or (unread > self._config.expiry and empty):
+                del self.boxes[box.channel]
+                forgotten.append(box)
+                count = box.clear()
+                if count:
+                    self._dropped("no_receiver", count, box.channel)
+        return forgotten
+
+    def close(self, error: Exception) -> None:
+        """Nothing arrives any more: everybody who waits hears it."""
+        for box in self.boxes.values():
+            box.closed = error
+            box.fail(error)
+            box.clear()
+        self.boxes.clear()
+        self.groups.clear()
