@@ -25,7 +25,7 @@ from .connection import Link, Supervisor, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .frames import ACK, NACK, Delivery, answer
-from .mailbox import Budget, Entry, Mailbox
+from .mailbox import Budget, Entry, Mailbox, Share
 from .topology import Queue
 
 log = logging.getLogger("asgi_amqp")
@@ -249,8 +249,10 @@ class Receiver:
             else:
                 members = self.groups.get(target)
                 if members:
-                    shared = len(members) > 1
-                    entries = [Entry(message, expires, size, shared) for _, message in run]
+                    several = len(members) > 1
+                    entries = [
+                        Entry(message, expires, size, Share() if several else None) for _, message in run
+                    ]
                     for member in members.values():
                         member.put(entries, size * len(entries))
                     self.stats.received += len(entries) * len(members)
