@@ -370,4 +370,156 @@ async def connect(target: Target, options: Options, generation: int, patience: f
                 f"{target}: user {target.user!r} may not use vhost {target.vhost!r}, or there is none: {text}"
             ) from None
         raise BrokerUnavailable(f"{target}: {text}") from None
+<<<<<<< HEAD
     return Link(target, generation, connection, factory, not options.byte_path)
+=======
+    return Link(target, generation, connection, streams)
+
+
+class Supervisor:
+    """Keeps one link open in the running loop.
+
+    `setup(link)` rebuilds what must be there, `lost(link, reason)` hears of a link's end, `failed(error)` of
+    the end of all attempts; `link(timeout)` waits for one.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        setup: Callable[[Link], Awaitable[None]],
+        lost: Callable[[Link, str], None],
+        failed: Callable[[LayerError], None] = lambda error: None,
+    ) -> None:
+        self.options = options
+        self.current: Link | None = None
+        self.reconnects = 0
+        self.problem: LayerError | None = None
+        self._setup = setup
+        self._lost = lost
+        self._failed = failed
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: dict[asyncio.Future[Link], None] = {}  # in the order in which they came
+        self._failed_at = 0.0
+        self._generation = 0
+        self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
+
+    def start(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="asgi_amqp supervisor")
+
+    async def link(self, timeout: float) -> Link:
+        """The open link, or the one that opens within `timeout` seconds; BrokerUnavailable,
+        ConfigurationError.
+        """
+        if self.current is not None:
+            return self.current
+        if isinstance(self.problem, ConfigurationError) and time.monotonic() - self._failed_at < SULK:
+            raise self.problem
+        self.start()
+        waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"no connection to the broker within {timeout:g} s: {self.problem or 'it does not answer'}"
+            ) from None
+        finally:
+            del self._waiters[waiter]
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        attempt = 0
+        link: Link | None = None
+        try:
+            while True:
+                try:
+                    patience = min(4.0, 1 + attempt / 2)
+                    link = await self._next(patience)
+                    async with asyncio.timeout(self.options.connect_timeout * 2 * patience):
+                        await self._setup(link)
+                    if link.lost.done():
+                        raise BrokerUnavailable(f"{link.target}: {link.lost.result()}")
+                except ConfigurationError as error:
+                    log.error("giving up: %s", error)
+                    self._fail(error)
+                    return
+                except Exception as error:  # whatever `setup` met: to end unseen helps nobody
+                    if link is not None:
+                        self._lost(link, describe(error))
+                        await link.close()
+                        link = None
+                        # It answers and is of no use, as a broker without a copy of the stream: to the next.
+                        self._first += 1
+                    self.problem = (
+                        error if isinstance(error, LayerError) else BrokerUnavailable(describe(error))
+                    )
+                    pause = min(RETRY_MOST, RETRY_FIRST * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311
+                    log.warning("no broker: %s; next attempt in %.1f s", self.problem, pause)
+                    attempt += 1
+                    await asyncio.sleep(pause)
+                    continue
+                attempt = 0
+                self._ready(link)
+                reason = await self._watch(link)
+                self.current = None
+                self.reconnects += 1
+                self.problem = BrokerUnavailable(f"{link.target}: {reason}")
+                log.warning("lost the connection to %s: %s", link.target, reason)
+                self._lost(link, reason)
+                await link.close(0.5)
+                link = None
+        except asyncio.CancelledError:
+            self.current = None
+            if link is not None:
+                self._lost(link, "closed")
+                await link.close()
+            raise
+
+    async def _next(self, patience: float) -> Link:
+        """A link to the first host that answers, each tried once, beginning after the last that failed us."""
+        targets = self.options.targets
+        problems = []
+        for turn in range(len(targets)):
+            target = targets[(self._first + turn) % len(targets)]
+            self._generation += 1
+            try:
+                link = await connect(target, self.options, self._generation, patience)
+            except BrokerUnavailable as error:
+                problems.append(str(error))
+            else:
+                self._first = (self._first + turn) % len(targets)
+                return link
+        raise BrokerUnavailable("; ".join(problems))
+
+    async def _watch(self, link: Link) -> str:
+        """Until the link is lost; a broker that is silent for longer than the heartbeat counts as lost."""
+        while not link.lost.done():
+            await asyncio.wait([link.lost], timeout=1)
+            if link.silence > self.options.heartbeat and not link.lost.done():
+                link.abort()
+                link.give_up(f"silent for {link.silence:.0f} s")
+        return link.lost.result()
+
+    def _ready(self, link: Link) -> None:
+        log.info("connected to %s", link.target)
+        self.current = link
+        self.problem = None
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(link)
+
+    def _fail(self, error: LayerError) -> None:
+        self.problem = error
+        self._failed_at = time.monotonic()
+        self._failed(error)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+>>>>>>> edges
