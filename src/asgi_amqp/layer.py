@@ -402,7 +402,6 @@ class _Forward:
         self._destination = destination
         self._timeout = timeout
 
-<<<<<<< HEAD
     def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
         for message in messages:
             if self._sender.outbox.full(self._destination):
@@ -410,19 +409,6 @@ class _Forward:
             else:
                 ticket = Unwatched(self._timeout, self._sender.stats)
                 self._sender.submit(self._destination, encode(message), ticket)
-=======
-    def put(self, entries: list[Entry], size: int) -> None:
-        for entry in entries:
-            ticket = Unwatched(time.monotonic() + self._timeout, self._sender.stats)
-            self._sender.submit(self._destination, encode(entry.message), ticket)
-
-
-def _open(entry: Entry) -> Message:
-    """The message for its reader, who may change it: a shared one is copied (not what it holds)."""
-    if entry.taken is not None:
-        entry.taken()
-    return entry.message.copy() if entry.share else entry.message
->>>>>>> edges
 
 
 def _forget(layer: "weakref.ref[AMQPChannelLayer]") -> None:

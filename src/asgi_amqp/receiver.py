@@ -15,20 +15,12 @@ from typing import Any
 from . import codec
 from .bindings import Bindings
 from .config import Config
-<<<<<<< HEAD
 from .connection import ANSWER, Link, Wire
 from .consumer import Consumer, Received
 from .exceptions import LayerError
 from .inbox import Inbox
 from .mailboxes import Mailbox, Mailboxes, Member
 from .supervisor import Supervisor
-=======
-from .connection import Link, Supervisor, Wire, describe
-from .declare import declare
-from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
-from .frames import ACK, NACK, Delivery, answer
-from .mailbox import Budget, Entry, Mailbox, Share
->>>>>>> edges
 from .topology import Queue
 from .transport import Delivery
 
@@ -63,7 +55,6 @@ class Receiver:
         self._config = config
         self._topology = config.topology
         self._wire: Wire | None = None
-<<<<<<< HEAD
         self.queue_name = ""
         self._bindings = Bindings()
         self._joining: dict[str, asyncio.Future[None]] = {}  # groups that somebody waits for
@@ -72,12 +63,6 @@ class Receiver:
         self._linger: asyncio.TimerHandle | None = None
         self._consumers: set[Consumer] = set()
         self._inboxes: dict[str, Inbox] = {}
-=======
-        self._bound: set[str] = set()
-        self._binding: dict[str, asyncio.Task[None]] = {}
-        self._subscriptions: set[Subscription] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
->>>>>>> edges
         self._connected_before = False
         self._sweeper = self.loop.call_later(max(1.0, config.expiry / 2), self._sweep)
 
@@ -150,7 +135,6 @@ class Receiver:
     # Groups
 
     async def group_add(self, group: str, channel: str, member: Member, timeout: float) -> None:
-<<<<<<< HEAD
         """Join; back when the next group_send will reach the channel. Failed or cancelled, it leaves the
         membership as it was.
         """
@@ -182,53 +166,6 @@ class Receiver:
         if not done:
             raise self.supervisor.unavailable(timeout)
         future.result()
-=======
-        """Join; back when the next group_send will reach the channel."""
-        before = self.groups.get(group, {}).get(channel)
-        self.groups.setdefault(group, {})[channel] = member
-        deadline = time.monotonic() + timeout
-        try:
-            while group not in self._bound:
-                await self.supervisor.link(max(0.0, deadline - time.monotonic()))
-                if group not in self._bound:
-                    await self._bind(group, deadline)
-        except BaseException:
-            if before is None:
-                self.group_discard(group, channel)
-            raise
-
-    async def _bind(self, group: str, deadline: float) -> None:
-        """Bind once, however many join at the same time, and to the end even when they are cancelled: aiormq
-        closes the channel under a call that is, and the link of all would go with it.
-        """
-        task = self._binding.get(group)
-        if task is None:
-            task = self._binding[group] = self._spawn(self._bind_once(group))
-            task.add_done_callback(lambda _: self._binding.pop(group))
-            # Its callers may all be gone when it fails.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
-                await asyncio.shield(task)
-        except TimeoutError:
-            raise BrokerUnavailable(f"group {group} is not bound: the broker does not answer") from None
-
-    async def _bind_once(self, group: str) -> None:
-        """A link that dies meanwhile ends it, and its heir binds all."""
-        wire = self._wire
-        try:
-            if wire is None:
-                raise LookupError
-            await wire.queue_bind(self._queue_name, self._topology.exchange, self._topology.group_key(group))
-            if wire is self._wire:
-                self._bound.add(group)
-                if group not in self.groups:  # whoever wanted it has been cancelled
-                    self.loop.call_later(LINGER, self._unbind, group)
-        except (ConnectionError, LookupError, RuntimeError, LayerError):
-            await asyncio.sleep(
-                0.02
-            )  # the link is gone, which is known a moment later: the caller looks again
->>>>>>> edges
 
     def group_discard(self, group: str, channel: str) -> None:
         self._pending.pop((group, channel), None)
@@ -282,17 +219,7 @@ class Receiver:
         if future is not None:
             future.set_result(None)
 
-<<<<<<< HEAD
     # What arrives
-=======
-        self._spawn(unbind())
-
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
-        task = self.loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
->>>>>>> edges
 
     def _take_in(self, delivery: Delivery) -> None:
         """A batch from the process queue, to the mailboxes of its targets."""
@@ -304,33 +231,6 @@ class Receiver:
             log.warning("A message for %s could not be taken in: %r", self.queue_name, error)
             self.stats.lose("undecodable", None)
 
-<<<<<<< HEAD
-=======
-    def _deliver(self, pairs: list[tuple[str, codec.Message]], length: int) -> None:
-        expires = time.monotonic() + self._expiry
-        size = length // max(1, len(pairs))
-        for target, run in groupby(pairs, itemgetter(0)):
-            if not target:
-                for _, message in run:
-                    self._control(message)
-            elif "!" in target:
-                box = self.box(target)
-                entries = [Entry(message, expires, size) for _, message in run]
-                box.arriving = max(0, box.arriving - len(entries))
-                box.put(entries, size * len(entries))
-                self.stats.received += len(entries)
-            else:
-                members = self.groups.get(target)
-                if members:
-                    several = len(members) > 1
-                    entries = [
-                        Entry(message, expires, size, Share() if several else None) for _, message in run
-                    ]
-                    for member in members.values():
-                        member.put(entries, size * len(entries))
-                    self.stats.received += len(entries) * len(members)
-
->>>>>>> edges
     def _missed(self, delivery: Delivery) -> None:
         """A message came to the gap queue: this one, and those before it that it replaced there, never
         reached us.
@@ -338,101 +238,10 @@ class Receiver:
         deaths: Any = delivery.headers.get("x-death") or [{}]
         self._announce("expired" if deaths[0].get("reason") == "expired" else "broker_overflow")
 
-<<<<<<< HEAD
     def _announce(self, reason: str) -> None:
         """Every local channel may have missed something, nobody knows how much."""
         self.stats.lose(reason, None)
         self.mailboxes.announce(reason)
-=======
-    # Normal channels
-
-    async def subscribe(
-        self,
-        queue: Queue,
-        prefetch: int,
-        on_message: Callable[[Received], None],
-        on_lost: Callable[[LayerError | None], None],
-        timeout: float,
-    ) -> Subscription:
-        """Consume a normal channel from now on, over reconnects; back when the broker has agreed."""
-        subscription = Subscription(queue, prefetch, on_message, on_lost)
-        self._subscriptions.add(subscription)
-        consuming: asyncio.Task[None] | None = None
-        problem = "the broker does not answer"
-        try:
-            async with asyncio.timeout(timeout):
-                while not subscription.active.is_set():
-                    link = await self.supervisor.link(timeout)
-                    try:
-                        if subscription.wire is None:
-                            consuming = self._spawn(self._consume(link, subscription))
-                            await asyncio.shield(consuming)
-                        await subscription.active.wait()
-                    except (
-                        AMQPError,
-                        OSError,
-                        RuntimeError,
-                    ) as error:  # the link is lost: again with the next
-                        problem = describe(error)
-                        await asyncio.sleep(0.05)
-        except TimeoutError:
-            self._spawn(self._abandon(subscription, consuming))
-            raise BrokerUnavailable(f"{queue.name} not consumed within {timeout:g} s: {problem}") from None
-        except BaseException:
-            self._spawn(self._abandon(subscription, consuming))
-            raise
-        return subscription
-
-    async def _abandon(self, subscription: Subscription, consuming: "asyncio.Task[None] | None") -> None:
-        """Nobody waits for it any more. What has been asked of the broker is answered first: a call that is
-        cancelled would take the link along.
-        """
-        self._subscriptions.discard(subscription)
-        if consuming is not None:
-            await asyncio.wait([consuming])
-            consuming.cancelled() or consuming.exception()
-        await self._unsubscribe(subscription)
-
-    async def _consume(self, link: Link, subscription: Subscription) -> None:
-        await declare(link, self._topology, subscription.queue)
-
-        def on_delivery(delivery: Delivery) -> None:
-            self.stats.batches_in += 1
-            try:
-                messages = [message for _, message in codec.decode(delivery.body)]
-            except ValueError:
-                self.stats.lose("undecodable", None, subscription.queue.key[2:])
-                Received([], delivery, wire, link).refuse(requeue=False)
-                return
-            self.stats.received += len(messages)
-            subscription.on_message(Received(messages, delivery, wire, link))
-
-        wire = await link.wire(on_delivery=on_delivery)
-        subscription.wire = wire
-        subscription.tag = await wire.consume(subscription.queue.name, prefetch=subscription.prefetch)
-        subscription.active.set()
-
-    async def pause(self, subscription: Subscription) -> None:
-        """No new messages; those delivered can still be acknowledged. Cancelled, it goes on by itself."""
-        await asyncio.wait([self._spawn(self._pause(subscription))])
-
-    async def _pause(self, subscription: Subscription) -> None:
-        self._subscriptions.discard(subscription)
-        if subscription.wire is not None and not subscription.wire.is_closed:
-            with contextlib.suppress(Exception):
-                await subscription.wire.basic_cancel(subscription.tag, timeout=5)
-
-    async def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop; what was delivered and not acknowledged goes back to the queue. Cancelled, it goes on."""
-        await asyncio.wait([self._spawn(self._unsubscribe(subscription))])
-
-    async def _unsubscribe(self, subscription: Subscription) -> None:
-        await self._pause(subscription)
-        if subscription.wire is not None and not subscription.wire.is_closed:
-            with contextlib.suppress(Exception):
-                subscription.wire.retired = True
-                await subscription.wire.close()
->>>>>>> edges
 
     # The link
 
@@ -473,32 +282,6 @@ class Receiver:
             self._announce("reconnect")
         self._connected_before = True
 
-<<<<<<< HEAD
-=======
-    async def flush(self) -> None:
-        """Forget all channels, groups and messages."""
-        for box in self.boxes.values():
-            box.clear()
-        for group, members in list(self.groups.items()):
-            for channel in list(members):
-                self.group_discard(group, channel)
-        if (wire := self._wire) is not None:
-
-            async def purge() -> None:
-                await wire.queue_purge(self._queue_name)
-
-            await asyncio.shield(self._spawn(purge()))
-
-    def _announce(self, reason: str) -> None:
-        """Every local channel may have missed something, nobody knows how much."""
-        self.stats.lose(reason, None)
-        for box in self.boxes.values():
-            box.arriving = 0
-            gap = self._config.gap(reason, None)
-            if gap is not None:
-                box.announce(gap)
-
->>>>>>> edges
     def _lost(self, link: Link, reason: str) -> None:
         self.stats.reconnects += 1
         self._wire = None

@@ -85,23 +85,15 @@ class Sender:
         self._plain: Wire
         self._closed: LayerError | None = None
         self._scheduled = self._draining = False
-<<<<<<< HEAD
         self._queue: deque[asyncio.Future[None]] = deque()  # senders that wait for room
         self._ticking: asyncio.TimerHandle | None = None
         self._asking: asyncio.TimerHandle | None = None
-=======
-        self._room: asyncio.Event = asyncio.Event()
-        self._line: dict[object, None] = {}  # who waits for a link or for room, in the order of the calls
-        self._declared: dict[str, float] = {}
-        self._refused: dict[str, list[Batch]] = {}  # by queue, while the broker is asked why
->>>>>>> edges
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def send(self, destination: Destination, data: bytes, timeout: float) -> None:
         """Confirmed: back when the broker has it. Else: back when it is accepted to leave in this turn of
         the loop.
         """
-<<<<<<< HEAD
         if self._queue or self.outbox.full(destination):
             await self._room(destination, timeout)
         if self._link is not None and not destination.confirmed:
@@ -112,42 +104,16 @@ class Sender:
         ticket = FutureTicket(1, timeout)
         self.submit(destination, data, ticket, watched=False)
         await ticket.settled()
-=======
-        if destination.confirmed:
-            if self.buffered > self._most or (self._line and self._link is not None):
-                await self._wait_for_room(timeout)
-            ticket = FutureTicket(1, time.monotonic() + timeout, self.loop)
-            self.submit(destination, data, ticket)
-            try:
-                await ticket.future
-            finally:
-                ticket.done = True  # cancelled: withdraw what has not left
-            return
-        if self._link is None or self._line or self._full():
-            await self._wait_for_room(timeout)
-        self.stats.sent += 1
-        self.batcher.add(destination, data)
-        if not self._scheduled or self.batcher.size > FULL:
-            self._schedule()
->>>>>>> edges
 
     async def send_many(self, events: list[tuple[Destination, bytes]], timeout: float) -> None:
         """All under way at once; back when the broker has the confirmed ones. The first error is raised after
         all are settled.
         """
-<<<<<<< HEAD
         for destination, _ in events:
             if self._queue or self.outbox.full(destination):
                 await self._room(destination, timeout)
                 break
         ticket = FutureTicket(len(events), timeout)
-=======
-        if self._link is None or self._line or self._full():
-            await self._wait_for_room(timeout)
-        ticket = FutureTicket(
-            sum(destination.confirmed for destination, _ in events), time.monotonic() + timeout, self.loop
-        )
->>>>>>> edges
         for destination, data in events:
             self.submit(destination, data, ticket, watched=False)
         await ticket.settled()
@@ -171,35 +137,10 @@ class Sender:
             self._queue.remove(mine)
             self._wake()
 
-<<<<<<< HEAD
     def _wake(self) -> None:
         """Whoever is first in the queue looks whether there is room."""
         if self._queue and not self._queue[0].done():
             self._queue[0].set_result(None)
-=======
-    async def _wait_for_room(self, timeout: float) -> None:
-        """In the order of the calls: whoever comes when there is room goes behind those who wait for it."""
-        deadline = time.monotonic() + timeout
-        place = object()
-        self._line[place] = None
-        try:
-            while True:
-                await self.supervisor.link(max(0.0, deadline - time.monotonic()))
-                if not self._full() and next(iter(self._line)) is place:
-                    return
-                self._room.clear()
-                try:
-                    async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
-                        await self._room.wait()
-                except TimeoutError:
-                    raise BrokerUnavailable(
-                        f"{self._state()}: {self.buffered} bytes wait to be sent or confirmed, the most that "
-                        "buffer_bytes allows"
-                    ) from None
-        finally:
-            del self._line[place]
-            self._room.set()  # the next in the line looks again
->>>>>>> edges
 
     def submit(
         self, destination: Destination, data: bytes, ticket: Ticket | None, *, watched: bool = True
