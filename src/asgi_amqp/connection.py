@@ -13,8 +13,8 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar, cast
 
 import aiormq
 from pamqp.commands import Basic
@@ -25,6 +25,7 @@ from .exceptions import BrokerUnavailable, ConfigurationError
 from .options import Options, Target
 from .transport import Delivery, Factory, Tap
 
+T = TypeVar("T")
 log = logging.getLogger("asgi_amqp")
 
 RETRY_FIRST, RETRY_MOST = 0.1, 3.0  # seconds between rounds over all hosts, doubling, with jitter
@@ -69,10 +70,18 @@ class Wire:
                     )
                 )
 
-        async with asyncio.timeout(ANSWER):
+        async def consume() -> str:
             if prefetch:
                 await self.channel.basic_qos(prefetch_count=prefetch)
             return (await self.channel.basic_consume(queue, arrived, **options)).consumer_tag or ""
+
+        return await self._link.own(consume())
+
+    async def cancel(self, tag: str) -> None:
+        """No more deliveries of this consumer; those that came can still be acknowledged."""
+        if not self.closed:
+            with contextlib.suppress(*GONE):
+                await self._link.own(self.channel.basic_cancel(tag))
 
     def publish(
         self, exchange: str, keys: Iterable[str], body: bytes, tag: int = 0,
@@ -149,7 +158,7 @@ class Wire:
         if self.closed:
             return
         if self._plain:
-            self._link.spawn(call(tag, wait=False, **options))
+            self._link.spawn(_await(call(tag, wait=False, **options)))
         else:
             self._link.write(transport.answer(self.number, method, tag, bits))
 
@@ -159,11 +168,10 @@ class Wire:
 
     async def close(self) -> None:
         """Done with this channel; what was delivered and not acknowledged goes back."""
-        self._link.passing.add(self.number)
         if not self.closed:
+            self._link.passing.add(self.number)
             with contextlib.suppress(*GONE):
-                async with asyncio.timeout(ANSWER):
-                    await self.channel.close()
+                await self._link.own(self.channel.close())
 
 
 class Link:
@@ -186,30 +194,25 @@ class Link:
         self._attempts = asyncio.Semaphore(max(1, min(ATTEMPTS, self._most - 4)))
         self._connection = connection
         self._transport = factory.transport
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         connection.closing.add_done_callback(lambda future: self.give_up(self.refusal or _reason(future)))
 
     async def wire(self, *, passing: bool = False, **callbacks: Any) -> Wire:
         """A new AMQP channel; `callbacks` are those of a Tap. When the broker closes it or ends its consumer,
         the whole link is given up and built anew, unless it is a `passing` one.
         """
+        return await self.own(self._open(passing, Tap(**callbacks)))
+
+    async def _open(self, passing: bool, tap: Tap) -> Wire:
         number = next((each for each in range(1, self._most + 1) if each not in self._used), None)
         if number is None:
             raise BrokerUnavailable(
                 f"{self.target}: all of its {self._most} channels are in use: raise RabbitMQ's channel_max"
             )
-        self._used.add(number)
-        tap = Tap(**callbacks)
+        self._used.add(number)  # where opening fails, nobody knows whether the broker has it
         if self._transport is not None and not self.plain:
             self._transport.taps[number] = tap
-        try:
-            async with asyncio.timeout(ANSWER):
-                channel = await self._connection.channel(
-                    number, publisher_confirms=tap.on_confirm is not None, timeout=None
-                )
-        except BaseException:
-            self._free(number)
-            raise
+        channel = await self._connection.channel(number, publisher_confirms=tap.on_confirm is not None)
         channel.closing.add_done_callback(lambda future: self._closed(number, _reason(future)))
         if passing:
             self.passing.add(number)
@@ -219,40 +222,57 @@ class Link:
             )
         return Wire(self, channel, tap)
 
-    def _free(self, number: int) -> None:
+    def _closed(self, number: int, reason: str) -> None:
         self._used.discard(number)
         if self._transport is not None:
             self._transport.taps.pop(number, None)
-
-    def _closed(self, number: int, reason: str) -> None:
-        self._free(number)
         if number in self.passing:
             self.passing.discard(number)
         else:
             self.give_up(reason)
 
-    @contextlib.asynccontextmanager
-    async def attempt(self) -> AsyncIterator[aiormq.abc.AbstractChannel]:
-        """A passing AMQP channel for calls that may fail without taking the link with them. They have ANSWER
-        seconds; those of more than a few tasks wait for each other.
+    async def attempt(self, call: Callable[[aiormq.abc.AbstractChannel], Coroutine[Any, Any, T]]) -> T:
+        """Calls that may fail without taking the link with them, on a channel of their own. Those of more
+        than a few tasks wait for each other.
         """
-        async with self._attempts, asyncio.timeout(ANSWER):
-            wire = await self.wire(passing=True)
+
+        async def run() -> T:
+            wire = await self._open(True, Tap())
             try:
-                yield wire.channel
+                return await call(wire.channel)
             finally:
                 await wire.close()
 
-    def spawn(self, call: Awaitable[None]) -> None:
-        """Run a call that the loss of this link may end."""
+        async with self._attempts:
+            return await self.own(run())
 
-        async def run() -> None:
-            with contextlib.suppress(*GONE):
-                await call
+    async def own(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a call to its end, whoever waits for it and is cancelled: cut off, it would cost its channel,
+        whose number would be used again while the broker still has it.
+        """
+        return await asyncio.shield(self.spawn(call))
+
+    def spawn(self, call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Run a call that the loss of this link may end. One that has no answer in time costs the link."""
+
+        async def run() -> T:
+            try:
+                async with asyncio.timeout(ANSWER):
+                    return await call
+            except TimeoutError:
+                if not self.blocked:
+                    self.give_up(f"no answer within {ANSWER:g} s")
+                raise
+
+        def ended(task: "asyncio.Task[T]") -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # nobody need wait for it
 
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
+        return task
 
     def give_up(self, reason: str) -> None:
         """Done with this link; its supervisor closes it and makes the next."""
@@ -299,12 +319,8 @@ class Link:
                 self.give_up(f"silent for {now - link.heard:.0f} s")
             elif link.tapped and now - told > heartbeat:
                 link.tapped, told = False, now
-                self.spawn(self._hear())
+                self.spawn(self.attempt(_nothing))
         return self.lost.result()
-
-    async def _hear(self) -> None:
-        async with self.attempt():
-            pass
 
     async def close(self, deadline: float = 2.0) -> None:
         """Say goodbye if the broker listens, then cut. Takes at most `deadline` seconds."""
@@ -326,6 +342,14 @@ class Link:
                 self._transport.socket.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(RuntimeError):
                 self._transport.socket.abort()
+
+
+async def _await(call: Awaitable[None]) -> None:
+    await call
+
+
+async def _nothing(channel: aiormq.abc.AbstractChannel) -> None:
+    """A channel that opens and closes."""
 
 
 def _reason(future: "asyncio.Future[Any]") -> str:

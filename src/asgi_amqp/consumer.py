@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import codec
-from .connection import ANSWER, GONE, Link, Wire, describe
+from .connection import GONE, Link, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, LayerError
 from .metrics import Stats
@@ -136,15 +136,14 @@ class Consumer:
             wire, self._prefetch = self._wire, prefetch
             if wire is not None and not wire.closed:
                 with contextlib.suppress(*GONE):
-                    await wire.channel.basic_cancel(self._tag, timeout=ANSWER)
+                    await wire.cancel(self._tag)
                     self._tag = await wire.consume(self.queue.name, prefetch=prefetch)
 
     async def pause(self) -> None:
         """No new messages; those delivered can still be acknowledged."""
         async with self._changing:
-            if self._wire is not None and not self._wire.closed:
-                with contextlib.suppress(*GONE):
-                    await self._wire.channel.basic_cancel(self._tag, timeout=5)
+            if self._wire is not None:
+                await self._wire.cancel(self._tag)
 
     async def stop(self) -> None:
         """End; what was delivered and not acknowledged goes back to the queue."""

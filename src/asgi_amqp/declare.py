@@ -3,6 +3,7 @@
 import logging
 
 from aiormq import ChannelPreconditionFailed
+from aiormq.abc import AbstractChannel
 
 from .connection import Link
 from .topology import NO_LIMIT, Queue, Topology
@@ -22,10 +23,14 @@ async def declare(link: Link, topology: Topology, queue: Queue) -> None:
         if link.major < 4:  # where no limit is the default, and this word for it unknown
             arguments = {key: value for key, value in arguments.items() if value != NO_LIMIT}
         try:
-            async with link.attempt() as channel:
-                await channel.queue_declare(name, durable=True, arguments=arguments)
+            await link.attempt(
+                lambda channel: channel.queue_declare(name, durable=True, arguments=arguments)  # noqa: B023
+            )
         except ChannelPreconditionFailed as error:
             log.warning("Queue %s exists with other options and is used as it is: %s", name, error)
-    async with link.attempt() as channel:
+
+    async def bind(channel: AbstractChannel) -> None:
         await channel.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
         await channel.queue_bind(queue.name, topology.exchange, queue.key)
+
+    await link.attempt(bind)

@@ -4,8 +4,8 @@ A mailbox belongs to one process-local channel. What comes together for one targ
 they were on the wire) count once, however many mailboxes hold it, from its arrival until the last of them has
 read it. When all parcels together are over their limit, the oldest goes, wherever it is unread.
 
-A channel that holds `capacity` unread messages takes no more. Its reader gets the benefit of the doubt: until
-GRACE seconds after it last had nothing to read, a burst is kept beyond the capacity.
+A channel that holds `capacity` unread messages takes no more. But a reader that waits loses nothing: until it
+has had its turn, and GRACE seconds after it last had nothing to read, a burst is kept beyond the capacity.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from .codec import Message, copier
 from .config import Config
 from .exceptions import ChannelFull
 
-GRACE = 0.5
+GRACE = 2.0
 
 
 class Waiter(Protocol):
@@ -61,7 +61,8 @@ class Mailbox:
 
     __slots__ = (
         "_copy", "_expires", "_parcel", "_unread", "arriving", "capacity", "channel", "closed", "count",
-        "gaps", "home", "level_at", "read_at", "waiters",
+        "gaps", "home", "level_at", "read_at",
+        "woken", "waiters",
     )  # fmt: skip
 
     def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:
@@ -75,6 +76,7 @@ class Mailbox:
         self.waiters: deque[Waiter] = deque()
         self.read_at = now  # when it was last read: what nobody reads is swept away
         self.level_at = float("-inf")  # when its reader last had nothing to read
+        self.woken = False  # a reader that waited has not had its turn yet
         self._unread: deque[Any] = deque()
         self._parcel: Parcel | None = None  # the one that is being read
         self._expires = float("inf")
@@ -89,12 +91,13 @@ class Mailbox:
     def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
         """Messages that arrived together, oldest first."""
         excess = self.count + len(messages) - self.capacity
-        if excess > 0 and not self.waiters and now - self.level_at > GRACE:
+        if excess > 0 and not self.waiters and not self.woken and now - self.level_at > GRACE:
             if self.home.drop_oldest:
                 self._drop(min(excess, self.count))
                 messages = messages[max(0, len(messages) - self.capacity) :]
             else:
-                messages = messages[: max(0, len(messages) - excess)]
+                excess = min(excess, len(messages))
+                messages = messages[: len(messages) - excess]
             self.home.lose("overflow", excess, self)
         if messages:
             parcel.holders[self] = None
@@ -109,6 +112,7 @@ class Mailbox:
         of those that are missing.
         """
         self.read_at = now
+        self.woken = False
         if self.gaps:
             return self.gaps.pop(next(iter(self.gaps)))
         unread = self._unread
@@ -202,11 +206,13 @@ class Mailbox:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                self.woken = True
                 count -= 1
 
     def forsaken(self, waiter: Waiter, *, woken: bool) -> None:
         """Who waited has gone away; whoever comes next takes what it was woken for."""
         self.level_at = float("-inf")
+        self.woken = False
         if woken and (self.count or self.gaps):
             self.wake()
         elif waiter in self.waiters:

@@ -328,8 +328,7 @@ class Receiver:
             inbox.box.clear()
         if self._wire is not None:
             link = await self.supervisor.link(self._config.timeout)
-            async with link.attempt() as channel:
-                await channel.queue_purge(self.queue_name)
+            await link.attempt(lambda channel: channel.queue_purge(self.queue_name))
 
     async def close(self, error: LayerError) -> None:
         """Disconnect; everybody who waits hears `error`."""

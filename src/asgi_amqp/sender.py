@@ -85,7 +85,7 @@ class Sender:
         self._plain: Wire
         self._closed: LayerError | None = None
         self._scheduled = self._draining = False
-        self._queue: deque[asyncio.Future[None]] = deque()  # senders that wait for room
+        self._queue: deque[asyncio.Event] = deque()  # senders that wait for room
         self._ticking: asyncio.TimerHandle | None = None
         self._asking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,14 +120,14 @@ class Sender:
 
     async def _room(self, destination: Destination, timeout: float) -> None:
         """Until there is room, one after the other."""
-        mine: asyncio.Future[None] = self.loop.create_future()
+        mine = asyncio.Event()
         self._queue.append(mine)
         self.supervisor.start()
         try:
             async with asyncio.timeout(timeout):
                 while self._queue[0] is not mine or self.outbox.full(destination):
-                    await mine
-                    mine = self._queue[self._queue.index(mine)] = self.loop.create_future()
+                    mine.clear()
+                    await mine.wait()
         except TimeoutError:
             raise BrokerUnavailable(
                 f"{self._state()}: {self.outbox.buffered} bytes wait to be sent or confirmed, the most that "
@@ -139,8 +139,8 @@ class Sender:
 
     def _wake(self) -> None:
         """Whoever is first in the queue looks whether there is room."""
-        if self._queue and not self._queue[0].done():
-            self._queue[0].set_result(None)
+        if self._queue:
+            self._queue[0].set()
 
     def submit(
         self, destination: Destination, data: bytes, ticket: Ticket | None, *, watched: bool = True
@@ -289,11 +289,10 @@ class Sender:
         try:
             async with asyncio.timeout(ASK_WHY):
                 link = await self.supervisor.link(ASK_WHY)
-                async with link.attempt() as wire:
-                    ready = (await wire.queue_declare(queue.name, passive=True)).message_count
+                found = await link.attempt(lambda channel: channel.queue_declare(queue.name, passive=True))
             # What waits in a queue that was made since says nothing of the one before.
             declared, left = self.outbox.refused_since(queue)
-            if ready and declared < left:
+            if found.message_count and declared < left:
                 error = ChannelFull(f"the queue of channel {channel!r} is full")
         except ChannelNotFoundEntity:
             gone = True
@@ -324,8 +323,8 @@ class Sender:
     # The link
 
     async def _setup(self, link: Link) -> None:
-        async with link.attempt() as channel:
-            await channel.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
+        exchange = self._topology.exchange
+        await link.attempt(lambda channel: channel.exchange_declare(exchange, durable=True))
         outbox = self.outbox
         self._confirming = await link.wire(
             on_confirm=self._confirm, on_return=functools.partial(outbox.returned, confirmed=True)

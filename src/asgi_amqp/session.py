@@ -101,8 +101,7 @@ class Session:
         link = await self.receiver.supervisor.link(self._config.timeout)
         for queue in queues:
             with contextlib.suppress(ChannelNotFoundEntity):
-                async with link.attempt() as channel:
-                    await channel.queue_purge(queue)
+                await link.attempt(lambda channel: channel.queue_purge(queue))  # noqa: B023 - awaited at once
 
     def gauges(self) -> dict[str, float]:
         """How full it is just now."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from .codec import NOTHING, Message, decode, encode, encode_target
-from .connection import ANSWER, GONE, Link, Wire, describe
+from .connection import GONE, Link, Wire, describe
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, Unroutable
 from .layer import AMQPChannelLayer
 from .position import BATCH, Position, first_of, message_of
@@ -61,8 +61,7 @@ class Stream:
 async def exists(link: Link, name: str) -> bool:
     """Whether the stream (or any queue) is there."""
     try:
-        async with link.attempt() as channel:
-            await channel.queue_declare(name, passive=True)
+        await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
     except ChannelNotFoundEntity:
         return False
     return True
@@ -71,8 +70,9 @@ async def exists(link: Link, name: str) -> bool:
 async def declare(link: Link, stream: Stream) -> None:
     """Make the stream if it is not there. One that exists with other limits is used as it is."""
     try:
-        async with link.attempt() as channel:
-            await channel.queue_declare(stream.name, durable=True, arguments=stream.arguments())
+        await link.attempt(
+            lambda channel: channel.queue_declare(stream.name, durable=True, arguments=stream.arguments())
+        )
     except ChannelPreconditionFailed:
         if not await exists(link, stream.name):
             raise ConfigurationError(f"{stream.name} cannot be declared as a stream") from None
@@ -168,8 +168,8 @@ class StreamReader:
 
     async def settled(self) -> None:
         """Until all that the broker had begun to send is here: it answers in order."""
-        if self._wire is not None:
-            await self._wire.channel.basic_qos(prefetch_count=self._prefetch, timeout=ANSWER)
+        if self._wire is not None and self._link is not None:
+            await self._link.own(self._wire.channel.basic_qos(prefetch_count=self._prefetch))
 
 
 async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
@@ -181,8 +181,8 @@ async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
 
 async def _last_chunk(link: Link, name: str, timeout: float) -> Messages:
     """The end of a stream: one message or more, none if it is empty."""
-    async with link.attempt() as channel:
-        count = (await channel.queue_declare(name, passive=True)).message_count or 0
+    found = await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
+    count = found.message_count or 0
     newest = await _peek(link, name, LAST, timeout if count else 1.0)
     if count and not newest:
         raise BrokerUnavailable(
@@ -333,9 +333,8 @@ class EventStream:
     async def _open(self, link: Link) -> str:
         name, exchange = self._stream.name, self._layer.prefix
         await declare(link, self._stream)
-        async with link.attempt() as channel:
-            await channel.exchange_declare(exchange, exchange_type="direct", durable=True)
-            await channel.queue_bind(name, exchange, self._key(""))
+        await link.attempt(lambda channel: channel.exchange_declare(exchange, durable=True))
+        await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key("")))
         newest = await _last_chunk(link, name, self._layer.timeout)
         if not newest:
             founding = encode_target(secrets.token_hex(6)) + NOTHING
@@ -347,8 +346,7 @@ class EventStream:
                 raise BrokerUnavailable(f"{name} does not give its first message")
             records = list(decode(first[0][1]))
         epoch = records[-1][0]
-        async with link.attempt() as channel:
-            await channel.queue_bind(name, exchange, self._key(epoch))
+        await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key(epoch)))
         return epoch
 
     def _key(self, epoch: str) -> str:
