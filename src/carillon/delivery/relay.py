@@ -55,9 +55,10 @@ class Relay:
     """Moves events from `topology`'s queue of the durable channel `channel` to the stream of the current
     epoch.
 
-    `open_epoch(end)` returns the epoch to append to; `end(epoch)` asks for the offset of the last message of
-    that epoch's stream (-1: it is empty, None: there is no such stream). `declaration(name)` says how a
-    stream is made; `counted(what, count)` hears of `relayed`, `double` and `poison`.
+    `open_epoch(end, position)` returns the epoch to append to; `end(epoch)` asks for the offset of the last
+    message of that epoch's stream (-1: it is empty, None: there is no such stream), and `position` is what
+    the stream had confirmed. `declaration(name)` says how a stream is made; `counted(what, count)` hears of
+    `relayed`, `double` and `poison`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Relay:
         topology: Topology,
         queue,
         *,
-        open_epoch: Callable[[Callable[[str], Awaitable[int | None]]], Awaitable[str]],
+        open_epoch: Callable[[Callable[[str], Awaitable[int | None]], Position | None], Awaitable[str]],
         declaration: Callable[[str], stream.Stream],
         counted: Callable[[str, int], None] = lambda what, count: None,
     ):
@@ -125,6 +126,16 @@ class Relay:
             await wire.basic_cancel(self._consumer)
         self._wake.set()
 
+    def follow(self, epoch: str | None) -> None:
+        """`epoch` is the current one: if another was opened meanwhile, go on with that."""
+        if self._link is not None and epoch not in (None, self._epoch):
+            self._link.give_up(f"epoch {epoch} has begun")
+
+    @property
+    def epoch(self) -> str:
+        """What this relay appends to; "" while it is not attached."""
+        return self._epoch if self._link is not None else ""
+
     # The link
 
     async def _attach(self, link: Link) -> None:
@@ -135,7 +146,7 @@ class Relay:
 
         await asyncio.sleep(pause_before(self._fruitless))
         await declare.declare(link, self._topology, self._queue)
-        epoch = await known(self._open_epoch(end))
+        epoch = await known(self._open_epoch(end, self.position))
         await stream.declare(link, self._declaration(stream_name(epoch)))
         writer = stream.Writer(stream_name(epoch))
         await writer.attach(link)

@@ -41,7 +41,7 @@ class Station:
                 self.hub.begin("none", 0)
         elif self.tail is None:
             options = broker.options("carillon tail")
-            self.tail = Tail(options, self.hub, heads.current_epoch, self._gap)
+            self.tail = Tail(options, self.hub, heads.current, self._gap, heads.replace)
             self.replayer = Replayer(broker.options("carillon replay"), self.hub)
             self.tail.start()
 

@@ -29,7 +29,7 @@ def message(number, *texts):
 def make():
     gaps = []
     hub = Hub(Window(10**6))
-    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, None, gaps.append)
+    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, None, gaps.append, None)
     hub.begin("ep", 0)
     ear = Ear()
     hub.subscribe(ear, frozenset([b"a-1"]))
@@ -84,4 +84,4 @@ async def test_a_fresh_process_reads_what_half_its_window_holds(monkeypatch, end
     monkeypatch.setattr(stream, "end_of", end_of)
     monkeypatch.setattr(stream, "first_from", first_from)
     tail, *_ = make()
-    assert await tail._beginning(None, "ep") == start
+    assert await tail._beginning(None, "ep", 0) == start
