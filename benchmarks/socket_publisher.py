@@ -35,7 +35,7 @@ async def relay(url, epoch):
 
     layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}})
 
-    async def open_epoch(end):
+    async def open_epoch(end, reached):
         return epoch
 
     queue = layer.destination("notifications").queue

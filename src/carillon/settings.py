@@ -104,7 +104,10 @@ CHANNEL_LAYERS = {
             "url": env.amqp_urls,
             "prefix": "carillon",
             # One runworker at a time takes from it, others stand by: the queue's order is what clients see.
-            "durable": {"notifications": {"single": True}},
+            # A lost connection counts as a delivery of everything in hand, so a limit would throw away events
+            # that were accepted. Not -1: brokers before 4.0 do not take it, and newer ones then put what is
+            # given back behind the others.
+            "durable": {"notifications": {"single": True, "delivery_limit": 1_000_000_000}},
             "expiry": 60,
             "ssl_ca": env.amqp_tls_ca,
         },

@@ -34,7 +34,7 @@ class Event:
     @property
     def size(self) -> int:
         """Bytes that this event is counted with wherever memory is bounded."""
-        return len(self.text) + len(self.group) + 250
+        return len(self.text) + len(self.group) + 250 + 16 * len(self.audience or ())
 
     def __repr__(self):
         return f"<Event {self.group.decode()} at {self.offset}>"

@@ -25,19 +25,31 @@ class Listener:
     matched against an event's audience.
     """
 
-    __slots__ = ("form", "groups", "tags")
+    __slots__ = ("form", "groups", "level", "tags")
+
+    piece: int | None = None
+    """The most bytes that it is given of its past at once; None: all there is."""
 
     def __init__(self, form, tags=frozenset()):
         self.form = form
         self.tags = tags
         self.groups: frozenset[bytes] = frozenset()
+        self.level = True
+        """False while some of its past is still to come: where the stream is, it is not."""
 
     def write(self, data, offset: int) -> None:
         """Write what `form.join` made; `offset` is that of its last event. Must neither block nor raise."""
         raise NotImplementedError
 
+    def give(self, data, offset: int) -> None:
+        """Write some of its past: the same, where nothing depends on it."""
+        self.write(data, offset)
+
     held = 0
     """Bytes that wait in this process for the reader."""
+
+    async def room(self) -> None:
+        """Until it can take a piece of its past."""
 
     def hears(self, event) -> bool:
         """Whether the event's audience includes this listener."""
@@ -255,17 +267,16 @@ class Hub:
 
     # Resuming
 
-    def replay(self, listener: Listener, groups, offset: int) -> bool:
-        """Write what the window has of `groups` behind `offset` and the listener may hear. False: not
-        covered."""
+    def missed(self, listener: Listener, groups, offset: int) -> list | None:
+        """What the window has of `groups` behind `offset` and the listener may hear. None: not covered."""
         events = self.window.after(groups, offset)
-        if events is None:
-            return False
-        events = [event for event in events if listener.hears(event)]
+        return None if events is None else [event for event in events if listener.hears(event)]
+
+    def tell(self, listener: Listener, events) -> None:
+        """Write events of the past to one listener."""
         if events:
             form = listener.form
-            listener.write(form.join([form.piece(event, self.epoch) for event in events]), events[-1].offset)
-        return True
+            listener.give(form.join([form.piece(event, self.epoch) for event in events]), events[-1].offset)
 
 
 def _offset(event):

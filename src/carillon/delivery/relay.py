@@ -43,15 +43,22 @@ TAKEOVER = PREFETCH + 64
 one."""
 
 MAX_TEXT = 1024 * 1024
+MAX_AUDIENCE = 100_000
+"""Tags of one event: with its text, far below what a broker takes in one message."""
+
+TAKEOVER_PAUSE, TAKEOVER_PAUSE_MOST = 0.2, 5.0
+"""Seconds between takeovers that lead to nothing, doubling: a relay that fails again and again must not spend
+the machine on it. The first is tried at once."""
 
 
 class Relay:
     """Moves events from `topology`'s queue of the durable channel `channel` to the stream of the current
     epoch.
 
-    `open_epoch(end)` returns the epoch to append to; `end(epoch)` asks for the offset of the last message of
-    that epoch's stream (-1: it is empty, None: there is no such stream). `declaration(name)` says how a
-    stream is made; `counted(what, count)` hears of `relayed`, `double` and `poison`.
+    `open_epoch(end, position)` returns the epoch to append to; `end(epoch)` asks for the offset of the last
+    message of that epoch's stream (-1: it is empty, None: there is no such stream), and `position` is what
+    the stream had confirmed. `declaration(name)` says how a stream is made; `counted(what, count)` hears of
+    `relayed`, `double` and `poison`.
     """
 
     def __init__(
@@ -60,7 +67,7 @@ class Relay:
         topology: Topology,
         queue,
         *,
-        open_epoch: Callable[[Callable[[str], Awaitable[int | None]]], Awaitable[str]],
+        open_epoch: Callable[[Callable[[str], Awaitable[int | None]], Position | None], Awaitable[str]],
         declaration: Callable[[str], stream.Stream],
         counted: Callable[[str, int], None] = lambda what, count: None,
     ):
@@ -94,6 +101,8 @@ class Relay:
         self._wake = asyncio.Event()
         self._task: asyncio.Task | None = None
         self._in_flight = 0
+        self._fruitless = 0
+        """Links lost since the stream last confirmed something."""
         self.supervisor = Supervisor(options, self._attach, self._lost)
 
     async def run(self) -> None:
@@ -117,6 +126,16 @@ class Relay:
             await wire.basic_cancel(self._consumer)
         self._wake.set()
 
+    def follow(self, epoch: str | None) -> None:
+        """`epoch` is the current one: if another was opened meanwhile, go on with that."""
+        if self._link is not None and epoch not in (None, self._epoch):
+            self._link.give_up(f"epoch {epoch} has begun")
+
+    @property
+    def epoch(self) -> str:
+        """What this relay appends to; "" while it is not attached."""
+        return self._epoch if self._link is not None else ""
+
     # The link
 
     async def _attach(self, link: Link) -> None:
@@ -125,8 +144,9 @@ class Relay:
                 return None
             return await stream.end_of(link, stream_name(epoch))
 
+        await asyncio.sleep(pause_before(self._fruitless))
         await declare.declare(link, self._topology, self._queue)
-        epoch = await known(self._open_epoch(end))
+        epoch = await known(self._open_epoch(end, self.position))
         await stream.declare(link, self._declaration(stream_name(epoch)))
         writer = stream.Writer(stream_name(epoch))
         await writer.attach(link)
@@ -145,6 +165,7 @@ class Relay:
         self._wake.set()
 
     def _lost(self, link: Link, reason: str) -> None:
+        self._fruitless += 1
         if self._writer is not None:
             self._writer.lost(reason)
         self._link = self._writer = self._wire = None
@@ -243,7 +264,7 @@ class Relay:
             try:
                 event = event_of(message)
             except Malformed as error:
-                await self._bury(codec.encode_target("") + codec.encode(message), str(error))
+                await self._bury(_as_it_was(message), str(error))
                 continue
             if not self._seen.add(event.id):
                 self.doubles += 1
@@ -310,6 +331,7 @@ class Relay:
                     self._link.give_up("the stream did not confirm")
                 return
             self.position = position
+            self._fruitless = 0
             self._unsure.difference_update(event.id for event in events)
             self.relayed += len(events)
             self._counted("relayed", len(events))
@@ -337,8 +359,33 @@ def _succeeded(done: asyncio.Future) -> bool:
     return not done.cancelled() and done.exception() is None
 
 
+def pause_before(fruitless: int) -> float:
+    """Seconds to wait before a takeover, after so many that led to nothing."""
+    return min(TAKEOVER_PAUSE_MOST, TAKEOVER_PAUSE * 2 ** (fruitless - 2)) if fruitless > 1 else 0.0
+
+
+def _as_it_was(message: object) -> bytes:
+    """The body of a dead letter: a batch of one, or what can be said of a message that cannot be packed."""
+    try:
+        return codec.encode_batch([codec.encode_target("") + codec.encode(message)])
+    except Exception:
+        return repr(message)[:MAX_TEXT].encode("utf-8", "backslashreplace")
+
+
 def event_of(message: dict) -> Event:
-    """The event in a queue message `{"id", "group", "text", "audience", "stamp"}`. Raises Malformed."""
+    """The event in a queue message `{"id", "group", "text", "audience", "stamp"}`. Raises Malformed, and
+    nothing else: what one message holds must not stop those around it."""
+    try:
+        event = _event_of(message)
+        pack([event])
+    except Malformed:
+        raise
+    except Exception as error:
+        raise Malformed(f"not an event: {type(error).__name__}") from None
+    return event
+
+
+def _event_of(message: dict) -> Event:
     try:
         group = message["group"].encode()
         text = message["text"].encode()
@@ -356,10 +403,12 @@ def event_of(message: dict) -> Event:
     try:
         if not isinstance(json.loads(text), dict):
             raise Malformed("its payload is no JSON object")
-    except ValueError:
-        raise Malformed("its payload is no JSON") from None
+    except (ValueError, RecursionError):
+        raise Malformed("its payload is no JSON, or nested too deeply") from None
     if "\n" in message["text"] or "\r" in message["text"]:
         text = re.sub(rb"[\r\n]+", b" ", text)
     if audience is not None:
-        audience = tuple(str(tag) for tag in audience)
+        audience = tuple(str(tag)[:64] for tag in audience)
+        if len(audience) > MAX_AUDIENCE:
+            raise Malformed(f"an audience of {len(audience)}: {MAX_AUDIENCE} tags are the most")
     return Event(group, text, audience, id, int(stamp or time.time() * 1000))

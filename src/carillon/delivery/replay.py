@@ -1,12 +1,14 @@
 """Positions older than the window: read again from the stream, for everyone who waits for it at once.
 
 A scan begins at the oldest position wanted and ends where the window takes over; there each rider is served
-the rest from the window and joins the live events, in one step. A resume is whole or it is refused:
-`Unrecoverable` says why.
+the rest from the window and joins the live events, in one step. A listener that takes its past in pieces is
+given the next one when there is room; one that is slower than a scan leaves it, and has another when there is
+room again. A resume is whole or it is refused: `Unrecoverable` says why.
 """
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
 from asgi_amqp import stream
 from asgi_amqp.connection import Link, Options, Supervisor
@@ -44,20 +46,32 @@ class Unrecoverable(Exception):
         self.reason = reason
 
 
-class Rider:
-    """One listener that waits for its past."""
+class Past:
+    """What one listener has not heard yet: `groups` behind `since`, which moves on as it hears them. When
+    `closed`, nothing more of it is written."""
 
-    __slots__ = ("done", "events", "groups", "listener", "since")
+    __slots__ = ("closed", "groups", "since")
 
-    def __init__(self, listener, groups, since, done):
-        self.listener = listener
+    def __init__(self, groups: frozenset[bytes], since: Position):
         self.groups = groups
         self.since = since
-        self.done = done
+        self.closed = False
+
+
+class Rider:
+    """One listener in a scan. `done`: its past has moved on to where the window, or another scan, has the
+    rest."""
+
+    __slots__ = ("done", "listener", "past")
+
+    def __init__(self, listener: Listener, past: Past):
+        self.listener = listener
+        self.past = past
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Replayer:
-    """Resumes listeners of `hub`. `held(listener)` tells how many bytes still wait for its reader."""
+    """Resumes listeners of `hub`."""
 
     def __init__(self, options: Options, hub: Hub, *, budget: int = 1024 * 1024):
         self.hub = hub
@@ -67,42 +81,25 @@ class Replayer:
         self._riders: list[Rider] = []
         self._tasks: set[asyncio.Task] = set()
 
-    async def resume(self, listener: Listener, groups, since: Position, join) -> None:
-        """Write to the listener what it missed of `groups` behind `since`, then call `join()` in the same
-        step: it subscribes. Raises Unrecoverable; join() has not been called then."""
-        hub = self.hub
+    async def resume(self, listener: Listener, past: Past, join) -> None:
+        """Write to the listener what it missed, then call `join()` in the same step: it subscribes. Raises
+        Unrecoverable; join() has not been called then."""
+        hub, since = self.hub, past.since
         if since.epoch != hub.epoch:
             raise Unrecoverable("epoch")
         if since.offset > hub.offset and not await hub.reached(since.offset, AHEAD):
             raise Unrecoverable("ahead")
-        if since.epoch != hub.epoch:
-            raise Unrecoverable("epoch")
-        if hub.replay(listener, groups, since.offset):
-            join()
-            return
-        done = asyncio.get_running_loop().create_future()
-        rider = Rider(listener, groups, since, done)
-        self._riders.append(rider)
-        self._dispatch()
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while True:
-                    reached = await done
-                    # From here on nothing is awaited until the listener has joined.
-                    if since.epoch != hub.epoch:
-                        raise Unrecoverable("epoch")
-                    if hub.replay(listener, groups, reached):
-                        join()
-                        return
-                    # The window has moved on meanwhile: one more round from where this one came to.
-                    rider.since = Position(since.epoch, reached)
-                    done = rider.done = asyncio.get_running_loop().create_future()
-                    self._riders.append(rider)
-                    self._dispatch()
-        except TimeoutError:
-            raise Unrecoverable("timeout") from None
-        finally:
-            done.cancel()
+        while not await from_window(hub, listener, past, join):
+            rider = Rider(listener, past)
+            self._riders.append(rider)
+            self._dispatch()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await rider.done
+            except TimeoutError:
+                raise Unrecoverable("timeout") from None
+            finally:
+                rider.done.cancel()
 
     def _dispatch(self):
         if self._riders and len(self._tasks) < SCANS:
@@ -118,14 +115,13 @@ class Replayer:
         self._dispatch()
 
     async def _scan(self, riders):
-        """One pass over the stream; every rider's future ends with the offset it came to, or
-        Unrecoverable."""
+        """One pass over the stream; every rider's future ends, or holds Unrecoverable."""
         self.scans += 1
         epoch = self.hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
         reader = stream.Reader(
             stream_name(epoch),
-            max(0, message_of(min(rider.since.offset for rider in riders)) - OVERLAP),
+            max(0, message_of(min(rider.past.since.offset for rider in riders)) - OVERLAP),
             messages.put_nowait,
             prefetch=CHUNK,
             manual=True,
@@ -156,14 +152,14 @@ class Replayer:
         seen = Seen()
         first = None
         last_number = 0
-        while riders := [rider for rider in riders if not rider.done.done()]:
+        while riders:
             chunk = await messages.get()
             if chunk is None:
                 return
             if first is None:
                 first = chunk[0][0]
                 for rider in riders:
-                    if first > message_of(rider.since.offset):
+                    if first > message_of(rider.past.since.offset):
                         _settle(rider, Unrecoverable("retention"))
             for message, body in chunk:
                 number, found = unpack(body, message)
@@ -172,39 +168,46 @@ class Replayer:
                     return
                 last_number = max(number, last_number)
                 events = [event for event in found if seen.add(event.id)]
-                reached = events[-1].offset if events else first_of(message)
+                reached = found[-1].offset if found else first_of(message)
+                riders = [rider for rider in riders if not rider.done.done()]
                 for rider in riders:
-                    if not rider.done.done():
-                        self._serve(rider, events)
+                    self._serve(rider, events, Position(epoch, reached))
                 if self.hub.epoch != epoch:
                     self._fail(riders, "epoch")
                 if self.hub.window.covers(reached):
                     for rider in riders:
-                        _settle(rider, max(reached, rider.since.offset))
+                        _settle(rider)
                     return
-            await self._wait_for_readers(riders)
+                await self._wait_for_readers(riders)
             reader.acknowledge()
 
-    def _serve(self, rider, events):
-        wanted = [
-            event
-            for event in events
-            if event.offset > rider.since.offset
-            and event.group in rider.groups
-            and rider.listener.hears(event)
-        ]
-        if wanted:
-            form = rider.listener.form
-            pieces = [form.piece(event, rider.since.epoch) for event in wanted]
-            rider.listener.write(form.join(pieces), wanted[-1].offset)
+    def _serve(self, rider, events, reached: Position):
+        past = rider.past
+        if past.closed or reached.offset <= past.since.offset:
+            return
+        self.hub.tell(
+            rider.listener,
+            [
+                event
+                for event in events
+                if event.offset > past.since.offset
+                and event.group in past.groups
+                and rider.listener.hears(event)
+            ],
+        )
+        past.since = reached
 
     async def _wait_for_readers(self, riders):
-        """The scan goes at the pace of the slowest reader, up to a point: then that one is cut off by its
-        budget."""
-        for _ in range(50):
-            if all(rider.listener.held < self._budget // 2 for rider in riders):
+        """The scan goes at the pace of the slowest reader, up to a point: then that one leaves it, or is cut
+        off by its budget."""
+        for _ in range(100):
+            slow = [rider for rider in riders if rider.listener.held >= self._budget // 2]
+            if not slow:
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.01)
+        for rider in slow:
+            if rider.listener.piece is not None:
+                _settle(rider)
 
     def _fail(self, riders, reason):
         for rider in riders:
@@ -216,11 +219,51 @@ class Replayer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _settle(rider, outcome):
+async def from_window(hub: Hub, listener: Listener, past: Past, join) -> bool:
+    """Write what the window has of a listener's past, and join(). False: it does not have all of it. Raises
+    Unrecoverable."""
+    while True:
+        await listener.room()
+        # From here on nothing is awaited until a piece has been written, or the listener has joined.
+        if past.since.epoch != hub.epoch:
+            raise Unrecoverable("epoch")
+        events = hub.missed(listener, past.groups, past.since.offset)
+        if events is None:
+            return False
+        pieces = list(_pieces(events, listener.piece))
+        if len(pieces) <= 1:
+            hub.tell(listener, events)
+            join()
+            return True
+        for piece in pieces:
+            hub.tell(listener, piece)
+            past.since = Position(past.since.epoch, piece[-1].offset)
+            await listener.room()
+            if past.since.epoch != hub.epoch:
+                raise Unrecoverable("epoch")
+
+
+def _pieces(events: list, most: int | None) -> Iterator[list]:
+    """The events, cut where a piece has reached `most` bytes."""
+    if most is None:
+        yield events
+        return
+    piece, size = [], 0
+    for event in events:
+        piece.append(event)
+        size += event.size
+        if size >= most:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _settle(rider, problem: Unrecoverable | None = None):
     if rider.done.done():
         return
-    if isinstance(outcome, Exception):
-        rider.done.set_exception(outcome)
-        rider.done.exception()
+    if problem is None:
+        rider.done.set_result(None)
     else:
-        rider.done.set_result(outcome)
+        rider.done.set_exception(problem)
+        rider.done.exception()

@@ -283,7 +283,7 @@ class DeliveryServer(Server):
                 continue
             outlet = socket.outlet
             outlet.write(PING, 0)
-            if outlet.form is Frames2 and outlet.groups and outlet.sent != offset:
+            if outlet.form is Frames2 and outlet.groups and outlet.level and outlet.sent != offset:
                 # A quiet client's position does not grow old: it moves on with the stream.
                 outlet.text(f'{{"position": "{epoch}:{offset}"}}', offset)
         asyncio.get_event_loop().call_later(TICK, self._tick)

@@ -13,7 +13,7 @@ from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position
 from carillon.delivery import broker, heads
 from carillon.delivery.hub import Hub, Listener
-from carillon.delivery.replay import Replayer, Unrecoverable
+from carillon.delivery.replay import Past, Replayer, Unrecoverable, from_window
 from carillon.delivery.tail import Tail
 from carillon.delivery.window import Window
 
@@ -41,7 +41,7 @@ class Station:
                 self.hub.begin("none", 0)
         elif self.tail is None:
             options = broker.options("carillon tail")
-            self.tail = Tail(options, self.hub, heads.current_epoch, self._gap)
+            self.tail = Tail(options, self.hub, heads.current, self._gap, heads.replace)
             self.replayer = Replayer(broker.options("carillon replay"), self.hub)
             self.tail.start()
 
@@ -60,17 +60,16 @@ class Station:
         """Behind the last event that was written to this process's listeners."""
         return Position(self.hub.epoch, self.hub.offset)
 
-    async def resume(self, listener: Listener, groups: frozenset[bytes], since: Position, join) -> None:
+    async def resume(self, listener: Listener, past: Past, join) -> None:
         """See Replayer.resume. Raises Unrecoverable."""
-        if self.replayer is not None:
-            try:
-                await self.replayer.resume(listener, groups, since, join)
-            except LayerError:
-                raise Unrecoverable("unavailable") from None
-        elif since.epoch == self.hub.epoch and self.hub.replay(listener, groups, since.offset):
-            join()
-        else:
-            raise Unrecoverable("epoch" if since.epoch != self.hub.epoch else "retention")
+        if self.replayer is None:
+            if not await from_window(self.hub, listener, past, join):
+                raise Unrecoverable("retention")
+            return
+        try:
+            await self.replayer.resume(listener, past, join)
+        except LayerError:
+            raise Unrecoverable("unavailable") from None
 
     def _gap(self, reason: str) -> None:
         logger.error(

@@ -24,7 +24,7 @@ from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position
 from carillon.delivery.asgi_outlet import AsgiOutlet
 from carillon.delivery.forms import Frames1, Frames2, Texts1, Texts2
-from carillon.delivery.replay import Unrecoverable
+from carillon.delivery.replay import Past, Unrecoverable
 from carillon.delivery.station import NotReady
 from carillon.notifications.registry import registry
 from carillon.websocket import authentication, protocol
@@ -37,6 +37,7 @@ CONNECT_TIMEOUT = 10.0  # seconds for who it is
 GOODBYE_TIMEOUT = 2.0  # seconds for a closing handshake when the process stops
 # An identity is looked at again even if no word came that it changed. Seconds, give or take a fifth.
 RECHECK = 300.0
+RECHECK_SOON = 10.0  # where the database was away
 
 Message = dict[str, Any]
 
@@ -55,8 +56,32 @@ class Gone(Exception):
     """The client has left."""
 
 
+class Late(Past):
+    """Groups of a socket that are not live: their past comes first. `asked`: the client asked for it, and is
+    told how that ended."""
+
+    __slots__ = ("asked", "ended")
+
+    def __init__(self, groups: frozenset[bytes], since: Position, asked: bool = False) -> None:
+        super().__init__(groups, since)
+        self.asked = asked
+        self.ended = asyncio.Event()
+
+    def anew(self) -> Late:
+        """The same, for whoever goes on with it; to this one nothing more is written."""
+        self.closed = True
+        other = Late(self.groups, self.since, self.asked)
+        other.ended = self.ended
+        return other
+
+
 class Socket:
-    """One connection, from handshake to goodbye."""
+    """One connection, from handshake to goodbye.
+
+    Each of its groups is in one of three states. *Live*: the hub writes its events as they come. *Late*: its
+    past is written first, then it goes live. *Held*: somebody's rights have changed, and until the database
+    has said what is left of them, nothing is written; then what was held back is late.
+    """
 
     def __init__(
         self,
@@ -77,7 +102,9 @@ class Socket:
         self.identity: authentication.Identity | None = None
         self.entry: uuid.UUID | None = None
         self.groups: dict[str, tuple[str, str]] = {}  # name: (family, key)
-        self.changing = asyncio.Lock()  # one change of `groups` or `identity` at a time
+        # One change of `groups` or `identity` at a time. Never held while a past is written: a change of
+        # rights must not wait for that.
+        self.changing = asyncio.Lock()
         self.messages = protocol.Allowance(limits.message_burst, limits.message_rate)
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
@@ -85,7 +112,11 @@ class Socket:
         self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._held_at: Position | None = None  # while somebody looks at the identity: what follows waits
+        self._asked = 0  # how often it was asked to look at the identity
+        self._must = False  # whether a word of changed rights was among that
+        self._held = False
+        self._late: list[Late] = []
+        self._catching_up: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         self.task = asyncio.current_task()
@@ -105,6 +136,9 @@ class Socket:
         except (DatabaseError, LayerError, TimeoutError) as error:
             logger.warning("Socket closed, to come back later: %s", type(error).__name__)
             await self._close(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
+        except Exception:
+            logger.exception("A socket fails")
+            await self._close(Close(protocol.TRY_LATER, "the server has failed: try again later"))
         finally:
             await self._clean_up()
 
@@ -128,8 +162,8 @@ class Socket:
                 wanted = protocol.parse(message.get("text"), self.limits, self._xrftoken(), self.version)
                 if isinstance(wanted, protocol.Refresh):
                     await self._refresh(wanted)
-                else:
-                    await self._subscribe(wanted)
+                elif late := await self._subscribe(wanted):
+                    await late.ended.wait()
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
                     raise Close(protocol.POLICY, "too many invalid messages") from None
@@ -153,6 +187,7 @@ class Socket:
                 self.send,
                 lambda text: {"type": "websocket.send", "text": text},
                 self._too_slow,
+                self._fall_behind,
             )
         elif self.version == 2:
             self.outlet.form = Frames2
@@ -187,7 +222,7 @@ class Socket:
         self.handshake = None
         here.add(self)
         if here.changed_since(before, self.identity.user.pk):
-            self.recheck()
+            self.access_changed(here.station.hub.offset)
 
     # What the client says
     # ---------------------------------------------------------------------------------------
@@ -196,10 +231,10 @@ class Socket:
         """What a message must carry: only a session's socket can be opened by somebody else's page."""
         return self.csrftoken if self.identity.session_key is not None else None
 
-    async def _subscribe(self, wanted: protocol.Subscribe) -> None:
+    async def _subscribe(self, wanted: protocol.Subscribe) -> Late | None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
-        begins at `since`, or now."""
-        while self._held_at is not None and self._checking is not None:
+        begins at `since`, or now. Returns what is on its way, where there is a `since`."""
+        while self._held and self._checking is not None:
             await asyncio.wait({self._checking})
         here = sockets()
         async with self.changing:
@@ -209,28 +244,13 @@ class Socket:
             )
             if here.changed_since(before, self.identity.user.pk, groups):
                 # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
-                self.recheck()
+                self.access_changed(here.station.hub.offset)
             unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
-            if wanted.since is None:
-                self._replace(groups, [*unknown, *errors])
-                return
-            station = here.station
-            joined = groups.keys() - self.groups.keys()
-            old, kept = self.groups, {name: self.groups[name] for name in self.groups.keys() & groups.keys()}
-            self._listen(kept)
-            for frame in (*unknown, *errors):
-                self._text(frame)
-            self._text(protocol.groups_reply(old, groups))
-
-            def join() -> None:
-                self._listen(groups)
-                self._text(protocol.recovered(station.position))
-
-            try:
-                await station.resume(self.outlet, _names(joined), wanted.since, join)
-            except Unrecoverable as gone:
-                self._text(protocol.unrecoverable(station.position, gone.reason))
-                self._listen(groups)
+            late = None
+            if wanted.since is not None:
+                late = Late(_names(groups.keys() - self.groups.keys()), wanted.since, asked=True)
+            self._replace(groups, [*unknown, *errors], late)
+            return late
 
     async def _permitted(
         self, wanted: Iterable[tuple[str, str]]
@@ -260,20 +280,83 @@ class Socket:
                     errors.append(protocol.denied(name, text))
         return groups, errors
 
-    def _replace(self, groups: dict[str, tuple[str, str]], errors: Iterable[str]) -> None:
+    def _replace(
+        self, groups: dict[str, tuple[str, str]], errors: Iterable[str], late: Late | None = None
+    ) -> None:
         """In one step: what is no longer wanted is left, what is new is joined, and the client is told."""
         old = self.groups
         for frame in errors:
             self._text(frame)
         self._text(protocol.groups_reply(old, groups))
+        if late is not None:
+            self._late.append(late)
         self._listen(groups)
 
     def _listen(self, groups: dict[str, tuple[str, str]]) -> None:
+        """Be subscribed to these: those that are late as soon as they are level, the others now."""
         self.groups = groups
         if self.entry is not None:
             presence().watch(self.entry, groups)
-        if self._held_at is None:
-            sockets().station.hub.subscribe(self.outlet, _names(groups))
+        hub = sockets().station.hub
+        wanted = _names(groups)
+        for late in self._late:
+            late.groups &= wanted
+        self._late = [late for late in self._late if late.groups or late.asked]
+        live = wanted.difference(*(late.groups for late in self._late))
+        if self._held:
+            if live:
+                self._late.append(Late(live, Position(hub.epoch, hub.offset)))
+            live = frozenset()
+        hub.subscribe(self.outlet, live)
+        self.outlet.level = not self._held and not self._late
+        sockets().wait_for(self, not self.outlet.level)
+        if self._late and not self._held and self._catching_up is None:
+            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Write what is late, one after the other."""
+        station = sockets().station
+        try:
+            # Held meanwhile, or cancelled: then it is no longer this task's to write.
+            while self._late and self._catching_up is asyncio.current_task():
+                late = self._late[0]
+
+                def join(late: Late = late) -> None:
+                    self._leave_behind(late)
+                    if late.asked:
+                        self._text(protocol.recovered(station.position))
+
+                try:
+                    await station.resume(self.outlet, late, join)
+                except Unrecoverable as gone:
+                    self._leave_behind(late)
+                    if late.asked:
+                        self._text(protocol.unrecoverable(station.position, gone.reason))
+                    else:
+                        self.interrupted(gone.reason)
+        except Exception:
+            logger.exception("A socket cannot be brought up to date")
+            self.end(Close(protocol.TRY_LATER, "the server has failed: try again later"))
+        finally:
+            if self._catching_up is asyncio.current_task():
+                self._catching_up = None
+
+    def _leave_behind(self, late: Late) -> None:
+        """These groups are live from here on."""
+        self._late.remove(late)
+        self._listen(self.groups)
+        late.ended.set()
+
+    def _set_back(self, offset: int) -> None:
+        """What is live becomes late, from behind `offset`."""
+        hub = sockets().station.hub
+        if self.outlet.groups:
+            self._late.append(Late(self.outlet.groups, Position(hub.epoch, offset)))
+
+    def _fall_behind(self, offset: int) -> None:
+        """The reader is slower than the events: it gets them at its own pace, beginning behind `offset`."""
+        self._set_back(offset)
+        self._listen(self.groups)
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
         """Version 2: the socket lives on with a new token of the same user."""
@@ -288,71 +371,72 @@ class Socket:
     # Who it is, now
     # ---------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch(self, wait: float = RECHECK) -> None:
         """Look at the identity when it expires, and now and then."""
         if self._timer is not None:
             self._timer.cancel()
-        wait = RECHECK * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+        wait *= random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         left = _seconds_until(self.identity.expires)
         self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
 
-    def recheck(self) -> None:
-        """Look at the identity and the groups now; the socket goes on, with less, or ends."""
+    def recheck(self, must: bool = False) -> None:
+        """Look at the identity and the groups now; the socket goes on, with less, or ends. `must`: something
+        has changed, so an answer of before will not do."""
         if self._gone:
             return
+        self._asked += 1
+        self._must |= must
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._recheck())
-        else:
-            # What changed may have changed after that look: look once more.
-            self._checking.add_done_callback(lambda _: self.recheck())
 
     def access_changed(self, offset: int) -> None:
         """Rights changed with the event at `offset`. What follows it is held back until it is clear who may
         hear it, and is then read from the window: neither too much is heard nor too little."""
-        station = sockets().station
-        if self._held_at is None and not self.changing.locked():
-            self._held_at = Position(station.hub.epoch, offset)
-            station.hub.subscribe(self.outlet, frozenset())
-        self.recheck()
+        if self._gone:
+            return
+        if not self._held:
+            self._set_back(offset)
+            self._held = True
+            # Whoever writes its past at the moment stops here, even before he hears that he is cancelled.
+            self._late = [late.anew() for late in self._late]
+            if self._catching_up is not None:
+                self._catching_up.cancel()
+                self._catching_up = None
+            self._listen(self.groups)
+        self.recheck(must=True)
 
     async def _recheck(self) -> None:
-        """Is the user still who he was, and may he still hear what he subscribed to?"""
+        """Is the user still who he was, and may he still hear what he subscribed to? Again, until nothing has
+        changed since the last answer was asked for."""
+        answered = -1
         try:
-            async with self.changing:
-                here = sockets()
-                before = here.changes
-                identity = await database_sync_to_async(authentication.revalidate)(self.identity)
-                if identity is None:
-                    self.end(Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again"))
-                    return
-                await self._become(identity)
-                if here.changed_since(before, identity.user.pk, self.groups):
-                    # While a socket is held back, the hub does not know its groups.
-                    self.recheck()
-                await self._let_go()
+            while answered != self._asked:
+                answered = self._asked
+                async with self.changing:
+                    identity = await database_sync_to_async(authentication.revalidate)(self.identity)
+                    if identity is None:
+                        self.end(
+                            Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again")
+                        )
+                        return
+                    await self._become(identity)
         except DatabaseError as error:
-            # A database that is away for a moment is no reason to send everybody away, an expiry is.
-            if self._held_at is not None or _seconds_until(self.identity.expires) <= 0:
+            # A database that is away for a moment is no reason to send everybody away: a change is, and an
+            # expiry.
+            if self._must or _seconds_until(self.identity.expires) <= 0:
                 logger.warning("A socket's login cannot be checked: %s", type(error).__name__)
                 self.end(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
                 return
-        self._watch()
-
-    async def _let_go(self) -> None:
-        """Hear what was held back, and go on."""
-        since = self._held_at
-        if since is None:
-            return
-
-        def join() -> None:
-            self._held_at = None
-            self._listen(self.groups)
-
-        try:
-            await sockets().station.resume(self.outlet, _names(self.groups), since, join)
-        except Unrecoverable as gone:
-            join()
-            self.interrupted(gone.reason)
+            self._watch(RECHECK_SOON)
+        except Exception:  # a project's rule, or its session engine
+            logger.exception("A socket's rights cannot be checked")
+            self.end(Close(protocol.TRY_LATER, "the server cannot tell what you may hear: try again later"))
+        else:
+            self._must = False
+            if self._held:
+                self._held = False
+                self._listen(self.groups)
+            self._watch()
 
     async def _become(self, identity: authentication.Identity) -> None:
         """Go on as this identity: hear what it may hear of what was subscribed to, and no more."""
@@ -380,8 +464,14 @@ class Socket:
         """This process cannot know what the client missed: version 2 is told, version 1 is to come back and
         look. A change of rights may be among it."""
         if self.version == 2:
+            for late in self._late:
+                late.closed = True
+                late.ended.set()
+            self._late = []
             self._text(protocol.unrecoverable(sockets().station.position, reason))
-            self.recheck()
+            if self._held:
+                self._listen(self.groups)
+            self.access_changed(sockets().station.hub.offset)
         else:
             self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
 
@@ -406,12 +496,15 @@ class Socket:
         self._gone = True  # whoever still looks at the identity must not bring it back to the hub
         if self._timer is not None:
             self._timer.cancel()
-        if self._checking is not None:
-            self._checking.cancel()
+        for task in (self._checking, self._catching_up):
+            if task is not None:
+                task.cancel()
         sockets().discard(self)
         entry, self.entry = self.entry, None
         if self.outlet is not None:
-            self._held_at = None
+            for late in self._late:
+                late.closed = True
+            self._late, self._held = [], False
             self._listen({})
             if not self.direct:
                 self.outlet.cancel()

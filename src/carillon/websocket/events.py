@@ -107,6 +107,7 @@ class EventStream(Socket):
             self.send,
             lambda data: {"type": "http.response.body", "body": data, "more_body": True},
             self._too_slow,
+            self._fall_behind,
             buffered=self._buffered,
         )
         self._arrive(before)
@@ -122,6 +123,8 @@ class EventStream(Socket):
                     if (await self.receive())["type"] == "http.disconnect":
                         raise Gone
             except TimeoutError:
+                if not self.outlet.level:
+                    continue  # what is on its way has positions of its own
                 at = sockets().station.position
                 # An id without data moves Last-Event-ID on: a quiet stream does not grow old.
                 self.outlet.write(b"id: %s\n: still here\n\n" % str(at).encode(), 0)

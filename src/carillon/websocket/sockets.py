@@ -32,6 +32,7 @@ class Sockets:
         self._forgotten = 0
         self._by_user: dict[int, set[Socket]] = {}
         self._by_outlet: dict[object, Socket] = {}
+        self._waiting: set[Socket] = set()
         here.hub.on(internal.ACCESS.encode(), self._access_changed)
         here.gaps.append(self._interrupted)
         # Not the function itself: it is looked up when it is called.
@@ -50,6 +51,13 @@ class Sockets:
                 mine.discard(socket)
                 if not mine:
                     del self._by_user[socket.identity.user.pk]
+
+    def wait_for(self, socket: Socket, waits: bool) -> None:
+        """Note whether some of the socket's groups are not live: the hub does not know of them then."""
+        if waits:
+            self._waiting.add(socket)
+        else:
+            self._waiting.discard(socket)
 
     def changed_since(self, before: int, user: int, groups: Iterable[str] = ()) -> bool:
         """Whether rights of this user or in these groups changed after change number `before`.
@@ -83,6 +91,9 @@ class Sockets:
                 socket = self._by_outlet.get(listener)
                 if socket is not None:
                     concerned.add(socket)
+        concerned.update(
+            socket for socket in self._waiting if not socket.groups.keys().isdisjoint(what["groups"])
+        )
         for socket in concerned:
             socket.access_changed(event.offset)
 

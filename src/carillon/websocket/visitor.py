@@ -132,6 +132,10 @@ class Visitor:
                 logger.warning("A socket's login cannot be checked: %s", type(error).__name__)
                 self._end(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
                 return
+            except Exception:  # a session engine's, say
+                logger.exception("A socket's login cannot be checked")
+                self._end(Close(protocol.TRY_LATER, reason="the server has failed: try again later"))
+                return
             if identity is None:
                 self._end(Close(protocol.UNAUTHENTICATED, reason="the session or token has ended"))
                 return

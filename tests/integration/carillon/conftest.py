@@ -62,13 +62,22 @@ class Stack:
         return self.post("/jobs/", {"name": f"test {uuid.uuid4()}", **fields})
 
     @contextmanager
-    def socket(self, path: str | None = None, *, plain: bool = False, **headers: str) -> Iterator[Socket]:
+    def socket(
+        self, path: str | None = None, *, plain: bool = False, version: int = 1, **headers: str
+    ) -> Iterator[Socket]:
         """A connected client; by default with the admin's token in the URL, over TLS."""
         base = (self.http_url if plain else self.url).replace("http", "ws", 1)
         context = None if plain else for_threads(ssl.create_default_context(cafile=self.ca))
         path = f"/websocket/?token={self.token}" if path is None else path
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        with connect(base + path, ssl=context, additional_headers=headers, max_queue=None, proxy=None) as raw:
+        with connect(
+            base + path,
+            ssl=context,
+            additional_headers=headers,
+            subprotocols=["carillon.v2"] if version == 2 else None,
+            max_queue=None,
+            proxy=None,
+        ) as raw:
             yield Socket(raw)
 
 

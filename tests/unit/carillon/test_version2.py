@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from channels.db import database_sync_to_async
 
 from carillon.accounts.models import ApiToken
 from carillon.delivery import heads
+from carillon.delivery.asgi_outlet import AsgiOutlet
 from carillon.delivery.models import Head
 from carillon.delivery.station import station
 from carillon.jobs.models import Job
@@ -160,6 +162,52 @@ async def test_what_follows_a_change_of_rights_is_judged_by_the_new_ones(people)
     assert "access denied" in (await ben.frame())["error"]
     assert (await ben.frame())["groups_left"] == [group]
     assert await ben.is_silent()
+
+
+async def test_a_job_that_moves_while_its_past_is_written(people, monkeypatch):
+    """The group is not among the hub's yet: the change concerns the socket all the same."""
+    job = await Job.objects.acreate(owner=people.ann, team=people.team, name="x")
+    group = f"job_events-{job.pk}"
+    await emit(group, 1)
+    client, _ = await client_of(people, people.ben)
+    room, waiting = asyncio.Event(), asyncio.Event()
+
+    async def wait_for_room(self):
+        waiting.set()
+        await room.wait()
+
+    monkeypatch.setattr(AsgiOutlet, "room", wait_for_room)
+    assert (await client.subscribe({"job_events": [job.pk]}, since="none:0"))["groups_joined"] == [group]
+    await asyncio.wait_for(waiting.wait(), 5)
+    job.team = None
+    await job.asave()
+    await pump()
+    assert "access denied" in (await client.frame())["error"]
+    assert (await client.frame())["groups_left"] == [group]
+    room.set()
+    assert (await client.frame())["recovered"] is True
+    assert await client.is_silent()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_reader_who_is_slower_than_the_events(people, monkeypatch, version):
+    """It falls behind, and gets everything once, in order."""
+    monkeypatch.setattr(AsgiOutlet, "piece", 100)
+    if version == 2:
+        client, _ = await client_of(people, people.ann)
+    else:
+        client = Client(token=await database_sync_to_async(people.token)(people.ann))
+        await client.open()
+    await client.subscribe({"jobs": ["summary"]})
+    for start in range(0, 60, 20):
+        for number in range(start, start + 20):
+            await aemit_channel_notification("jobs-summary", {"n": number, "pad": "x" * 100_000})
+        await pump()
+    frames = [await client.frame() for _ in range(60)]
+    assert [frame.get("event", frame)["n"] for frame in frames] == list(range(60))
+    await emit("jobs-summary", 60)
+    frame = await client.frame()
+    assert frame.get("event", frame) == {"n": 60}
 
 
 class Events:

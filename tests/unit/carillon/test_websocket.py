@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
+from django.db import DatabaseError
 from django.test import Client as HttpClient
 from django.utils import timezone
 
@@ -15,10 +16,11 @@ from carillon.accounts.models import ApiToken
 from carillon.delivery.station import NotReady, Station, station
 from carillon.jobs import changes
 from carillon.jobs.models import Job
-from carillon.notifications import aemit_channel_notification
+from carillon.notifications import Family, aemit_channel_notification
 from carillon.websocket import consumer, protocol
 from carillon.websocket.models import Connection
 from carillon.websocket.sockets import Sockets
+from carillon.websocket.visitor import Visitor
 from tests.unit.carillon.sockets import Client, pump
 
 # Sockets use the database from a thread of their own: what a test makes must be committed for them to see it.
@@ -489,6 +491,83 @@ class TestPermissionsThatChange:
         assert (await client.subscribe({"job_events": [job.pk]}))["groups_joined"] == [f"job_events-{job.pk}"]
         assert "access denied" in (await client.frame())["error"]
         assert (await client.frame())["groups_left"] == [f"job_events-{job.pk}"]
+
+    async def test_a_second_change_during_the_first_check(self, people, monkeypatch):
+        """What the first check was told is not good enough to hear anything by."""
+        client = await client_of(people, people.ann)
+        await client.subscribe({"jobs": ["summary"]})
+        become = consumer.Socket._become
+
+        async def and_then_it_is_revoked(self, identity):
+            monkeypatch.undo()
+            await become(self, identity)
+            await database_sync_to_async(ApiToken.objects.filter(user=people.ann).delete)()
+            await aemit_channel_notification("jobs-summary", {"n": 1})
+            await pump()
+
+        monkeypatch.setattr(consumer.Socket, "_become", and_then_it_is_revoked)
+        people.ann.first_name = "Ann"
+        await people.ann.asave()
+        await pump()
+        assert "ended" in (await client.frame())["error"]
+        assert await client.close_code() == 4401
+
+    async def test_the_database_is_away_when_a_change_comes(self, people, monkeypatch):
+        """While something else about the socket is being changed: the change is not forgotten."""
+        client = await client_of(people, people.ann)
+        permitted = consumer.Socket._permitted
+
+        async def and_then_a_change(self, wanted):
+            found = await permitted(self, wanted)
+            monkeypatch.setattr(consumer.Socket, "_permitted", permitted)
+            monkeypatch.setattr("carillon.websocket.authentication.revalidate", broken)
+            people.ann.first_name = "Ann"
+            await people.ann.asave()
+            await pump()
+            return found
+
+        def broken(identity):
+            raise DatabaseError
+
+        monkeypatch.setattr(consumer.Socket, "_permitted", and_then_a_change)
+        assert (await client.subscribe({"jobs": ["summary"]}))["groups_joined"] == ["jobs-summary"]
+        assert "cannot reach" in (await client.frame())["error"]
+        assert await client.close_code() == 1013
+
+    @pytest.mark.parametrize("when", ["subscribing", "a change"])
+    async def test_a_rule_that_fails_leaves_no_deaf_socket(self, people, monkeypatch, caplog, when):
+        job = await job_of(people.ann)
+        client = await client_of(people, people.ann)
+        if when == "a change":
+            await client.subscribe({"job_events": [job.pk]})
+
+        def fails(self, questions):
+            raise KeyError("a mistake of the project's")
+
+        monkeypatch.setattr(Family, "allowed_each", fails)
+        if when == "a change":
+            people.ann.first_name = "Ann"
+            await people.ann.asave()
+            await pump()
+        else:
+            await client.say({"groups": {"job_events": [job.pk]}})
+        assert "try again later" in (await client.frame())["error"]
+        assert await client.close_code() == 1013
+        assert "a mistake of the project's" in caplog.text
+
+    async def test_a_session_engine_that_fails_ends_a_visitor_too(self, people, monkeypatch):
+        visitor = Visitor({}, None, None)
+        visitor.identity = object()
+        ended = []
+        monkeypatch.setattr(visitor, "_end", ended.append)
+
+        def fails(identity):
+            raise ConnectionError("the session engine")
+
+        monkeypatch.setattr("carillon.websocket.authentication.revalidate", fails)
+        visitor._again = True
+        await visitor._check()
+        assert [close.code for close in ended] == [1013]
 
 
 class TestEnding:

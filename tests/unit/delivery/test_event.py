@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgi_amqp.connection import Options, Target
 from asgi_amqp.position import BATCH, first_of
 from carillon.delivery.event import Event, Malformed, pack, tags_of, unpack
-from carillon.delivery.relay import event_of
+from carillon.delivery.relay import Relay, event_of, pause_before
 
 EVENTS = st.builds(
     Event,
@@ -76,6 +77,13 @@ def test_a_message_of_the_queue():
         {"id": b"short"},
         {"id": "i" * 16},
         {"text": '{"a": "' + "x" * 1024 * 1024 + '"}'},
+        {"text": '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"},
+        {"stamp": 2**70},
+        {"stamp": "yesterday"},
+        {"stamp": float("inf")},
+        {"audience": 5},
+        {"audience": ["\ud800"]},
+        {"audience": ["u1"] * 100_001},
     ],
 )
 def test_poison(wrong):
@@ -83,3 +91,20 @@ def test_poison(wrong):
         event_of({**GOOD, **wrong})
     with pytest.raises(Malformed):
         event_of({})
+    with pytest.raises(Malformed):
+        event_of(None)
+
+
+def test_takeovers_that_lead_to_nothing_come_ever_later():
+    assert [pause_before(fruitless) for fruitless in range(4)] == [0, 0, 0.2, 0.4]
+    assert pause_before(1000) == 5
+    relay = Relay(
+        Options((Target.parse("amqp://nowhere/"),), "test"), None, None, open_epoch=None, declaration=None
+    )
+    for _ in range(3):
+        relay._lost(None, "test")
+    assert pause_before(relay._fruitless) == 0.4
+
+
+def test_an_audience_counts_where_memory_is_bounded():
+    assert Event(b"a-b", b"{}", ("u1",) * 1000).size > Event(b"a-b", b"{}").size + 10_000

@@ -29,7 +29,7 @@ def message(number, *texts):
 def make():
     gaps = []
     hub = Hub(Window(10**6))
-    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, None, gaps.append)
+    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, None, gaps.append, None)
     hub.begin("ep", 0)
     ear = Ear()
     hub.subscribe(ear, frozenset([b"a-1"]))
@@ -62,6 +62,28 @@ def test_marks_and_relays_that_overlapped():
     assert tail.malformed == 1
 
 
+async def test_a_tail_that_comes_back_reads_its_last_message_once_more():
+    replaced = []
+
+    async def replace(epoch):
+        replaced.append(epoch)
+
+    tail, _, ear, gaps = make()
+    tail._replace = replace
+    tail._reader = stream.Reader("s", 0, tail._arrived)
+    tail._arrived([(1, message(1, b"a"))])
+    tail._verify = True
+    tail._arrived([(1, message(1, b"a")), (2, message(2, b"b"))])
+    assert (ear.heard, gaps, replaced) == (["a", "b"], [], [])
+    tail._verify = True
+    tail._arrived([(9, message(9, b"z"))])  # retention has passed: that is a gap, and the same log
+    assert (ear.heard, gaps, replaced) == (["a", "b", "z"], ["retention"], [])
+    tail._verify = True
+    tail._arrived([(9, message(9, b"y")), (10, message(10, b"x"))])
+    await tail._replacing
+    assert (ear.heard, replaced) == (["a", "b", "z"], ["ep"])
+
+
 @pytest.mark.parametrize(
     ("end", "oldest", "size", "start"),
     [
@@ -84,4 +106,4 @@ async def test_a_fresh_process_reads_what_half_its_window_holds(monkeypatch, end
     monkeypatch.setattr(stream, "end_of", end_of)
     monkeypatch.setattr(stream, "first_from", first_from)
     tail, *_ = make()
-    assert await tail._beginning(None, "ep") == start
+    assert await tail._beginning(None, "ep", 0) == start

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -79,16 +80,21 @@ async def serve() -> bool:
 
 
 async def note_heads(relay: Relay) -> None:
-    """Keep the row of `heads` near the end of the stream, until cancelled. A database that is away only makes
-    the positions in REST answers older."""
+    """Keep the row of `heads` near the end of the stream, and the relay at the epoch that it names, until
+    cancelled. A database that is away only makes the positions in REST answers older."""
     noted = None
+    looked = 0.0
     while True:
         await asyncio.sleep(HEAD_INTERVAL)
         reached = relay.position
-        if reached is not None and reached != noted:
-            try:
-                await heads.save(reached)
+        try:
+            if reached is not None and reached != noted:
+                relay.follow(await heads.save(reached))
                 noted = reached
-            except DatabaseError as error:
-                logger.warning("The position cannot be noted: %s", type(error).__name__)
-                await asyncio.sleep(1)
+            elif relay.epoch and time.monotonic() - looked >= 1:
+                looked = time.monotonic()
+                row = await heads.current()
+                relay.follow(None if row is None else row.epoch)
+        except DatabaseError as error:
+            logger.warning("The position cannot be noted: %s", type(error).__name__)
+            await asyncio.sleep(1)
