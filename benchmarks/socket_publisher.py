@@ -29,7 +29,7 @@ def payload(number, kind):
 
 async def relay(url, epoch):
     from asgi_amqp import AMQPChannelLayer
-    from asgi_amqp.connection import Options, Target
+    from asgi_amqp.options import Options, Target
     from asgi_amqp.stream import Stream
     from carillon.delivery.relay import Relay
 

@@ -12,7 +12,7 @@ import os
 KIND, URL = os.environ["BENCH_KIND"], os.environ["BENCH_URL"]
 
 if KIND == "carillon":
-    from asgi_amqp.connection import Options, Target
+    from asgi_amqp.options import Options, Target
     from carillon.delivery.forms import Frames1
     from carillon.delivery.hub import Hub
     from carillon.delivery.tail import Tail

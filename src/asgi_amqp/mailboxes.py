@@ -60,9 +60,21 @@ class Mailbox:
     """The unread messages of one channel: in `_unread`, each parcel stands before its messages."""
 
     __slots__ = (
-        "_copy", "_expires", "_parcel", "_unread", "arriving", "capacity", "channel", "closed", "count",
-        "gaps", "home", "level_at", "read_at",
-        "woken", "waiters",
+        "_copy",
+        "_expires",
+        "_parcel",
+        "_unread",
+        "arriving",
+        "capacity",
+        "channel",
+        "closed",
+        "count",
+        "gaps",
+        "home",
+        "level_at",
+        "read_at",
+        "waiters",
+        "woken",
     )  # fmt: skip
 
     def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:

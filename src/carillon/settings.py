@@ -107,7 +107,7 @@ CHANNEL_LAYERS = {
             # A lost connection counts as a delivery of everything in hand, so a limit would throw away events
             # that were accepted. Not -1: brokers before 4.0 do not take it, and newer ones then put what is
             # given back behind the others.
-            "durable": {"notifications": {"single": True, "delivery_limit": 1_000_000_000}},
+            "durable": {"notifications": {"single": True, "delivery_limit": None}},
             "expiry": 60,
             "ssl_ca": env.amqp_tls_ca,
         },

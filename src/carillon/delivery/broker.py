@@ -5,7 +5,7 @@ from __future__ import annotations
 from channels.layers import get_channel_layer
 from django.conf import settings
 
-from asgi_amqp.connection import Options, Target
+from asgi_amqp.options import Options, Target
 from asgi_amqp.stream import Stream
 from asgi_amqp.topology import Queue, Topology
 

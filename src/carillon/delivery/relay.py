@@ -8,7 +8,6 @@ is known by its id.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -20,10 +19,12 @@ from collections.abc import Awaitable, Callable
 from pamqp.commands import Basic
 
 from asgi_amqp import codec, declare, stream
-from asgi_amqp.connection import Link, Options, Supervisor, Wire
-from asgi_amqp.frames import Delivery
+from asgi_amqp.connection import Link, Wire
+from asgi_amqp.options import Options
 from asgi_amqp.position import Position, first_of
+from asgi_amqp.supervisor import Supervisor
 from asgi_amqp.topology import Topology
+from asgi_amqp.transport import Delivery
 from carillon.delivery.event import GROUP, Event, Malformed, pack, unpack
 from carillon.delivery.seen import Seen
 from carillon.delivery.tail import known, stream_name
@@ -84,14 +85,13 @@ class Relay:
         self._seen = Seen(250_000)
         self._unsure: set[bytes] = set()
         self._newest: asyncio.Future[None] | None = None
-        self._acks: set[asyncio.Task[None]] = set()
         self._epoch = ""
         self._next = 0
         self._number = 0
         self._pulse: asyncio.Event | None = None
         self._warm = False
         self._stopping = False
-        self._writer: stream.Writer | None = None
+        self._writer: stream.StreamWriter | None = None
         self._wire: Wire | None = None
         self._consumer = ""
         self._link: Link | None = None
@@ -122,8 +122,8 @@ class Relay:
         """Take nothing more from the queue; run() returns when all that is in hand has been confirmed."""
         self._stopping = True
         wire = self._wire
-        if wire is not None and not wire.is_closed:
-            await wire.basic_cancel(self._consumer)
+        if wire is not None:
+            await wire.cancel(self._consumer)
         self._wake.set()
 
     def follow(self, epoch: str | None) -> None:
@@ -148,7 +148,7 @@ class Relay:
         await declare.declare(link, self._topology, self._queue)
         epoch = await known(self._open_epoch(end, self.position))
         await stream.declare(link, self._declaration(stream_name(epoch)))
-        writer = stream.Writer(stream_name(epoch))
+        writer = stream.StreamWriter(stream_name(epoch))
         await writer.attach(link)
         self._epoch = epoch
         self._number = 0
@@ -241,7 +241,7 @@ class Relay:
                     self._next = message + 1
                     read.set_result(None)
 
-        reader = stream.Reader(writer.name, max(0, end - TAKEOVER), note, passing=True)
+        reader = stream.StreamReader(writer.name, max(0, end - TAKEOVER), note, passing=True)
         reader.next = None
         await reader.attach(link)
         await writer.publish(pack([], mark=mark))
@@ -284,12 +284,10 @@ class Relay:
         self.poisoned += 1
         self._counted("poison", 1)
         logger.error("An event that cannot be delivered goes to %s: %s", self._queue.dead, reason)
-        async with self._link.attempt() as wire:
-            await wire.basic_publish(
-                body,
-                routing_key=self._queue.dead,
-                properties=Basic.Properties(delivery_mode=2, headers={"x-carillon-reason": reason[:500]}),
-            )
+        properties = Basic.Properties(delivery_mode=2, headers={"x-carillon-reason": reason[:500]})
+        await self._link.attempt(
+            lambda channel: channel.basic_publish(body, routing_key=self._queue.dead, properties=properties)
+        )
 
     # To the stream
 
@@ -344,15 +342,8 @@ class Relay:
         """Everything up to `tag` is in the stream. On a link that is gone the queue gives it out again."""
         if self._wire is not wire:
             return
-
-        async def acknowledge():
-            with contextlib.suppress(Exception):
-                await wire.basic_ack(tag, multiple=True, wait=False)
-            self._wake.set()
-
-        task = asyncio.get_running_loop().create_task(acknowledge())
-        self._acks.add(task)
-        task.add_done_callback(self._acks.discard)
+        wire.ack(tag, multiple=True)
+        self._wake.set()
 
 
 def _succeeded(done: asyncio.Future) -> bool:

@@ -11,9 +11,11 @@ import logging
 from collections.abc import Iterator
 
 from asgi_amqp import stream
-from asgi_amqp.connection import Link, Options, Supervisor
+from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import LayerError
+from asgi_amqp.options import Options
 from asgi_amqp.position import Position, first_of, message_of
+from asgi_amqp.supervisor import Supervisor
 from carillon.delivery.event import unpack
 from carillon.delivery.hub import Hub, Listener
 from carillon.delivery.seen import Seen
@@ -119,7 +121,7 @@ class Replayer:
         self.scans += 1
         epoch = self.hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
-        reader = stream.Reader(
+        reader = stream.StreamReader(
             stream_name(epoch),
             max(0, message_of(min(rider.past.since.offset for rider in riders)) - OVERLAP),
             messages.put_nowait,

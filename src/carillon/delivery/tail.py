@@ -15,9 +15,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from asgi_amqp import stream
-from asgi_amqp.connection import Link, Options, Supervisor
+from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp.options import Options
 from asgi_amqp.position import Position, first_of, message_of
+from asgi_amqp.supervisor import Supervisor
 from carillon.delivery.event import Malformed, unpack
 from carillon.delivery.hub import Hub
 
@@ -74,7 +76,7 @@ class Tail:
         self._current = current
         self._on_gap = on_gap
         self._replace = replace
-        self._reader: stream.Reader | None = None
+        self._reader: stream.StreamReader | None = None
         self._goal = 0
         self._number = 0
         self._last: tuple[int, bytes] | None = None
@@ -128,7 +130,7 @@ class Tail:
             start, fresh = last[0], False
             if await stream.end_of(link, name) < start:
                 await self._cut(epoch)
-        reader = stream.Reader(name, start, self._arrived, prefetch=PREFETCH)
+        reader = stream.StreamReader(name, start, self._arrived, prefetch=PREFETCH)
         if fresh:
             before, self._reader = self.hub.epoch, reader
             self._number = 0

@@ -58,9 +58,7 @@ class OwnedQuerySet(models.QuerySet):
         members = set(membership.values_list("team_id", "user_id"))
         return {
             pk: {
-                row
-                for row, owner, team in rows
-                if user.is_superuser or owner == pk or (team, pk) in members
+                row for row, owner, team in rows if user.is_superuser or owner == pk or (team, pk) in members
             }
             for pk, user in users.items()
         }

@@ -65,9 +65,7 @@ class Refusal(Exception):
         super().__init__(error)
 
 
-def parse(
-    text: str | None, limits: Limits, xrftoken: str | None, version: int = 1
-) -> Subscribe | Refresh:
+def parse(text: str | None, limits: Limits, xrftoken: str | None, version: int = 1) -> Subscribe | Refresh:
     """A client's frame to what it asks for; `since` and `refresh` are read in version 2 alone.
 
     `text`: None for a binary frame. `xrftoken`: what the message must carry, when identity came from a

@@ -191,9 +191,7 @@ async def test_capacity_of_a_process_local_channel_is_exact_within_its_process(m
     assert await receive(layer, channel) == {"type": "again"}
 
 
-@pytest.mark.parametrize(
-    ("overflow", "kept"), [("drop-newest", [0, 1, 2]), ("drop-oldest", [7, 8, 9])]
-)
+@pytest.mark.parametrize(("overflow", "kept"), [("drop-newest", [0, 1, 2]), ("drop-oldest", [7, 8, 9])])
 async def test_an_overflow_from_elsewhere_is_counted_and_announced(make_layer, overflow, kept):
     here, there = make_layer(capacity=3, gap_type="layer.gap", overflow=overflow), make_layer()
     losses = []

@@ -16,10 +16,7 @@ pytestmark = pytest.mark.django_db
 
 def told(sent) -> list[tuple[str, dict, dict | None]]:
     """What was emitted: (group, payload, audience)."""
-    return [
-        (message["group"], json.loads(message["text"]), message["audience"])
-        for message in sent.messages
-    ]
+    return [(message["group"], json.loads(message["text"]), message["audience"]) for message in sent.messages]
 
 
 def make(people, owner="ann", **fields) -> Job:
@@ -282,9 +279,7 @@ class TestEvents:
             answer = client.post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
         assert (answer.status_code, answer.json()) == (201, {"created": 500, "duplicates": 0})
         (batch,) = sent.publisher.batches
-        assert [json.loads(message["text"])["counter"] for _, message in batch] == list(
-            range(1, 501)
-        )
+        assert [json.loads(message["text"])["counter"] for _, message in batch] == list(range(1, 501))
 
     def test_a_retry_is_safe(self, post, sent, job):
         post([{"counter": 1, "event": "a"}, {"counter": 2, "event": "b"}])

@@ -124,6 +124,7 @@ async def test_one_that_was_taken_for_dead_writes_itself_anew(people, here, monk
 async def test_a_database_that_was_away(people, here, monkeypatch, error):
     kept = here.join(people.ann.pk, "", "")
     await until(["ann"], people.root)
+
     async def away(self, *arguments):
         raise error
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_amqp.connection import Options, Target
+from asgi_amqp.options import Options, Target
 from asgi_amqp.position import BATCH, first_of
 from carillon.delivery.event import Event, Malformed, pack, tags_of, unpack
 from carillon.delivery.relay import Relay, event_of, pause_before

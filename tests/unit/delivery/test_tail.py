@@ -3,7 +3,7 @@
 import pytest
 
 from asgi_amqp import stream
-from asgi_amqp.connection import Options, Target
+from asgi_amqp.options import Options, Target
 from carillon.delivery.event import Event, pack
 from carillon.delivery.forms import Texts1
 from carillon.delivery.hub import Hub, Listener
@@ -70,7 +70,7 @@ async def test_a_tail_that_comes_back_reads_its_last_message_once_more():
 
     tail, _, ear, gaps = make()
     tail._replace = replace
-    tail._reader = stream.Reader("s", 0, tail._arrived)
+    tail._reader = stream.StreamReader("s", 0, tail._arrived)
     tail._arrived([(1, message(1, b"a"))])
     tail._verify = True
     tail._arrived([(1, message(1, b"a")), (2, message(2, b"b"))])
