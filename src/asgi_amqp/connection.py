@@ -187,8 +187,6 @@ class Link:
         self.frame_max = tune.frame_max
         self.plain = factory.transport is None or factory.transport.plain or plain
         self.passing: set[int] = set()  # channels whose end means nothing for the link
-        version = str(connection.server_properties.get("version", "")).split(".")[0]
-        self.major = int(version) if version.isdigit() else 0  # RabbitMQ's version
         self._most = tune.channel_max or 65535
         self._used: set[int] = set()
         self._attempts = asyncio.Semaphore(max(1, min(ATTEMPTS, self._most - 4)))

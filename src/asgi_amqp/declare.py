@@ -6,7 +6,7 @@ from aiormq import ChannelPreconditionFailed
 from aiormq.abc import AbstractChannel
 
 from .connection import Link
-from .topology import NO_LIMIT, Queue, Topology
+from .topology import Queue, Topology
 
 log = logging.getLogger("asgi_amqp")
 
@@ -20,8 +20,6 @@ async def declare(link: Link, topology: Topology, queue: Queue) -> None:
     if queue.dead:
         wanted.insert(0, (queue.dead, {"x-queue-type": "quorum"}))
     for name, arguments in wanted:
-        if link.major < 4:  # where no limit is the default, and this word for it unknown
-            arguments = {key: value for key, value in arguments.items() if value != NO_LIMIT}
         try:
             await link.attempt(
                 lambda channel: channel.queue_declare(name, durable=True, arguments=arguments)  # noqa: B023

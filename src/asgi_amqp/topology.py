@@ -18,7 +18,8 @@ from .codec import encode_target
 from .options import Durable
 
 Arguments = dict[str, Any]
-NO_LIMIT = -1
+# Not -1: brokers before 4.0 do not take it, and newer ones then put what is given back behind the others.
+NO_LIMIT = 1_000_000_000
 CLASSIC = {"x-queue-type": "classic"}  # said, because a vhost may have another type as its default
 
 

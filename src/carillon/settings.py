@@ -105,8 +105,7 @@ CHANNEL_LAYERS = {
             "prefix": "carillon",
             # One runworker at a time takes from it, others stand by: the queue's order is what clients see.
             # A lost connection counts as a delivery of everything in hand, so a limit would throw away events
-            # that were accepted. Not -1: brokers before 4.0 do not take it, and newer ones then put what is
-            # given back behind the others.
+            # that were accepted.
             "durable": {"notifications": {"single": True, "delivery_limit": None}},
             "expiry": 60,
             "ssl_ca": env.amqp_tls_ca,
