@@ -1,6 +1,7 @@
 """AMQPChannelLayer: the Channels layer. Names, capacity, and which event loop's session does the work."""
 
 import asyncio
+import functools
 import os
 import secrets
 import weakref
@@ -93,8 +94,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             buffer_bytes, queue_bytes, max_message_bytes, overflow, gap_type,
         )  # fmt: skip
         self._topology = Topology(prefix, expiry)
-        self._channels: dict[str, Destination] = {}
-        self._groups: dict[str, Destination] = {}
+        self.destination = functools.lru_cache(KNOWN)(self._destination)
+        self.group_destination = functools.lru_cache(KNOWN)(self._group_destination)
+        self._queues: set[str] = set()  # of the normal channels that were used
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
         self.publisher = SyncPublisher(self)
@@ -109,35 +111,24 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     # Where things go
 
-    def destination(self, channel: str) -> Destination:
+    def _destination(self, channel: str) -> Destination:
         """Where a send to this channel goes. TypeError for a name that is none."""
-        known = self._channels.get(channel)
-        if known is None:
-            self.require_valid_channel_name(channel)
-            if "!" in channel:
-                known = self._topology.to_process(channel)
-            else:
-                durable = next((each for pattern, each in self._durable if pattern.match(channel)), None)
-                if durable is None:
-                    queue = self._topology.normal_queue(channel, self.get_capacity(channel))
-                    known = self._topology.to_queue(channel, queue, 1)
-                else:
-                    queue = self._topology.durable_queue(channel, durable)
-                    known = self._topology.to_queue(channel, queue, durable.batch)
-            if len(self._channels) >= KNOWN:
-                self._channels.clear()
-            self._channels[channel] = known
-        return known
+        self.require_valid_channel_name(channel)
+        if "!" in channel:
+            return self._topology.to_process(channel)
+        durable = next((each for pattern, each in self._durable if pattern.match(channel)), None)
+        if durable is None:
+            queue = self._topology.normal_queue(channel, self.get_capacity(channel))
+        else:
+            queue = self._topology.durable_queue(channel, durable)
+        if len(self._queues) < KNOWN:
+            self._queues.add(queue.name)
+        return self._topology.to_queue(channel, queue, durable.batch if durable is not None else 1)
 
-    def group_destination(self, group: str) -> Destination:
+    def _group_destination(self, group: str) -> Destination:
         """Where a group_send to this group goes. TypeError for a name that is none."""
-        known = self._groups.get(group)
-        if known is None:
-            self.require_valid_group_name(group)
-            if len(self._groups) >= KNOWN:
-                self._groups.clear()
-            known = self._groups[group] = self._topology.to_group(group)
-        return known
+        self.require_valid_group_name(group)
+        return self._topology.to_group(group)
 
     # Sessions
 
@@ -199,13 +190,11 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         the broker has it, on disk where the channel is durable; ChannelFull, BrokerUnavailable,
         MessageTooLarge.
         """
-        destination = self._channels.get(channel) or self.destination(channel)
+        destination = self.destination(channel)
         data = encode(message)
         session = self._sessions.get(get_running_loop())
-        if session is None:
-            await self._send(destination, data)
-        elif destination.key != session.key:
-            await session.sender.send(destination, data, self.timeout)
+        if session is None or destination.key != session.key:
+            await self._send(session, destination, data)
         else:
             box = session.receiver.box(channel)
             box.reserve()
@@ -219,12 +208,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Send to all channels of a group: one message, however many members. Accepted to leave in this
         turn.
         """
-        destination = self._groups.get(group) or self.group_destination(group)
-        session = self._sessions.get(get_running_loop())
-        if session is None:
-            await self._send(destination, encode(message))
-        else:
-            await session.sender.send(destination, encode(message), self.timeout)
+        destination = self.group_destination(group)
+        await self._send(self._sessions.get(get_running_loop()), destination, encode(message))
 
     async def send_many(self, events: Iterable[tuple[str, Message]]) -> None:
         """Send (channel, message) pairs, all under way at once, in order for each channel; back when the
@@ -234,9 +219,12 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         ready = [(self.destination(channel), encode(message)) for channel, message in events]
         await self._in(session, lambda: session.sender.send_many(ready, self.timeout))
 
-    async def _send(self, destination: Destination, data: bytes) -> None:
-        session = self.session()
-        await self._in(session, lambda: session.sender.send(destination, data, self.timeout))
+    async def _send(self, session: Session | None, destination: Destination, data: bytes) -> None:
+        if session is not None:
+            await session.sender.send(destination, data, self.timeout)
+        else:
+            mine = self.session()
+            await self._in(mine, lambda: mine.sender.send(destination, data, self.timeout))
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """A process-local channel that others can reach once this returns."""
@@ -327,34 +315,32 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             return await call()
         future: asyncio.Future[Message] = here.create_future()
 
-        def hand_over(message: Message) -> None:
-            if future.done():
-                session.loop.call_soon_threadsafe(box.put_first, message)
-            else:
-                future.set_result(message)
+        def hand_over(done: asyncio.Task[Message]) -> None:  # in our loop
+            if not future.done() and not done.cancelled():
+                error = done.exception()
+                future.set_exception(error) if error is not None else future.set_result(done.result())
+            elif not done.cancelled() and done.exception() is None:
+                session.loop.call_soon_threadsafe(box.put_first, done.result())
 
-        def fail(error: Exception) -> None:
-            if not future.done():
-                future.set_exception(error)
-
-        async def fetch() -> None:
+        def ended(done: asyncio.Task[Message]) -> None:  # in its loop
             try:
-                message = await call()
-            except Exception as error:
-                here.call_soon_threadsafe(fail, error)
-                return
-            try:
-                here.call_soon_threadsafe(hand_over, message)
-            except RuntimeError:  # that loop has ended
-                box.put_first(message)
+                here.call_soon_threadsafe(hand_over, done)
+            except RuntimeError:  # ours has ended
+                if not done.cancelled() and done.exception() is None:
+                    box.put_first(done.result())
 
-        task = asyncio.run_coroutine_threadsafe(fetch(), session.loop)
+        async def fetch() -> asyncio.Task[Message]:
+            task = session.loop.create_task(call())
+            task.add_done_callback(ended)
+            return task
+
+        task = await self._in(session, fetch)
         try:
             return await self._unless_ended(session, future)
         except BaseException:
             if future.done() and not future.cancelled() and future.exception() is None:
                 session.loop.call_soon_threadsafe(box.put_first, future.result())
-            task.cancel()
+            session.loop.call_soon_threadsafe(task.cancel)
             raise
 
     # The whole
@@ -363,9 +349,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Empty everything that this process knows of: its channels, its groups, the normal channels it has
         used.
         """
-        queues = [known.queue.name for known in self._channels.values() if known.queue is not None]
         for session in self._all():
-            await self._in(session, lambda: session.flush(queues))  # noqa: B023 - awaited at once
+            await self._in(session, lambda: session.flush(list(self._queues)))  # noqa: B023 - awaited at once
 
     def gauges(self) -> dict[str, float]:
         """How full the layer is just now, over all its event loops."""
