@@ -106,6 +106,7 @@ class Receiver:
                 await inbox.ready()
                 if not inbox.box.count:  # it may have come while we subscribed
                     await wait(inbox.box)
+            inbox.box.settle()
             return message
         finally:
             inbox.readers -= 1

@@ -96,7 +96,7 @@ class Sender:
         """
         if self._queue or self.outbox.full(destination):
             await self._room(destination, timeout)
-        if self._link is not None and not destination.confirmed:
+        if self._link is not None and not destination.confirmed and not self.outbox.crowded:
             self.outbox.accept(destination, data, None, time.monotonic())
             if not self._scheduled:
                 self._schedule()
