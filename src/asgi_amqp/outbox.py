@@ -252,6 +252,8 @@ class Outbox:
         while self._ready and size < BURST:
             lane = next(iter(self._ready))
             del self._ready[lane]
+            if lane.held or lane.draining or not lane.waiting:  # it is roused again
+                continue
             batch = self._pop(lane)
             if batch.parts:
                 self._leave(batch, now)

@@ -515,6 +515,38 @@ def test_a_queue_that_nobody_sends_to_any_more_may_be_declared_or_not(sending):
     assert sending.box.idle
 
 
+def test_what_a_deleted_queue_gave_back_leaves_again_before_what_is_younger(sending):
+    one = queue("1", most=1)
+    tickets = [sending.add(one, b"%d" % number) for number in range(3)]
+    first, second, third = sending.take()
+    tickets.append(sending.add(one, b"3"))
+    sending.give_back(first)
+    assert sending.box.to_declare == [one.queue]
+    assert sending.box.take(0.0) == []  # not before it is there again
+    sending.confirm(second.tag)  # it was there again for this one
+    assert sending.take() == []  # the third may come back, too
+    sending.give_back(third)
+    again = sending.take()
+    assert parts(again) == [b"Q0", b"Q2", b"Q3"]
+    assert [len(ticket.ends) for ticket in tickets] == [0, 1, 0, 0]
+    for batch in again:
+        sending.confirm(batch.tag)
+    assert [ticket.ends for ticket in tickets] == [[None]] * 4
+
+
+def test_a_queue_whose_declaration_is_old_is_declared_before_what_waits_leaves(sending):
+    sending.add(DURABLE, b"1")
+    for batch in sending.take():
+        sending.confirm(batch.tag)
+    sending.add(DURABLE, b"2")
+    sending.now = 60.1
+    sending.add(DURABLE, b"3")
+    assert sending.box.to_declare == [DURABLE.queue]
+    assert sending.box.take(sending.now) == []
+    sending.box.undeclared(DURABLE.queue, BrokerUnavailable("no"))
+    assert sending.box.take(sending.now) == []
+
+
 # Links that are lost
 
 
@@ -606,6 +638,18 @@ def test_a_return_of_the_link_before_is_forgotten(sending):
     (batch,) = sending.take()
     sending.confirm(batch.tag)
     assert ticket.ends == [None]
+
+
+def test_what_has_waited_for_longer_than_the_expiry_does_not_leave(sending):
+    old = sending.add(GROUPS[0], b"old", watched=False)
+    sending.add(GROUPS[1], b"old", ticket=None)
+    kept = sending.add(DURABLE)
+    sending.now = 60.5
+    sending.box.up(sending.now)
+    assert sending.stats.lost == {"expired": 2}
+    assert "expired" in str(old.error)
+    assert [batch.lane.name for batch in sending.take()] == [DURABLE.lane]
+    assert not kept.ends
 
 
 def test_what_has_waited_for_the_expiry_itself_leaves(sending):
