@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import takewhile
 
+from .codec import HEAD
 from .exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
 from .metrics import Stats
 from .topology import Destination, Queue
@@ -62,7 +63,7 @@ class Batch:
 
     __slots__ = ("keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets")
 
-    def __init__(self, lane: "Lane", number: int, since: float) -> None:
+    def __init__(self, lane: "Lane", number: float, since: float) -> None:
         self.lane = lane
         self.number = number  # grows in a lane: what leaves again goes before what is younger
         self.since = since
@@ -135,8 +136,8 @@ class Outbox:
     def __init__(self, stats: Stats, limit: int, max_message: int, expiry: float) -> None:
         self.stats = stats
         self.limit = limit
-        self.max_message = max_message
-        self.batch_bytes = min(BATCH_BYTES, max_message)
+        self.max_message = max_message - HEAD  # of one event
+        self.batch_bytes = min(BATCH_BYTES, self.max_message)
         self.size = self.flying_bytes = 0  # of what waits, and of what is under way
         self.count = 0  # events that wait
         self.to_declare: list[Queue] = []
@@ -147,8 +148,8 @@ class Outbox:
         self._lanes: dict[str, Lane] = {PLAIN: self._plain}
         self._ready: dict[Lane, None] = {}  # lanes that may have something to take, in turn
         self._confirming: dict[int, Batch] = {}  # under way with confirms, by their tags
-        self._unsure: deque[tuple[int, int, int]] = deque()  # under way without: number, bytes, events
-        self._asked: deque[int] = deque()  # the last number of _unsure before each open question
+        self._unsure: deque[tuple[float, int, int]] = deque()  # under way without: number, bytes, events
+        self._asked: deque[float] = deque()  # the last number of _unsure before each open question
         self._number = self._tag = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -456,7 +457,7 @@ class Outbox:
         """The broker takes no message larger than `limit`: those that are have failed, batches that are
         become smaller.
         """
-        self.max_message = min(self.max_message, limit)
+        self.max_message = min(self.max_message, limit - HEAD)
         self.batch_bytes = min(self.batch_bytes, self.max_message)
         error = MessageTooLarge(f"the broker takes messages of at most {limit} bytes (its max_message_size)")
         for lane in self._lanes.values():
@@ -468,10 +469,10 @@ class Outbox:
                     continue
                 for place, part in enumerate(batch.parts):
                     ticket = batch.tickets.get(place)
-                    if len(part) > limit:
+                    if len(part) > self.max_message:
                         ticket.settle(error) if ticket is not None else self.stats.lose("too_large", 1)
                         continue
-                    alone = Batch(lane, batch.number, batch.since)
+                    alone = Batch(lane, batch.number + place / len(batch.parts), batch.since)
                     alone.keys = dict(batch.keys)
                     alone.parts, alone.size = [part], len(part)
                     alone.tickets = {0: ticket} if ticket is not None else {}

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgi_amqp.codec import encode_batch
 from asgi_amqp.exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
 from asgi_amqp.metrics import Stats
 from asgi_amqp.outbox import (
@@ -51,7 +52,7 @@ class Waiting(Ticket):
 class Sending:
     """An outbox, with the declarations that its shell would make, and short words for the rest."""
 
-    def __init__(self, limit=10_000, max_message=1 << 20, expiry=60.0):
+    def __init__(self, limit=10_000, max_message=2 << 20, expiry=60.0):
         self.stats = Stats()
         self.box = Outbox(self.stats, limit, max_message, expiry)
         self.now = 0.0
@@ -252,7 +253,7 @@ def test_no_more_than_a_burst_is_taken_at_once():
 
 
 def test_a_burst_ends_when_it_is_full():
-    sending = Sending(limit=1 << 30, max_message=2 << 20)
+    sending = Sending(limit=1 << 30)
     for size in (BURST // 2, BURST // 2, 10):
         sending.add(GROUPS[0], bytes(size - 2), ticket=None)
     assert [batch.size for batch in sending.take()] == [BURST // 2, BURST // 2]
@@ -770,7 +771,7 @@ def test_the_lane_of_those_who_wait_is_there_while_somebody_waits(sending):
 
 def test_a_message_that_is_too_large_is_refused_before_anything_changes():
     sending = Sending(max_message=1000)
-    with pytest.raises(MessageTooLarge, match=r"message of 1002 bytes for 'd'.*max_message_bytes"):
+    with pytest.raises(MessageTooLarge, match=r"message of 1002 bytes for 'd': at most 995 "):
         sending.add(DURABLE, bytes(1001))
     assert (sending.box.count, sending.box.size, sending.stats.sent) == (0, 0, 0)
     assert sending.box.to_declare == []
@@ -825,7 +826,7 @@ def test_a_shrink_leaves_what_is_small_enough_together(sending):
 def test_a_limit_that_is_larger_than_ours_changes_nothing(sending):
     sending.box.shrink(1 << 30)
     with pytest.raises(MessageTooLarge):
-        sending.add(DURABLE, bytes(1 << 20))
+        sending.add(DURABLE, bytes(2 << 20))
 
 
 # The end
@@ -875,3 +876,41 @@ def test_all_batches_that_are_not_settled_can_be_seen(sending):
 def test_a_batch_can_be_made_without_an_outbox():
     batch = Batch(Lane(PLAIN, GROUPS[0]), 1, 0.0)
     assert (batch.confirmed, batch.identity, batch.size) == (False, "0", 0)
+
+
+# Faults
+
+
+def test_batches_that_were_divided_keep_their_order_when_they_come_back(sending):
+    tickets = [sending.add(DURABLE, b"%d" % number + bytes(399)) for number in range(4)]
+    sending.box.shrink(1000)
+    assert [part[1:2] for part in parts(sending.take())] == [b"0", b"1", b"2", b"3"]
+    sending.add(DURABLE, b"4")
+    sending.box.lost("cut")
+    sending.box.up(0.0)
+    again = sending.take()
+    assert [part[1:2] for part in parts(again)] == [b"0", b"1", b"2", b"3", b"4"]
+    for batch in again:
+        sending.confirm(batch.tag)
+    assert [ticket.ends for ticket in tickets] == [[None]] * 4
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_no_body_is_larger_than_the_broker_takes(shrunk):
+    """One that is larger by a byte costs the connection, again and again: it leaves anew on the next."""
+    sending = Sending(max_message=2000 if shrunk else 1000)
+    whole, most = [], 1000 - len(encode_batch([])) - 1
+    if shrunk:
+        tickets = [sending.add(DURABLE, bytes(size)) for size in (most, most + 1)]
+        sending.take()
+        sending.box.lost("the message was larger than max size 1000")
+        sending.box.shrink(1000)
+        sending.box.up(0.0)
+        assert [type(ticket.error) for ticket in tickets] == [type(None), MessageTooLarge]
+        whole += sending.take()
+    with pytest.raises(MessageTooLarge):
+        sending.add(DURABLE, bytes(most + 1))
+    for size in (most, 500, 491, 500, 493):
+        sending.add(DURABLE, bytes(size))
+    whole += sending.take()
+    assert max(len(encode_batch(batch.parts)) for batch in whole) == 1000
