@@ -108,7 +108,7 @@ class Lane:
     """
 
     __slots__ = (
-        "again", "declared", "draining", "flying", "held", "most", "name", "open", "queue", "refused",
+        "again", "declared", "draining", "flying", "held", "keys", "most", "name", "open", "queue", "refused",
         "waiting",
     )  # fmt: skip
 
@@ -116,6 +116,7 @@ class Lane:
         self.name = name
         self.queue = destination.queue
         self.most = destination.most
+        self.keys = 1 if name == WATCHED else BATCH_KEYS  # what is given back is missing everywhere
         self.again = destination.confirmed  # leaves again after a cut
         self.waiting: deque[Batch] = deque()
         self.open: Batch | None = None  # the last in `waiting`, while it takes more
@@ -211,7 +212,7 @@ class Outbox:
             batch is None
             or batch.size + size > self.batch_bytes
             or len(batch.parts) == lane.most
-            or (destination.key not in batch.keys and len(batch.keys) >= BATCH_KEYS)
+            or (destination.key not in batch.keys and len(batch.keys) >= lane.keys)
         ):
             self._number += 1
             batch = lane.open = Batch(lane, self._number, now)

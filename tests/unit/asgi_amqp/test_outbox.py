@@ -914,3 +914,15 @@ def test_no_body_is_larger_than_the_broker_takes(shrunk):
         sending.add(DURABLE, bytes(size))
     whole += sending.take()
     assert max(len(encode_batch(batch.parts)) for batch in whole) == 1000
+
+
+def test_each_who_asks_a_process_that_is_gone_hears_it_whoever_else_is_asked_in_this_turn(sending):
+    """A message for several is given back only when none of them is there."""
+    other = Destination("p.b", b"R")
+    gone, there = sending.add(PROCESS), sending.add(other)
+    batches = sending.take()
+    assert [(list(batch.keys), batch.mandatory) for batch in batches] == [(["p.a"], True), (["p.b"], True)]
+    sending.give_back(batches[0])
+    sending.confirm(batches[1].tag)
+    assert isinstance(gone.error, Unroutable)
+    assert there.ends == [None]
