@@ -212,6 +212,7 @@ class Outbox:
             batch is None
             or batch.size + size > self.batch_bytes
             or len(batch.parts) == lane.most
+            or now - batch.since > self._expiry / 10  # its events expire together
             or (destination.key not in batch.keys and len(batch.keys) >= lane.keys)
         ):
             self._number += 1

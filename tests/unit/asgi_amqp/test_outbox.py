@@ -926,3 +926,14 @@ def test_each_who_asks_a_process_that_is_gone_hears_it_whoever_else_is_asked_in_
     sending.confirm(batches[1].tag)
     assert isinstance(gone.error, Unroutable)
     assert there.ends == [None]
+
+
+def test_a_young_event_does_not_expire_with_an_old_one(sending):
+    """While there is no link all that is sent gathers: for minutes, where little is sent."""
+    for second in range(0, 91, 10):
+        sending.now = float(second)
+        sending.add(GROUPS[0], b"%d" % second, ticket=None)
+    sending.box.up(sending.now)
+    left = [int(part[2:]) for part in parts(sending.take())]
+    assert left == [40, 50, 60, 70, 80, 90]
+    assert sending.stats.lost == {"expired": 4}
