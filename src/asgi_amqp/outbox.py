@@ -170,7 +170,7 @@ class Outbox:
 
     @property
     def idle(self) -> bool:
-        return not (self.count or self._confirming or self._unsure or self.to_ask)
+        return not (self.count or self._unsure or any(batch.parts for batch in self))
 
     @property
     def takable(self) -> bool:
@@ -398,7 +398,9 @@ class Outbox:
 
     def refused(self, queue: Queue, error: Exception, *, gone: bool = False) -> None:
         """Why the queue refused what it did. `gone`: it is to be declared anew before the next event."""
-        lane = self._lanes[queue.key]
+        lane = self._lanes.get(queue.key)
+        if lane is None:  # another question has been answered, and it was forgotten
+            return
         refused, lane.refused = lane.refused, []
         if gone:
             lane.declared = float("-inf")

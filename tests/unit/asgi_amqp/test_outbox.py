@@ -937,3 +937,23 @@ def test_a_young_event_does_not_expire_with_an_old_one(sending):
     left = [int(part[2:]) for part in parts(sending.take())]
     assert left == [40, 50, 60, 70, 80, 90]
     assert sending.stats.lost == {"expired": 4}
+
+
+def test_an_outbox_is_not_idle_while_the_broker_is_asked_why_it_refused(sending):
+    sending.add(DURABLE)
+    (batch,) = sending.take()
+    sending.confirm(batch.tag, ok=False)
+    sending.box.to_ask.clear()  # somebody asks
+    assert not sending.box.idle
+    sending.box.refused(DURABLE.queue, ChannelFull("full"))
+    assert sending.box.idle
+
+
+def test_a_second_answer_why_a_queue_refused_finds_nothing_to_say(sending):
+    sending.add(DURABLE)
+    (batch,) = sending.take()
+    sending.confirm(batch.tag, ok=False)
+    sending.box.refused(DURABLE.queue, ChannelFull("full"))
+    sending.box.tick(1e6, "")
+    assert DURABLE.lane not in sending.box._lanes
+    sending.box.refused(DURABLE.queue, ChannelFull("full"))
