@@ -19,6 +19,7 @@ import msgpack
 
 Message = dict[str, Any]
 _ARRAY = struct.Struct(">BI")  # an array of up to 2**32 values
+HEAD = _ARRAY.size  # bytes of a batch beside its events
 NOTHING = b"\xc0"  # in place of a message
 BIG_INT = 1  # msgpack extension type: a signed, big-endian integer of any length
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import takewhile
 
+from .codec import HEAD
 from .exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
 from .metrics import Stats
 from .topology import Destination, Queue
@@ -62,7 +63,7 @@ class Batch:
 
     __slots__ = ("keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets")
 
-    def __init__(self, lane: "Lane", number: int, since: float) -> None:
+    def __init__(self, lane: "Lane", number: float, since: float) -> None:
         self.lane = lane
         self.number = number  # grows in a lane: what leaves again goes before what is younger
         self.since = since
@@ -107,7 +108,7 @@ class Lane:
     """
 
     __slots__ = (
-        "again", "declared", "draining", "flying", "held", "most", "name", "open", "queue", "refused",
+        "again", "declared", "draining", "flying", "held", "keys", "most", "name", "open", "queue", "refused",
         "waiting",
     )  # fmt: skip
 
@@ -115,6 +116,7 @@ class Lane:
         self.name = name
         self.queue = destination.queue
         self.most = destination.most
+        self.keys = 1 if name == WATCHED else BATCH_KEYS  # what is given back is missing everywhere
         self.again = destination.confirmed  # leaves again after a cut
         self.waiting: deque[Batch] = deque()
         self.open: Batch | None = None  # the last in `waiting`, while it takes more
@@ -135,8 +137,8 @@ class Outbox:
     def __init__(self, stats: Stats, limit: int, max_message: int, expiry: float) -> None:
         self.stats = stats
         self.limit = limit
-        self.max_message = max_message
-        self.batch_bytes = min(BATCH_BYTES, max_message)
+        self.max_message = max_message - HEAD  # of one event
+        self.batch_bytes = min(BATCH_BYTES, self.max_message)
         self.size = self.flying_bytes = 0  # of what waits, and of what is under way
         self.count = 0  # events that wait
         self.to_declare: list[Queue] = []
@@ -147,8 +149,8 @@ class Outbox:
         self._lanes: dict[str, Lane] = {PLAIN: self._plain}
         self._ready: dict[Lane, None] = {}  # lanes that may have something to take, in turn
         self._confirming: dict[int, Batch] = {}  # under way with confirms, by their tags
-        self._unsure: deque[tuple[int, int, int]] = deque()  # under way without: number, bytes, events
-        self._asked: deque[int] = deque()  # the last number of _unsure before each open question
+        self._unsure: deque[tuple[float, int, int]] = deque()  # under way without: number, bytes, events
+        self._asked: deque[float] = deque()  # the last number of _unsure before each open question
         self._number = self._tag = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -168,7 +170,7 @@ class Outbox:
 
     @property
     def idle(self) -> bool:
-        return not (self.count or self._confirming or self._unsure or self.to_ask)
+        return not (self.count or self._unsure or any(batch.parts for batch in self))
 
     @property
     def takable(self) -> bool:
@@ -213,7 +215,8 @@ class Outbox:
             batch is None
             or batch.size + size > self.batch_bytes
             or len(batch.parts) == lane.most
-            or (destination.key not in batch.keys and len(batch.keys) >= BATCH_KEYS)
+            or now - batch.since > self._expiry / 10  # its events expire together
+            or (destination.key not in batch.keys and len(batch.keys) >= lane.keys)
         ):
             self._number += 1
             batch = lane.open = Batch(lane, self._number, now)
@@ -255,6 +258,8 @@ class Outbox:
         while self._ready and size < BURST:
             lane = next(iter(self._ready))
             del self._ready[lane]
+            if lane.held or lane.draining or not lane.waiting:  # it is roused again
+                continue
             batch = self._pop(lane)
             if batch.parts:
                 self._leave(batch, now)
@@ -396,7 +401,9 @@ class Outbox:
 
     def refused(self, queue: Queue, error: Exception, *, gone: bool = False) -> None:
         """Why the queue refused what it did. `gone`: it is to be declared anew before the next event."""
-        lane = self._lanes[queue.key]
+        lane = self._lanes.get(queue.key)
+        if lane is None:  # another question has been answered, and it was forgotten
+            return
         refused, lane.refused = lane.refused, []
         if gone:
             lane.declared = float("-inf")
@@ -457,7 +464,7 @@ class Outbox:
         """The broker takes no message larger than `limit`: those that are have failed, batches that are
         become smaller.
         """
-        self.max_message = min(self.max_message, limit)
+        self.max_message = min(self.max_message, limit - HEAD)
         self.batch_bytes = min(self.batch_bytes, self.max_message)
         error = MessageTooLarge(f"the broker takes messages of at most {limit} bytes (its max_message_size)")
         for lane in self._lanes.values():
@@ -469,10 +476,10 @@ class Outbox:
                     continue
                 for place, part in enumerate(batch.parts):
                     ticket = batch.tickets.get(place)
-                    if len(part) > limit:
+                    if len(part) > self.max_message:
                         ticket.settle(error) if ticket is not None else self.stats.lose("too_large", 1)
                         continue
-                    alone = Batch(lane, batch.number, batch.since)
+                    alone = Batch(lane, batch.number + place / len(batch.parts), batch.since)
                     alone.keys = dict(batch.keys)
                     alone.parts, alone.size = [part], len(part)
                     alone.tickets = {0: ticket} if ticket is not None else {}
