@@ -1,6 +1,7 @@
 """AMQPChannelLayer: the Channels layer. Names, capacity, and which event loop's session does the work."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import secrets
@@ -329,18 +330,20 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
                 if not done.cancelled() and done.exception() is None:
                     box.put_first(done.result())
 
-        async def fetch() -> asyncio.Task[Message]:
-            task = session.loop.create_task(call())
-            task.add_done_callback(ended)
-            return task
+        def begin() -> None:
+            if not future.done():
+                tasks.append(session.loop.create_task(call()))
+                tasks[0].add_done_callback(ended)
 
-        task = await self._in(session, fetch)
+        tasks: list[asyncio.Task[Message]] = []
+        session.loop.call_soon_threadsafe(begin)
         try:
             return await self._unless_ended(session, future)
         except BaseException:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                session.loop.call_soon_threadsafe(box.put_first, future.result())
-            session.loop.call_soon_threadsafe(task.cancel)
+            with contextlib.suppress(RuntimeError):  # that loop has ended
+                if not future.cancelled() and future.exception() is None:
+                    session.loop.call_soon_threadsafe(box.put_first, future.result())
+                session.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             raise
 
     # The whole
