@@ -206,6 +206,9 @@ async def test_power_lost(site, what):
         await running.published(60)
         await line.back()
         await running.published(60)
+        async with asyncio.timeout(60):  # version 1 is told by the end of its connection
+            while any(isinstance(each, Old) and each.page.connects < 2 for each in running.watchers):
+                await asyncio.sleep(0.1)
     await line.stop()
     told = [reason for each in running.watchers if isinstance(each, Watcher) for reason in each.reasons]
     assert "epoch" in told, "nobody was told: the cut took no effect"
