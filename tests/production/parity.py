@@ -76,7 +76,7 @@ FOREIGN = re.compile(
     r"DJANGO_SETTINGS_MODULE|UWSGI_.*|PATH)\Z"
 )
 # What the processes are known by, and where files lie that are the repository's own.
-MARKS = {"uwsgi": "/bin/uwsgi", "daphne": "carillon.delivery.server", "runworker": "runworker"}
+MARKS = {"uwsgi": "/bin/uwsgi", "daphne": "carillon.server", "runworker": "runworker"}
 NGINX_FILES = "/etc/nginx/nginx.conf /etc/nginx/carillon/snippets /etc/nginx/carillon/pages"
 ASSETS = "/var/lib/carillon/static"
 APP_FILES = "/etc/carillon/uwsgi.ini /etc/carillon/supervisord"

@@ -94,7 +94,7 @@ def test_who_runs_what(machine):
         program = Path(process["argv"][0].split(":")[0]).name
         users.setdefault(program, set()).add(process["user"])
         line = " ".join(process["argv"])
-        for name in ("bin/uwsgi", "carillon.delivery.server", "django runworker", "bin/supervisord"):
+        for name in ("bin/uwsgi", "carillon.server", "django runworker", "bin/supervisord"):
             if name in line:
                 assert process["user"] == "carillon", line
     assert users["beam.smp"] == {"rabbitmq"}
