@@ -20,7 +20,7 @@ module: carillon_release
 short_description: Build or find the archive of a release on the control node
 description:
   - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
-  project's own wheel and the lock. Its name is made from the project's version and a digest of everything
+  project's own two wheels and the lock. Its name is made from the project's version and a digest of all
   that goes in, so that what changes has another name and what does not is not built again.
   - An unpacked bundle (C(make bundle)) has its archive in I(cache): there no index is asked, ever.
 options:
@@ -45,7 +45,10 @@ own: {type: bool, returned: always, description: "Whether it is the release of t
 
 # In a bundle: nothing can be built there.
 BUNDLE_MARK = ".bundle"
-INPUTS = ("pyproject.toml", "requirements/app.in", "requirements/app.txt", "src", "supervisord")
+INPUTS = (
+    "pyproject.toml", "requirements/app.in", "requirements/app.txt", "requirements/own.in", "src", "supervisord",
+)  # fmt: skip
+OWN = ("src/asgi_amqp", ".")  # of the checkout: each becomes a wheel, and own.in says which the other needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
     "manylinux2014",
@@ -160,7 +163,13 @@ def build(source: Path, cache: Path, release: str, archive: Path, python: str, a
             shutil.copyfile(path, target)
         for extra in ("README.md", "LICENSE"):
             (copy / extra).write_bytes((source / extra).read_bytes() if (source / extra).exists() else b"")
-        pip("wheel", "--no-deps", "--wheel-dir", str(Path(folder) / "own"), str(copy))
+        pip(
+            "wheel",
+            "--no-deps",
+            "--wheel-dir",
+            str(Path(folder) / "own"),
+            *(str(copy / name) for name in OWN),
+        )
         partial = Path(folder) / "archive.tar"
         with tarfile.open(partial, "w") as tar:
             for wheel in sorted(wheels.iterdir()) + sorted((Path(folder) / "own").iterdir()):
