@@ -33,12 +33,12 @@ PYTHON = "/opt/carillon/current/bin/python"
 # Runs in the uwsgi container: changes what the API does not, by Django's models, and says when it was done.
 SHELL = """
 import os, sys, time
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 import django
 django.setup()
 from django.contrib.auth import get_user_model
 from carillon.accounts.models import ApiToken, Team
-from carillon.jobs.models import Job
+from tower.models import Job
 User = get_user_model()
 names = dict(globals())
 for line in sys.stdin:

@@ -1,0 +1,80 @@
+"""Publishing by the API."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.permissions import IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from carillon.accounts.permissions import MayPublish
+from carillon.events import Notification, emit_many
+from carillon.events.families import registry
+
+MAX_BATCH = 1000
+MAX_PAYLOAD = 256 * 1024  # characters of JSON
+
+
+class AudienceSerializer(serializers.Serializer):
+    users = serializers.ListField(child=serializers.IntegerField(min_value=1), default=list, max_length=1000)
+    teams = serializers.ListField(child=serializers.IntegerField(min_value=1), default=list, max_length=1000)
+
+
+class NotificationSerializer(serializers.Serializer):
+    group = serializers.CharField(max_length=100, help_text="<family>-<key>")
+    payload = serializers.DictField(help_text="The frame that subscribers get")
+    audience = AudienceSerializer(
+        required=False, allow_null=True, help_text="Only these; default: all subscribers"
+    )
+
+    id = serializers.UUIDField(
+        required=False,
+        help_text="Of your making: the same again, after an error, is the same event, sent once",
+    )
+
+    def validate_group(self, group: str) -> str:
+        if registry.parse_group(group) is None:
+            raise serializers.ValidationError(
+                f"{group!r} is no <family>-<key>: the families are {', '.join(registry.names())}"
+            )
+        return group
+
+    def validate_payload(self, payload: dict[str, Any]) -> dict[str, Any]:
+        try:
+            length = len(json.dumps(payload, allow_nan=False))
+        except ValueError:
+            raise serializers.ValidationError("NaN and Infinity are no JSON") from None
+        if length > MAX_PAYLOAD:
+            raise serializers.ValidationError(f"{length} characters of JSON: the most is {MAX_PAYLOAD}")
+        return payload
+
+
+class NotificationsView(APIView):
+    """Publish one notification or a list. 202: the broker has confirmed them all. 503: try again."""
+
+    permission_classes = (IsAuthenticated, MayPublish)
+
+    @extend_schema(request=NotificationSerializer(many=True), responses={202: dict, 503: dict})
+    def post(self, request: Request) -> Response:
+        items = request.data if isinstance(request.data, list) else [request.data]
+        if len(items) > MAX_BATCH:
+            raise serializers.ValidationError(
+                {"detail": f"{len(items)} notifications in one request: the most is {MAX_BATCH}."}
+            )
+        serializer = NotificationSerializer(data=items, many=True)
+        serializer.is_valid(raise_exception=True)
+        accepted = emit_many(
+            Notification(
+                item["group"],
+                item["payload"],
+                item.get("audience"),
+                item["id"].bytes if "id" in item else None,
+            )
+            for item in serializer.validated_data
+        )
+        return Response({"accepted": accepted}, status=202)
