@@ -46,8 +46,13 @@ own: {type: bool, returned: always, description: "Whether it is the release of t
 # In a bundle: nothing can be built there.
 BUNDLE_MARK = ".bundle"
 INPUTS = (
-    "pyproject.toml", "requirements/app.in", "requirements/app.txt", "requirements/own.in", "src", "supervisord",
-)  # fmt: skip
+    "pyproject.toml",
+    "requirements/app.in",
+    "requirements/app.txt",
+    "requirements/own.in",
+    "src",
+    "supervisord",
+)
 OWN = ("src/asgi_amqp", ".")  # of the checkout: each becomes a wheel, and own.in says which the other needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
