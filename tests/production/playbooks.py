@@ -29,7 +29,14 @@ def _control_node(home: str) -> tuple[list[str], dict[str, str]]:
     docker = os.environ.get("DOCKER_CONFIG", str(Path.home() / ".docker"))
     return (
         ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"],
-        {"USER": "nobody", "LOGNAME": "nobody", "HOME": home, "DOCKER_CONFIG": docker},
+        {
+            "USER": "nobody",
+            "LOGNAME": "nobody",
+            "HOME": home,
+            "DOCKER_CONFIG": docker,
+            # Ansible would make the home that the system's own nobody has, which other tests want not to be.
+            "ANSIBLE_REMOTE_TMP": "/tmp/.ansible-nobody",
+        },
     )
 
 
