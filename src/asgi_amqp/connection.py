@@ -36,6 +36,7 @@ from .frames import BEAT, Splitter, Tap
 log = logging.getLogger("asgi_amqp")
 
 RETRY_FIRST, RETRY_MOST = 0.1, 3.0  # seconds between rounds over all hosts, doubling, with jitter
+CLOSED = "the layer has been closed"
 SULK = 5.0  # seconds for which a configuration error is repeated without asking the broker again
 
 
@@ -388,12 +389,13 @@ class Supervisor:
         self._failed = failed
         self._task: asyncio.Task[None] | None = None
         self._waiters: dict[asyncio.Future[Link], None] = {}  # in the order in which they came
+        self._closed: BrokerUnavailable | None = None
         self._failed_at = 0.0
         self._generation = 0
         self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
 
     def start(self) -> None:
-        if self._task is None or self._task.done():
+        if self._closed is None and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._run(), name="asgi_amqp supervisor")
 
     async def link(self, timeout: float) -> Link:
@@ -402,6 +404,8 @@ class Supervisor:
         """
         if self.current is not None:
             return self.current
+        if self._closed is not None:
+            raise self._closed
         if isinstance(self.problem, ConfigurationError) and time.monotonic() - self._failed_at < SULK:
             raise self.problem
         self.start()
@@ -418,10 +422,13 @@ class Supervisor:
             del self._waiters[waiter]
 
     async def close(self) -> None:
+        """For ever: whoever waits for a link, or asks for one, hears of it."""
+        self._closed = BrokerUnavailable(CLOSED)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        self._tell(self._closed)
 
     async def _run(self) -> None:
         attempt = 0
@@ -508,6 +515,9 @@ class Supervisor:
         self.problem = error
         self._failed_at = time.monotonic()
         self._failed(error)
+        self._tell(error)
+
+    def _tell(self, error: LayerError) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(error)

@@ -151,27 +151,28 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
-        if session is None:
+        if session is None or session.closed:
             if loop in AsyncToSync.loop_thread_executors:
                 return self.publisher.background.session
             running = self.publisher.running
             if running is not None and loop is running.loop:
                 return running.session
             for old in [old for old in self._sessions if old.is_closed()]:
-                del self._sessions[old]
+                self._sessions.pop(old, None)  # another loop's thread may do the same
             session = self._sessions[loop] = self.make_session()
         return session
 
     def _living(self, process: str) -> Session | None:
-        """The session of this id, if it is of this process and its loop has not ended."""
+        """The session of this id, if it is of this process and neither it nor its loop has ended."""
         session = self._owners.get(process)
-        return None if session is None or session.loop.is_closed() else session
+        return None if session is None or session.closed or session.loop.is_closed() else session
 
     def _owner(self, channel: str) -> Session:
         session = self._living(process_of(channel))
         if session is None:
             raise ValueError(
-                f"channel {channel} belongs to another process, or to an event loop that has ended: "
+                f"channel {channel} belongs to another process, or to an event loop that has ended, or was "
+                "there before the layer was closed: "
                 "only the process that made it with new_channel() can receive on it"
             )
         return session
@@ -285,8 +286,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         queues = [known.queue.name for known in self._channels.values() if known.queue is not None]
         for session in list(self._owners.values()):
-            flush = functools.partial(session.flush, queues)
-            await self._in(session, flush)
+            if not session.closed and session.loop.is_running():  # with a loop that has ended went all it had
+                await self._in(session, functools.partial(session.flush, queues))
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel. Cancelled, it loses none."""
@@ -359,7 +360,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
     async def close(self) -> None:
         """Send what has gathered and disconnect, in all loops that still run."""
         for loop, session in list(self._sessions.items()):
-            del self._sessions[loop]
+            self._sessions.pop(loop, None)
             if loop is asyncio.get_running_loop():
                 await session.close()
             elif loop.is_running():

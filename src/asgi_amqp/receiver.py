@@ -21,7 +21,7 @@ from aiormq.exceptions import AMQPError
 
 from . import codec
 from .config import Config
-from .connection import Link, Supervisor, Wire, describe
+from .connection import CLOSED, Link, Supervisor, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .frames import ACK, NACK, Delivery, answer
@@ -176,10 +176,19 @@ class Receiver:
             # Its callers may all be gone when it fails.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
-                await asyncio.shield(task)
+            await self._end_of(task, deadline - time.monotonic())
         except TimeoutError:
             raise BrokerUnavailable(f"group {group} is not bound: the broker does not answer") from None
+
+    @staticmethod
+    async def _end_of(task: "asyncio.Task[None]", timeout: float | None = None) -> None:
+        """Wait for a task that goes on if its caller is cancelled."""
+        done, _ = await asyncio.wait([task], timeout=timeout)
+        if not done:
+            raise TimeoutError
+        if task.cancelled():
+            raise BrokerUnavailable(CLOSED)
+        task.result()
 
     async def _bind_once(self, group: str) -> None:
         """A link that dies meanwhile ends it, and its heir binds all."""
@@ -286,7 +295,7 @@ class Receiver:
                     try:
                         if subscription.wire is None:
                             consuming = self._spawn(self._consume(link, subscription))
-                            await asyncio.shield(consuming)
+                            await self._end_of(consuming)
                         await subscription.active.wait()
                     except (
                         AMQPError,
@@ -405,7 +414,7 @@ class Receiver:
             async def purge() -> None:
                 await wire.queue_purge(self._queue_name)
 
-            await asyncio.shield(self._spawn(purge()))
+            await self._end_of(self._spawn(purge()))
 
     def _announce(self, reason: str) -> None:
         """Every local channel may have missed something, nobody knows how much."""
@@ -459,5 +468,7 @@ class Receiver:
         for channel in self.boxes:
             self._config.homes.pop(channel, None)
         await self.supervisor.close()
-        for task in list(self._tasks):
+        self._failed(BrokerUnavailable(CLOSED))
+        for task in (tasks := list(self._tasks)):
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

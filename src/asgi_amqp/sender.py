@@ -22,7 +22,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
 from .config import Config
-from .connection import Link, Supervisor, describe
+from .connection import CLOSED, Link, Supervisor, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, Unroutable
 from .frames import Publisher, question
@@ -96,6 +96,7 @@ class Sender:
         self._refused: dict[str, list[Batch]] = {}  # by queue, while the broker is asked why
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def buffered(self) -> int:
@@ -172,6 +173,10 @@ class Sender:
 
     def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
         """Accept an event from this loop's thread; its ticket is settled once the broker has confirmed it."""
+        if self._closed:
+            if ticket is not None:
+                ticket.settle(BrokerUnavailable(CLOSED))
+            return
         self.stats.sent += 1
         if ticket is not None and self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP, self._sweep)
@@ -475,16 +480,25 @@ class Sender:
         return True
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is lost."""
+        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is lost, and
+        whoever waits for it hears so.
+        """
         if self._link is not None:
             self._flush()
         await self.flush(timeout)
-        left = self.batcher.count
-        if left:
-            self.stats.lose("unsent", left)
-        await self.supervisor.close()
-        for task in list(self._tasks):
+        self._closed = True
+        await self.supervisor.close()  # what was under way and waits for its confirm is back in the batcher
+        for task in (tasks := list(self._tasks)):
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        left = self.batcher.remove(lambda batch: True)
+        unseen = sum(batch.count - len(batch.tickets) for batch in left)
+        if unseen:
+            self.stats.lose("unsent", unseen)
+        for batch in left:
+            for ticket in batch.tickets:
+                ticket.give_up(BrokerUnavailable(CLOSED))
+        self._room.set()
         for timer in (self._sweeper, self._asking):
             if timer is not None:
                 timer.cancel()

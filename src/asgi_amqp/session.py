@@ -14,6 +14,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from . import codec
 from .config import Config
+from .connection import CLOSED
 from .exceptions import BrokerUnavailable
 from .reader import Reader
 from .receiver import Receiver
@@ -34,6 +35,7 @@ class Session:
         self._numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[None]] = {}
         self._serving: set[asyncio.Task[None]] = set()
+        self.closed = False
 
     @property
     def sender(self) -> Sender:
@@ -125,10 +127,16 @@ class Session:
         return values
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Send what has gathered, for at most `timeout` seconds, and disconnect."""
+        """Send what has gathered, for at most `timeout` seconds, and disconnect. Everyone who waits hears."""
+        self.closed = True
         if self._sender is not None:
             await self._sender.close(timeout)
         if self._receiver is not None:
             await self._receiver.close()
         self._sender = self._receiver = None
         self._readers.clear()
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(BrokerUnavailable(CLOSED))
+        for task in self._serving:
+            task.cancel()
