@@ -319,6 +319,14 @@ def _reason(future: "asyncio.Future[Any]") -> str:
     return "closed" if error is None or isinstance(error, asyncio.CancelledError) else describe(error)
 
 
+async def end(tasks: "list[asyncio.Task[None]]") -> None:
+    """Cancel them until they are done: aiormq can swallow a cancellation that meets one of its calls."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        tasks = list((await asyncio.wait(tasks, timeout=0.5))[1])
+
+
 def describe(error: BaseException) -> str:
     """An error in words that hold no secret. aiormq's own texts name hosts and reasons, never passwords."""
     text = ", ".join(str(part) for part in error.args if part not in (None, "")) or type(error).__name__
@@ -424,10 +432,9 @@ class Supervisor:
     async def close(self) -> None:
         """For ever: whoever waits for a link, or asks for one, hears of it."""
         self._closed = BrokerUnavailable(CLOSED)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        task, self._task = self._task, None
+        if task is not None:
+            await end([task])
         self._tell(self._closed)
 
     async def _run(self) -> None:

@@ -21,7 +21,7 @@ from aiormq.exceptions import AMQPError
 
 from . import codec
 from .config import Config
-from .connection import CLOSED, Link, Supervisor, Wire, describe
+from .connection import CLOSED, Link, Supervisor, Wire, describe, end
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .frames import ACK, NACK, Delivery, answer
@@ -469,6 +469,4 @@ class Receiver:
             self._config.homes.pop(channel, None)
         await self.supervisor.close()
         self._failed(BrokerUnavailable(CLOSED))
-        for task in (tasks := list(self._tasks)):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(list(self._tasks))

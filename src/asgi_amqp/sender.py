@@ -22,7 +22,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
 from .config import Config
-from .connection import CLOSED, Link, Supervisor, describe
+from .connection import CLOSED, Link, Supervisor, describe, end
 from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, Unroutable
 from .frames import Publisher, question
@@ -488,9 +488,7 @@ class Sender:
         await self.flush(timeout)
         self._closed = True
         await self.supervisor.close()  # what was under way and waits for its confirm is back in the batcher
-        for task in (tasks := list(self._tasks)):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(list(self._tasks))
         left = self.batcher.remove(lambda batch: True)
         unseen = sum(batch.count - len(batch.tickets) for batch in left)
         if unseen:

@@ -48,6 +48,20 @@ async def test_a_worker_hears_that_the_layer_is_closed(make_layer):
     await hears(running, LayerError)
 
 
+async def test_a_worker_that_is_just_beginning_hears_it_too(make_layer):
+    """Whatever it was doing when the layer was closed."""
+
+    async def handle(message):
+        pass
+
+    for number in range(30):
+        layer = make_layer(durable=[f"durable{number}"])
+        running = asyncio.create_task(Worker(layer, handle, f"durable{number}", handle_signals=False).run())
+        await asyncio.wait({running}, timeout=0.005 * number)
+        await asyncio.wait_for(layer.close(), 20)
+        await hears(running, LayerError, 20)
+
+
 async def test_a_channel_of_a_closed_layer_is_no_channel(make_layer):
     layer = make_layer()
     channel = await layer.new_channel()
