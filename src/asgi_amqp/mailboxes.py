@@ -10,6 +10,7 @@ has had its turn, and GRACE seconds after it last had nothing to read, a burst i
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from copy import copy
 from itertools import groupby, islice
 from operator import itemgetter, length_hint
 from typing import Protocol
@@ -219,7 +220,7 @@ class Mailbox:
         while self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(copy(error))  # each its own: raising it adds to its traceback
 
     def clear(self) -> int:
         """Forget everything; how many messages."""
@@ -285,8 +286,8 @@ class Mailboxes:
             else:
                 members = self.groups.get(target, {}).values()
             if members:
-                copy = copier(messages) if len(members) > 1 else None
-                parcel = Parcel(each * len(messages), now + self._config.expiry, copy)
+                each_his_own = copier(messages) if len(members) > 1 else None
+                parcel = Parcel(each * len(messages), now + self._config.expiry, each_his_own)
                 for member in members:
                     member.put(parcel, messages, now)
                 if parcel.holders:

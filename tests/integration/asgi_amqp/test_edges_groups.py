@@ -78,7 +78,6 @@ async def test_a_second_group_add_that_fails_leaves_the_first(make_layer, broker
         assert await receive(layer, channel) == {"type": "a"}
 
 
-@pytest.mark.xfail(strict=True, reason="members share what is nested in a message")
 @pytest.mark.parametrize("nested", [[1, [2]], {"a": {"b": [1]}}, [{"a": 1}]])
 async def test_members_do_not_share_what_is_nested(make_layer, nested):
     layer = make_layer()
@@ -101,7 +100,6 @@ async def test_members_do_not_share_what_is_nested(make_layer, nested):
         spoil(got["nested"])
 
 
-@pytest.mark.xfail(strict=True, reason="group_add of a channel whose process is gone waits for its timeout")
 async def test_a_group_add_for_a_process_that_is_gone_ends_at_once(make_layer):
     here, gone = make_layer(timeout=20.0), make_layer()
     await here.new_channel()

@@ -58,7 +58,6 @@ print("over", sum(result is None for result in results))
 """
 
 
-@pytest.mark.xfail(strict=True, reason="where all AMQP channels are in use the event loop stands still")
 async def test_a_broker_that_allows_twenty_channels(broker):
     """40 normal channels at once, sent to and read; in a process of its own, for this one would stop too."""
     async with limited(broker, *setting("channel_max", 20, 2047)):
@@ -66,8 +65,7 @@ async def test_a_broker_that_allows_twenty_channels(broker):
     assert "over" in printed
 
 
-@pytest.mark.parametrize("most", [4096, pytest.param(0, marks=pytest.mark.xfail(
-    strict=True, reason="frame_max 0, which is none, publishes without a body"))])  # fmt: skip
+@pytest.mark.parametrize("most", [4096, 0])
 async def test_frames_as_large_as_the_broker_allows(make_layer, broker, most):
     text = "x" * 300_000
     async with limited(broker, *setting("frame_max", most, 131072)):
@@ -96,7 +94,6 @@ async def ways(layer, channel, message):
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="there is no limit to a message: the broker closes the connection")
 @pytest.mark.parametrize(("option", "size"), [({}, 17 * MIB), ({"max_message_bytes": MIB}, MIB + 1)])
 async def test_a_message_beyond_the_limit_is_refused_before_it_is_sent(make_layer, option, size):
     too_large = asgi_amqp.MessageTooLarge
@@ -119,7 +116,6 @@ async def test_a_message_beyond_the_limit_is_refused_before_it_is_sent(make_laye
     assert not layer.stats.lost
 
 
-@pytest.mark.xfail(strict=True, reason="the message is sent again with every connection, and cuts each")
 async def test_a_broker_whose_limit_is_lower_than_ours(make_layer, broker):
     """It closes the connection over a message of 2 MiB: its sender hears of it, and all others go on."""
     default = "persistent_term:put(max_message_size, 16777216)."
@@ -139,7 +135,6 @@ async def test_a_broker_whose_limit_is_lower_than_ours(make_layer, broker):
         assert layer.stats.reconnects <= 2
 
 
-@pytest.mark.xfail(strict=True, reason="normal channels take the default queue type of the virtual host")
 async def test_capacity_where_queues_are_quorum_queues_by_default(make_layer, broker):
     with contextlib.suppress(RuntimeError):
         await broker.do("ctl", "add_vhost", "quorum", "--default-queue-type", "quorum")
@@ -154,7 +149,6 @@ async def test_capacity_where_queues_are_quorum_queues_by_default(make_layer, br
         await layer.send("normal", {"type": "a"})
 
 
-@pytest.mark.xfail(strict=True, reason="what is forwarded to normal channels waits without bound")
 async def test_forwarding_to_normal_channels_keeps_to_buffer_bytes(make_layer, broker):
     """19 MB for a normal channel come to a process that can keep 1 MiB, and that cannot publish just now."""
     total = 1900
