@@ -135,6 +135,8 @@ class Mailbox:
             elif self._expires <= now:
                 unread.appendleft(item)
                 self.home.lose("expired", self._drop_parcel(), self)
+                if self.gaps:  # it has just become one
+                    return self.take(now)
             else:
                 self.count -= 1
                 copy = self._copy

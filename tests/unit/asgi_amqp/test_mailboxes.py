@@ -680,3 +680,24 @@ def test_what_is_shed_is_the_oldest_body_as_a_whole():
         box.put(Parcel(0, 9.0, None), [{"n": number} for number in numbers], 0.0)
     box.shed()
     assert (home.lost, box.count, box.take(0.0)) == ([("overflow", 2)], 1, {"n": 3})
+
+
+# Faults
+
+
+def test_a_gap_comes_before_what_is_younger_than_what_expired():
+    reading = Reading(gaps=True)
+    reading.put(1)
+    reading.now += 59.0
+    reading.put(2)
+    reading.now += 1.0
+    assert reading.read() == [gap("expired", 1), 2]
+
+
+def test_who_finds_that_all_has_expired_hears_it_at_once():
+    """It would wait, with the gap unread, until something else comes."""
+    reading = Reading(gaps=True)
+    reading.put(1, 2)
+    reading.now += 60.0
+    assert reading.box().take(reading.now) == gap("expired", 2)
+    assert reading.box().take(reading.now) is None
