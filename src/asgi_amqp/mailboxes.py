@@ -354,7 +354,7 @@ class Mailboxes:
         forgotten = []
         for box in list(self.boxes.values()):
             box.expire(now)
-            unread = 0.0 if box.waiters else now - box.read_at
+            unread = 0.0 if box.waiters or box.woken else now - box.read_at
             empty = not box.count and box.channel not in grouped
             if unread > self._config.group_expiry or (unread > self._config.expiry and empty):
                 del self.boxes[box.channel]

@@ -701,3 +701,14 @@ def test_who_finds_that_all_has_expired_hears_it_at_once():
     reading.now += 60.0
     assert reading.box().take(reading.now) == gap("expired", 2)
     assert reading.box().take(reading.now) is None
+
+
+def test_a_reader_that_was_woken_and_has_not_had_its_turn_keeps_its_mailbox():
+    """It would wait on a mailbox that nothing comes to any more: deaf for good."""
+    reading = Reading(gaps=True)
+    waiter = reading.wait()
+    reading.now += 1001.0  # it has waited for longer than any expiry
+    reading.boxes.announce("reconnect")
+    assert waiter.heard == "woken"
+    assert reading.boxes.sweep(reading.now) == []
+    assert reading.read() == [gap("reconnect", None)]
