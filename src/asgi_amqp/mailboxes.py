@@ -226,9 +226,10 @@ class Mailbox:
     def forsaken(self, waiter: Waiter, *, woken: bool) -> None:
         """Who waited has gone away; whoever comes next takes what it was woken for."""
         self.level_at = float("-inf")
-        self.woken = False
-        if woken and (self.count or self.gaps):
-            self.wake()
+        if woken:
+            self.woken = False
+            if self.count or self.gaps:
+                self.wake()
         elif waiter in self.waiters:
             self.waiters.remove(waiter)
 

@@ -712,3 +712,14 @@ def test_a_reader_that_was_woken_and_has_not_had_its_turn_keeps_its_mailbox():
     assert waiter.heard == "woken"
     assert reading.boxes.sweep(reading.now) == []
     assert reading.read() == [gap("reconnect", None)]
+
+
+def test_a_second_reader_that_goes_away_takes_no_turn_from_the_first(reading):
+    first, second = reading.wait(), reading.wait()
+    reading.put(1)
+    assert first.heard == "woken"
+    second.cancel()
+    reading.box().forsaken(second, woken=False)
+    reading.put(*range(2, 9))  # the first has not had its turn yet
+    assert not reading.losses
+    assert reading.read() == list(range(1, 9))
