@@ -207,10 +207,9 @@ class Mailbox:
 
     def put_first(self, message: Message) -> None:
         """A message whose reader went away before it could have it."""
-        parcel, self._parcel = self._parcel, None
-        rest: list[Any] = [] if parcel is None else [parcel]
-        mine = Parcel(0, self._expires, None)
-        self._unread.extendleft([*rest, message, mine])
+        if self._parcel is None:
+            self._begin(Parcel(0, self._expires, None))
+        self._unread.appendleft(message)
         self.count += 1
         self.wake()
 

@@ -723,3 +723,21 @@ def test_a_second_reader_that_goes_away_takes_no_turn_from_the_first(reading):
     reading.put(*range(2, 9))  # the first has not had its turn yet
     assert not reading.losses
     assert reading.read() == list(range(1, 9))
+
+
+def test_a_message_whose_reader_went_away_is_kept_with_what_has_been_begun():
+    """Its body is acknowledged: given back to nobody, it would be lost."""
+    home = Home()
+    box = Mailbox("jobs", 1 << 62, home, 0.0)
+    first, second, third = (Parcel(0, 9.0, None) for _ in range(3))
+    box.put(first, [{"n": 1}], 0.0)
+    box.put(second, [{"n": 2}], 0.0)
+    taken = box.take(0.0)
+    assert home.released == [first]
+    box.put_first(taken)
+    assert box.keep_begun() not in (first, second)
+    assert (box.count, box.take(0.0), box.take(0.0)) == (1, {"n": 1}, None)
+    box.put(third, [{"n": 3}, {"n": 4}], 0.0)
+    box.put_first(box.take(0.0))
+    assert box.keep_begun() is third
+    assert [box.take(0.0), box.take(0.0), box.take(0.0)] == [{"n": 3}, {"n": 4}, None]
