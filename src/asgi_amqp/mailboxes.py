@@ -88,7 +88,7 @@ class Mailbox:
         self.waiters: deque[Waiter] = deque()
         self.read_at = now  # when it was last read: what nobody reads is swept away
         self.level_at = float("-inf")  # when its reader last had nothing to read
-        self.woken = False  # a reader that waited has not had its turn yet
+        self.woken = 0  # readers that waited and have not had their turn yet
         self._unread: deque[Any] = deque()
         self._parcel: Parcel | None = None  # the one that is being read
         self._expires = float("inf")
@@ -124,7 +124,8 @@ class Mailbox:
         of those that are missing.
         """
         self.read_at = now
-        self.woken = False
+        if self.woken:
+            self.woken -= 1
         if self.gaps:
             return self.gaps.pop(next(iter(self.gaps)))
         unread = self._unread
@@ -219,14 +220,14 @@ class Mailbox:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                self.woken = True
+                self.woken += 1
                 count -= 1
 
     def forsaken(self, waiter: Waiter, *, woken: bool) -> None:
         """Who waited has gone away; whoever comes next takes what it was woken for."""
         self.level_at = float("-inf")
         if woken:
-            self.woken = False
+            self.woken = max(0, self.woken - 1)
             if self.count or self.gaps:
                 self.wake()
         elif waiter in self.waiters:

@@ -741,3 +741,15 @@ def test_a_message_whose_reader_went_away_is_kept_with_what_has_been_begun():
     box.put_first(box.take(0.0))
     assert box.keep_begun() is third
     assert [box.take(0.0), box.take(0.0), box.take(0.0)] == [{"n": 3}, {"n": 4}, None]
+
+
+def test_one_of_several_readers_that_were_woken_goes_away_and_the_others_lose_nothing(reading):
+    first, second = reading.wait(), reading.wait()
+    reading.put(1, 2)
+    assert (first.heard, second.heard) == ("woken", "woken")
+    reading.box().forsaken(first, woken=True)
+    reading.put(*range(3, 9))
+    assert reading.box().take(reading.now) == {"n": 1}  # the second has its turn
+    assert not reading.losses
+    reading.put(9)
+    assert reading.losses == [("overflow", 1, A)]
