@@ -75,7 +75,7 @@ class Mailbox:
         self.waiters: deque[Waiter] = deque()
         self.read_at = now  # when it was last read: what nobody reads is swept away
         self.level_at = float("-inf")  # when its reader last had nothing to read
-        self.woken = False  # a reader that waited has not had its turn yet
+        self.woken = 0  # readers that waited and have not had their turn yet
         self._waiting: deque[tuple[Parcel, list[Message]]] = deque()
         self._pending = 0  # messages in _waiting
         self._parcel: Parcel | None = None  # the one that is being read,
@@ -123,13 +123,14 @@ class Mailbox:
                 if self._expires > now:
                     return message if self._copy is None else self._copy(message)
                 self.home.lose("expired", 1 + self._drop_parcel(), self)
+                if self.gaps:  # it has just become one
+                    return self.take(now)
             if not self._begin(now):
                 return None
 
     def _begin(self, now: float) -> bool:
         """Go on with the next parcel, if there is one."""
         self.read_at = now
-        self.woken = False
         self.settle()
         if not self._waiting:
             self.level_at = now
@@ -189,12 +190,9 @@ class Mailbox:
     def put_first(self, message: Message) -> None:
         """A message whose reader went away before it could have it."""
         self.settle()
-        rest = list(self._reading)
-        if self._parcel is not None:
-            self._waiting.appendleft((self._parcel, rest))
-        self._waiting.appendleft((Parcel(0, self._expires, None), [message]))
-        self._pending += len(rest) + 1
-        self._parcel = None
+        if self._parcel is None:
+            self._parcel, self._copy = Parcel(0, self._expires, None), None
+        self._reading = iter([message, *self._reading])
         self.wake()
 
     def wake(self, count: int = 1) -> None:
@@ -203,15 +201,20 @@ class Mailbox:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                self.woken = True
+                self.woken += 1
                 count -= 1
+
+    def turn(self) -> None:
+        """Who was woken runs, and takes next."""
+        self.woken -= 1
 
     def forsaken(self, waiter: Waiter, *, woken: bool) -> None:
         """Who waited has gone away; whoever comes next takes what it was woken for."""
         self.level_at = float("-inf")
-        self.woken = False
-        if woken and (self.count or self.gaps):
-            self.wake()
+        if woken:
+            self.woken = max(0, self.woken - 1)
+            if self.count or self.gaps:
+                self.wake()
         elif waiter in self.waiters:
             self.waiters.remove(waiter)
 
@@ -337,7 +340,7 @@ class Mailboxes:
         forgotten = []
         for box in list(self.boxes.values()):
             box.expire(now)
-            unread = 0.0 if box.waiters else now - box.read_at
+            unread = 0.0 if box.waiters or box.woken else now - box.read_at
             empty = not box.count and box.channel not in grouped
             if unread > self._config.group_expiry or (unread > self._config.expiry and empty):
                 del self.boxes[box.channel]
