@@ -100,10 +100,12 @@ test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes) and the clus
 $(TEST_PYTHON):
 	@echo "run make test-unit first: it makes the environment $@ of the tests"; exit 1
 
-lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
+lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of tests/packages (needs uv)
 	@for name in app tools dev test production-test; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	        requirements/$$name.in $$([ $$name != app ] || echo src/asgi_amqp/pyproject.toml) --output-file requirements/$$name.txt || exit 1; done
+	        requirements/$$name.in $$([ $$name != app ] || echo src/asgi_amqp/pyproject.toml) \
+	        --output-file requirements/$$name.txt || exit 1; done
+	@tests/packages/locks/make
 
 #: CARILLON_HTTP_PORT        plain HTTP (8013)
 #: CARILLON_HTTPS_PORT       HTTPS (8043)

@@ -54,9 +54,10 @@ def environment(lock: str) -> Path:
     return python
 
 
-def make_environment(folder: Path, lock: Path) -> None:
+def make_environment(folder: Path, lock: Path, interpreter: str | None = None) -> None:
+    """Of `interpreter`, or of the Python that we run on, with what the lock says and no more."""
     # Not by the interpreter of the test environment: its venv would be a child of that one.
-    interpreter = getattr(sys, "_base_executable", sys.executable)
+    interpreter = interpreter or getattr(sys, "_base_executable", sys.executable)
     run_command([interpreter, "-m", "venv", "--clear", str(folder)])
     python = str(folder / "bin" / "python")
     run_command([python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock)])
