@@ -13,11 +13,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from carillon.accounts.permissions import MayPublish
+from carillon.conf import conf
 from carillon.events import Notification, emit_many
 from carillon.events.families import registry
-
-MAX_BATCH = 1000
-MAX_PAYLOAD = 256 * 1024  # characters of JSON
 
 
 class AudienceSerializer(serializers.Serializer):
@@ -49,8 +47,10 @@ class NotificationSerializer(serializers.Serializer):
             length = len(json.dumps(payload, allow_nan=False))
         except ValueError:
             raise serializers.ValidationError("NaN and Infinity are no JSON") from None
-        if length > MAX_PAYLOAD:
-            raise serializers.ValidationError(f"{length} characters of JSON: the most is {MAX_PAYLOAD}")
+        if length > conf.PUBLISH_CHARACTERS:
+            raise serializers.ValidationError(
+                f"{length} characters of JSON: the most is {conf.PUBLISH_CHARACTERS}"
+            )
         return payload
 
 
@@ -62,9 +62,9 @@ class NotificationsView(APIView):
     @extend_schema(request=NotificationSerializer(many=True), responses={202: dict, 503: dict})
     def post(self, request: Request) -> Response:
         items = request.data if isinstance(request.data, list) else [request.data]
-        if len(items) > MAX_BATCH:
+        if len(items) > conf.PUBLISH_EVENTS:
             raise serializers.ValidationError(
-                {"detail": f"{len(items)} notifications in one request: the most is {MAX_BATCH}."}
+                {"detail": f"{len(items)} notifications in one request: the most is {conf.PUBLISH_EVENTS}."}
             )
         serializer = NotificationSerializer(data=items, many=True)
         serializer.is_valid(raise_exception=True)

@@ -14,6 +14,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_de
 from django.dispatch import receiver
 
 from carillon.accounts.models import ApiToken, Team, UserSession
+from carillon.conf import conf
 from carillon.events import Notification, access_changed, emit_on_commit
 
 
@@ -30,7 +31,7 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
         UserSession.objects.get_or_create(
             session_id=request.session.session_key, defaults={"user_id": user.pk}
         )
-        limit = settings.SESSIONS_PER_USER
+        limit = conf.SESSIONS_PER_USER
         if limit < 0:
             return
         keys = list(

@@ -7,86 +7,176 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('carillon', '0001_initial'),
+        ("carillon", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Job',
+            name="Job",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('created', models.DateTimeField(default=django.utils.timezone.now)),
-                ('modified', models.DateTimeField(auto_now=True)),
-                ('name', models.CharField(max_length=512)),
-                ('kind', models.CharField(choices=[('job', 'Job'), ('ad_hoc_command', 'Ad Hoc Command'), ('project_update', 'Project Update'), ('inventory_update', 'Inventory Update'), ('system_job', 'System Job'), ('workflow_job', 'Workflow Job')], default='job', max_length=32)),
-                ('status', models.CharField(choices=[('new', 'New'), ('pending', 'Pending'), ('waiting', 'Waiting'), ('running', 'Running'), ('successful', 'Successful'), ('failed', 'Failed'), ('error', 'Error'), ('canceled', 'Canceled')], default='new', max_length=16)),
-                ('started', models.DateTimeField(blank=True, null=True)),
-                ('finished', models.DateTimeField(blank=True, null=True)),
-                ('resource', models.PositiveBigIntegerField(blank=True, null=True)),
-                ('owner', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('team', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='carillon.team')),
-                ('workflow_job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='nodes', to='tower.job')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("created", models.DateTimeField(default=django.utils.timezone.now)),
+                ("modified", models.DateTimeField(auto_now=True)),
+                ("name", models.CharField(max_length=512)),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("job", "Job"),
+                            ("ad_hoc_command", "Ad Hoc Command"),
+                            ("project_update", "Project Update"),
+                            ("inventory_update", "Inventory Update"),
+                            ("system_job", "System Job"),
+                            ("workflow_job", "Workflow Job"),
+                        ],
+                        default="job",
+                        max_length=32,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("new", "New"),
+                            ("pending", "Pending"),
+                            ("waiting", "Waiting"),
+                            ("running", "Running"),
+                            ("successful", "Successful"),
+                            ("failed", "Failed"),
+                            ("error", "Error"),
+                            ("canceled", "Canceled"),
+                        ],
+                        default="new",
+                        max_length=16,
+                    ),
+                ),
+                ("started", models.DateTimeField(blank=True, null=True)),
+                ("finished", models.DateTimeField(blank=True, null=True)),
+                ("resource", models.PositiveBigIntegerField(blank=True, null=True)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "team",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="carillon.team",
+                    ),
+                ),
+                (
+                    "workflow_job",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="nodes",
+                        to="tower.job",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='JobEvent',
+            name="JobEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('counter', models.PositiveIntegerField()),
-                ('event', models.CharField(max_length=100)),
-                ('uuid', models.CharField(blank=True, default='', max_length=100)),
-                ('parent_uuid', models.CharField(blank=True, default='', max_length=100)),
-                ('stdout', models.TextField(blank=True, default='')),
-                ('start_line', models.PositiveIntegerField(default=0)),
-                ('end_line', models.PositiveIntegerField(default=0)),
-                ('event_data', models.JSONField(blank=True, default=dict)),
-                ('failed', models.BooleanField(default=False)),
-                ('changed', models.BooleanField(default=False)),
-                ('event_level', models.PositiveSmallIntegerField(default=0)),
-                ('play', models.CharField(blank=True, default='', max_length=1024)),
-                ('role', models.CharField(blank=True, default='', max_length=1024)),
-                ('task', models.CharField(blank=True, default='', max_length=1024)),
-                ('created', models.DateTimeField(default=django.utils.timezone.now)),
-                ('modified', models.DateTimeField(auto_now=True)),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='tower.job')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("counter", models.PositiveIntegerField()),
+                ("event", models.CharField(max_length=100)),
+                ("uuid", models.CharField(blank=True, default="", max_length=100)),
+                ("parent_uuid", models.CharField(blank=True, default="", max_length=100)),
+                ("stdout", models.TextField(blank=True, default="")),
+                ("start_line", models.PositiveIntegerField(default=0)),
+                ("end_line", models.PositiveIntegerField(default=0)),
+                ("event_data", models.JSONField(blank=True, default=dict)),
+                ("failed", models.BooleanField(default=False)),
+                ("changed", models.BooleanField(default=False)),
+                ("event_level", models.PositiveSmallIntegerField(default=0)),
+                ("play", models.CharField(blank=True, default="", max_length=1024)),
+                ("role", models.CharField(blank=True, default="", max_length=1024)),
+                ("task", models.CharField(blank=True, default="", max_length=1024)),
+                ("created", models.DateTimeField(default=django.utils.timezone.now)),
+                ("modified", models.DateTimeField(auto_now=True)),
+                (
+                    "job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="events", to="tower.job"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Schedule',
+            name="Schedule",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('created', models.DateTimeField(default=django.utils.timezone.now)),
-                ('modified', models.DateTimeField(auto_now=True)),
-                ('name', models.CharField(max_length=512)),
-                ('rrule', models.CharField(blank=True, default='', max_length=1000)),
-                ('enabled', models.BooleanField(default=True)),
-                ('next_run', models.DateTimeField(blank=True, null=True)),
-                ('owner', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('team', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='carillon.team')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("created", models.DateTimeField(default=django.utils.timezone.now)),
+                ("modified", models.DateTimeField(auto_now=True)),
+                ("name", models.CharField(max_length=512)),
+                ("rrule", models.CharField(blank=True, default="", max_length=1000)),
+                ("enabled", models.BooleanField(default=True)),
+                ("next_run", models.DateTimeField(blank=True, null=True)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "team",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="carillon.team",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['status', '-id'], name='job_by_status'),
+            model_name="job",
+            index=models.Index(fields=["status", "-id"], name="job_by_status"),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['owner', '-id'], name='job_by_owner'),
+            model_name="job",
+            index=models.Index(fields=["owner", "-id"], name="job_by_owner"),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['team', '-id'], name='job_by_team'),
+            model_name="job",
+            index=models.Index(fields=["team", "-id"], name="job_by_team"),
         ),
         migrations.AddConstraint(
-            model_name='jobevent',
-            constraint=models.UniqueConstraint(fields=('job', 'counter'), name='one_event_per_counter'),
+            model_name="jobevent",
+            constraint=models.UniqueConstraint(fields=("job", "counter"), name="one_event_per_counter"),
         ),
     ]

@@ -129,7 +129,7 @@ def test_basic(people):
 
 class TestSessionsPerUser:
     def test_the_oldest_go_and_the_user_is_told(self, people, sent, settings, commits):
-        settings.SESSIONS_PER_USER = 2
+        settings.CARILLON = {**settings.CARILLON, "SESSIONS_PER_USER": 2}
         browsers = [Browser() for _ in range(3)]
         with commits():
             for browser in browsers:

@@ -19,14 +19,14 @@ from typing import Any
 
 from channels.db import database_sync_to_async
 from channels.routing import URLRouter
-from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.db import DatabaseError
 from django.urls import re_path
 from django.utils import timezone
 
+from carillon.conf import conf
 from carillon.sockets import authentication, protocol
-from carillon.sockets.session import CONNECT_TIMEOUT, RECHECK, Close
+from carillon.sockets.session import Close
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class Visitor:
+class ProjectConsumer:
     """One connection to a consumer of the project's, for as long as its login is good."""
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -56,7 +56,7 @@ class Visitor:
         self._task = asyncio.current_task()
         here = sockets()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(authentication.Handshake(self.scope))
         except authentication.NoCredentials:
             pass
@@ -72,7 +72,7 @@ class Visitor:
             if self.identity is not None:
                 here.add(self)
                 self._watch()
-            await _routes(settings.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self.receive, self.send)
+            await _routes(conf.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self.receive, self.send)
         except asyncio.CancelledError:
             if self._ending is None:
                 raise
@@ -110,7 +110,7 @@ class Visitor:
 
     def _watch(self) -> None:
         """Look when the login expires, and now and then even if no word came that it changed."""
-        wait = RECHECK * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+        wait = conf.RECHECK_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         if self.identity.expires is not None:
             left = (self.identity.expires - timezone.now()).total_seconds()
             wait = min(wait, max(left, 0.0) + 0.05)
@@ -148,8 +148,8 @@ class Visitor:
 
 
 @cache
-def _routes(urlconf: str) -> URLRouter:
-    patterns = import_module(urlconf).websocket_urlpatterns
+def _routes(urlconf: str | None) -> URLRouter:
+    patterns = import_module(urlconf).websocket_urlpatterns if urlconf else ()
     return URLRouter([*patterns, re_path("", _nobody)])
 
 
@@ -161,4 +161,4 @@ async def _nobody(scope: Mapping[str, Any], receive: Receive, send: Send) -> Non
 
 async def serve(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     """The ASGI application of a websocket under `PREFIX`."""
-    await Visitor(scope, receive, send).run()
+    await ProjectConsumer(scope, receive, send).run()

@@ -36,7 +36,7 @@ ROOM = "/websocket/mirror/7/"
 
 @pytest.fixture(autouse=True)
 def _routes(settings):
-    settings.WEBSOCKET_URLCONF = __name__
+    settings.CARILLON = {**settings.CARILLON, "WEBSOCKET_URLCONF": __name__}
 
 
 async def open_one(people, user, **fields):
