@@ -32,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     # protocol lets it; messages of the client that wait for their consumer before it is read no further.
     "SOCKET_BACKLOG_BYTES": 2**20,
     "SOCKET_INBOUND_MESSAGES": 32,
+    # Bytes of the largest message that any client may send, one of a project's own consumers included: a
+    # larger one is closed with 1009.
+    "SOCKET_MESSAGE_BYTES": 2**20,
     # What one client may ask for: bytes of a message, groups, and messages and nonsense at once and a second.
     "MESSAGE_BYTES": 64 * 1024,
     "GROUPS_PER_SOCKET": 250,

@@ -116,6 +116,19 @@ class SocketProtocol(WebSocketProtocol):
         self.server.closed(self)
         super().onClose(wasClean, code, reason)
 
+    def handle_reply(self, message):
+        """As Daphne's, and an empty message is one too; a close has its reason."""
+        kind = message.get("type")
+        if self.state == self.STATE_OPEN and kind == "websocket.send":
+            text, data = message.get("text"), message.get("bytes")
+            if not text and not data and (text is not None or data is not None):
+                self.serverSend(data if text is None else text, binary=text is None)
+                return
+        if self.state == self.STATE_OPEN and kind == "websocket.close":
+            self.serverClose(message.get("code"), message.get("reason") or "")
+            return
+        super().handle_reply(message)
+
     def serverSend(self, content, binary=False):
         if binary:
             self.outlet.write(frame(content, 0x82), 0)
@@ -327,6 +340,13 @@ class DeliveryServer(Server):
 
 class CarillonServer(DeliveryServer):
     """The server with the station of Carillon's application behind it, and its settings."""
+
+    def _ready(self):
+        from carillon.conf import conf
+
+        most = conf.SOCKET_MESSAGE_BYTES
+        self.ws_factory.setProtocolOptions(maxMessagePayloadSize=most, maxFramePayloadSize=most)
+        super()._ready()
 
     def begin(self) -> None:
         # Only now: they need Django's settings.
