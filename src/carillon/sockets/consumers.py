@@ -4,7 +4,8 @@ Carillon's own socket.
 The setting WEBSOCKET_URLCONF names a module with `websocket_urlpatterns`. A consumer finds `scope["user"]` as
 Channels' AuthMiddleware would put it there: the user of the token or session, or an AnonymousUser when the
 client presents neither. What is presented and wrong is refused with 4401, a foreign Origin with 4403. When
-the login ends or the user's rights change, the socket ends too.
+the login ends or the user's rights change, the socket ends too: the client is told at once, and the consumer
+as if the client had left, so its `disconnect()` runs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from carillon.sockets.sockets import sockets
 logger = logging.getLogger(__name__)
 
 PREFIX = "/websocket/"
+DISCONNECT_SECONDS = 5.0
+"""Seconds that a consumer has for its `disconnect()` when its socket is ended; then it is cancelled."""
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -48,6 +51,8 @@ class ProjectConsumer:
         self.identity: authentication.Identity | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
+        self._ended = asyncio.Event()
+        self._receiving: asyncio.Task[dict[str, Any]] | None = None
         self._checking: asyncio.Task[None] | None = None
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
@@ -72,12 +77,14 @@ class ProjectConsumer:
             if self.identity is not None:
                 here.add(self)
                 self._watch()
-            await _routes(conf.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self.receive, self.send)
+            await _routes(conf.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self._receive, self._send)
         except asyncio.CancelledError:
             if self._ending is None:
                 raise
-            await self._close(self._ending)
+            logger.warning("A consumer did not end %g s after its socket: cancelled", DISCONNECT_SECONDS)
         finally:
+            if self._receiving is not None:
+                self._receiving.cancel()
             if self.identity is not None:
                 here.discard(self)
             if self._timer is not None:
@@ -95,9 +102,41 @@ class ProjectConsumer:
         await self.send({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
     def _end(self, close: Close) -> None:
+        """Close the socket, and tell the consumer that it is gone."""
         if self._ending is None and self._task is not None and not self._task.done():
             self._ending = close
+            self._closing = asyncio.get_running_loop().create_task(self._see_it_end(close))
+
+    async def _see_it_end(self, close: Close) -> None:
+        await self._close(close)
+        self._ended.set()
+        await asyncio.wait({self._task}, timeout=DISCONNECT_SECONDS)
+        if not self._task.done():
             self._task.cancel()
+
+    async def _receive(self) -> dict[str, Any]:
+        """What the consumer hears: the client, until we have ended the socket."""
+        if self._receiving is None:
+            self._receiving = asyncio.ensure_future(self.receive())
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({self._receiving, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if self._ending is not None and self._ended.is_set():
+            return {
+                "type": "websocket.disconnect",
+                "code": self._ending.code,
+                "reason": self._ending.reason,
+            }
+        # Kept until it has something: a receive that is cancelled must not lose a message.
+        received, self._receiving = self._receiving, None
+        return received.result()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        """What the consumer says: nothing more once the socket has ended."""
+        if self._ending is None:
+            await self.send(message)
 
     # Who it is, now. `Sockets` calls these two.
 
