@@ -94,7 +94,8 @@ async def test_any_close_code(server, code):
 async def test_empty_messages_are_messages(server):
     async with server.connect() as client:
         await say(client, do="empty")
-        assert [await client.recv(), await client.recv()] == ["", b""]
+        async with asyncio.timeout(20):
+            assert [await client.recv(), await client.recv()] == ["", b""]
 
 
 async def test_a_slow_reader_is_closed_and_told_where_it_was(server):
