@@ -103,7 +103,7 @@ $(TEST_PYTHON):
 lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
 	@for name in app tools dev test production-test; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	        requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+	        requirements/$$name.in $$([ $$name != app ] || echo src/asgi_amqp/pyproject.toml) --output-file requirements/$$name.txt || exit 1; done
 
 #: CARILLON_HTTP_PORT        plain HTTP (8013)
 #: CARILLON_HTTPS_PORT       HTTPS (8043)

@@ -387,7 +387,7 @@ class Supervisor:
         self._lost = lost
         self._failed = failed
         self._task: asyncio.Task[None] | None = None
-        self._waiters: set[asyncio.Future[Link]] = set()
+        self._waiters: dict[asyncio.Future[Link], None] = {}  # in the order in which they came
         self._failed_at = 0.0
         self._generation = 0
         self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
@@ -406,7 +406,7 @@ class Supervisor:
             raise self.problem
         self.start()
         waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             async with asyncio.timeout(timeout):
                 return await waiter
@@ -415,7 +415,7 @@ class Supervisor:
                 f"no connection to the broker within {timeout:g} s: {self.problem or 'it does not answer'}"
             ) from None
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
     async def close(self) -> None:
         if self._task is not None:

@@ -392,7 +392,7 @@ def _open(entry: Entry) -> Message:
     """The message for its reader, who may change it: a shared one is copied (not what it holds)."""
     if entry.taken is not None:
         entry.taken()
-    return entry.message.copy() if entry.shared else entry.message
+    return entry.message.copy() if entry.share else entry.message
 
 
 def _forget(layer: "weakref.ref[AMQPChannelLayer]") -> None:

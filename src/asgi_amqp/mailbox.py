@@ -2,7 +2,7 @@
 
 A mailbox belongs to one channel. Capacity is looked at when a batch arrives: a burst that came in one piece
 is kept, a reader that does not keep up loses the oldest, counted and announced. Bytes (as they were on the
-wire) are bounded for all mailboxes together.
+wire) are bounded for all mailboxes together; those of a message that several hold are counted once.
 """
 
 import asyncio
@@ -15,6 +15,15 @@ from typing import NamedTuple
 from .codec import Message
 
 
+class Share:
+    """How many mailboxes hold a message: its bytes are counted once."""
+
+    __slots__ = ("holders",)
+
+    def __init__(self) -> None:
+        self.holders = 0
+
+
 class Entry(NamedTuple):
     """A message that waits: until when it counts (monotonic seconds), its bytes, and what to do once it is
     taken.
@@ -23,7 +32,7 @@ class Entry(NamedTuple):
     message: Message
     expires: float
     size: int
-    shared: bool = False  # other mailboxes hold the same dict
+    share: Share | None = None  # other mailboxes hold the same dict
     taken: Callable[[], None] | None = None
 
 
@@ -35,6 +44,11 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+
+
+def _cost(entry: Entry) -> int:
+    """The bytes that nobody has counted for it."""
+    return 0 if entry.share is not None and entry.share.holders else entry.size
 
 
 class Mailbox:
@@ -55,10 +69,16 @@ class Mailbox:
     def put(self, entries: list[Entry], size: int) -> None:
         """Entries that arrived together, oldest first, `size` bytes in all."""
         budget = self.budget
+        shared = bool(entries) and entries[0].share is not None
+        if shared:
+            size = sum(_cost(entry) for entry in entries)
         if len(self.entries) >= self.capacity or budget.used + size > budget.limit:
             entries, size = self._fit(entries, size)
         self.entries.extend(entries)
         budget.used += size
+        if shared:
+            for entry in entries:
+                entry.share.holders += 1  # type: ignore[union-attr]  # those of a group all have one
         if self.waiters:
             self.wake(len(entries))
 
@@ -68,22 +88,30 @@ class Mailbox:
         """
         here, budget = self.entries, self.budget
         lost = gone = 0
-        while here and (len(here) + len(entries) > self.capacity or budget.used + size > budget.limit):
-            budget.used -= here.popleft().size
+        excess = budget.used + size - budget.limit
+        while here and (len(here) + len(entries) > self.capacity or excess > 0):
+            excess -= here[0].size  # as if nobody else held it: else all would go, and nothing be won
+            self._release(here.popleft())
             lost += 1
         while gone < len(entries) and budget.used + size > budget.limit:
-            size -= entries[gone].size
+            size -= _cost(entries[gone])
             gone += 1
         if lost + gone:
             self.dropped("overflow", lost + gone)
         return entries[gone:], size
+
+    def _release(self, entry: Entry) -> None:
+        """An entry that is here no longer."""
+        if entry.share is not None:
+            entry.share.holders -= 1
+        self.budget.used -= _cost(entry)
 
     def expire(self, now: float) -> None:
         """Throw away what has expired."""
         entries = self.entries
         expired = 0
         while entries and entries[0].expires <= now:
-            self.budget.used -= entries.popleft().size
+            self._release(entries.popleft())
             expired += 1
         if expired:
             self.dropped("expired", expired)
@@ -99,7 +127,10 @@ class Mailbox:
         if not entries:
             return None
         entry = entries.popleft()
-        self.budget.used -= entry[2]
+        if entry[3] is None:
+            self.budget.used -= entry[2]
+        else:
+            self._release(entry)
         return entry
 
     def announce(self, gap: Message) -> None:
@@ -113,7 +144,9 @@ class Mailbox:
     def put_first(self, entry: Entry) -> None:
         """A message whose reader went away before it could have it."""
         self.entries.appendleft(entry)
-        self.budget.used += entry.size
+        self.budget.used += _cost(entry)
+        if entry.share is not None:
+            entry.share.holders += 1
         self.wake()
 
     def wake(self, count: int = 1) -> None:
@@ -148,7 +181,8 @@ class Mailbox:
             raise
 
     def clear(self) -> None:
-        self.budget.used -= sum(entry.size for entry in self.entries)
+        for entry in self.entries:
+            self._release(entry)
         self.entries.clear()
         self.gaps.clear()
         self.arriving = 0

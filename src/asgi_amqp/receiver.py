@@ -25,7 +25,7 @@ from .connection import Link, Supervisor, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .frames import ACK, NACK, Delivery, answer
-from .mailbox import Budget, Entry, Mailbox
+from .mailbox import Budget, Entry, Mailbox, Share
 from .topology import Queue
 
 log = logging.getLogger("asgi_amqp")
@@ -105,7 +105,7 @@ class Receiver:
         self.thread = threading.get_ident()
         self._wire: Wire | None = None
         self._bound: set[str] = set()
-        self._binding: dict[str, asyncio.Future[None]] = {}
+        self._binding: dict[str, asyncio.Task[None]] = {}
         self._subscriptions: set[Subscription] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._connected_before = False
@@ -152,39 +152,50 @@ class Receiver:
 
     async def group_add(self, group: str, channel: str, member: Member, timeout: float) -> None:
         """Join; back when the next group_send will reach the channel."""
+        before = self.groups.get(group, {}).get(channel)
         self.groups.setdefault(group, {})[channel] = member
         deadline = time.monotonic() + timeout
         try:
             while group not in self._bound:
                 await self.supervisor.link(max(0.0, deadline - time.monotonic()))
                 if group not in self._bound:
-                    await self._bind(group)
+                    await self._bind(group, deadline)
         except BaseException:
-            self.group_discard(group, channel)
+            if before is None:
+                self.group_discard(group, channel)
             raise
 
-    async def _bind(self, group: str) -> None:
-        """Bind once, however many join at the same time; a link that dies meanwhile ends it, and its heir
-        binds all.
+    async def _bind(self, group: str, deadline: float) -> None:
+        """Bind once, however many join at the same time, and to the end even when they are cancelled: aiormq
+        closes the channel under a call that is, and the link of all would go with it.
         """
-        future = self._binding.get(group)
-        if future is None:
-            future = self._binding[group] = self.loop.create_future()
-            wire = self._wire
-            try:
-                if wire is not None:
-                    await wire.queue_bind(
-                        self._queue_name, self._topology.exchange, self._topology.group_key(group)
-                    )
-                    if wire is self._wire:
-                        self._bound.add(group)
-            except (ConnectionError, LookupError, RuntimeError, LayerError):
-                pass  # the link is gone: the caller looks again
-            finally:
-                del self._binding[group]
-                future.set_result(None)
-        else:
-            await asyncio.shield(future)
+        task = self._binding.get(group)
+        if task is None:
+            task = self._binding[group] = self._spawn(self._bind_once(group))
+            task.add_done_callback(lambda _: self._binding.pop(group))
+            # Its callers may all be gone when it fails.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise BrokerUnavailable(f"group {group} is not bound: the broker does not answer") from None
+
+    async def _bind_once(self, group: str) -> None:
+        """A link that dies meanwhile ends it, and its heir binds all."""
+        wire = self._wire
+        try:
+            if wire is None:
+                raise LookupError
+            await wire.queue_bind(self._queue_name, self._topology.exchange, self._topology.group_key(group))
+            if wire is self._wire:
+                self._bound.add(group)
+                if group not in self.groups:  # whoever wanted it has been cancelled
+                    self.loop.call_later(LINGER, self._unbind, group)
+        except (ConnectionError, LookupError, RuntimeError, LayerError):
+            await asyncio.sleep(
+                0.02
+            )  # the link is gone, which is known a moment later: the caller looks again
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self.groups.get(group)
@@ -207,10 +218,11 @@ class Receiver:
 
         self._spawn(unbind())
 
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
+    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _take_in(self, delivery: Delivery) -> None:
         """A batch from the process queue, to the mailboxes of its targets."""
@@ -237,8 +249,10 @@ class Receiver:
             else:
                 members = self.groups.get(target)
                 if members:
-                    shared = len(members) > 1
-                    entries = [Entry(message, expires, size, shared) for _, message in run]
+                    several = len(members) > 1
+                    entries = [
+                        Entry(message, expires, size, Share() if several else None) for _, message in run
+                    ]
                     for member in members.values():
                         member.put(entries, size * len(entries))
                     self.stats.received += len(entries) * len(members)
@@ -263,6 +277,7 @@ class Receiver:
         """Consume a normal channel from now on, over reconnects; back when the broker has agreed."""
         subscription = Subscription(queue, prefetch, on_message, on_lost)
         self._subscriptions.add(subscription)
+        consuming: asyncio.Task[None] | None = None
         problem = "the broker does not answer"
         try:
             async with asyncio.timeout(timeout):
@@ -270,7 +285,8 @@ class Receiver:
                     link = await self.supervisor.link(timeout)
                     try:
                         if subscription.wire is None:
-                            await self._consume(link, subscription)
+                            consuming = self._spawn(self._consume(link, subscription))
+                            await asyncio.shield(consuming)
                         await subscription.active.wait()
                     except (
                         AMQPError,
@@ -280,12 +296,22 @@ class Receiver:
                         problem = describe(error)
                         await asyncio.sleep(0.05)
         except TimeoutError:
-            self._subscriptions.discard(subscription)
+            self._spawn(self._abandon(subscription, consuming))
             raise BrokerUnavailable(f"{queue.name} not consumed within {timeout:g} s: {problem}") from None
         except BaseException:
-            self._subscriptions.discard(subscription)
+            self._spawn(self._abandon(subscription, consuming))
             raise
         return subscription
+
+    async def _abandon(self, subscription: Subscription, consuming: "asyncio.Task[None] | None") -> None:
+        """Nobody waits for it any more. What has been asked of the broker is answered first: a call that is
+        cancelled would take the link along.
+        """
+        self._subscriptions.discard(subscription)
+        if consuming is not None:
+            await asyncio.wait([consuming])
+            consuming.cancelled() or consuming.exception()
+        await self._unsubscribe(subscription)
 
     async def _consume(self, link: Link, subscription: Subscription) -> None:
         await declare(link, self._topology, subscription.queue)
@@ -307,15 +333,21 @@ class Receiver:
         subscription.active.set()
 
     async def pause(self, subscription: Subscription) -> None:
-        """No new messages; those delivered can still be acknowledged."""
+        """No new messages; those delivered can still be acknowledged. Cancelled, it goes on by itself."""
+        await asyncio.wait([self._spawn(self._pause(subscription))])
+
+    async def _pause(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
         if subscription.wire is not None and not subscription.wire.is_closed:
             with contextlib.suppress(Exception):
                 await subscription.wire.basic_cancel(subscription.tag, timeout=5)
 
     async def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop; what was delivered and not acknowledged goes back to the queue."""
-        await self.pause(subscription)
+        """Stop; what was delivered and not acknowledged goes back to the queue. Cancelled, it goes on."""
+        await asyncio.wait([self._spawn(self._unsubscribe(subscription))])
+
+    async def _unsubscribe(self, subscription: Subscription) -> None:
+        await self._pause(subscription)
         if subscription.wire is not None and not subscription.wire.is_closed:
             with contextlib.suppress(Exception):
                 subscription.wire.retired = True
@@ -368,8 +400,12 @@ class Receiver:
         for group, members in list(self.groups.items()):
             for channel in list(members):
                 self.group_discard(group, channel)
-        if self._wire is not None:
-            await self._wire.queue_purge(self._queue_name)
+        if (wire := self._wire) is not None:
+
+            async def purge() -> None:
+                await wire.queue_purge(self._queue_name)
+
+            await asyncio.shield(self._spawn(purge()))
 
     def _announce(self, reason: str) -> None:
         """Every local channel may have missed something, nobody knows how much."""

@@ -91,6 +91,7 @@ class Sender:
         self._asking: asyncio.TimerHandle | None = None
         self._scheduled = self._draining = False
         self._room: asyncio.Event = asyncio.Event()
+        self._line: dict[object, None] = {}  # who waits for a link or for room, in the order of the calls
         self._declared: dict[str, float] = {}
         self._refused: dict[str, list[Batch]] = {}  # by queue, while the broker is asked why
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,7 +111,7 @@ class Sender:
         the loop.
         """
         if destination.confirmed:
-            if self.buffered > self._most:
+            if self.buffered > self._most or (self._line and self._link is not None):
                 await self._wait_for_room(timeout)
             ticket = FutureTicket(1, time.monotonic() + timeout, self.loop)
             self.submit(destination, data, ticket)
@@ -119,7 +120,7 @@ class Sender:
             finally:
                 ticket.done = True  # cancelled: withdraw what has not left
             return
-        if self._link is None or self._full():
+        if self._link is None or self._line or self._full():
             await self._wait_for_room(timeout)
         self.stats.sent += 1
         self.batcher.add(destination, data)
@@ -130,7 +131,7 @@ class Sender:
         """All under way at once; back when the broker has the confirmed ones. The first error is raised after
         all are settled.
         """
-        if self._link is None or self._full():
+        if self._link is None or self._line or self._full():
             await self._wait_for_room(timeout)
         ticket = FutureTicket(
             sum(destination.confirmed for destination, _ in events), time.monotonic() + timeout, self.loop
@@ -147,20 +148,27 @@ class Sender:
         return self.batcher.size > HIGH or self.buffered > self._most
 
     async def _wait_for_room(self, timeout: float) -> None:
+        """In the order of the calls: whoever comes when there is room goes behind those who wait for it."""
         deadline = time.monotonic() + timeout
-        while True:
-            await self.supervisor.link(max(0.0, deadline - time.monotonic()))
-            if not self._full():
-                return
-            self._room.clear()
-            try:
-                async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
-                    await self._room.wait()
-            except TimeoutError:
-                raise BrokerUnavailable(
-                    f"{self._state()}: {self.buffered} bytes wait to be sent or confirmed, the most that "
-                    "buffer_bytes allows"
-                ) from None
+        place = object()
+        self._line[place] = None
+        try:
+            while True:
+                await self.supervisor.link(max(0.0, deadline - time.monotonic()))
+                if not self._full() and next(iter(self._line)) is place:
+                    return
+                self._room.clear()
+                try:
+                    async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
+                        await self._room.wait()
+                except TimeoutError:
+                    raise BrokerUnavailable(
+                        f"{self._state()}: {self.buffered} bytes wait to be sent or confirmed, the most that "
+                        "buffer_bytes allows"
+                    ) from None
+        finally:
+            del self._line[place]
+            self._room.set()  # the next in the line looks again
 
     def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
         """Accept an event from this loop's thread; its ticket is settled once the broker has confirmed it."""

@@ -140,7 +140,7 @@ def _is(arguments: list[str], mark: str) -> bool:
 
 
 def _sums(run: Run, paths: str) -> dict[str, str]:
-    listing = run(f"find {paths} -type f -exec sha256sum {{}} + 2>/dev/null || true").splitlines()
+    listing = run(f"find -L {paths} -type f -exec sha256sum {{}} + 2>/dev/null || true").splitlines()
     return {path: digest for digest, path in (line.split(maxsplit=1) for line in listing)}
 
 
