@@ -18,7 +18,7 @@ from tower.settings import *  # noqa: E402, F403
 
 CHANNEL_LAYERS = {"default": {"BACKEND": "tests.unit.support.fakes.FakeLayer"}}
 # No stream to tail: a test gives events to the hub itself.
-EVENT_STREAM = None
+CARILLON = {"STREAM": None, "WEBSOCKET_URLCONF": "project.routing"}
 # The real one is slow on purpose.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 # Without collectstatic there is no manifest.

@@ -1,13 +1,9 @@
 """Django settings. What differs between machines comes from the environment; the rest is here."""
 
-from pathlib import Path
-
 from carillon import __version__
 from carillon.process import environment
 
 env = environment.load()
-
-BASE_DIR = Path(__file__).resolve().parent
 
 SECRET_KEY = env.secret_key
 SECRET_KEY_FALLBACKS = env.secret_key_fallbacks
@@ -39,8 +35,6 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "project.urls"
-# Consumers under /websocket/: a module with `websocket_urlpatterns`, as Channels' URLRouter takes them.
-WEBSOCKET_URLCONF = "project.routing"
 WSGI_APPLICATION = "carillon.wsgi.application"
 ASGI_APPLICATION = "carillon.asgi.application"
 
@@ -109,10 +103,8 @@ CHANNEL_LAYERS = {
     }
 }
 
-# How long what happened can be asked for again. Retention works by whole segments: keep them small.
-EVENT_STREAM = {"max_age": 24 * 3600, "max_bytes": 4 * 2**30, "segment_bytes": 16 * 2**20}
-# Of each daphne process, for resumes that need not ask the broker.
-EVENT_WINDOW_BYTES = 64 * 2**20
+# Carillon's own: `carillon.conf` says what there is, and what holds where nothing is said here.
+CARILLON = {"WEBSOCKET_URLCONF": "project.routing"}
 
 # Who may come in -----------------------------------------------------------------------------------
 
@@ -137,8 +129,6 @@ CSRF_COOKIE_HTTPONLY = False
 CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_TRUSTED_ORIGINS = env.trusted_origins
 CSRF_FAILURE_VIEW = "carillon.api.errors.csrf_failure"
-# How many sessions a user may have at a time; a new one beyond that ends the oldest. -1: any number.
-SESSIONS_PER_USER = -1
 
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
@@ -13,11 +15,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from carillon.accounts.permissions import MayPublish
+from carillon.conf import conf
 from carillon.events import Notification, emit_many
 from carillon.events.families import registry
-
-MAX_BATCH = 1000
-MAX_PAYLOAD = 256 * 1024  # characters of JSON
 
 
 class AudienceSerializer(serializers.Serializer):
@@ -49,8 +49,10 @@ class NotificationSerializer(serializers.Serializer):
             length = len(json.dumps(payload, allow_nan=False))
         except ValueError:
             raise serializers.ValidationError("NaN and Infinity are no JSON") from None
-        if length > MAX_PAYLOAD:
-            raise serializers.ValidationError(f"{length} characters of JSON: the most is {MAX_PAYLOAD}")
+        if length > conf.PUBLISH_CHARACTERS:
+            raise serializers.ValidationError(
+                f"{length} characters of JSON: the most is {conf.PUBLISH_CHARACTERS}"
+            )
         return payload
 
 
@@ -59,22 +61,43 @@ class NotificationsView(APIView):
 
     permission_classes = (IsAuthenticated, MayPublish)
 
-    @extend_schema(request=NotificationSerializer(many=True), responses={202: dict, 503: dict})
+    @extend_schema(
+        request=NotificationSerializer(many=True),
+        responses={202: dict, 503: dict},
+        parameters=[
+            OpenApiParameter(
+                "Idempotency-Key",
+                str,
+                OpenApiParameter.HEADER,
+                description="of your making: the same request again under the same key is the same events",
+            )
+        ],
+    )
     def post(self, request: Request) -> Response:
         items = request.data if isinstance(request.data, list) else [request.data]
-        if len(items) > MAX_BATCH:
+        if len(items) > conf.PUBLISH_EVENTS:
             raise serializers.ValidationError(
-                {"detail": f"{len(items)} notifications in one request: the most is {MAX_BATCH}."}
+                {"detail": f"{len(items)} notifications in one request: the most is {conf.PUBLISH_EVENTS}."}
             )
         serializer = NotificationSerializer(data=items, many=True)
         serializer.is_valid(raise_exception=True)
+        key = request.headers.get("Idempotency-Key", "")
+        if len(key) > 200:
+            raise serializers.ValidationError({"detail": "Idempotency-Key: 200 characters are the most."})
         accepted = emit_many(
             Notification(
-                item["group"],
-                item["payload"],
-                item.get("audience"),
-                item["id"].bytes if "id" in item else None,
+                item["group"], item["payload"], item.get("audience"), id_of(item, number, key, request)
             )
-            for item in serializer.validated_data
+            for number, item in enumerate(serializer.validated_data)
         )
         return Response({"accepted": accepted}, status=202)
+
+
+def id_of(item: Mapping[str, Any], number: int, key: str, request: Request) -> bytes | None:
+    """The id of the event: the caller's own, or one that his `Idempotency-Key` gives to the event at this
+    place in the request, so that the same request again is the same events. None: a new one."""
+    if "id" in item:
+        return item["id"].bytes
+    if not key:
+        return None
+    return hashlib.sha256(f"{request.user.pk}\0{number}\0{key}".encode()).digest()[:16]

@@ -11,9 +11,9 @@ from rest_framework import serializers
 
 from carillon.accounts import tokens
 from carillon.accounts.models import ApiToken, Team
+from carillon.conf import conf
 
 # How long a token lives if its maker does not say. `"expires": null` makes one that does not expire.
-DEFAULT_LIFE = timedelta(days=365)
 
 
 class TeamSerializer(serializers.ModelSerializer):
@@ -63,7 +63,7 @@ class TokenSerializer(serializers.ModelSerializer):
         return value
 
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
-        validated_data.setdefault("expires", timezone.now() + DEFAULT_LIFE)
+        validated_data.setdefault("expires", timezone.now() + timedelta(days=conf.TOKEN_DAYS))
         row, token = ApiToken.issue(self.context["request"].user, **validated_data)
         row.token = token
         return row

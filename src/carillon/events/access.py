@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from carillon.events.emit import publish_on_commit
+from django.db import transaction
+
+from carillon.events import outbox
 from carillon.events.queue import message
 
 # No family's group begins with '!', so no client can name it.
@@ -14,8 +16,12 @@ ACCESS = "!access"
 
 
 def access_changed(user_ids: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
-    """After the transaction: these users' sockets check anew who they are and what they may hear, and the
-    sockets that hear these groups whether they still may."""
+    """These users' sockets check anew who they are and what they may hear, and the sockets that hear these
+    groups whether they still may.
+
+    Written to the outbox in the current transaction, so that the change is not made without its word; sent
+    as soon as it has committed. Raises DatabaseError."""
     what = {"users": sorted(set(user_ids)), "groups": sorted(set(groups))}
     if what["users"] or what["groups"]:
-        publish_on_commit([message(ACCESS, json.dumps(what))])
+        outbox.store([message(ACCESS, json.dumps(what))])
+        transaction.on_commit(outbox.send_now)

@@ -8,6 +8,7 @@ from django.conf import settings
 from asgi_amqp.options import Options, Target
 from asgi_amqp.stream import Stream
 from asgi_amqp.topology import Queue, Topology
+from carillon.conf import conf
 
 CHANNEL = "notifications"
 """The durable channel on which emitters put events, and from which the relay takes them."""
@@ -40,5 +41,5 @@ def queue() -> Queue:
 
 
 def declaration(name: str) -> Stream:
-    """How an event stream is made: settings EVENT_STREAM has its age, size and segment size."""
-    return Stream(name, **settings.EVENT_STREAM)
+    """How an event stream is made: the setting STREAM has its age, size and segment size."""
+    return Stream(name, **conf.STREAM)

@@ -20,7 +20,10 @@ from carillon.events import outbox, queue
 logger = logging.getLogger(__name__)
 
 LOST = Counter("carillon_notifications_lost", "Notifications of committed changes that nothing would take")
-KEPT = Counter("carillon_notifications_kept", "Notifications that went to the outbox: the broker was away")
+KEPT = Counter(
+    "carillon_notifications_kept",
+    "Notifications that went by the outbox: the broker was away, or others waited",
+)
 DROPPED = Counter("carillon_notifications_dropped", "Notifications whose payload was no JSON")
 
 
@@ -81,19 +84,15 @@ def emit_on_commit(notifications: Iterable[Notification]) -> None:
 
     The change is made by then, so nothing is raised: what the broker does not take is logged and counted.
     """
-    publish_on_commit(_messages(notifications))
+    messages = _messages(notifications)
+    if messages:
+        transaction.on_commit(lambda: _publish_or_keep(messages))
 
 
 def emit_in_transaction(notifications: Iterable[Notification]) -> None:
     """Emit exactly when the current transaction commits: written to the outbox as part of it, and sent by
     runworker a moment later. Raises DatabaseError."""
     outbox.store(_messages(notifications))
-
-
-def publish_on_commit(messages: Sequence[dict[str, Any]]) -> None:
-    """`emit_on_commit` for messages of `delivery`: those to the sockets themselves, not to their clients."""
-    if messages:
-        transaction.on_commit(lambda: _publish_or_keep(messages))
 
 
 def _messages(notifications: Iterable[Notification]) -> list[dict[str, Any]]:
@@ -103,21 +102,25 @@ def _messages(notifications: Iterable[Notification]) -> list[dict[str, Any]]:
 def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
     """The change is made: what the broker does not take waits in the outbox, and is lost only with the
     database. While anything waits there, what follows waits behind it: the order is that of the changes."""
+    reason = None
     try:
         if not outbox.waits():
             queue.publish(messages)
             return
-        reason = "others wait there"
     except DatabaseError as error:
         reason = f"the database: {type(error).__name__}"
     except queue.NotificationsUnavailable as error:
         reason = str(error)
     try:
         outbox.store(messages)
-    except DatabaseError:
+    except DatabaseError as error:
         LOST.inc(len(messages))
         groups = sorted({message["group"] for message in messages})
+        reason = reason or f"the database: {type(error).__name__}"
         logger.error("Lost %d notifications to %s: %s", len(messages), ", ".join(groups[:5]), reason)
+        return
+    KEPT.inc(len(messages))
+    if reason is None:
+        outbox.send_now()
     else:
-        KEPT.inc(len(messages))
         logger.warning("%d notifications wait in the outbox: %s", len(messages), reason)

@@ -59,6 +59,15 @@ def send_some() -> int:
         return len(rows)
 
 
+def send_now() -> None:
+    """Send what is there, unless somebody is at it. What cannot be sent, runworker sends. Raises nothing."""
+    try:
+        while send_some() == BATCH:
+            pass
+    except (queue.NotificationsUnavailable, DatabaseError) as error:
+        logger.warning("The outbox waits for runworker: %s", type(error).__name__)
+
+
 @sync_to_async(thread_sensitive=False)
 def _send_some() -> int:
     close_old_connections()

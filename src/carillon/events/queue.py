@@ -18,10 +18,10 @@ from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 
 from asgi_amqp.exceptions import LayerError
+from carillon.conf import conf
 from carillon.events.event import tags_of
 
 QUEUE = "notifications"
-TIMEOUT = 5.0  # seconds until a publish that the broker did not confirm counts as failed
 
 
 class NotificationsUnavailable(Exception):
@@ -49,7 +49,7 @@ def message(
     }
 
 
-def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
+def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:
     """Put messages on the durable queue, in order, as one batch; returns when the broker has confirmed them
     all.
 
@@ -58,16 +58,18 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> Non
     if not messages:
         return
     try:
-        get_channel_layer().publisher.send_many([(QUEUE, message) for message in messages], timeout=timeout)
+        get_channel_layer().publisher.send_many(
+            [(QUEUE, message) for message in messages], timeout=timeout or conf.PUBLISH_SECONDS
+        )
     except (LayerError, ChannelFull) as error:
         raise NotificationsUnavailable from error
 
 
-async def apublish(messages: Sequence[dict[str, Any]], timeout: float = TIMEOUT) -> None:
+async def apublish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:
     """`publish` for asynchronous code."""
     layer = get_channel_layer()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout or conf.PUBLISH_SECONDS):
             await asyncio.gather(*(layer.send(QUEUE, message) for message in messages))
     except (LayerError, ChannelFull, TimeoutError) as error:
         raise NotificationsUnavailable from error

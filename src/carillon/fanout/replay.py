@@ -26,12 +26,6 @@ logger = logging.getLogger(__name__)
 OVERLAP = 64
 """Messages read before the oldest position, to know a double whose first copy lies just before it."""
 
-SCANS = 2
-"""Scans at once; whoever comes later waits for the next one."""
-
-PATIENCE = 30.0
-"""Seconds that a resume may take before the client is told to fetch its state anew."""
-
 AHEAD = 5.0
 """Seconds that this process may be behind the one a client comes from."""
 
@@ -73,10 +67,22 @@ class Rider:
 
 
 class Replayer:
-    """Resumes listeners of `hub`."""
+    """Resumes listeners of `hub`: at most `scans` at once, whoever comes later waits for the next; each may
+    take `patience` seconds before its riders are told to fetch their state anew. `budget`: bytes that a
+    reader may leave waiting."""
 
-    def __init__(self, options: Options, hub: Hub, *, budget: int = 1024 * 1024):
+    def __init__(
+        self,
+        options: Options,
+        hub: Hub,
+        *,
+        patience: float = 30.0,
+        scans: int = 2,
+        budget: int = 1024 * 1024,
+    ):
         self.hub = hub
+        self._patience = patience
+        self._most = scans
         self.scans = 0
         self._options = options
         self._budget = budget
@@ -96,7 +102,7 @@ class Replayer:
             self._riders.append(rider)
             self._dispatch()
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._patience):
                     await rider.done
             except TimeoutError:
                 raise Unrecoverable("timeout") from None
@@ -104,7 +110,7 @@ class Replayer:
                 rider.done.cancel()
 
     def _dispatch(self):
-        if self._riders and len(self._tasks) < SCANS:
+        if self._riders and len(self._tasks) < self._most:
             riders, self._riders = self._riders, []
             task = asyncio.get_running_loop().create_task(self._scan(riders))
             self._tasks.add(task)

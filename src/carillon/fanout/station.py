@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from django.conf import settings
-
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position
+from carillon.conf import conf
 from carillon.events import broker, heads
 from carillon.fanout.hub import Hub, Listener
 from carillon.fanout.replay import Past, Replayer, Unrecoverable, from_window
@@ -20,7 +19,7 @@ from carillon.fanout.window import Window
 logger = logging.getLogger(__name__)
 
 
-class NotReady(Exception):
+class StreamUnavailable(Exception):
     """This process does not read the event stream yet: come back later."""
 
 
@@ -28,32 +27,38 @@ class Station:
     """`gap` hears, by reason, when this process cannot know what its listeners missed."""
 
     def __init__(self) -> None:
-        self.hub = Hub(Window(settings.EVENT_WINDOW_BYTES))
+        self.hub = Hub(Window(conf.WINDOW_BYTES))
         self.gaps: list[Callable[[str], None]] = []
         self.tail: Tail | None = None
         self.replayer: Replayer | None = None
 
     def start(self) -> None:
-        """Begin to tail the stream, over reconnects, until close(). Where the settings name no EVENT_STREAM,
+        """Begin to tail the stream, over reconnects, until close(). Where the setting STREAM is None,
         in unit tests, the hub hears only what it is given."""
-        if settings.EVENT_STREAM is None:
+        if conf.STREAM is None:
             if not self.hub.epoch:
                 self.hub.begin("none", 0)
         elif self.tail is None:
             options = broker.options("carillon tail")
             self.tail = Tail(options, self.hub, heads.current, self._gap, heads.replace)
-            self.replayer = Replayer(broker.options("carillon replay"), self.hub)
+            self.replayer = Replayer(
+                broker.options("carillon replay"),
+                self.hub,
+                patience=conf.RESUME_SECONDS,
+                scans=conf.RESUME_SCANS,
+                budget=conf.SOCKET_BACKLOG_BYTES,
+            )
             self.tail.start()
 
     async def ready(self, timeout: float) -> None:
-        """Until this process has caught up with the stream for the first time. Raises NotReady."""
+        """Until this process has caught up with the stream for the first time. Raises StreamUnavailable."""
         self.start()
         if self.tail is not None and not self.tail.level.is_set():
             try:
                 async with asyncio.timeout(timeout):
                     await self.tail.level.wait()
             except TimeoutError:
-                raise NotReady("the event stream cannot be read yet") from None
+                raise StreamUnavailable("the event stream cannot be read yet") from None
 
     @property
     def position(self) -> Position:

@@ -83,7 +83,7 @@ class Relay:
         self._declaration = declaration
         self._counted = counted
         self._seen = Seen(250_000)
-        self._unsure: set[bytes] = set()
+        self._unconfirmed: set[bytes] = set()
         self._newest: asyncio.Future[None] | None = None
         self._epoch = ""
         self._next = 0
@@ -171,12 +171,12 @@ class Relay:
         self._link = self._writer = self._wire = None
         self._arrivals.clear()
         # Whether these are in the stream, the stream itself will say: the queue gives them out again.
-        for id in self._unsure:
+        for id in self._unconfirmed:
             self._seen.discard(id)
         for event, _ in self._pending:
             if event is not None:
                 self._seen.discard(event.id)
-        self._unsure.clear()
+        self._unconfirmed.clear()
         self._pending.clear()
         self._pending_bytes = 0
         if self._task is not None:
@@ -312,7 +312,7 @@ class Relay:
                 self._newest.add_done_callback(lambda done: _succeeded(done) and self._acknowledge(wire, tag))
             return
         self._in_flight += 1
-        self._unsure.update(event.id for event in events)
+        self._unconfirmed.update(event.id for event in events)
         future = self._newest = self._writer.publish(pack(events, self._number + 1))
         self._number += 1
         position = Position(self._epoch, first_of(self._next) + len(events) - 1)
@@ -330,7 +330,7 @@ class Relay:
                 return
             self.position = position
             self._fruitless = 0
-            self._unsure.difference_update(event.id for event in events)
+            self._unconfirmed.difference_update(event.id for event in events)
             self.relayed += len(events)
             self._counted("relayed", len(events))
             if tag:

@@ -32,25 +32,21 @@ from carillon.server.wheel import Wheel
 
 logger = logging.getLogger(__name__)
 
-INBOUND = 32
-"""Messages of one client that wait for its application before the socket is read no further."""
-
 TICK = 0.1
 """Seconds between two ticks of the wheel that pings."""
 
 RESTART = 1012
 
-RECONNECT_WITHIN = 2000
-"""Milliseconds within which version 2's clients are asked to come back, each at a time of its own."""
-
 
 class Inbound:
-    """The ASGI receive queue of one socket: bounded, by no longer reading from the socket."""
+    """The ASGI receive queue of one socket: bounded to `most` messages, by no longer reading from the
+    socket."""
 
-    __slots__ = ("_items", "_paused", "_transport", "_waiter")
+    __slots__ = ("_items", "_most", "_paused", "_transport", "_waiter")
 
-    def __init__(self, transport):
+    def __init__(self, transport, most: int):
         self._items = deque()
+        self._most = most
         self._paused = False
         self._transport = transport
         self._waiter = None
@@ -59,7 +55,7 @@ class Inbound:
         self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        if len(self._items) >= INBOUND and not self._paused:
+        if len(self._items) >= self._most and not self._paused:
             self._paused = True
             self._transport.pauseProducing()
 
@@ -78,7 +74,7 @@ class Inbound:
         return item
 
 
-class Socket(WebSocketProtocol):
+class SocketProtocol(WebSocketProtocol):
     """Daphne's websocket protocol, writing through an Outlet."""
 
     # Identity, at C speed: the hub's sets are full of these.
@@ -106,7 +102,7 @@ class Socket(WebSocketProtocol):
         # Autobahn keeps the whole handshake for as long as the socket lives.
         self.http_request_data = self.http_response_data = b""
         self.http_headers = {}
-        self.request = Handshake(self.request.path)
+        self.request = Upgrade(self.request.path)
 
     def onMessage(self, payload, isBinary):
         self.heard = self.server.now
@@ -119,6 +115,19 @@ class Socket(WebSocketProtocol):
         self.outlet.stop()
         self.server.closed(self)
         super().onClose(wasClean, code, reason)
+
+    def handle_reply(self, message):
+        """As Daphne's, and an empty message is one too; a close has its reason."""
+        kind = message.get("type")
+        if self.state == self.STATE_OPEN and kind == "websocket.send":
+            text, data = message.get("text"), message.get("bytes")
+            if not text and not data and (text is not None or data is not None):
+                self.serverSend(data if text is None else text, binary=text is None)
+                return
+        if self.state == self.STATE_OPEN and kind == "websocket.close":
+            self.serverClose(message.get("code"), message.get("reason") or "")
+            return
+        super().handle_reply(message)
 
     def serverSend(self, content, binary=False):
         if binary:
@@ -141,7 +150,7 @@ class Socket(WebSocketProtocol):
             self.sendCloseFrame(code=TOO_SLOW, reasonUtf8=position.encode())
 
 
-class Handshake:
+class Upgrade:
     """What is kept of the upgrade request: the path, for the log."""
 
     __slots__ = ("path",)
@@ -158,15 +167,18 @@ def _buffered(request) -> int:
 
 
 class DeliveryServer(Server):
-    """See the module. `write_budget` is in bytes per socket, `drain_seconds` how long TERM may spread the
-    closes."""
+    """See the module. `write_budget` is in bytes per socket, `inbound_messages` how many of one client wait
+    for its application before its socket is read no further, `drain_seconds` how long TERM may spread the
+    closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come back."""
 
     write_budget = 1024 * 1024
+    inbound_messages = 32
     drain_seconds = 5.0
+    reconnect_within = 2000
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, ready_callable=self._ready, **kwargs)
-        self.sockets: set[Socket] = set()
+        self.sockets: set[SocketProtocol] = set()
         self.draining = False
         self.slow = 0
         self.now = time.monotonic()
@@ -181,9 +193,9 @@ class DeliveryServer(Server):
         options = {
             name: staticmethod(value) if callable(value) else value  # a class would make methods of them
             for name, value in options.items()
-            if name not in vars(Socket)
+            if name not in vars(SocketProtocol)
         }
-        self.ws_factory.protocol = type("Socket", (Socket,), {**options, "CONFIG_ATTRS": ()})
+        self.ws_factory.protocol = type("SocketProtocol", (SocketProtocol,), {**options, "CONFIG_ATTRS": ()})
         asyncio.get_event_loop().call_soon(self.begin)
 
     def begin(self) -> None:
@@ -206,9 +218,9 @@ class DeliveryServer(Server):
     # Connections
 
     def create_application(self, protocol, scope):
-        inbound = Inbound(protocol.transport)
+        inbound = Inbound(protocol.transport, self.inbound_messages)
         scope.setdefault("asgi", {"version": "3.0"})
-        if isinstance(protocol, Socket):
+        if isinstance(protocol, SocketProtocol):
             scope["carillon.outlet"] = protocol.outlet
         else:
             scope["carillon.buffered"] = partial(_buffered, protocol)
@@ -263,12 +275,12 @@ class DeliveryServer(Server):
         """Not needed: pings come from the wheel, the handshake has Autobahn's own timer, and sockets live as
         long as they like."""
 
-    def opened(self, socket: Socket) -> None:
+    def opened(self, socket: SocketProtocol) -> None:
         socket.heard = self.now
         socket.slot = self._wheel.add(socket)
         self.sockets.add(socket)
 
-    def closed(self, socket: Socket) -> None:
+    def closed(self, socket: SocketProtocol) -> None:
         self.sockets.discard(socket)
         if socket.slot is not None:
             self._wheel.discard(socket, socket.slot)
@@ -319,19 +331,32 @@ class DeliveryServer(Server):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def say_goodbye(self, socket: Socket) -> None:
+    def say_goodbye(self, socket: SocketProtocol) -> None:
         """Tell one client to come back, after a time of its own."""
         if socket.outlet.form is Frames2:
-            socket.outlet.text(json.dumps({"reconnect_after": random.randrange(RECONNECT_WITHIN)}))  # noqa: S311
+            socket.outlet.text(json.dumps({"reconnect_after": random.randrange(self.reconnect_within)}))  # noqa: S311
         socket.serverClose(RESTART, "restart")
 
 
 class CarillonServer(DeliveryServer):
-    """The server with the station of Carillon's application behind it."""
+    """The server with the station of Carillon's application behind it, and its settings."""
+
+    def _ready(self):
+        from carillon.conf import conf
+
+        most = conf.SOCKET_MESSAGE_BYTES
+        self.ws_factory.setProtocolOptions(maxMessagePayloadSize=most, maxFramePayloadSize=most)
+        super()._ready()
 
     def begin(self) -> None:
+        # Only now: they need Django's settings.
+        from carillon.conf import conf
         from carillon.fanout.station import station
 
+        self.write_budget = conf.SOCKET_BACKLOG_BYTES
+        self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
+        self.drain_seconds = conf.DRAIN_SECONDS
+        self.reconnect_within = conf.RECONNECT_WITHIN_MS
         # Before the first client: those who come back after a restart find the window filled.
         station().start()
         super().begin()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from carillon.sockets import session, sse, upgrade, visitor
+from carillon.sockets import consumers, session, sse, upgrade
 
 NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
 
@@ -19,8 +19,8 @@ async def application(
     if scope["type"] == "websocket":
         if scope["path"] in upgrade.PATHS:
             await session.serve(scope, receive, send)
-        elif scope["path"].startswith(visitor.PREFIX):
-            await visitor.serve(scope, receive, send)
+        elif scope["path"].startswith(consumers.PREFIX):
+            await consumers.serve(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close"})  # before an accept: 403
@@ -34,7 +34,7 @@ async def application(
 
 
 async def _plain_http(scope: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    if scope["path"] in upgrade.PATHS or scope["path"].startswith(visitor.PREFIX):
+    if scope["path"] in upgrade.PATHS or scope["path"].startswith(consumers.PREFIX):
         said = next(
             (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"upgrade"), None
         )

@@ -57,7 +57,7 @@ def connected(user: Any, group: str | None = None) -> QuerySet[Connection]:
 
 
 @dataclass(slots=True)
-class Here:
+class Present:
     """A socket of this process."""
 
     row: Connection
@@ -69,7 +69,7 @@ class Presence:
 
     def __init__(self) -> None:
         self._process = uuid.uuid4()
-        self._here: dict[uuid.UUID, Here] = {}
+        self._here: dict[uuid.UUID, Present] = {}
         self._changed: dict[uuid.UUID, None] = {}  # in order: what the copy does not have yet
         self._keeper: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -87,7 +87,7 @@ class Presence:
             client=client[:200].replace("\0", ""),
             since=timezone.now(),
         )
-        self._here[row.id] = Here(row)
+        self._here[row.id] = Present(row)
         self._note(row.id)
         return row.id
 

@@ -14,7 +14,8 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_de
 from django.dispatch import receiver
 
 from carillon.accounts.models import ApiToken, Team, UserSession
-from carillon.events import Notification, access_changed, emit_on_commit
+from carillon.conf import conf
+from carillon.events import Notification, access_changed, emit_in_transaction
 
 
 @receiver(user_logged_in)
@@ -30,7 +31,7 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
         UserSession.objects.get_or_create(
             session_id=request.session.session_key, defaults={"user_id": user.pk}
         )
-        limit = settings.SESSIONS_PER_USER
+        limit = conf.SESSIONS_PER_USER
         if limit < 0:
             return
         keys = list(
@@ -41,7 +42,7 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
         if evicted := keys[max(limit, 1) :]:
             # First the word, then the end of the sessions, which closes their sockets.
             group = f"control-limit_reached_{user.pk}"
-            emit_on_commit([Notification(group, {"group_name": "control", "reason": "limit_reached"})])
+            emit_in_transaction([Notification(group, {"group_name": "control", "reason": "limit_reached"})])
             Session.objects.filter(pk__in=evicted).delete()
 
 

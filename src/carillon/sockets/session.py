@@ -22,10 +22,11 @@ from django.utils import timezone
 
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position
+from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2
 from carillon.fanout.replay import Past, Unrecoverable
-from carillon.fanout.station import NotReady
+from carillon.fanout.station import StreamUnavailable
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
@@ -33,11 +34,8 @@ from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 10.0  # seconds for who it is
 GOODBYE_TIMEOUT = 2.0  # seconds for a closing handshake when the process stops
-# An identity is looked at again even if no word came that it changed. Seconds, give or take a fifth.
-RECHECK = 300.0
-RECHECK_SOON = 10.0  # where the database was away
+RECHECK_SOON = 10.0  # seconds until the next look at an identity, where the database was away
 
 Message = dict[str, Any]
 
@@ -75,7 +73,7 @@ class Late(Past):
         return other
 
 
-class Socket:
+class Session:
     """One connection, from handshake to goodbye.
 
     Each of its groups is in one of three states. *Live*: the hub writes its events as they come. *Late*: its
@@ -188,6 +186,7 @@ class Socket:
                 lambda text: {"type": "websocket.send", "text": text},
                 self._too_slow,
                 self._fall_behind,
+                budget=conf.SOCKET_BACKLOG_BYTES,
             )
         elif self.version == 2:
             self.outlet.form = Frames2
@@ -196,14 +195,14 @@ class Socket:
         here = sockets()
         before = here.changes
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
-                await here.station.ready(CONNECT_TIMEOUT)
+                await here.station.ready(conf.LOGIN_SECONDS)
         except authentication.Refused as refused:
             self._text(protocol.refused(refused.reason))
             await self._close(Close(refused.code))
             return False
-        except (DatabaseError, LayerError, NotReady, TimeoutError) as error:
+        except (DatabaseError, LayerError, StreamUnavailable, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
             self._text(protocol.refused("the server cannot reach its database or broker: try again later"))
             await self._close(Close(protocol.TRY_LATER))
@@ -371,11 +370,11 @@ class Socket:
     # Who it is, now
     # ---------------------------------------------------------------------------------------------
 
-    def _watch(self, wait: float = RECHECK) -> None:
-        """Look at the identity when it expires, and now and then."""
+    def _watch(self, wait: float | None = None) -> None:
+        """Look at the identity when it expires, and now and then, even if no word came that it changed."""
         if self._timer is not None:
             self._timer.cancel()
-        wait *= random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+        wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         left = _seconds_until(self.identity.expires)
         self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
 
@@ -514,6 +513,18 @@ class Socket:
                     await presence().leave(entry)
 
 
+def allowed_limits() -> protocol.Limits:
+    """What one socket may ask for, as the settings say."""
+    return protocol.Limits(
+        message_bytes=conf.MESSAGE_BYTES,
+        groups=conf.GROUPS_PER_SOCKET,
+        nonsense_burst=conf.NONSENSE_BURST,
+        nonsense_rate=conf.NONSENSE_RATE,
+        message_burst=conf.MESSAGE_BURST,
+        message_rate=conf.MESSAGE_RATE,
+    )
+
+
 def _names(groups: Iterable[str]) -> frozenset[bytes]:
     return frozenset(name.encode() for name in groups)
 
@@ -530,4 +541,4 @@ async def serve(
     limits: protocol.Limits | None = None,
 ) -> None:
     """The ASGI application of a websocket."""
-    await Socket(scope, receive, send, limits or protocol.Limits()).run()
+    await Session(scope, receive, send, limits or allowed_limits()).run()

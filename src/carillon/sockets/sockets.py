@@ -13,10 +13,10 @@ from carillon.events.event import Event
 from carillon.events.families import Family, Key
 from carillon.fanout.station import Station, station
 from carillon.sockets import authentication
-from carillon.sockets.gathered import Gathered
+from carillon.sockets.batching import Batched
 
 if TYPE_CHECKING:
-    from carillon.sockets.session import Socket
+    from carillon.sockets.session import Session
 
 CHANGES = 4096
 """Users and groups whose last change of rights is remembered; of the others it may have been just now."""
@@ -31,20 +31,20 @@ class Sockets:
         """Number of the last change of rights that this process has heard of: see changed_since()."""
         self._changed: dict[int | str, int] = {}  # user or group: number of its last change; the newest last
         self._forgotten = 0
-        self._by_user: dict[int, set[Socket]] = {}
-        self._by_outlet: dict[object, Socket] = {}
-        self._waiting: set[Socket] = set()
+        self._by_user: dict[int, set[Session]] = {}
+        self._by_outlet: dict[object, Session] = {}
+        self._waiting: set[Session] = set()
         here.hub.on(access.ACCESS.encode(), self._access_changed)
         here.gaps.append(self._interrupted)
         # Not the function itself: it is looked up when it is called.
-        self._logins = Gathered(lambda handshakes: authentication.authenticate(handshakes))
-        self._rights = Gathered(_allowed)
+        self._logins = Batched(lambda handshakes: authentication.authenticate(handshakes))
+        self._rights = Batched(_allowed)
 
-    def add(self, socket: Socket) -> None:
+    def add(self, socket: Session) -> None:
         self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
         self._by_outlet[socket.outlet] = socket
 
-    def discard(self, socket: Socket) -> None:
+    def discard(self, socket: Session) -> None:
         self._by_outlet.pop(socket.outlet, None)
         if socket.identity is not None:
             mine = self._by_user.get(socket.identity.user.pk)
@@ -53,7 +53,7 @@ class Sockets:
                 if not mine:
                     del self._by_user[socket.identity.user.pk]
 
-    def wait_for(self, socket: Socket, waits: bool) -> None:
+    def wait_for(self, socket: Session, waits: bool) -> None:
         """Note whether some of the socket's groups are not live: the hub does not know of them then."""
         if waits:
             self._waiting.add(socket)

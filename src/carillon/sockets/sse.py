@@ -19,17 +19,17 @@ from urllib.parse import parse_qs
 
 from django.db import DatabaseError
 
+from carillon.conf import conf
 from carillon.fanout.forms import Sse
-from carillon.fanout.station import NotReady
+from carillon.fanout.station import StreamUnavailable
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
-from carillon.sockets.session import CONNECT_TIMEOUT, Close, Gone, Socket
+from carillon.sockets.session import Close, Gone, Session, allowed_limits
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
 
 PATHS = ("/events", "/events/")
-COMMENT_EVERY = 20.0  # seconds: a line that keeps proxies from ending a quiet stream
 
 Message = dict[str, Any]
 
@@ -54,7 +54,7 @@ def parse_query(query: bytes, last_event_id: str) -> protocol.Subscribe:
     if since:
         message["since"] = since
     try:
-        wanted = protocol.parse(json.dumps(message), protocol.Limits(), None, version=2)
+        wanted = protocol.parse(json.dumps(message), allowed_limits(), None, version=2)
     except protocol.Refusal as refusal:
         raise BadRequest(refusal.error) from None
     if not isinstance(wanted, protocol.Subscribe) or not wanted.groups:
@@ -62,11 +62,11 @@ def parse_query(query: bytes, last_event_id: str) -> protocol.Subscribe:
     return wanted
 
 
-class EventStream(Socket):
+class SseSession(Session):
     """A socket whose frames are Server-Sent Events, and whose one message is its URL."""
 
     def __init__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-        super().__init__({**scope, "subprotocols": [protocol.VERSION_2]}, receive, send, protocol.Limits())
+        super().__init__({**scope, "subprotocols": [protocol.VERSION_2]}, receive, send, allowed_limits())
         self.outlet, self.direct = None, False
         self._buffered = scope.get("carillon.buffered", lambda: 0)
         self._query = scope.get("query_string", b"")
@@ -84,14 +84,14 @@ class EventStream(Socket):
         here = sockets()
         before = here.changes
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
-                await here.station.ready(CONNECT_TIMEOUT)
+                await here.station.ready(conf.LOGIN_SECONDS)
         except authentication.Refused as refused:
             status = 403 if refused.code == protocol.FORBIDDEN_ORIGIN else 401
             await self._answer(status, {"detail": refused.reason})
             return
-        except (DatabaseError, NotReady, TimeoutError):
+        except (DatabaseError, StreamUnavailable, TimeoutError):
             await self._answer(
                 503, {"detail": "The server cannot reach its database or broker: try again later."}
             )
@@ -108,6 +108,7 @@ class EventStream(Socket):
             lambda data: {"type": "http.response.body", "body": data, "more_body": True},
             self._too_slow,
             self._fall_behind,
+            budget=conf.SOCKET_BACKLOG_BYTES,
             buffered=self._buffered,
         )
         self._arrive(before)
@@ -119,7 +120,7 @@ class EventStream(Socket):
     async def _until_gone(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(COMMENT_EVERY):
+                async with asyncio.timeout(conf.SSE_COMMENT_SECONDS):
                     if (await self.receive())["type"] == "http.disconnect":
                         raise Gone
             except TimeoutError:
@@ -175,4 +176,4 @@ async def serve(
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
     """The ASGI application of `/events/`."""
-    await EventStream(scope, receive, send).run()
+    await SseSession(scope, receive, send).run()

@@ -15,6 +15,7 @@ from functools import partial
 
 import aio_pika
 import pytest
+import requests
 
 from asgi_amqp import AMQPChannelLayer
 
@@ -24,6 +25,7 @@ URL = os.environ.get("CARILLON_TEST_AMQP_URL", "")
 QUEUE = "carillon.d.notifications"
 GROUP = "jobs-summary"
 LOST_LINKS = 25
+TIME = time.time_ns()
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +129,25 @@ async def test_a_link_that_is_lost_again_and_again_costs_no_event(stack, contain
 
 async def _note(taken: asyncio.Event, _: object) -> None:
     taken.set()
+
+
+def test_a_request_that_is_sent_again_under_its_key_is_heard_once(stack):
+    with stack.socket() as socket:
+        socket.frame()
+        socket.subscribe({"jobs": ["summary"]})
+        events = [{"group": GROUP, "payload": {"n": n}} for n in range(2)]
+        for key in (f"once {TIME}", f"once {TIME}", f"another {TIME}"):
+            answer = requests.post(
+                f"{stack.url}/api/v2/notifications/",
+                json=events,
+                headers={
+                    "Authorization": f"Bearer {stack.token}",
+                    "Idempotency-Key": key,
+                },
+                verify=stack.ca,
+                timeout=20,
+            )
+            assert answer.status_code == 202
+        assert [socket.frame()["n"] for _ in range(4)] == [0, 1, 0, 1]
+        stack.post("/notifications/", {"group": GROUP, "payload": {"n": 9}})
+        assert socket.frame()["n"] == 9

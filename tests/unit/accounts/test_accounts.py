@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 
 from carillon.accounts import tokens
 from carillon.accounts.models import ApiToken, UserSession
+from carillon.events import outbox
 
 pytestmark = pytest.mark.django_db
 
@@ -129,7 +130,7 @@ def test_basic(people):
 
 class TestSessionsPerUser:
     def test_the_oldest_go_and_the_user_is_told(self, people, sent, settings, commits):
-        settings.SESSIONS_PER_USER = 2
+        settings.CARILLON = {**settings.CARILLON, "SESSIONS_PER_USER": 2}
         browsers = [Browser() for _ in range(3)]
         with commits():
             for browser in browsers:
@@ -141,6 +142,14 @@ class TestSessionsPerUser:
         # Then the sockets look at their sessions.
         assert second["group"] == "!access"
         assert json.loads(second["text"]) == {"users": [people.ann.pk], "groups": []}
+
+    def test_a_process_that_dies_at_the_commit_loses_no_word(self, people, sent):
+        """The word of it is part of the change: runworker sends it, whatever happens to who made it."""
+        row = ApiToken.objects.create(user=people.ann, digest="x")
+        row.delete()  # in a transaction whose callbacks never run
+        assert sent.messages == []
+        outbox.send_now()
+        assert [json.loads(message["text"])["users"] for message in sent.messages] == [[people.ann.pk]]
 
     def test_without_a_limit(self, people, sent, commits):
         browsers = [Browser() for _ in range(3)]

@@ -37,7 +37,10 @@ async def application(scope, receive, send):
                 outlet.text(f"direct {number}")
                 await send({"type": "websocket.send", "text": f"asgi {number}"})
         elif order["do"] == "close":
-            await send({"type": "websocket.close", "code": order["code"]})
+            await send({"type": "websocket.close", "code": order["code"], "reason": "because"})
+        elif order["do"] == "empty":
+            await send({"type": "websocket.send", "text": ""})
+            await send({"type": "websocket.send", "bytes": b""})
         elif order["do"] == "sleep":
             await asyncio.sleep(order["seconds"])
         elif order["do"] == "own":

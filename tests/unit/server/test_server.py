@@ -88,7 +88,14 @@ async def test_more_than_the_network_takes_at_once(server):
 async def test_any_close_code(server, code):
     async with server.connect() as client:
         await say(client, do="close", code=code)
-        assert (await code_of(client))[0] == code
+        assert await code_of(client) == (code, "because")
+
+
+async def test_empty_messages_are_messages(server):
+    async with server.connect() as client:
+        await say(client, do="empty")
+        async with asyncio.timeout(20):
+            assert [await client.recv(), await client.recv()] == ["", b""]
 
 
 async def test_a_slow_reader_is_closed_and_told_where_it_was(server):

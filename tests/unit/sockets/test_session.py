@@ -14,12 +14,11 @@ from django.utils import timezone
 
 from carillon.accounts.models import ApiToken
 from carillon.events import Family, aemit_channel_notification
-from carillon.fanout.station import NotReady, Station, station
-from carillon.sockets import protocol
-from carillon.sockets import session as consumer
+from carillon.fanout.station import Station, StreamUnavailable, station
+from carillon.sockets import protocol, session
+from carillon.sockets.consumers import ProjectConsumer
 from carillon.sockets.models import Connection
 from carillon.sockets.sockets import Sockets
-from carillon.sockets.visitor import Visitor
 from tests.unit.support.sockets import Client, pump
 from tower import changes
 from tower.models import Job
@@ -159,7 +158,7 @@ class TestWhoGetsIn:
 
     async def test_the_database_is_away(self, people, monkeypatch):
         def fail(handshake):
-            raise consumer.DatabaseError
+            raise session.DatabaseError
 
         monkeypatch.setattr("carillon.sockets.authentication.authenticate", fail)
         await self.refused(1013, "the server cannot reach", token="any")
@@ -168,7 +167,7 @@ class TestWhoGetsIn:
         token = await database_sync_to_async(people.token)(people.ann)
 
         async def ready(self, timeout):
-            raise NotReady
+            raise StreamUnavailable
 
         monkeypatch.setattr(Station, "ready", ready)
         await self.refused(1013, "the server cannot reach", token=token)
@@ -228,7 +227,7 @@ class TestSubscribing:
     async def test_a_group_in_both_is_never_left(self, people, monkeypatch):
         client = await client_of(people, people.ann)
         await client.subscribe({"jobs": ["status_changed"]})
-        permitted = consumer.Socket._permitted
+        permitted = session.Session._permitted
 
         async def slow(self, wanted):
             # In the middle of the change of groups something happens in the one that stays.
@@ -236,7 +235,7 @@ class TestSubscribing:
             await pump()
             return await permitted(self, wanted)
 
-        monkeypatch.setattr(consumer.Socket, "_permitted", slow)
+        monkeypatch.setattr(session.Session, "_permitted", slow)
         assert await client.subscribe({"jobs": ["status_changed", "summary"]}) == STATUS
         assert (await client.frame())["groups_joined"] == ["jobs-summary"]
 
@@ -478,7 +477,7 @@ class TestPermissionsThatChange:
     async def test_a_job_that_moves_while_it_is_subscribed_to(self, people, monkeypatch):
         job = await Job.objects.acreate(name="x", owner=people.carl, team=people.team)
         client = await client_of(people, people.ann)
-        permitted = consumer.Socket._permitted
+        permitted = session.Session._permitted
 
         async def and_then_it_moves(self, wanted):
             monkeypatch.undo()
@@ -488,7 +487,7 @@ class TestPermissionsThatChange:
             await pump()
             return found
 
-        monkeypatch.setattr(consumer.Socket, "_permitted", and_then_it_moves)
+        monkeypatch.setattr(session.Session, "_permitted", and_then_it_moves)
         assert (await client.subscribe({"job_events": [job.pk]}))["groups_joined"] == [f"job_events-{job.pk}"]
         assert "access denied" in (await client.frame())["error"]
         assert (await client.frame())["groups_left"] == [f"job_events-{job.pk}"]
@@ -497,7 +496,7 @@ class TestPermissionsThatChange:
         """What the first check was told is not good enough to hear anything by."""
         client = await client_of(people, people.ann)
         await client.subscribe({"jobs": ["summary"]})
-        become = consumer.Socket._become
+        become = session.Session._become
 
         async def and_then_it_is_revoked(self, identity):
             monkeypatch.undo()
@@ -506,7 +505,7 @@ class TestPermissionsThatChange:
             await aemit_channel_notification("jobs-summary", {"n": 1})
             await pump()
 
-        monkeypatch.setattr(consumer.Socket, "_become", and_then_it_is_revoked)
+        monkeypatch.setattr(session.Session, "_become", and_then_it_is_revoked)
         people.ann.first_name = "Ann"
         await people.ann.asave()
         await pump()
@@ -516,11 +515,11 @@ class TestPermissionsThatChange:
     async def test_the_database_is_away_when_a_change_comes(self, people, monkeypatch):
         """While something else about the socket is being changed: the change is not forgotten."""
         client = await client_of(people, people.ann)
-        permitted = consumer.Socket._permitted
+        permitted = session.Session._permitted
 
         async def and_then_a_change(self, wanted):
             found = await permitted(self, wanted)
-            monkeypatch.setattr(consumer.Socket, "_permitted", permitted)
+            monkeypatch.setattr(session.Session, "_permitted", permitted)
             monkeypatch.setattr("carillon.sockets.authentication.revalidate", broken)
             people.ann.first_name = "Ann"
             await people.ann.asave()
@@ -530,7 +529,7 @@ class TestPermissionsThatChange:
         def broken(identity):
             raise DatabaseError
 
-        monkeypatch.setattr(consumer.Socket, "_permitted", and_then_a_change)
+        monkeypatch.setattr(session.Session, "_permitted", and_then_a_change)
         assert (await client.subscribe({"jobs": ["summary"]}))["groups_joined"] == ["jobs-summary"]
         assert "cannot reach" in (await client.frame())["error"]
         assert await client.close_code() == 1013
@@ -556,18 +555,18 @@ class TestPermissionsThatChange:
         assert await client.close_code() == 1013
         assert "a mistake of the project's" in caplog.text
 
-    async def test_a_session_engine_that_fails_ends_a_visitor_too(self, people, monkeypatch):
-        visitor = Visitor({}, None, None)
-        visitor.identity = object()
+    async def test_a_session_engine_that_fails_ends_a_project_s_consumer_too(self, people, monkeypatch):
+        consumer = ProjectConsumer({}, None, None)
+        consumer.identity = object()
         ended = []
-        monkeypatch.setattr(visitor, "_end", ended.append)
+        monkeypatch.setattr(consumer, "_end", ended.append)
 
         def fails(identity):
             raise ConnectionError("the session engine")
 
         monkeypatch.setattr("carillon.sockets.authentication.revalidate", fails)
-        visitor._again = True
-        await visitor._check()
+        consumer._again = True
+        await consumer._check()
         assert [close.code for close in ended] == [1013]
 
 

@@ -11,6 +11,7 @@ from rest_framework.test import APIClient
 
 from carillon.accounts.models import ApiToken, Team
 from carillon.events import heads
+from carillon.events.models import Outbox
 from tests.unit.support.fakes import Sent
 from tests.unit.support.sockets import Client
 
@@ -66,7 +67,8 @@ class People:
 @pytest.fixture
 def people(db, sent) -> People:
     people = People()
-    sent.clear()  # what sockets are told of a new team
+    Outbox.objects.all().delete()  # what sockets are told of a new team
+    sent.clear()
     return people
 
 

@@ -22,12 +22,21 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class Mirror(AsyncJsonWebsocketConsumer):
     """Says who is there, and repeats what it hears."""
 
+    gone: list[int] = []
+    patient = True
+
     async def connect(self):
         await self.accept()
         await self.send_json({"user": self.scope["user"].pk, **self.scope["url_route"]["kwargs"]})
 
     async def receive_json(self, content, **kwargs):
         await self.send_json(content)
+
+    async def disconnect(self, code):
+        self.gone.append(code)
+        await self.send_json({"too": "late"})
+        while not self.patient:
+            await asyncio.sleep(60)
 
 
 websocket_urlpatterns = [path("websocket/mirror/<int:room>/", Mirror.as_asgi())]
@@ -36,7 +45,8 @@ ROOM = "/websocket/mirror/7/"
 
 @pytest.fixture(autouse=True)
 def _routes(settings):
-    settings.WEBSOCKET_URLCONF = __name__
+    Mirror.gone.clear()
+    settings.CARILLON = {**settings.CARILLON, "WEBSOCKET_URLCONF": __name__}
 
 
 async def open_one(people, user, **fields):
@@ -93,6 +103,19 @@ async def test_a_token_that_is_revoked(people):
     await change(lambda: [token.delete() for token in ApiToken.objects.filter(user=people.ann)])
     assert await client.close_code() == 4401
     assert await other.is_silent()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_consumer_hears_that_its_socket_was_ended(people, monkeypatch, patient):
+    """Its disconnect() runs, and what it says then goes nowhere; one that does not end is cancelled."""
+    monkeypatch.setattr(Mirror, "patient", patient)
+    monkeypatch.setattr("carillon.sockets.consumers.DISCONNECT_SECONDS", 5 if patient else 0.1)
+    client = await open_one(people, people.ann)
+    await change(lambda: [token.delete() for token in ApiToken.objects.filter(user=people.ann)])
+    assert await client.close_code() == 4401
+    await asyncio.wait_for(client.raw._future, 4)
+    assert Mirror.gone == [4401]
+    assert await client.is_silent()
 
 
 async def test_a_token_that_expires(people):

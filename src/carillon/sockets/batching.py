@@ -20,7 +20,7 @@ MOST = 100
 """Questions in one list: others want the database's thread, too."""
 
 
-class Gathered(Generic[Question, Answer]):
+class Batched(Generic[Question, Answer]):
     """`answer(questions)` runs in the database's thread and gives an answer, or an exception, for each."""
 
     def __init__(self, answer: Callable[[Sequence[Question]], Sequence[Answer | Exception]]) -> None:

@@ -4,7 +4,8 @@ Carillon's own socket.
 The setting WEBSOCKET_URLCONF names a module with `websocket_urlpatterns`. A consumer finds `scope["user"]` as
 Channels' AuthMiddleware would put it there: the user of the token or session, or an AnonymousUser when the
 client presents neither. What is presented and wrong is refused with 4401, a foreign Origin with 4403. When
-the login ends or the user's rights change, the socket ends too.
+the login ends or the user's rights change, the socket ends too: the client is told at once, and the consumer
+as if the client had left, so its `disconnect()` runs.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ from typing import Any
 
 from channels.db import database_sync_to_async
 from channels.routing import URLRouter
-from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.db import DatabaseError
 from django.urls import re_path
 from django.utils import timezone
 
+from carillon.conf import conf
 from carillon.sockets import authentication, protocol
-from carillon.sockets.session import CONNECT_TIMEOUT, RECHECK, Close
+from carillon.sockets.session import Close
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "/websocket/"
+DISCONNECT_SECONDS = 5.0
+"""Seconds that a consumer has for its `disconnect()` when its socket is ended; then it is cancelled."""
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class Visitor:
+class ProjectConsumer:
     """One connection to a consumer of the project's, for as long as its login is good."""
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -48,6 +51,8 @@ class Visitor:
         self.identity: authentication.Identity | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
+        self._ended = asyncio.Event()
+        self._receiving: asyncio.Task[dict[str, Any]] | None = None
         self._checking: asyncio.Task[None] | None = None
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
@@ -56,7 +61,7 @@ class Visitor:
         self._task = asyncio.current_task()
         here = sockets()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(authentication.Handshake(self.scope))
         except authentication.NoCredentials:
             pass
@@ -72,12 +77,14 @@ class Visitor:
             if self.identity is not None:
                 here.add(self)
                 self._watch()
-            await _routes(settings.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self.receive, self.send)
+            await _routes(conf.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self._receive, self._send)
         except asyncio.CancelledError:
             if self._ending is None:
                 raise
-            await self._close(self._ending)
+            logger.warning("A consumer did not end %g s after its socket: cancelled", DISCONNECT_SECONDS)
         finally:
+            if self._receiving is not None:
+                self._receiving.cancel()
             if self.identity is not None:
                 here.discard(self)
             if self._timer is not None:
@@ -95,9 +102,41 @@ class Visitor:
         await self.send({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
     def _end(self, close: Close) -> None:
+        """Close the socket, and tell the consumer that it is gone."""
         if self._ending is None and self._task is not None and not self._task.done():
             self._ending = close
+            self._closing = asyncio.get_running_loop().create_task(self._see_it_end(close))
+
+    async def _see_it_end(self, close: Close) -> None:
+        await self._close(close)
+        self._ended.set()
+        await asyncio.wait({self._task}, timeout=DISCONNECT_SECONDS)
+        if not self._task.done():
             self._task.cancel()
+
+    async def _receive(self) -> dict[str, Any]:
+        """What the consumer hears: the client, until we have ended the socket."""
+        if self._receiving is None:
+            self._receiving = asyncio.ensure_future(self.receive())
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({self._receiving, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if self._ending is not None and self._ended.is_set():
+            return {
+                "type": "websocket.disconnect",
+                "code": self._ending.code,
+                "reason": self._ending.reason,
+            }
+        # Kept until it has something: a receive that is cancelled must not lose a message.
+        received, self._receiving = self._receiving, None
+        return received.result()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        """What the consumer says: nothing more once the socket has ended."""
+        if self._ending is None:
+            await self.send(message)
 
     # Who it is, now. `Sockets` calls these two.
 
@@ -110,7 +149,7 @@ class Visitor:
 
     def _watch(self) -> None:
         """Look when the login expires, and now and then even if no word came that it changed."""
-        wait = RECHECK * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+        wait = conf.RECHECK_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         if self.identity.expires is not None:
             left = (self.identity.expires - timezone.now()).total_seconds()
             wait = min(wait, max(left, 0.0) + 0.05)
@@ -148,8 +187,8 @@ class Visitor:
 
 
 @cache
-def _routes(urlconf: str) -> URLRouter:
-    patterns = import_module(urlconf).websocket_urlpatterns
+def _routes(urlconf: str | None) -> URLRouter:
+    patterns = import_module(urlconf).websocket_urlpatterns if urlconf else ()
     return URLRouter([*patterns, re_path("", _nobody)])
 
 
@@ -161,4 +200,4 @@ async def _nobody(scope: Mapping[str, Any], receive: Receive, send: Send) -> Non
 
 async def serve(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     """The ASGI application of a websocket under `PREFIX`."""
-    await Visitor(scope, receive, send).run()
+    await ProjectConsumer(scope, receive, send).run()

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from carillon.sockets import gathered
-from carillon.sockets.gathered import Gathered
+from carillon.sockets import batching
+from carillon.sockets.batching import Batched
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.django_db(transaction=True)]
 
@@ -26,20 +26,20 @@ class Asked:
 
 async def test_one_alone_is_asked_at_once():
     asked = Asked()
-    assert await Gathered(asked).ask("a") == "A"
+    assert await Batched(asked).ask("a") == "A"
     assert asked.lists == [["a"]]
 
 
 async def test_what_gathers_is_one_list_and_everybody_gets_his_own_answer(monkeypatch):
-    monkeypatch.setattr(gathered, "MOST", 3)
+    monkeypatch.setattr(batching, "MOST", 3)
     asked = Asked()
-    ends = Gathered(asked)
+    ends = Batched(asked)
     assert await asyncio.gather(*(ends.ask(each) for each in "abcde")) == list("ABCDE")
     assert asked.lists == [["a", "b", "c"], ["d", "e"]]
 
 
 async def test_an_error_is_its_own_only():
-    ends = Gathered(Asked())
+    ends = Batched(Asked())
     answers = await asyncio.gather(ends.ask("a"), ends.ask("bad"), ends.ask("c"), return_exceptions=True)
     assert answers[0] == "A"
     assert isinstance(answers[1], ValueError)
@@ -48,7 +48,7 @@ async def test_an_error_is_its_own_only():
 
 async def test_a_list_that_fails_fails_everybody_in_it_and_nobody_after():
     asked = Asked(fail=RuntimeError("away"))
-    ends = Gathered(asked)
+    ends = Batched(asked)
     answers = await asyncio.gather(ends.ask("a"), ends.ask("b"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [RuntimeError, RuntimeError]
     asked.fail = None
@@ -57,7 +57,7 @@ async def test_a_list_that_fails_fails_everybody_in_it_and_nobody_after():
 
 async def test_who_left_is_not_asked_for():
     asked = Asked()
-    ends = Gathered(asked)
+    ends = Batched(asked)
     gone = asyncio.ensure_future(ends.ask("gone"))
     stays = asyncio.ensure_future(ends.ask("a"))
     gone.get_loop().call_soon(gone.cancel)
