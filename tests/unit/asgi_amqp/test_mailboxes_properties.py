@@ -1,6 +1,7 @@
 """Mailboxes in any order of events: each message is read once or is counted as lost, nobody waits in vain."""
 
 from collections import Counter
+from operator import length_hint
 from types import SimpleNamespace
 
 from hypothesis import strategies as st
