@@ -124,8 +124,6 @@ class Mailbox:
         of those that are missing.
         """
         self.read_at = now
-        if self.woken:
-            self.woken -= 1
         if self.gaps:
             return self.gaps.pop(next(iter(self.gaps)))
         unread = self._unread
@@ -222,6 +220,10 @@ class Mailbox:
                 waiter.set_result(None)
                 self.woken += 1
                 count -= 1
+
+    def turn(self) -> None:
+        """Who was woken runs, and takes next."""
+        self.woken -= 1
 
     def forsaken(self, waiter: Waiter, *, woken: bool) -> None:
         """Who waited has gone away; whoever comes next takes what it was woken for."""

@@ -38,6 +38,7 @@ async def wait(box: Mailbox) -> None:
     except asyncio.CancelledError:
         box.forsaken(waiter, woken=not waiter.cancelled())
         raise
+    box.turn()
 
 
 class Receiver:

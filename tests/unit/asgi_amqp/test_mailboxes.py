@@ -749,7 +749,18 @@ def test_one_of_several_readers_that_were_woken_goes_away_and_the_others_lose_no
     assert (first.heard, second.heard) == ("woken", "woken")
     reading.box().forsaken(first, woken=True)
     reading.put(*range(3, 9))
-    assert reading.box().take(reading.now) == {"n": 1}  # the second has its turn
     assert not reading.losses
+    reading.box().turn()  # the second has its
     reading.put(9)
     assert reading.losses == [("overflow", 1, A)]
+
+
+def test_a_reader_that_did_not_wait_takes_no_turn_from_one_that_was_woken(reading):
+    reading.wait()
+    reading.put(1)
+    assert reading.read() == [1]
+    reading.box().level_at = reading.now - 1000
+    reading.put(*range(2, 9))
+    assert not reading.losses
+    reading.now += 2000.0
+    assert reading.boxes.sweep(reading.now) == []
