@@ -30,7 +30,7 @@ class Bindings:
         """The last member has left."""
         self._wanted.discard(group)
         self._missing.pop(group, None)
-        if group in self.bound and group not in self._busy:
+        if group in self.bound:
             self._lingering[group] = now + LINGER
 
     def up(self, groups: list[str], now: float) -> None:
@@ -48,7 +48,6 @@ class Bindings:
         self.bound.clear()
         self._busy.clear()
         self._lingering.clear()
-        self._missing = dict.fromkeys(self._wanted)
 
     def start(self, now: float) -> tuple[list[str], list[str]]:
         """What to bind and what to unbind now. It is under way then."""

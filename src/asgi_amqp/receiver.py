@@ -40,6 +40,7 @@ async def wait(box: Mailbox) -> None:
     except asyncio.CancelledError:
         box.forsaken(waiter, woken=not waiter.cancelled())
         raise
+    box.turn()
 
 
 class Receiver:

@@ -46,7 +46,6 @@ class Machine(RuleBasedStateMachine):
         self.lost = Counter()
         self.told = Counter()  # losses that readers have heard of
         self.last = Counter()  # the number that was read last
-        self.others = Counter()  # readers that came while others had been woken
         self.hand = {}  # channel: the message that somebody has just read
 
     @initialize(gaps=st.booleans(), oldest=st.booleans(), small=st.booleans())
@@ -79,11 +78,7 @@ class Machine(RuleBasedStateMachine):
     @rule(where=st.sampled_from(CHANNELS + GROUPS), count=st.integers(1, 6), size=st.sampled_from([10, 60]))
     def deliver(self, where, count, size):
         members = [where] if where in CHANNELS else list(self.boxes.groups.get(where, ()))
-        sure = [
-            channel
-            for channel in members
-            if self.pending(channel) and (self.box(channel).waiters or not self.others[channel])
-        ]
+        sure = [channel for channel in members if self.pending(channel)]
         before = self.lost.copy()
         messages = []
         for _ in range(count):
@@ -132,10 +127,6 @@ class Machine(RuleBasedStateMachine):
     @rule(channel=CHANNEL)
     def receive(self, channel):
         """One reader comes: it has a message at once, or waits."""
-        self.others[channel] += any(reader.state == "woken" for reader in self.readers[channel])
-        self.read_or_wait(channel)
-
-    def read_or_wait(self, channel):
         if self.take(channel) is None:
             reader = Reader()
             self.readers[channel].append(reader)
@@ -147,9 +138,8 @@ class Machine(RuleBasedStateMachine):
         woken = [reader for reader in self.readers[channel] if reader.state == "woken"]
         if woken:
             self.readers[channel].remove(woken[0])
-            self.read_or_wait(channel)
-            if len(woken) == 1:
-                self.others[channel] = 0
+            self.box(channel).turn()
+            self.receive(channel)
 
     @precondition(lambda self: any(self.readers.values()))
     @rule(data=st.data())
@@ -232,6 +222,7 @@ class Machine(RuleBasedStateMachine):
         for channel, box in self.boxes.boxes.items():
             waiting = [reader for reader in self.readers[channel] if reader.state == "waits"]
             assert waiting == list(box.waiters)
+            assert box.woken == len(self.pending(channel)) - len(waiting)
             if waiting and (box.count or box.gaps):
                 assert len(self.pending(channel)) > len(waiting)
 

@@ -1,0 +1,213 @@
+"""Mutation testing of the pure cores: `python -m tests.mutation [core ...]`, from the root of the project.
+
+Each change of a core is one mutant: a comparison, an operator, a constant, a condition, a statement that is
+removed, a value that is not returned. The unit tests of that core run on it, in a process of their own; one
+that passes them all survives. The report names survivors by line. Below 95 % the exit status is 1.
+"""
+
+import argparse
+import ast
+import copy
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE, TESTS = ROOT / "src/asgi_amqp", ROOT / "tests/unit/asgi_amqp"
+CORES = {
+    "outbox": ("test_outbox.py", "test_outbox_properties.py"),
+    "mailboxes": ("test_mailboxes.py", "test_mailboxes_properties.py"),
+    "bindings": ("test_bindings.py",),
+}
+LEAST = 0.95
+SECONDS = 60  # for the tests on one mutant: one that never ends is noticed
+EQUAL = Path(__file__).with_name("equivalent.txt")  # mutants that change nothing, each with its reason
+
+COMPARISONS = {
+    ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt],
+    ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is], ast.In: [ast.NotIn],
+    ast.NotIn: [ast.In],
+}  # fmt: skip
+OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.LShift: ast.RShift,
+}  # fmt: skip
+
+
+def replacements(node):
+    """What a node may become."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        for kind in COMPARISONS.get(type(node.ops[0]), []):
+            yield ast.Compare(node.left, [kind()], node.comparators)
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
+    elif isinstance(node, ast.AugAssign) and type(node.op) in OPERATORS:
+        yield ast.AugAssign(node.target, OPERATORS[type(node.op)](), node.value)
+        yield ast.Pass()
+    elif isinstance(node, ast.BoolOp):
+        other = ast.And if isinstance(node.op, ast.Or) else ast.Or
+        yield ast.BoolOp(other(), node.values)
+        for number in range(len(node.values)):
+            rest = node.values[:number] + node.values[number + 1 :]
+            yield rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield node.operand
+    elif isinstance(node, ast.IfExp):
+        yield node.body
+        yield node.orelse
+    elif isinstance(node, ast.Constant):
+        yield from constants(node.value)
+    elif isinstance(node, (ast.If, ast.While)):
+        test = ast.UnaryOp(ast.Not(), node.test)
+        yield type(node)(test, node.body, node.orelse)
+    elif isinstance(node, ast.Return) and node.value is not None:
+        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            yield ast.Return(ast.Constant(None))
+    elif isinstance(node, ast.Break):
+        yield ast.Continue()
+    elif isinstance(node, ast.Continue):
+        yield ast.Break()
+    elif isinstance(node, (ast.Assign, ast.Expr, ast.Delete, ast.Raise)) and not is_text(node):
+        yield ast.Pass()
+
+
+def constants(value):
+    if isinstance(value, bool):
+        yield ast.Constant(not value)
+    elif isinstance(value, (int, float)):
+        yield ast.Constant(value + 1)
+    elif isinstance(value, str) and value in ("inf", "-inf"):
+        yield ast.Constant("-inf" if value == "inf" else "inf")
+
+
+def is_text(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def places(tree):
+    """(parent, field, index or None, node) of all code that runs: no annotations, texts or slots."""
+    found = []
+
+    def walk(node):
+        for field, value in ast.iter_fields(node):
+            if field in ("annotation", "returns", "decorator_list", "bases") or isinstance(
+                node, ast.JoinedStr
+            ):
+                continue
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__slots__":
+                continue
+            for index, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(each, ast.AST) and not isinstance(
+                    each, (ast.Import, ast.ImportFrom, ast.Assert)
+                ):
+                    found.append((node, field, index, each))
+                    walk(each)
+
+    walk(tree)
+    return found
+
+
+def mutants(source):
+    """(line, what, source) of each change."""
+    lines = source.splitlines()
+    for number, (_, _, _, node) in enumerate(places(ast.parse(source))):
+        for replacement in replacements(node):
+            tree = ast.parse(source)
+            parent, field, index, original = places(tree)[number]
+            replacement = ast.copy_location(copy.deepcopy(replacement), original)
+            if index is None:
+                setattr(parent, field, replacement)
+            else:
+                getattr(parent, field)[index] = replacement
+            ast.fix_missing_locations(tree)
+            what = f"{brief(original)}  ->  {brief(replacement)}"
+            yield node.lineno, lines[node.lineno - 1].strip(), what, tree
+
+
+def brief(node):
+    if isinstance(node, (ast.If, ast.While)):
+        return f"{type(node).__name__.lower()} {ast.unparse(node.test)}"
+    return ast.unparse(node)
+
+
+def run(core, tree, tests, examples):
+    """The tests of a core with this tree in place of its module; whether they passed. In a child process."""
+    import importlib
+    import types
+
+    import pytest
+
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    name = f"asgi_amqp.{core}"
+    for other in list(sys.modules):
+        if other.startswith(("asgi_amqp", "tests.unit")):
+            del sys.modules[other]
+    package = importlib.import_module("asgi_amqp.exceptions") and sys.modules["asgi_amqp"]
+    for other in [each for each in sys.modules if each.startswith("asgi_amqp.")]:
+        if getattr(sys.modules[other], core, None) is not None:
+            del sys.modules[other]
+    module = types.ModuleType(name)
+    module.__file__, module.__package__ = str(SOURCE / f"{core}.py"), "asgi_amqp"
+    sys.modules[name] = module
+    setattr(package, core, module)
+    try:
+        exec(compile(tree, module.__file__, "exec"), module.__dict__)
+    except Exception:
+        os._exit(1)
+    os.environ["CARILLON_CORE_EXAMPLES"] = str(examples)
+    os.environ["CARILLON_CORE_SHRINK"] = "0"
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:django", "--hypothesis-seed=0"]
+    os._exit(int(pytest.main([*arguments, *(str(TESTS / each) for each in tests)])))
+
+
+def survives(core, tree, tests, examples):
+    process = multiprocessing.get_context("fork").Process(target=run, args=(core, tree, tests, examples))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return False
+    return process.exitcode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.splitlines()[0])
+    parser.add_argument("cores", nargs="*", default=list(CORES))
+    parser.add_argument("--line", type=int, help="only the mutants of this line")
+    parser.add_argument("--examples", type=int, default=100, help="of each property test")
+    options = parser.parse_args()
+    import pytest  # noqa: F401 - once, for all children
+
+    equal = set(EQUAL.read_text().splitlines()) if EQUAL.exists() else set()
+    enough = True
+    for core in options.cores:
+        source = (SOURCE / f"{core}.py").read_text()
+        if not survives(core, ast.parse(source), CORES[core], options.examples):
+            sys.exit(f"{core}: its tests do not pass as it is")
+        begun, total, left, alike = time.monotonic(), 0, [], 0
+        for line, text, what, tree in mutants(source):
+            if options.line in (None, line):
+                total += 1
+                if f"{core}: {text} | {what}" in equal:
+                    alike += 1
+                elif survives(core, tree, CORES[core], options.examples):
+                    left.append((line, text, what))
+                    print(f"{core}: {text} | {what}", f"(line {line})", flush=True)
+        score = (total - alike - len(left)) / max(1, total - alike)
+        print(
+            f"{core}: {total} mutants, {alike} of them equivalent, {len(left)} not noticed: {score:.1%} "
+            f"({time.monotonic() - begun:.0f} s)",
+            flush=True,
+        )
+        enough = enough and score >= LEAST
+    sys.exit(not enough)
+
+
+if __name__ == "__main__":
+    main()
