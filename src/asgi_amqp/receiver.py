@@ -36,7 +36,6 @@ async def wait(box: Mailbox) -> None:
     box.waiters.append(waiter)
     try:
         await waiter
-        box.turn()
     except asyncio.CancelledError:
         box.forsaken(waiter, woken=not waiter.cancelled())
         raise
