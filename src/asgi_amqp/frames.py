@@ -155,8 +155,7 @@ class Splitter:
                 self.hot = True
                 more = took == 2 and tap.polite
             at = after
-            if more:
-                more = at < size
+            if more:  # even with nothing left: what the socket gives within this turn waits for the next, too
                 break
         self._data = data[at:]
         return b"".join(rest), more

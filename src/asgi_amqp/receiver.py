@@ -201,10 +201,10 @@ class Receiver:
                 self._bound.add(group)
                 if group not in self.groups:  # whoever wanted it has been cancelled
                     self.loop.call_later(LINGER, self._unbind, group)
-        except (ConnectionError, LookupError, RuntimeError, LayerError):
-            await asyncio.sleep(
-                0.02
-            )  # the link is gone, which is known a moment later: the caller looks again
+        except Exception:
+            # The link is gone, which is known a moment later: the caller looks again. (aiormq ends what waits
+            # for an answer of such a link with a bare Exception.)
+            await asyncio.sleep(0.02)
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self.groups.get(group)

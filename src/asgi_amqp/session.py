@@ -102,7 +102,16 @@ class Session:
         await self._tell(process, {"type": "group_discard", "group": group, "channel": channel})
 
     async def flush(self, queues: list[str]) -> None:
-        """Forget what is here, and empty these queues."""
+        """Forget what is here, and empty these queues. Cancelled, it goes on: a channel on which a call was
+        cancelled is closed twice, and the broker ends the connection over that.
+        """
+        task = self.loop.create_task(self._flush(queues))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
+
+    async def _flush(self, queues: list[str]) -> None:
         for reader in self._readers.values():
             reader.box.clear()
         await self.receiver.flush()

@@ -93,6 +93,7 @@ def test_a_polite_tap_gets_one_delivery_at_a_time():
     splitter.taps[1] = Tap(on_delivery=lambda d: seen.append(d.tag), polite=True)
     splitter.feed(deliver(1, 1, b"a") + deliver(1, 2, b"b"))
     assert (splitter.read(), seen) == ((b"", True), [1])
+    assert (splitter.read(), seen) == ((b"", True), [1, 2])  # what comes within this turn waits, too
     assert (splitter.read(), seen) == ((b"", False), [1, 2])
 
 
