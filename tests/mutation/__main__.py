@@ -26,7 +26,8 @@ SECONDS = 60  # for the tests on one mutant: one that never ends is noticed
 EQUAL = Path(__file__).with_name("equivalent.txt")  # mutants that change nothing, each with its reason
 
 COMPARISONS = {
-    ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt],
+    ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt],
+    ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt],
     ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is], ast.In: [ast.NotIn],
     ast.NotIn: [ast.In],
 }  # fmt: skip
