@@ -59,7 +59,7 @@ bench-stack: $(TEST_PYTHON) ## measure latency, rates, 5000 clients and their re
 chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
 	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
-	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/carillon/test_state.py
+	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py
 
 production: ## production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production
@@ -103,10 +103,12 @@ mutation: $(TEST_PYTHON) ## change the channel layer's cores in some 800 ways an
 $(TEST_PYTHON):
 	@echo "run make test-unit first: it makes the environment $@ of the tests"; exit 1
 
-lock: ## write requirements/*.txt anew from requirements/*.in (needs uv)
+lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of tests/packages (needs uv)
 	@for name in app tools dev test production-test; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	        requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+	        requirements/$$name.in $$([ $$name != app ] || echo src/asgi_amqp/pyproject.toml) \
+	        --output-file requirements/$$name.txt || exit 1; done
+	@tests/packages/locks/make
 
 #: CARILLON_HTTP_PORT        plain HTTP (8013)
 #: CARILLON_HTTPS_PORT       HTTPS (8043)

@@ -5,6 +5,7 @@ of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 import asyncio
+import contextlib
 import json
 import resource
 import sys
@@ -33,6 +34,14 @@ def make_layer(task):
         from channels_redis.pubsub import RedisPubSubChannelLayer
 
         return RedisPubSubChannelLayer(hosts=hosts)
+    if kind == "valkey pubsub":
+        from channels_valkey.pubsub import ValkeyPubSubChannelLayer
+
+        return ValkeyPubSubChannelLayer(hosts=[{"address": url, "socket_timeout": None}])
+    if kind == "nats":
+        from channels_nats import NatsChannelLayer
+
+        return NatsChannelLayer(servers=[url], **options)
     if kind == "channels_rabbitmq":
         from channels_rabbitmq.core import RabbitmqChannelLayer
 
@@ -41,7 +50,8 @@ def make_layer(task):
         )
     from asgi_amqp import AMQPChannelLayer
 
-    return AMQPChannelLayer(url, prefix="bench", durable=["durable"], timeout=60, **options)
+    durable = {"durable": {"batch": 1} if task.get("single") else {}}
+    return AMQPChannelLayer(url, prefix=task["prefix"], durable=durable, timeout=60, **options)
 
 
 def say(**fields):
@@ -49,7 +59,7 @@ def say(**fields):
 
 
 async def subscribe(task):
-    """Receive `count` messages on each of `channels` channels; how many came, when, and the latencies."""
+    """Receive `expected` messages on `channels` channels; how many came, when, and the latencies."""
     layer = make_layer(task)
     if task.get("durable"):
         return await work(layer, task)
@@ -77,7 +87,7 @@ async def subscribe(task):
     await asyncio.sleep(0.3)
     spent = time.process_time()
     say(ready=names[0])
-    expected = task["count"] * task["channels"]
+    expected = task["expected"]
     quiet, before = time.monotonic(), -1
     while got < expected and time.monotonic() - quiet < (10 if got else 60):  # the publisher starts slowly
         if got != before:
@@ -85,6 +95,7 @@ async def subscribe(task):
         failed, _ = await asyncio.wait(readers, timeout=0.05, return_when=asyncio.FIRST_EXCEPTION)
         for reader in failed:
             reader.result()
+    await asyncio.sleep(0.3)  # what would come twice comes now
     for reader in readers:
         reader.cancel()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -95,28 +106,38 @@ async def subscribe(task):
 async def work(layer, task):
     from asgi_amqp.worker import Worker
 
-    got, last = 0, 0.0
+    got, first, last = 0, 0.0, 0.0
+    whole = asyncio.Event()
 
     async def handle(message):
-        nonlocal got, last
+        nonlocal got, first, last
         got += 1
         last = time.monotonic()
-        if got == task["count"]:
-            worker.stop()
+        if got == 1:
+            first = last
+        if got == task["expected"]:
+            whole.set()
 
-    worker = Worker(layer, handle, "durable", concurrency=16, handle_signals=False)
+    concurrency = 512 if task.get("single") else 16
+    worker = Worker(layer, handle, "durable", concurrency=concurrency, handle_signals=False)
     running = asyncio.create_task(worker.run())
-    await asyncio.sleep(0.5)
+    if not task.get("single"):
+        await asyncio.sleep(0.5)
     spent = time.process_time()
     say(ready="durable")
-    await asyncio.wait([running], timeout=60)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(whole.wait(), 60)
     cpu = time.process_time() - spent
-    say(result={"got": got, "last": last, "latencies": [], "memory": 0, "cpu": cpu})
+    await asyncio.sleep(0.3)  # what would come twice comes now
+    worker.stop()
+    await asyncio.wait([running], timeout=10)
+    say(result={"got": got, "first": first, "last": last, "latencies": [], "memory": 0, "cpu": cpu})
 
 
 async def publish(task):
     """Send `count` messages with `flying` under way, or one every `pause` seconds."""
     layer = make_layer(task)
+    sent = 0
     if task["group"]:
 
         def send(message):
@@ -126,7 +147,9 @@ async def publish(task):
         def send(message):
             return layer.send(task["channel"], message)
 
-    await send(dict(EVENT, sent=None)) if task.get("warm") else None
+    if task.get("warm"):
+        await send(dict(EVENT, sent=None))
+        sent += 1
     await asyncio.sleep(0.3)
     left = task["count"]
     spent = time.process_time()
@@ -134,26 +157,27 @@ async def publish(task):
     if task.get("pause"):
         for _ in range(left):
             await send(dict(EVENT, sent=time.monotonic()))
+            sent += 1
             await asyncio.sleep(task["pause"])
     else:
 
         async def one():
-            nonlocal left
+            nonlocal left, sent
             while left > 0:
                 left -= size
                 if size == 1:
                     await send(EVENT)
                 else:
                     await layer.send_many([(task["channel"], EVENT)] * size)
+                sent += size
 
         size = task.get("together", 1)
         await asyncio.gather(*(one() for _ in range(task["flying"])))
     accepted = time.monotonic()
-    flush = getattr(layer, "session", None)
-    if flush is not None:
-        await flush().sender.flush(60)
-    say(result={"began": began, "accepted": accepted, "cpu": time.process_time() - spent})
-    if hasattr(layer, "close"):
+    if task["layer"] == "asgi_amqp":
+        await layer.close()  # what was accepted has left then
+    say(result={"sent": sent, "began": began, "accepted": accepted, "cpu": time.process_time() - spent})
+    if hasattr(layer, "close") and task["layer"] != "asgi_amqp":
         await layer.close()
 
 
@@ -178,19 +202,21 @@ def publish_sync(task):
             group_send("bench", EVENT)
 
     emit()
+    sent = 1
     began = time.monotonic()
     for _ in range(task["count"]):
         emit()
+        sent += 1
     if task.get("pipelined"):
         assert layer.publisher.flush(60)
-    say(result={"began": began, "accepted": time.monotonic(), "cpu": time.process_time()})
+    say(result={"sent": sent, "began": began, "accepted": time.monotonic(), "cpu": time.process_time()})
 
 
 def main():
     task = json.load(sys.stdin)
     if task["role"] == "subscribe":
         asyncio.run(subscribe(task))
-    elif task.get("sync"):
+    elif task.get("sync"):  # its subscriber is like any other
         publish_sync(task)
     else:
         asyncio.run(publish(task))

@@ -31,7 +31,7 @@ async def relay(url, epoch):
     from asgi_amqp import AMQPChannelLayer
     from asgi_amqp.options import Options, Target
     from asgi_amqp.stream import Stream
-    from carillon.delivery.relay import Relay
+    from carillon.relay.relay import Relay
 
     layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}})
 

@@ -28,7 +28,7 @@ _CONTROL_PYTHONS = ("3.11", "3.12", "3.13")
 _FOLDERS = ("ansible", "nginx", "supervisord", "src", "docs/how-to")
 _FILES = (
     *("pyproject.toml", "README.md", "LICENSE"),
-    *(f"requirements/{name}" for name in ("app.in", "app.txt", "tools.in", "tools.txt")),
+    *(f"requirements/{name}" for name in ("app.in", "app.txt", "own.in", "tools.in", "tools.txt")),
 )
 _PRIVATE = frozenset(["__pycache__", "secrets", "backups", "molecule", ".ansible"])
 

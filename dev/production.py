@@ -21,7 +21,10 @@ _SITE = ROOT / "nginx/sites/container.yml"
 IMAGES = (
     images.Image(
         "app",
-        ("images/app", "requirements/app.in", "requirements/app.txt", "pyproject.toml", "src", "supervisord"),
+        (
+            *("images/app", "requirements/app.in", "requirements/app.txt", "requirements/own.in"),
+            *("pyproject.toml", "src", "supervisord"),
+        ),
         target="production",
         python_packages=True,
         tag_suffix="production",

@@ -26,8 +26,9 @@ HOSTS = (
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror"),
 )
 NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle")
-# A file that the test of an upgrade makes, so that the checkout is another release.
+# What the test of an upgrade makes, so that the checkout is another release: a module more, and a program.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
+PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380}
@@ -105,8 +106,9 @@ def clean(config: Config) -> None:
     for name in STACKS:
         development.clean(stack(name))
     development.clean(config)
-    # Left in the checkout, it would make every release another one.
-    RELEASE_MARKER.unlink(missing_ok=True)
+    # Left in the checkout, they would make every release another one.
+    for marker in (RELEASE_MARKER, PROGRAM_MARKER):
+        marker.unlink(missing_ok=True)
 
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:

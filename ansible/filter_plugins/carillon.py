@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import hmac
 import os
@@ -105,12 +106,42 @@ def release_environment(held: str, rendered: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def endpoint(address: str, port: int) -> str:
+    """ "address:port", an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def listen_ports(listen: list[str]) -> list[int]:
+    """Ports of what nginx listens on: "port", "address:port" or "[address]:port"."""
+    return sorted({int(str(where).rpartition(":")[2]) for where in listen})
+
+
+def ports_of(listeners: list[str], program: str) -> list[int]:
+    """Ports that `program` listens on for the network, of the lines of `ss -Hltnp`."""
+    found = set()
+    for line in listeners:
+        address, _, port = line.split()[3].rpartition(":")
+        if f'("{program}",' in line and not address.startswith("127.") and address != "[::1]":
+            found.add(int(port))
+    return sorted(found)
+
+
+def days_left(end: str) -> int:
+    """Whole days until `end`, as openssl writes it: "Nov 25 03:26:00 2027 GMT"; negative when it is past."""
+    when = datetime.datetime.strptime(end.strip(), "%b %d %H:%M:%S %Y GMT").replace(tzinfo=datetime.UTC)
+    return (when - datetime.datetime.now(datetime.UTC)).days
+
+
 class FilterModule:
     def filters(self) -> dict:
         return {
             "rabbitmq_password_hash": rabbitmq_password_hash,
             "postgresql_verifier": postgresql_verifier,
             "postgresql_verifies": postgresql_verifies,
+            "days_left": days_left,
+            "endpoint": endpoint,
+            "listen_ports": listen_ports,
+            "ports_of": ports_of,
             "release_before": release_before,
             "release_environment": release_environment,
         }

@@ -130,14 +130,16 @@ class Consumer:
         self._active.clear()
         self.on_lost(error)
 
-    async def resize(self, prefetch: int) -> None:
-        """Change how many messages may be unacknowledged: the broker heeds it for new consumers alone."""
+    async def renew(self) -> None:
+        """Begin to consume anew: what was given before no longer counts against the prefetch, and can still
+        be acknowledged. What is on its way meanwhile may count as tried.
+        """
         async with self._changing:
-            wire, self._prefetch = self._wire, prefetch
+            wire = self._wire
             if wire is not None and not wire.closed:
                 with contextlib.suppress(*GONE):
                     await wire.cancel(self._tag)
-                    self._tag = await wire.consume(self.queue.name, prefetch=prefetch)
+                    self._tag = await wire.consume(self.queue.name, prefetch=self._prefetch)
 
     async def pause(self) -> None:
         """No new messages; those delivered can still be acknowledged."""

@@ -72,7 +72,7 @@ class Inbox:
                     raise
                 self._consumer = consumer
             else:
-                await self._consumer.resize(self._prefetch)
+                await self._consumer.renew()
             self._paused = False
         finally:
             self._starting = None

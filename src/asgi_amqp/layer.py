@@ -1,6 +1,7 @@
 """AMQPChannelLayer: the Channels layer. Names, capacity, and which event loop's session does the work."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import secrets
@@ -20,7 +21,7 @@ from channels.layers import BaseChannelLayer
 from . import metrics
 from .codec import Message, encode
 from .config import Config
-from .exceptions import BrokerUnavailable, ConfigurationError
+from .exceptions import BrokerUnavailable, ConfigurationError, MessageTooLarge
 from .mailboxes import Mailbox, Parcel
 from .metrics import Loss, Stats
 from .options import Options, Target, checked, durable_options
@@ -131,6 +132,15 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self.require_valid_group_name(group)
         return self._topology.to_group(group)
 
+    def encode(self, message: Message) -> bytes:
+        """A message as it travels. TypeError, MessageTooLarge: before anything is sent."""
+        data = encode(message)
+        if len(data) > self.config.max_message_bytes:
+            raise MessageTooLarge(
+                f"a message of {len(data)} bytes: max_message_bytes allows {self.config.max_message_bytes}"
+            )
+        return data
+
     # Sessions
 
     def make_session(self) -> Session:
@@ -192,7 +202,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         MessageTooLarge.
         """
         destination = self.destination(channel)
-        data = encode(message)
+        data = self.encode(message)
         session = self._sessions.get(get_running_loop())
         if session is None or destination.key != session.key:
             await self._send(session, destination, data)
@@ -210,14 +220,14 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         turn.
         """
         destination = self.group_destination(group)
-        await self._send(self._sessions.get(get_running_loop()), destination, encode(message))
+        await self._send(self._sessions.get(get_running_loop()), destination, self.encode(message))
 
     async def send_many(self, events: Iterable[tuple[str, Message]]) -> None:
         """Send (channel, message) pairs, all under way at once, in order for each channel; back when the
         broker has those for normal channels. When some fail, the first error is raised after all are settled.
         """
         session = self.session()
-        ready = [(self.destination(channel), encode(message)) for channel, message in events]
+        ready = [(self.destination(channel), self.encode(message)) for channel, message in events]
         await self._in(session, lambda: session.sender.send_many(ready, self.timeout))
 
     async def _send(self, session: Session | None, destination: Destination, data: bytes) -> None:
@@ -330,18 +340,20 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
                 if not done.cancelled() and done.exception() is None:
                     box.put_first(done.result())
 
-        async def fetch() -> asyncio.Task[Message]:
-            task = session.loop.create_task(call())
-            task.add_done_callback(ended)
-            return task
+        def begin() -> None:
+            if not future.done():
+                tasks.append(session.loop.create_task(call()))
+                tasks[0].add_done_callback(ended)
 
-        task = await self._in(session, fetch)
+        tasks: list[asyncio.Task[Message]] = []
+        session.loop.call_soon_threadsafe(begin)
         try:
             return await self._unless_ended(session, future)
         except BaseException:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                session.loop.call_soon_threadsafe(box.put_first, future.result())
-            session.loop.call_soon_threadsafe(task.cancel)
+            with contextlib.suppress(RuntimeError):  # that loop has ended
+                if not future.cancelled() and future.exception() is None:
+                    session.loop.call_soon_threadsafe(box.put_first, future.result())
+                session.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             raise
 
     # The whole

@@ -9,10 +9,11 @@ has had its turn, and GRACE seconds after it last had nothing to read, a burst i
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator
+from copy import copy
+from itertools import groupby, islice
+from operator import itemgetter, length_hint
+from typing import Protocol
 
 from .codec import Message, copier
 from .config import Config
@@ -57,24 +58,11 @@ class Home(Protocol):
 
 
 class Mailbox:
-    """The unread messages of one channel: in `_unread`, each parcel stands before its messages."""
+    """The unread messages of one channel: those of the parcel that is being read, then whole parcels."""
 
     __slots__ = (
-        "_copy",
-        "_expires",
-        "_parcel",
-        "_unread",
-        "arriving",
-        "capacity",
-        "channel",
-        "closed",
-        "count",
-        "gaps",
-        "home",
-        "level_at",
-        "read_at",
-        "waiters",
-        "woken",
+        "_copy", "_expires", "_parcel", "_pending", "_reading", "_waiting", "arriving", "capacity", "channel",
+        "closed", "gaps", "home", "level_at", "read_at", "waiters", "woken",
     )  # fmt: skip
 
     def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:
@@ -82,17 +70,23 @@ class Mailbox:
         self.capacity = capacity
         self.home = home
         self.closed: Exception | None = None
-        self.count = 0  # unread messages
         self.arriving = 0  # sent by this very process and not back yet: they count for ChannelFull
         self.gaps: dict[str, Message] = {}  # by reason, to be read before the messages
         self.waiters: deque[Waiter] = deque()
         self.read_at = now  # when it was last read: what nobody reads is swept away
         self.level_at = float("-inf")  # when its reader last had nothing to read
         self.woken = 0  # readers that waited and have not had their turn yet
-        self._unread: deque[Any] = deque()
-        self._parcel: Parcel | None = None  # the one that is being read
+        self._waiting: deque[tuple[Parcel, list[Message]]] = deque()
+        self._pending = 0  # messages in _waiting
+        self._parcel: Parcel | None = None  # the one that is being read,
+        self._reading: Iterator[Message] = iter(())  # and what is left of it
         self._expires = float("inf")
         self._copy: Callable[[Message], Message] | None = None
+
+    @property
+    def count(self) -> int:
+        """Unread messages."""
+        return self._pending + length_hint(self._reading)
 
     def reserve(self) -> None:
         """A message of this very process is on its way. ChannelFull where there will be no room for it."""
@@ -105,17 +99,16 @@ class Mailbox:
         excess = self.count + len(messages) - self.capacity
         if excess > 0 and not self.waiters and not self.woken and now - self.level_at > GRACE:
             if self.home.drop_oldest:
-                self._drop(min(excess, self.count))
-                messages = messages[max(0, len(messages) - self.capacity) :]
+                lost = self._drop(excess) + max(0, len(messages) - self.capacity)
+                messages = messages[-self.capacity :]
             else:
-                excess = min(excess, len(messages))
-                messages = messages[: len(messages) - excess]
-            self.home.lose("overflow", excess, self)
+                lost = min(excess, len(messages))
+                messages = messages[: len(messages) - lost]
+            self.home.lose("overflow", lost, self)
         if messages:
             parcel.holders[self] = None
-            self._unread.append(parcel)
-            self._unread.extend(messages)
-            self.count += len(messages)
+            self._waiting.append((parcel, messages))
+            self._pending += len(messages)
             if self.waiters:
                 self.wake(len(messages))
 
@@ -123,78 +116,68 @@ class Mailbox:
         """The oldest message that has not expired, for the reader to keep and change; before it, what is said
         of those that are missing.
         """
-        self.read_at = now
         if self.gaps:
             return self.gaps.pop(next(iter(self.gaps)))
-        unread = self._unread
-        while unread:
-            item = unread.popleft()
-            if item.__class__ is Parcel:
-                self._begin(item)
-            elif self._expires <= now:
-                unread.appendleft(item)
-                self.home.lose("expired", self._drop_parcel(), self)
+        while True:
+            for message in self._reading:
+                if self._expires > now:
+                    return message if self._copy is None else self._copy(message)
+                self.home.lose("expired", 1 + self._drop_parcel(), self)
                 if self.gaps:  # it has just become one
                     return self.take(now)
-            else:
-                self.count -= 1
-                copy = self._copy
-                if not unread or unread[0].__class__ is Parcel:
-                    self._begin(None)
-                return copy(item) if copy is not None else item
-        self.level_at = now
-        return None
+            if not self._begin(now):
+                return None
 
-    def _begin(self, parcel: Parcel | None) -> None:
-        """The parcel before has been read."""
-        if self._parcel is not None:
-            self.home.release(self._parcel, self)
-        self._parcel = parcel
-        if parcel is not None:
-            self._expires = parcel.expires
-            self._copy = parcel.copy
+    def _begin(self, now: float) -> bool:
+        """Go on with the next parcel, if there is one."""
+        self.read_at = now
+        self.settle()
+        if not self._waiting:
+            self.level_at = now
+            return False
+        self._parcel, messages = self._waiting.popleft()
+        self._pending -= len(messages)
+        self._reading = iter(messages)
+        self._expires, self._copy = self._parcel.expires, self._parcel.copy
+        return True
 
-    def _drop(self, count: int) -> None:
-        """Throw away this many of the oldest."""
-        self.count -= count
-        while count:
-            item = self._unread.popleft()
-            if item.__class__ is Parcel:
-                self._begin(item)
-            else:
-                count -= 1
-        if not self._unread or self._unread[0].__class__ is Parcel:
-            self._begin(None)
+    def settle(self) -> None:
+        """Let go of the parcel of which the last message has been taken."""
+        if self._parcel is not None and not length_hint(self._reading):
+            parcel, self._parcel = self._parcel, None
+            self.home.release(parcel, self)
 
-    def keep_begun(self) -> Parcel | None:
-        """Forget all but the rest of the parcel that is being read; which one that is."""
-        rest = []
-        while self._parcel is not None and self._unread and self._unread[0].__class__ is not Parcel:
-            rest.append(self._unread.popleft())
-        self._unread = deque(rest)
-        self.count = len(rest)
-        return self._parcel
+    def _drop(self, count: int) -> int:
+        """Throw away this many of the oldest, as far as there are; how many."""
+        dropped = 0
+        while dropped < count and (self._parcel is not None or self._begin(self.read_at)):
+            dropped += sum(1 for _ in islice(self._reading, count - dropped))
+            self.settle()
+        return dropped
 
     def _drop_parcel(self) -> int:
-        """Throw away what is left of the parcel that is being read, or of the first; how many messages."""
-        dropped = 0
-        if self._parcel is None and self._unread:
-            self._begin(self._unread.popleft())
-        while self._unread and self._unread[0].__class__ is not Parcel:
-            self._unread.popleft()
-            dropped += 1
-        self.count -= dropped
-        self._begin(None)
-        return dropped
+        """Throw away what is left of the parcel that is being read, or else the next; how many messages."""
+        if self._parcel is None:
+            self._begin(self.read_at)
+        return self._drop(length_hint(self._reading))
 
     def shed(self) -> None:
         """The parcels are over their limit, and the oldest of them is here."""
+        self.settle()
         self.home.lose("overflow", self._drop_parcel(), self)
 
     def expire(self, now: float) -> None:
         """Throw away what has expired."""
-        while self._unread and now >= (self._parcel or self._unread[0]).expires:
+        self.settle()
+        while self.count and now >= (self._parcel or self._waiting[0][0]).expires:
             self.home.lose("expired", self._drop_parcel(), self)
+
+    def keep_begun(self) -> Parcel | None:
+        """Forget all but the rest of the parcel that is being read; which one that is."""
+        self.settle()
+        self._waiting.clear()
+        self._pending = 0
+        return self._parcel
 
     def announce(self, gap: Message) -> None:
         """Say that messages are missing: `reason`, and `count` or None. Those of one reason become one."""
@@ -206,10 +189,10 @@ class Mailbox:
 
     def put_first(self, message: Message) -> None:
         """A message whose reader went away before it could have it."""
+        self.settle()
         if self._parcel is None:
-            self._begin(Parcel(0, self._expires, None))
-        self._unread.appendleft(message)
-        self.count += 1
+            self._parcel, self._copy = Parcel(0, self._expires, None), None
+        self._reading = iter([message, *self._reading])
         self.wake()
 
     def wake(self, count: int = 1) -> None:
@@ -240,14 +223,14 @@ class Mailbox:
         while self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(copy(error))  # each its own: raising it adds to its traceback
 
     def clear(self) -> int:
         """Forget everything; how many messages."""
-        dropped, self.arriving = self.count, 0
-        while self._unread:
-            self._drop_parcel()
+        self.arriving = 0
         self.gaps.clear()
+        dropped = self._drop(self.count)
+        self.settle()
         return dropped
 
 
@@ -306,8 +289,8 @@ class Mailboxes:
             else:
                 members = self.groups.get(target, {}).values()
             if members:
-                copy = copier(messages) if len(members) > 1 else None
-                parcel = Parcel(each * len(messages), now + self._config.expiry, copy)
+                each_his_own = copier(messages) if len(members) > 1 else None
+                parcel = Parcel(each * len(messages), now + self._config.expiry, each_his_own)
                 for member in members:
                     member.put(parcel, messages, now)
                 if parcel.holders:

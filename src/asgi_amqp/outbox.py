@@ -24,7 +24,7 @@ WINDOW = 64  # batches of one lane that may be under way; beyond it events gathe
 BATCH_BYTES = 120_000  # of one batch, unless a single event is larger
 BATCH_KEYS = 64  # destinations of one batch
 BURST = 1 << 20  # bytes taken at once
-GATHERED = 1 << 20  # bytes in PLAIN beyond which who sends must wait
+GATHERED = 1 << 20  # bytes in PLAIN beyond which who sends must wait until the event leaves
 
 
 class Ticket:
@@ -176,11 +176,14 @@ class Outbox:
     def takable(self) -> bool:
         return bool(self._ready)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether who sends at most once must wait until the event has left."""
+        return self._plain_size > GATHERED
+
     def full(self, destination: Destination) -> bool:
-        """Whether who sends there must wait before the next event is accepted."""
-        if destination.confirmed:
-            return self.buffered > self.limit * 3 // 4
-        return self._plain_size > GATHERED or self.buffered > self.limit
+        """Whether no event may be accepted for this destination."""
+        return self.buffered > (self.limit * 3 // 4 if destination.confirmed else self.limit)
 
     def accept(
         self,

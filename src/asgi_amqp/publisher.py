@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .codec import Message, encode
+from .codec import Message
 from .exceptions import BrokerUnavailable
 from .outbox import Ticket
 from .sender import Sender, Unwatched
@@ -173,7 +173,7 @@ class SyncPublisher:
 
         When some fail, the first error is raised after all are settled.
         """
-        destination = self._layer.destination
+        destination, encode = self._layer.destination, self._layer.encode
         self._publish([(destination(channel), encode(message)) for channel, message in events], timeout, wait)
 
     def group_send(self, group: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
@@ -184,7 +184,7 @@ class SyncPublisher:
         self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
     ) -> None:
         """Send (group, message) pairs, all under way at once, in order."""
-        destination = self._layer.group_destination
+        destination, encode = self._layer.group_destination, self._layer.encode
         self._publish([(destination(group), encode(message)) for group, message in events], timeout, wait)
 
     def _publish(self, events: list[tuple[Destination, bytes]], timeout: float, wait: bool) -> None:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
 from . import codec
@@ -30,7 +31,7 @@ log = logging.getLogger("asgi_amqp")
 async def wait(box: Mailbox) -> None:
     """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is lost."""
     if box.closed is not None:
-        raise box.closed
+        raise copy(box.closed)
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     box.waiters.append(waiter)
     try:
@@ -107,6 +108,7 @@ class Receiver:
                 await inbox.ready()
                 if not inbox.box.count:  # it may have come while we subscribed
                     await wait(inbox.box)
+            inbox.box.settle()
             return message
         finally:
             inbox.readers -= 1

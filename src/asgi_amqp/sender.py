@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Coroutine
+from copy import copy
 from typing import Any
 
 from aiormq import ChannelNotFoundEntity
@@ -45,12 +46,12 @@ class FutureTicket(Ticket):
 
     def finish(self) -> None:
         if not self.future.done():
-            self.future.set_exception(self.error) if self.error else self.future.set_result(None)
+            self.future.set_exception(copy(self.error)) if self.error else self.future.set_result(None)
 
     async def settled(self) -> None:
         """Until it is; cancelled, what has not left is withdrawn."""
         try:
-            if self.left > 0:
+            if self.left > 0 or self.error is not None:
                 await self.future
         finally:
             self.done = True
@@ -96,7 +97,7 @@ class Sender:
         """
         if self._queue or self.outbox.full(destination):
             await self._room(destination, timeout)
-        if self._link is not None and not destination.confirmed:
+        if self._link is not None and not destination.confirmed and not self.outbox.crowded:
             self.outbox.accept(destination, data, None, time.monotonic())
             if not self._scheduled:
                 self._schedule()

@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 
 from .connection import REPEAT, RETRY_FIRST, RETRY_MOST, Link, connect, describe
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
@@ -168,4 +169,4 @@ class Supervisor:
             if isinstance(outcome, Link):
                 waiter.set_result(outcome)
             else:
-                waiter.set_exception(outcome)
+                waiter.set_exception(copy(outcome))

@@ -71,7 +71,8 @@ class Worker:
         self._idle: deque[asyncio.Future[None]] = deque()  # slots without work
         self._roused = False  # one of them has been woken and has not run yet
         self._resting: dict[Received, asyncio.TimerHandle] = {}
-        self._resizing: asyncio.Task[None] | None = None
+        self._held: set[Received] = set()  # what the consumer was given and has not seen the end of
+        self._renewing: asyncio.Task[None] | None = None
         self._consumer: Consumer
         self._keeps_order = False
         self._done = asyncio.Event()
@@ -134,6 +135,8 @@ class Worker:
             return
         work = _Work(received, len(received.messages))
         self._unfinished.add(work)
+        self._held.add(received)
+        self._make_room()
         self._events.extend((work, message) for message in received.messages)
         self._rouse()
 
@@ -154,6 +157,7 @@ class Worker:
         for timer in self._resting.values():
             timer.cancel()
         self._resting.clear()
+        self._held.clear()
         if error is not None:
             self._error = error
             self._stopping.set()
@@ -189,6 +193,8 @@ class Worker:
 
     async def _finish(self, work: _Work) -> None:
         received = work.received
+        if not work.failed or len(received.messages) > 1:
+            self._held.discard(received)
         if not work.failed:
             received.ack()
         elif len(received.messages) == 1:
@@ -219,32 +225,31 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
-            received.fail()
+            self._fail(received)
         elif self._stopping.is_set():
-            received.fail()
+            self._fail(received)
         else:
-            loop = asyncio.get_running_loop()
-            self._resting[received] = loop.call_later(pause, self._try_again, received)
-            self._resize()
+            self._resting[received] = asyncio.get_running_loop().call_later(pause, self._fail, received)
+            self._make_room()
 
-    def _try_again(self, received: Received) -> None:
-        del self._resting[received]
+    def _fail(self, received: Received) -> None:
+        self._resting.pop(received, None)
+        self._held.discard(received)
         received.fail()
-        self._resize()
 
-    def _resize(self) -> None:
-        """The broker gives out as many more as rest: `concurrency` are ahead, whatever waits."""
-        if self._resizing is None:
-            self._resizing = asyncio.get_running_loop().create_task(self._resized())
+    def _make_room(self) -> None:
+        """Where what rests takes up what may be fetched ahead, begin to consume anew: the broker counts what
+        is not acknowledged for each consumer. Nothing is on its way then, which would count an attempt.
+        """
+        full = len(self._held) >= self._concurrency
+        if full and self._renewing is None and not self._held.isdisjoint(self._resting):
+            self._held = set()
+            self._renewing = asyncio.create_task(self._consumer.renew())
+            self._renewing.add_done_callback(self._renewed)
 
-    async def _resized(self) -> None:
-        try:
-            wanted = 0
-            while wanted != self._concurrency + len(self._resting) and not self._stopping.is_set():
-                wanted = self._concurrency + len(self._resting)
-                await self._consumer.resize(wanted)
-        finally:
-            self._resizing = None
+    def _renewed(self, _: "asyncio.Task[None]") -> None:
+        self._renewing = None
+        self._make_room()
 
     async def _drain(self, slots: list[asyncio.Task[None]]) -> None:
         """Let what has begun finish; give back the rest."""

@@ -188,7 +188,7 @@ async def test_power_lost(site, what):
             await asyncio.to_thread(docker, "pause", *site.containers("daphne"))
             await asyncio.to_thread(
                 site.run_in, "postgresql", "psql", "-q", "-d", "carillon",
-                "-c", 'UPDATE delivery_head SET "offset" = 4096',
+                "-c", 'UPDATE carillon_head SET "offset" = 4096',
             )  # fmt: skip
         (broker,) = site.containers("rabbitmq")
         assert await asyncio.to_thread(site.cut_the_log, broker, 60_000) == 60_000
@@ -206,6 +206,9 @@ async def test_power_lost(site, what):
         await running.published(60)
         await line.back()
         await running.published(60)
+        async with asyncio.timeout(60):  # version 1 is told by the end of its connection
+            while any(isinstance(each, Old) and each.page.connects < 2 for each in running.watchers):
+                await asyncio.sleep(0.1)
     await line.stop()
     told = [reason for each in running.watchers if isinstance(each, Watcher) for reason in each.reasons]
     assert "epoch" in told, "nobody was told: the cut took no effect"
@@ -319,7 +322,7 @@ async def test_slow_and_stuck_readers(site):
 # The relay is killed at the worst moment: the stream has confirmed, the queue has not heard the ack.
 BEFORE_THE_ACK = """
 import os
-from carillon.delivery.relay import Relay
+from carillon.relay.relay import Relay
 acknowledge, calls = Relay._acknowledge, []
 def kill_instead(self, *arguments):
     calls.append(1)
@@ -327,7 +330,7 @@ def kill_instead(self, *arguments):
         os._exit(137)  # as SIGKILL: nothing is tidied up (process 1 of a container cannot kill itself)
     return acknowledge(self, *arguments)
 Relay._acknowledge = kill_instead
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 from django.core.management import execute_from_command_line
 execute_from_command_line(["django", "runworker"])
 """

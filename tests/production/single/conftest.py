@@ -120,4 +120,4 @@ def healthy(machine, stack):
 
 @pytest.fixture(scope="session")
 def playbook(inventory, secrets_dir):
-    return playbooks.runner(inventory, secrets_dir)
+    return playbooks.Playbooks(inventory, secrets_dir)

@@ -296,6 +296,7 @@ def test_a_body_counts_until_the_last_has_read_it(reading):
     reading.box(B).take(reading.now)
     assert reading.boxes.used == 20
     reading.box(B).take(reading.now)
+    reading.box(B).settle()
     assert reading.boxes.used == 0
 
 
@@ -418,7 +419,8 @@ def test_a_failure_reaches_everyone_who_waits(reading):
     waiters[1].cancel()
     error = RuntimeError("over")
     reading.box().fail(error)
-    assert [waiter.heard for waiter in waiters] == [error, "cancelled", error]
+    assert list(map(str, [waiter.heard for waiter in waiters])) == ["over", "cancelled", "over"]
+    assert waiters[0].heard is not waiters[2].heard  # raised by several, one error would grow
     assert not reading.box().waiters
     reading.put(1)
     assert reading.read() == [1]
@@ -603,7 +605,7 @@ def test_a_close_reaches_everyone_who_waits_and_forgets_the_rest(reading):
     reading.put(1, 2, 3)
     error = RuntimeError("closed")
     reading.boxes.close(error)
-    assert [waiter.heard for waiter in waiters] == ["woken", error]
+    assert list(map(str, [waiter.heard for waiter in waiters])) == ["woken", "closed"]
     assert box.closed is error  # for who was woken and comes back for more
     assert (box.take(reading.now), box.count) == (None, 0)
     assert (reading.boxes.used, reading.boxes.boxes, reading.boxes.groups) == (0, {}, {})
@@ -648,6 +650,7 @@ def test_what_has_been_begun_is_kept_and_the_rest_given_back():
     assert box.keep_begun() is first
     assert (box.count, home.released) == (1, [])
     assert box.take(0.0) == {"n": 2}
+    box.settle()
     assert home.released == [first]
     assert box.take(0.0) is None
 
@@ -733,6 +736,7 @@ def test_a_message_whose_reader_went_away_is_kept_with_what_has_been_begun():
     box.put(first, [{"n": 1}], 0.0)
     box.put(second, [{"n": 2}], 0.0)
     taken = box.take(0.0)
+    box.settle()
     assert home.released == [first]
     box.put_first(taken)
     assert box.keep_begun() not in (first, second)
@@ -749,18 +753,8 @@ def test_one_of_several_readers_that_were_woken_goes_away_and_the_others_lose_no
     assert (first.heard, second.heard) == ("woken", "woken")
     reading.box().forsaken(first, woken=True)
     reading.put(*range(3, 9))
+    reading.box().turn()
+    assert reading.box().take(reading.now) == {"n": 1}  # the second has its turn
     assert not reading.losses
-    reading.box().turn()  # the second has its
     reading.put(9)
     assert reading.losses == [("overflow", 1, A)]
-
-
-def test_a_reader_that_did_not_wait_takes_no_turn_from_one_that_was_woken(reading):
-    reading.wait()
-    reading.put(1)
-    assert reading.read() == [1]
-    reading.box().level_at = reading.now - 1000
-    reading.put(*range(2, 9))
-    assert not reading.losses
-    reading.now += 2000.0
-    assert reading.boxes.sweep(reading.now) == []

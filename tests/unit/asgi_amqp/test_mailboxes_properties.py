@@ -1,13 +1,14 @@
 """Mailboxes in any order of events: each message is read once or is counted as lost, nobody waits in vain."""
 
 from collections import Counter
+from operator import length_hint
 from types import SimpleNamespace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from asgi_amqp.exceptions import ChannelFull
-from asgi_amqp.mailboxes import GRACE, Mailboxes, Parcel
+from asgi_amqp.mailboxes import GRACE, Mailboxes
 from tests.unit.asgi_amqp.properties import SETTINGS
 
 CHANNELS = ["x.p!a", "x.p!b", "x.p!c"]
@@ -229,15 +230,13 @@ class Machine(RuleBasedStateMachine):
     def sums_are_right(self):
         held = {}
         for box in self.boxes.boxes.values():
-            assert box.count == sum(item.__class__ is not Parcel for item in box._unread)
+            box.settle()
+            assert box.count == sum(len(each) for _, each in box._waiting) + length_hint(box._reading)
             assert box.arriving >= 0
-            parcels = [item for item in box._unread if item.__class__ is Parcel]
+            parcels = [parcel for parcel, _ in box._waiting]
+            assert (box._parcel is not None) == bool(length_hint(box._reading))
             if box._parcel is not None:
-                assert box._unread
-                assert box._unread[0].__class__ is not Parcel
                 parcels.append(box._parcel)
-            else:
-                assert not box._unread or box._unread[0].__class__ is Parcel
             for parcel in parcels:
                 if parcel.holders:
                     held.setdefault(parcel, set()).add(box)
