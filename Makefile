@@ -97,6 +97,9 @@ bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minut
 test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes) and the cluster that loses its leader
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py
 
+mutation: $(TEST_PYTHON) ## change the channel layer's cores in some 800 ways and see that their unit tests notice (half an hour)
+	@$(TEST_PYTHON) -m tests.mutation $(CORES)
+
 $(TEST_PYTHON):
 	@echo "run make test-unit first: it makes the environment $@ of the tests"; exit 1
 
@@ -119,8 +122,9 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
+#: CORES                     make mutation: these alone (outbox, mailboxes, bindings)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long mutation lock

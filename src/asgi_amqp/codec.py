@@ -96,8 +96,9 @@ def copier(messages: Iterable[Message]) -> Callable[[Message], Message]:
 
 
 def _copy(value: Any) -> Any:
+    # map, for a comprehension takes a frame of its own: what msgpack packs would be too deep to be copied
     if type(value) is dict:
-        return {key: _copy(each) for key, each in value.items()}
+        return dict(zip(value, map(_copy, value.values()), strict=True))
     if type(value) is list:
-        return [_copy(each) for each in value]
+        return list(map(_copy, value))
     return value

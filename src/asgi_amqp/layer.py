@@ -80,7 +80,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             raise ConfigurationError(f"prefix={prefix!r}: write at most 50 of letters, digits, - _ and .")
         super().__init__(expiry=expiry, capacity=capacity)
         self.channel_capacity = self.compile_capacities(channel_capacity or {})
-        targets = tuple(Target.parse(each) for each in ([url] if isinstance(url, str) else url))
+        urls = url if isinstance(url, Iterable) and not isinstance(url, str) else [url]
+        targets = tuple(Target.parse(each) for each in urls)
         options = Options(
             targets, name, heartbeat, connect_timeout, ssl_ca, ssl_cert, ssl_key, ssl_context, auth
         )

@@ -153,8 +153,8 @@ def durable_options(
     durable: Iterable[str] | Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[re.Pattern[str], Durable]]:
     """The `durable` option, globs or globs with options, as patterns. ConfigurationError names a bad key."""
-    if isinstance(durable, str):
-        raise ConfigurationError(f"durable={durable!r}: write a list, [{durable!r}]")
+    if isinstance(durable, str) or not isinstance(durable, Iterable):
+        raise ConfigurationError(f"durable={durable!r}: write a list, [{str(durable)!r}]")
     given: Mapping[str, Mapping[str, Any]] = (
         durable if isinstance(durable, Mapping) else {glob: {} for glob in durable}
     )

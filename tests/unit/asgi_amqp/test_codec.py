@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_amqp.codec import decode, encode, encode_batch, encode_target
+from asgi_amqp.codec import copier, decode, encode, encode_batch, encode_target
 
 VALUES = st.recursive(
     st.none()
@@ -53,3 +53,65 @@ def test_what_cannot_travel_is_named(value):
 
 def test_tuples_travel_as_lists():
     assert list(decode(encode_batch([encode_target("g") + encode({"a": (1, 2)})]))) == [("g", {"a": [1, 2]})]
+
+
+# Copies
+
+
+def test_a_copy_of_a_nested_message_shares_nothing_that_can_be_changed():
+    message = {"list": [1, [2, {"deep": [3]}]], "dict": {"a": {"b": [4]}}, "text": "x"}
+    copy = copier([message])
+    mine, other = copy(message), copy(message)
+    assert mine == other == message
+    mine["list"][1][1]["deep"].append("mine")
+    mine["dict"]["a"]["b"].clear()
+    mine["list"].clear()
+    assert other == message
+    assert message["list"] == [1, [2, {"deep": [3]}]]
+    assert message["dict"] == {"a": {"b": [4]}}
+
+
+def test_a_copy_of_a_flat_message_is_flat():
+    message = {"text": "x", "bytes": b"y", "none": None}
+    copy = copier([message, {}])
+    mine = copy(message)
+    mine["text"] = "mine"
+    assert message["text"] == "x"
+    assert copier([message]) is dict.copy
+
+
+def test_one_nested_message_has_all_of_its_body_copied_whole():
+    for messages in ([{"a": 1}, {"a": [1]}], [{"a": {}}, {"a": 1}]):
+        assert copier(messages) is not dict.copy
+
+
+@given(MESSAGES)
+def test_a_copy_is_what_it_is_a_copy_of(message):
+    assert copier([message])(message) == message
+
+
+def test_text_that_is_no_utf_8_travels():
+    assert list(decode(encode_batch([encode_target("g") + encode({"a": "\ud800"})]))) == [
+        ("g", {"a": "\ud800"})
+    ]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xc0", b"\x93\xa1a\x80\xa1b", b"\x81\xa1a\x01", b"\xc1", b"\x90\x90"]
+)
+def test_what_is_no_batch_is_a_value_error(body):
+    with pytest.raises(ValueError):  # noqa: PT011 - msgpack's own words
+        list(decode(body))
+
+
+def test_a_body_nested_deeper_than_python_can_go_is_a_value_error():
+    with pytest.raises(ValueError):  # noqa: PT011 - msgpack's own words
+        list(decode(b"\x92\xa1a" + b"\x91" * 100_000 + b"\xc0"))
+
+
+def test_what_is_nested_as_deep_as_can_travel_is_copied():
+    value = 1
+    for level in range(500):
+        value = [value] if level % 2 else {"a": value}
+    ((_, message),) = decode(encode_batch([encode_target("g") + encode({"deep": value})]))
+    assert copier([message])(message) == message

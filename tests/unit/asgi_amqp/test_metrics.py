@@ -3,6 +3,7 @@ import gc
 from prometheus_client import REGISTRY, generate_latest
 
 from asgi_amqp import AMQPChannelLayer, Loss
+from asgi_amqp.metrics import Stats
 
 
 def test_counters_are_shown_by_prefix_and_reason():
@@ -28,3 +29,30 @@ def test_a_layer_that_is_gone_is_no_longer_shown():
     del layer
     gc.collect()
     assert "shortlived" not in generate_latest(REGISTRY).decode()
+
+
+def test_a_hook_that_raises_stops_nobody(caplog):
+    """It would stop what met the loss: a reconnect, say."""
+    stats, heard = Stats(), []
+    stats.hooks += [lambda loss: 1 / 0, heard.append]
+    stats.lose("overflow", 2, "c")
+    assert heard == [Loss("overflow", 2, "c")]
+    assert stats.lost == {"overflow": 2}
+    assert "A hook of on_loss raised" in caplog.text
+
+
+def test_a_loss_of_unknown_size_counts_as_one():
+    stats = Stats()
+    for count in (None, None, 3):
+        stats.lose("reconnect", count)
+    assert stats.lost == {"reconnect": 5}
+
+
+def test_latencies_are_counted_by_their_bound():
+    stats = Stats()
+    for seconds in (0.0, 0.001, 0.0011, 5.0, 5.1):
+        stats.confirm_took(seconds)
+    assert stats.latency_counts[:2] == [2, 1]
+    assert stats.latency_counts[-2:] == [1, 1]
+    assert sum(stats.latency_counts) == 5
+    assert stats.latency_sum == 10.1021
