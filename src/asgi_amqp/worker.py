@@ -74,7 +74,7 @@ class Worker:
         self._held: set[Received] = set()  # what the consumer was given and has not seen the end of
         self._renewing: asyncio.Task[None] | None = None
         self._consumer: Consumer
-        self._keeps_order = False
+        self._keeps_order = self._ended = False
         self._done = asyncio.Event()
         self._stopping = asyncio.Event()
         self._error: LayerError | None = None
@@ -177,9 +177,12 @@ class Worker:
                 await self._handler(message)
                 self.handled += 1
             except (Exception, asyncio.CancelledError) as error:
-                task = asyncio.current_task()
-                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                    raise  # the worker stops; else the handler awaited something that was cancelled
+                if isinstance(error, asyncio.CancelledError):
+                    task = asyncio.current_task()
+                    if self._ended or task is None:
+                        raise  # the worker stops; else it is the handler's own
+                    while task.cancelling():
+                        task.uncancel()
                 self.failed += 1
                 log.exception(
                     "Channel %s: the handler failed on a message of type %r",
@@ -266,6 +269,7 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._drain_timeout):
                     await self._done.wait()
+        self._ended = True
         for slot in slots:
             slot.cancel()
         await asyncio.gather(*slots, return_exceptions=True)

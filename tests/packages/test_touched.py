@@ -86,7 +86,6 @@ def test_what_is_private_is_seen(both):
     }  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="it inherits from aiormq's Channel, fills Connection.channels, …")
 def test_the_layer_touches_public_names_only(both):
     private = [str(touch) for touch in both[0] if not is_public(touch)]
     assert not private, "\n".join(private)
