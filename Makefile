@@ -59,7 +59,7 @@ bench-stack: $(TEST_PYTHON) ## measure latency, rates, 5000 clients and their re
 chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
 	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
-	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/carillon/test_state.py
+	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py
 
 production: ## production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production

@@ -32,7 +32,7 @@ PATIENCE = 20  # seconds of silence that end a run: what has not come is lost
 
 EMITTER = """
 import itertools, sys, threading, time
-from carillon.notifications.emit import Notification, emit_many
+from carillon.events.emit import Notification, emit_many
 print("ready", flush=True)
 for line in sys.stdin:
     group, threads, together, events = line.split()

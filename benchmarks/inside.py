@@ -8,7 +8,7 @@ class Inside:
 
     def __init__(self, project, script, *arguments):
         self.process = subprocess.Popen(
-            ["docker", "exec", "--interactive", "--env", "DJANGO_SETTINGS_MODULE=carillon.settings",
+            ["docker", "exec", "--interactive", "--env", "DJANGO_SETTINGS_MODULE=project.settings",
              f"{project}-uwsgi-1", "python", "-c", f"import django; django.setup()\n{script}",
              *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -36,7 +36,7 @@ WARM_UP = 20  # the first events open connections
 
 EMITTER = """
 import json, sys, time
-from carillon.notifications import emit_channel_notification
+from carillon.events import emit_channel_notification
 print("ready", flush=True)
 for line in sys.stdin:
     group, number = line.split()

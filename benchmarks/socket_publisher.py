@@ -29,13 +29,13 @@ def payload(number, kind):
 
 async def relay(url, epoch):
     from asgi_amqp import AMQPChannelLayer
-    from asgi_amqp.connection import Options, Target
+    from asgi_amqp.options import Options, Target
     from asgi_amqp.stream import Stream
-    from carillon.delivery.relay import Relay
+    from carillon.relay.relay import Relay
 
     layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}})
 
-    async def open_epoch(end):
+    async def open_epoch(end, reached):
         return epoch
 
     queue = layer.destination("notifications").queue

@@ -12,11 +12,11 @@ import os
 KIND, URL = os.environ["BENCH_KIND"], os.environ["BENCH_URL"]
 
 if KIND == "carillon":
-    from asgi_amqp.connection import Options, Target
-    from carillon.delivery.forms import Frames1
-    from carillon.delivery.hub import Hub
-    from carillon.delivery.tail import Tail
-    from carillon.delivery.window import Window
+    from asgi_amqp.options import Options, Target
+    from carillon.fanout.forms import Frames1
+    from carillon.fanout.hub import Hub
+    from carillon.fanout.tail import Tail
+    from carillon.fanout.window import Window
 
     hub = Hub(Window(16 * 2**20))
     tail = None
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     if KIND == "carillon":
         import daphne.server  # noqa: F401  (installs its reactor first)
 
-        from carillon.delivery.server import DeliveryServer, Launcher
+        from carillon.server.server import DeliveryServer, Launcher
 
         class Here(Launcher):
             server_class = DeliveryServer

@@ -41,7 +41,7 @@ import secrets, sys
 from django.contrib.auth import get_user_model
 from carillon.accounts import tokens
 from carillon.accounts.models import ApiToken, Team
-from carillon.jobs.models import Job
+from tower.models import Job
 count, User, name = int(sys.argv[1]), get_user_model(), "benchmark-" + secrets.token_hex(16)
 team = Team.objects.create(name=name)
 users = User.objects.bulk_create(User(username=f"{name}-{number}") for number in range(count))
@@ -59,7 +59,7 @@ print("gone", flush=True)
 """
 EMITTER = """
 import sys, time
-from carillon.notifications import emit_channel_notification
+from carillon.events import emit_channel_notification
 group, count, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()

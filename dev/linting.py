@@ -25,6 +25,7 @@ def sources() -> list[Suite]:
     return [
         Suite("ruff", ("ruff", "check", ".")),
         Suite("mypy", ("mypy",)),
+        Suite("imports", ("lint-imports", "--no-cache"), environ=(("PYTHONPATH", "src"),)),
         Suite("yamllint", ("yamllint", "--strict", ".")),
         Suite("shellcheck", ("shellcheck", *shell_scripts())),
         Suite("hadolint", ("hadolint", *dockerfiles())),

@@ -19,15 +19,16 @@ LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
-# Of ansible/molecule/*/molecule.yml and tests/production/bundle; the cluster gets c4 as a new host.
+# Of tests/production/single and bundle, and of ansible/molecule; the cluster gets c4 as a new host.
 HOSTS = (
     "carillon-prod-single",
     *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror"),
 )
 NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle")
-# A file that the test of an upgrade makes, so that the checkout is another release.
+# What the test of an upgrade makes, so that the checkout is another release: a module more, and a program.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
+PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380}
@@ -44,15 +45,15 @@ LINTS = (
         folder="ansible",
     ),
 )
-# Molecule: a dry run on a fresh host, converge, a second one that changes nothing, and then testinfra looks.
-SINGLE = Suite("host", ("molecule", "test", "--scenario-name", "single"), folder="ansible")
+# Settings of pyproject.toml are for plugins too that this environment does not have.
+_PYTEST = ("pytest", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestConfigWarning")
+# A dry run on a fresh host, converge, a second one that changes nothing, and then testinfra looks.
+SINGLE = Suite("host", (*_PYTEST, "-v", "--durations=15", "tests/production/single"))
 UBUNTU = replace(SINGLE, name="ubuntu", environ=(("CARILLON_HOST_IMAGE", UBUNTU_IMAGE),))
 CLUSTER = Suite("hosts", ("molecule", "test", "--scenario-name", "cluster"), folder="ansible")
-CONTAINER = Suite("container", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container"))
-CONTAINERS = Suite(
-    "containers", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/container_cluster")
-)
-BUNDLE = Suite("bundle", ("pytest", "-q", "-p", "no:cacheprovider", "tests/production/bundle"))
+CONTAINER = Suite("container", (*_PYTEST, "-q", "tests/production/container"))
+CONTAINERS = Suite("containers", (*_PYTEST, "-q", "tests/production/container_cluster"))
+BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
 
 
 def load() -> Config:
@@ -105,8 +106,9 @@ def clean(config: Config) -> None:
     for name in STACKS:
         development.clean(stack(name))
     development.clean(config)
-    # Left in the checkout, it would make every release another one.
-    RELEASE_MARKER.unlink(missing_ok=True)
+    # Left in the checkout, they would make every release another one.
+    for marker in (RELEASE_MARKER, PROGRAM_MARKER):
+        marker.unlink(missing_ok=True)
 
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
@@ -137,7 +139,9 @@ def _test(config: Config, chosen: list[Suite], *, full: bool) -> int:
     shutil.rmtree(secrets, ignore_errors=True)
     # Secrets of their own for each: they are installations of their own.
     chosen = [
-        replace(suite, environ=(*suite.environ, ("CARILLON_SECRETS_DIR", str(secrets / suite.name))))
+        replace(
+            suite, environ=(*suite.environ, ("CARILLON_SECRETS_DIR", str(secrets / suite.name / "secrets")))
+        )
         for suite in chosen
     ]
     environ = {"PYTHONPATH": str(ROOT), "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")}

@@ -14,11 +14,11 @@ for _name, _value in {
     # Set, not defaulted: a developer's own configuration has no part in unit tests.
     os.environ[_name] = _value
 
-from carillon.settings import *  # noqa: E402, F403
+from tower.settings import *  # noqa: E402, F403
 
-CHANNEL_LAYERS = {"default": {"BACKEND": "tests.unit.carillon.fakes.FakeLayer"}}
+CHANNEL_LAYERS = {"default": {"BACKEND": "tests.unit.support.fakes.FakeLayer"}}
 # No stream to tail: a test gives events to the hub itself.
-EVENT_STREAM = None
+CARILLON = {"STREAM": None, "WEBSOCKET_URLCONF": "project.routing"}
 # The real one is slow on purpose.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 # Without collectstatic there is no manifest.

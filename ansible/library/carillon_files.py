@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
+import subprocess
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
@@ -31,6 +33,17 @@ options:
     description:
       - "Files: C(dest), C(content) or, for what is no text, C(base64),"
       - "and C(owner), C(group) (root), C(mode) (0644)."
+  only:
+    type: list
+    elements: path
+    default: []
+    description: "Folders with the files named here and no other: what else lies there is removed."
+  test:
+    type: dict
+    description:
+      - "C(root) and C(command): before anything is written, the command is run, with C(%s) in it being a"
+      - "copy of the folder C(root) in which all is as it would be. When it fails, nothing is touched."
+      - "A program that is not installed yet tests nothing."
 author: ["Carillon"]
 """
 
@@ -41,7 +54,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-written: {type: list, returned: always, description: "Paths that were made, written or given another mode."}
+written: {type: list, returned: always, description: "Paths made, written, given another mode or removed."}
 """
 
 
@@ -72,9 +85,62 @@ def folder(module: AnsibleModule, entry: dict) -> bool:
     return module.set_fs_attributes_if_different(attributes(module, path, entry, "0755"), made)
 
 
+def content_of(entry: dict) -> bytes:
+    return base64.b64decode(entry["base64"]) if "base64" in entry else to_bytes(entry["content"])
+
+
+def surplus(folders: list[str], files: list[dict]) -> list[str]:
+    """Files in those folders that are none of `files`."""
+    named = {entry["dest"] for entry in files}
+    found = []
+    for path in folders:
+        if os.path.isdir(path):
+            there = (os.path.join(path, name) for name in sorted(os.listdir(path)))
+            found += [name for name in there if name not in named and not os.path.isdir(name)]
+    return found
+
+
+def differs(entry: dict) -> bool:
+    try:
+        with open(entry["dest"], "rb") as opened:
+            return opened.read() != content_of(entry)
+    except FileNotFoundError:
+        return True
+
+
+def refused(test: dict, files: list[dict], gone: list[str]) -> str:
+    """What the command says against the files as they would be; empty when it takes them."""
+    program = test["command"][0]
+    if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")) is None:
+        return ""
+    with tempfile.TemporaryDirectory(prefix="carillon-test-") as folder:
+        copy = os.path.join(folder, "root")
+        if os.path.isdir(test["root"]):
+            shutil.copytree(test["root"], copy, symlinks=True)
+        for path in gone:
+            if not os.path.relpath(path, test["root"]).startswith(".."):
+                os.unlink(os.path.join(copy, os.path.relpath(path, test["root"])))
+        for entry in files:
+            relative = os.path.relpath(entry["dest"], test["root"])
+            if relative.startswith(".."):
+                continue
+            target = os.path.join(copy, relative)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with open(target, "wb") as opened:
+                opened.write(content_of(entry))
+        done = subprocess.run(
+            [word.replace("%s", copy) for word in test["command"]],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")},
+        )
+        return "" if done.returncode == 0 else (done.stdout + done.stderr).replace(copy, test["root"]).strip()
+
+
 def file(module: AnsibleModule, entry: dict, diffs: list) -> bool:
     path = entry["dest"]
-    content = base64.b64decode(entry["base64"]) if "base64" in entry else to_bytes(entry["content"])
+    content = content_of(entry)
     try:
         with open(path, "rb") as opened:
             before = opened.read()
@@ -110,21 +176,39 @@ def main() -> None:
         argument_spec={
             "folders": {"type": "list", "elements": "dict", "default": []},
             "files": {"type": "list", "elements": "dict", "default": []},
+            "only": {"type": "list", "elements": "path", "default": []},
+            "test": {
+                "type": "dict",
+                "options": {
+                    "root": {"type": "path", "required": True},
+                    "command": {"type": "list", "elements": "str", "required": True},
+                },
+            },
         },
         supports_check_mode=True,
     )
     written: list[str] = []
     diffs: list[dict] = []
     at = ""
+    files, test = module.params["files"], module.params["test"]
+    gone = surplus(module.params["only"], files)
     try:
+        if test and (gone or any(differs(entry) for entry in files)):
+            at = test["root"]
+            if said := refused(test, files, gone):
+                module.fail_json(msg=f"nothing was written, because it would be refused: {said}")
         for entry in module.params["folders"]:
             at = entry["path"]
             if folder(module, entry):
                 written.append(at)
-        for entry in module.params["files"]:
+        for entry in files:
             at = entry["dest"]
             if file(module, entry, diffs):
                 written.append(at)
+        for at in gone:
+            if not module.check_mode:
+                os.unlink(at)
+            written.append(at)
     except (OSError, KeyError) as error:
         module.fail_json(msg=f"{at}: {error!r}")
     module.exit_json(changed=bool(written), written=written, diff=diffs)

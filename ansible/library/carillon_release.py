@@ -28,6 +28,7 @@ options:
   cache: {type: path, required: true, description: "Folder for wheelhouses and archives."}
   python: {type: str, required: true, description: "Python of the hosts, such as 3.13."}
   architecture: {type: str, required: true, description: "Machine of the hosts, such as x86_64."}
+  held: {type: str, default: "", description: "Release to find instead; its archive may be gone."}
 author: ["Carillon"]
 """
 
@@ -39,11 +40,19 @@ EXAMPLES = r"""
 RETURN = r"""
 id: {type: str, returned: always, description: "<version>-<digest>"}
 archive: {type: str, returned: always, description: "Path of the archive on the control node."}
+own: {type: bool, returned: always, description: "Whether it is the release of this checkout."}
 """
 
 # In a bundle: nothing can be built there.
 BUNDLE_MARK = ".bundle"
-INPUTS = ("pyproject.toml", "requirements/app.in", "requirements/app.txt", "requirements/own.in", "src")
+INPUTS = (
+    "pyproject.toml",
+    "requirements/app.in",
+    "requirements/app.txt",
+    "requirements/own.in",
+    "src",
+    "supervisord",
+)
 OWN = ("src/asgi_amqp", ".")  # of the checkout: each becomes a wheel, and own.in says which the other needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
@@ -85,6 +94,22 @@ def version(source: Path) -> str:
         if key.strip() == "version":
             return value.strip().strip('"')
     raise ValueError("pyproject.toml names no version")
+
+
+def settings(source: Path) -> list[tuple[Path, str]]:
+    """The files under `supervisord`, and where a host has them below its folder of the release."""
+    found = []
+    for path in files(source):
+        name = path.relative_to(source)
+        if name.parts[0] == "supervisord":
+            found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
+    return found
+
+
+def readable(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Whatever the umask of the control node's user: on a host the programs' own user reads these."""
+    member.mode, member.uid, member.gid, member.uname, member.gname = 0o644, 0, 0, "root", "root"
+    return member
 
 
 def pip(*arguments: str) -> None:
@@ -153,8 +178,10 @@ def build(source: Path, cache: Path, release: str, archive: Path, python: str, a
         partial = Path(folder) / "archive.tar"
         with tarfile.open(partial, "w") as tar:
             for wheel in sorted(wheels.iterdir()) + sorted((Path(folder) / "own").iterdir()):
-                tar.add(wheel, f"{release}/wheels/{wheel.name}")
-            tar.add(source / "requirements/app.txt", f"{release}/requirements.txt")
+                tar.add(wheel, f"{release}/wheels/{wheel.name}", filter=readable)
+            tar.add(source / "requirements/app.txt", f"{release}/requirements.txt", filter=readable)
+            for path, name in settings(source):
+                tar.add(path, f"{release}/{name}", filter=readable)
         os.replace(partial, archive)
 
 
@@ -188,21 +215,24 @@ def main() -> None:
             "cache": {"type": "path", "required": True},
             "python": {"type": "str", "required": True},
             "architecture": {"type": "str", "required": True},
+            "held": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    source = Path(module.params["source"])
+    source, cache = Path(module.params["source"]), Path(module.params["cache"])
+    python, architecture, held = (module.params[name] for name in ("python", "architecture", "held"))
     try:
         release, archive, changed = ensure(
-            source,
-            Path(module.params["cache"]),
-            module.params["python"],
-            module.params["architecture"],
-            dry=module.check_mode,
+            source, cache, python, architecture, dry=bool(module.check_mode or held)
         )
+        if held == release:
+            release, archive, changed = ensure(source, cache, python, architecture, dry=module.check_mode)
     except (OSError, ValueError, RuntimeError) as error:
         module.fail_json(msg=f"The release could not be built from {source}: {error}")
-    module.exit_json(changed=changed, id=release, archive=str(archive))
+    if held and held != release:
+        archive = cache / f"carillon-{held}-{python}-{architecture}.tar"
+        module.exit_json(changed=False, id=held, archive=str(archive), own=False)
+    module.exit_json(changed=changed, id=release, archive=str(archive), own=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any
 
+from aiormq.abc import AbstractChannel
+
 from .codec import decode, encode
 from .exceptions import LayerError
 from .layer import AMQPChannelLayer
@@ -41,30 +43,28 @@ async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
         raise SystemExit(f"{options.channel} is not a durable channel of this layer")
     session = layer.session()
     link = await session.receiver.supervisor.link(layer.timeout)
-    seen = 0
-    async with link.attempt() as wire:
-        await wire.queue_declare(destination.queue.dead, durable=True, arguments={"x-queue-type": "quorum"})
-        while seen < options.limit:
-            message = await wire.basic_get(destination.queue.dead, timeout=layer.timeout)
+    dead = destination.queue.dead
+
+    async def go_through(channel: AbstractChannel) -> int:
+        await channel.queue_declare(dead, durable=True, arguments={"x-queue-type": "quorum"})
+        for seen in range(options.limit):
+            message = await channel.basic_get(dead, timeout=layer.timeout)
             if message.delivery_tag is None:
-                break
-            seen += 1
+                return seen
             headers: Any = message.header.properties.headers or {}
             death = (headers.get("x-death") or [{}])[0]
             events = [event for _, event in decode(message.body)]
             for event in events:
-                print(
-                    json.dumps(
-                        {"reason": death.get("reason"), "time": death.get("time"), "message": event},
-                        default=str,
-                    )
-                )
+                shown = {"reason": death.get("reason"), "time": death.get("time"), "message": event}
+                print(json.dumps(shown, default=str))
             if options.replay:
                 for event in events:
                     await session.sender.send(destination, encode(event), layer.timeout)
             if options.replay or options.delete:
-                await wire.basic_ack(message.delivery_tag)
-        # What was only looked at goes back, in its order, when the channel closes.
+                await channel.basic_ack(message.delivery_tag)
+        return int(options.limit)
+
+    seen = await link.attempt(go_through)  # what was only looked at goes back, in its order
     verb = "replayed" if options.replay else "deleted" if options.delete else "kept"
     print(f"{seen} dead letters {verb}", file=sys.stderr)
     await layer.close()

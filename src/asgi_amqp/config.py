@@ -1,40 +1,50 @@
-"""What the sessions of a layer share, and its parts read."""
+"""What the sessions of a layer share."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from .codec import Message
-from .connection import Options
-from .mailbox import Mailbox
+from .exceptions import ConfigurationError
 from .metrics import Stats
+from .options import Options, checked
 from .topology import Topology
-
-if TYPE_CHECKING:
-    from .receiver import Receiver
 
 
 @dataclass(frozen=True)
 class Config:
-    """The layer's options, those that concern more than the layer itself."""
+    """Times in seconds, sizes in bytes. `homes`: the process-local channels of all sessions, each with its
+    mailbox and its receiver.
+    """
 
     options: Options
-    topology: Topology
     stats: Stats
+    capacity: Callable[[str], int]
+    homes: dict[str, Any]
+    prefix: str
     expiry: float
+    group_expiry: float
+    timeout: float
     buffer_bytes: int
     queue_bytes: int
-    idle: float
-    timeout: float
-    capacity: Callable[[str], int]
+    max_message_bytes: int
+    overflow: str
     gap_type: str | None
-    homes: dict[str, tuple[Mailbox, "Receiver"]]  # of the process-local channels of all sessions
+
+    def __post_init__(self) -> None:
+        for name in ("expiry", "group_expiry", "timeout"):
+            checked(name, getattr(self, name), 0.001, 10 * 365 * 86400)
+        for name in ("buffer_bytes", "queue_bytes", "max_message_bytes"):
+            checked(name, getattr(self, name), 1000, whole=True)
+        if self.overflow not in ("drop-newest", "drop-oldest"):
+            raise ConfigurationError(f"overflow={self.overflow!r}: write 'drop-newest' or 'drop-oldest'")
+        if self.gap_type is not None and not isinstance(self.gap_type, str):
+            raise ConfigurationError(f"gap_type={self.gap_type!r}: write the type of a message, or None")
+
+    @property
+    def topology(self) -> Topology:
+        return Topology(self.prefix, self.expiry)
 
     def gap(self, reason: str, count: int | None) -> Message | None:
         """What a channel is told where messages for it were lost, if it wants to know."""
         return {"type": self.gap_type, "reason": reason, "count": count} if self.gap_type else None
-
-    def connect(self, role: str) -> Options:
-        """How to open a connection for this role; the broker's management pages show it."""
-        return replace(self.options, name=f"{self.options.name} {role} {os.getpid()}")

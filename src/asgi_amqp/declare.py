@@ -2,7 +2,8 @@
 
 import logging
 
-from aiormq.exceptions import ChannelPreconditionFailed
+from aiormq import ChannelPreconditionFailed
+from aiormq.abc import AbstractChannel
 
 from .connection import Link
 from .topology import Queue, Topology
@@ -20,10 +21,14 @@ async def declare(link: Link, topology: Topology, queue: Queue) -> None:
         wanted.insert(0, (queue.dead, {"x-queue-type": "quorum"}))
     for name, arguments in wanted:
         try:
-            async with link.attempt() as wire:
-                await wire.queue_declare(name, durable=True, arguments=arguments)
+            await link.attempt(
+                lambda channel: channel.queue_declare(name, durable=True, arguments=arguments)  # noqa: B023
+            )
         except ChannelPreconditionFailed as error:
-            log.warning("queue %s exists with other options and is used as it is: %s", name, error)
-    async with link.attempt() as wire:
-        await wire.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
-        await wire.queue_bind(queue.name, topology.exchange, queue.key)
+            log.warning("Queue %s exists with other options and is used as it is: %s", name, error)
+
+    async def bind(channel: AbstractChannel) -> None:
+        await channel.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
+        await channel.queue_bind(queue.name, topology.exchange, queue.key)
+
+    await link.attempt(bind)

@@ -2,7 +2,9 @@
 
 from channels.exceptions import ChannelFull
 
-__all__ = ["BrokerUnavailable", "ChannelFull", "ConfigurationError", "LayerError", "Unroutable"]
+__all__ = [
+    "BrokerUnavailable", "ChannelFull", "ConfigurationError", "LayerError", "MessageTooLarge", "Unroutable",
+]  # fmt: skip
 
 
 class LayerError(Exception):
@@ -17,8 +19,12 @@ class BrokerUnavailable(LayerError):
 
 
 class Unroutable(BrokerUnavailable):
-    """The queue or stream that a confirmed event was for is not there."""
+    """The queue, stream or process that a confirmed event was for is not there."""
 
 
 class ConfigurationError(LayerError):
     """Trying again cannot help: bad credentials, a missing vhost, an untrusted certificate, a bad option."""
+
+
+class MessageTooLarge(LayerError):
+    """The message is larger than the broker takes. Nothing of it was sent."""

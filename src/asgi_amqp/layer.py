@@ -1,34 +1,39 @@
 """AMQPChannelLayer: the Channels layer. Names, capacity, and which event loop's session does the work."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import secrets
-import time
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from re import Pattern
+from ssl import SSLContext
 from threading import get_ident
+from time import monotonic
 from typing import Any, TypeVar
 
+import channels
 from asgiref.sync import AsyncToSync
 from channels.layers import BaseChannelLayer
 
 from . import metrics
 from .codec import Message, encode
 from .config import Config
-from .connection import Options, Target
-from .exceptions import ChannelFull, ConfigurationError
-from .mailbox import Entry, Mailbox
+from .exceptions import BrokerUnavailable, ConfigurationError, MessageTooLarge
+from .mailboxes import Mailbox, Parcel
 from .metrics import Loss, Stats
+from .options import Options, Target, checked, durable_options
 from .publisher import SyncPublisher
 from .receiver import Receiver
 from .sender import Sender, Unwatched
 from .session import Session
-from .topology import Destination, Topology, durable_options, process_of
+from .topology import Destination, Topology, process_of
 
 T = TypeVar("T")
 KNOWN = 10_000  # destinations remembered
+CHANNELS = (4, 2)  # the oldest Channels that this works with
 
 
 class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is not typed
@@ -49,46 +54,50 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         expiry: float = 60,
         group_expiry: float = 86400,
         capacity: int = 100,
-        channel_capacity: Mapping[Any, int] | None = None,
-        ssl_ca: str | None = None,
-        heartbeat: int = 10,
-        connect_timeout: float = 5.0,
+        channel_capacity: Mapping[str | Pattern[str], int] | None = None,
+        overflow: str = "drop-newest",
+        gap_type: str | None = None,
         timeout: float = 5.0,
         buffer_bytes: int = 64 * 1024 * 1024,
         queue_bytes: int = 256 * 1024 * 1024,
-        gap_type: str | None = None,
+        max_message_bytes: int = 16 * 1024 * 1024,
+        heartbeat: int = 10,
+        connect_timeout: float = 5.0,
+        ssl_ca: str | None = None,
+        ssl_cert: str | None = None,
+        ssl_key: str | None = None,
+        ssl_context: SSLContext | None = None,
+        auth: str = "plain",
         name: str = "asgi_amqp",
     ) -> None:
+        version = tuple(int(part) for part in channels.__version__.split(".")[:2])
+        if version < CHANNELS:
+            raise ConfigurationError(f"Channels {channels.__version__} is too old: 4.2 is the least")
+        checked("capacity", capacity, 1, whole=True)
+        for pattern, each in (channel_capacity or {}).items():
+            checked(f"channel_capacity[{pattern!r}]", each, 1, whole=True)
+        if not isinstance(prefix, str) or not self.group_name_regex.match(prefix) or len(prefix) > 50:
+            raise ConfigurationError(f"prefix={prefix!r}: write at most 50 of letters, digits, - _ and .")
         super().__init__(expiry=expiry, capacity=capacity)
         self.channel_capacity = self.compile_capacities(channel_capacity or {})
-        if not BaseChannelLayer.group_name_regex.match(prefix) or len(prefix) > 50:
-            raise ConfigurationError(f"prefix {prefix!r}: at most 50 of letters, digits, - _ and .")
         targets = tuple(Target.parse(each) for each in ([url] if isinstance(url, str) else url))
-        if not targets:
-            raise ConfigurationError("url: at least one broker URL")
-        options = Options(targets, name, heartbeat, connect_timeout, ssl_ca)
+        options = Options(
+            targets, name, heartbeat, connect_timeout, ssl_ca, ssl_cert, ssl_key, ssl_context, auth
+        )
         self.prefix = prefix
         self.timeout = timeout
         self.buffer_bytes = buffer_bytes
         self.stats = Stats()
         self._durable = durable_options(durable)
-        self._topology = Topology(prefix, expiry)
         self._homes: dict[str, tuple[Mailbox, Receiver]] = {}  # of the process-local channels of all loops
-        self._config = Config(
-            options,
-            self._topology,
-            self.stats,
-            expiry,
-            buffer_bytes,
-            queue_bytes,
-            group_expiry,
-            timeout,
-            self.get_capacity,
-            gap_type,
-            self._homes,
-        )
-        self._channels: dict[str, Destination] = {}
-        self._groups: dict[str, Destination] = {}
+        self.config = Config(
+            options, self.stats, self.get_capacity, self._homes, prefix, expiry, group_expiry, timeout,
+            buffer_bytes, queue_bytes, max_message_bytes, overflow, gap_type,
+        )  # fmt: skip
+        self._topology = Topology(prefix, expiry)
+        self.destination = functools.lru_cache(KNOWN)(self._destination)
+        self.group_destination = functools.lru_cache(KNOWN)(self._group_destination)
+        self._queues: set[str] = set()  # of the normal channels that were used
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
         self.publisher = SyncPublisher(self)
@@ -98,50 +107,44 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     @property
     def on_loss(self) -> list[Callable[[Loss], None]]:
-        """Callables that hear of every loss, in whatever thread finds it; they must be quick and not
-        raise.
-        """
+        """Callables that hear of every loss, in whatever thread finds it; they must be quick."""
         return self.stats.hooks
 
     # Where things go
 
-    def destination(self, channel: str) -> Destination:
+    def _destination(self, channel: str) -> Destination:
         """Where a send to this channel goes. TypeError for a name that is none."""
-        known = self._channels.get(channel)
-        if known is None:
-            self.require_valid_channel_name(channel)
-            if "!" in channel:
-                known = self._topology.to_process(channel)
-            else:
-                durable = next(
-                    (options for pattern, options in self._durable if pattern.match(channel)), None
-                )
-                if durable is None:
-                    queue = self._topology.normal_queue(channel, self.get_capacity(channel))
-                    known = self._topology.to_queue(channel, queue, 1)
-                else:
-                    queue = self._topology.durable_queue(channel, durable)
-                    known = self._topology.to_queue(channel, queue, durable.batch)
-            if len(self._channels) >= KNOWN:
-                self._channels.clear()
-            self._channels[channel] = known
-        return known
+        self.require_valid_channel_name(channel)
+        if "!" in channel:
+            return self._topology.to_process(channel)
+        durable = next((each for pattern, each in self._durable if pattern.match(channel)), None)
+        if durable is None:
+            queue = self._topology.normal_queue(channel, self.get_capacity(channel))
+        else:
+            queue = self._topology.durable_queue(channel, durable)
+        if len(self._queues) < KNOWN:
+            self._queues.add(queue.name)
+        return self._topology.to_queue(channel, queue, durable.batch if durable is not None else 1)
 
-    def group_destination(self, group: str) -> Destination:
+    def _group_destination(self, group: str) -> Destination:
         """Where a group_send to this group goes. TypeError for a name that is none."""
-        known = self._groups.get(group)
-        if known is None:
-            self.require_valid_group_name(group)
-            if len(self._groups) >= KNOWN:
-                self._groups.clear()
-            known = self._groups[group] = self._topology.to_group(group)
-        return known
+        self.require_valid_group_name(group)
+        return self._topology.to_group(group)
+
+    def encode(self, message: Message) -> bytes:
+        """A message as it travels. TypeError, MessageTooLarge: before anything is sent."""
+        data = encode(message)
+        if len(data) > self.config.max_message_bytes:
+            raise MessageTooLarge(
+                f"a message of {len(data)} bytes: max_message_bytes allows {self.config.max_message_bytes}"
+            )
+        return data
 
     # Sessions
 
     def make_session(self) -> Session:
         """A session in the running loop."""
-        session = Session(self._config)
+        session = Session(self.config)
         self._owners[session.id] = session
         return session
 
@@ -149,7 +152,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """The session of the running loop; a loop of async_to_sync, made for one call, uses the
         background's.
         """
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
             if loop in AsyncToSync.loop_thread_executors:
@@ -157,49 +160,54 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             running = self.publisher.running
             if running is not None and loop is running.loop:
                 return running.session
-            for old in [old for old in self._sessions if old.is_closed()]:
-                del self._sessions[old]
+            for old in [each for each in list(self._sessions) if each.is_closed()]:
+                self._sessions.pop(old).abandon()
             session = self._sessions[loop] = self.make_session()
         return session
 
-    def _living(self, process: str) -> Session | None:
-        """The session of this id, if it is of this process and its loop has not ended."""
-        session = self._owners.get(process)
-        return None if session is None or session.loop.is_closed() else session
+    def _all(self) -> list[Session]:
+        """The sessions of this process that are in use."""
+        sessions = [reference() for reference in self._owners.valuerefs()]  # others may be making some
+        return [each for each in sessions if each is not None and each.living and each.loop.is_running()]
 
-    def _owner(self, channel: str) -> Session:
-        session = self._living(process_of(channel))
-        if session is None:
-            raise ValueError(
-                f"channel {channel} belongs to another process, or to an event loop that has ended: "
-                "only the process that made it with new_channel() can receive on it"
-            )
-        return session
+    def _living(self, process: str) -> Session | None:
+        """The session of this id, if it is of this process and can still be used."""
+        session = self._owners.get(process)
+        return session if session is not None and session.living else None
 
     async def _in(self, session: Session, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine in the loop of a session."""
-        if session.loop is asyncio.get_running_loop():
+        if session.loop is get_running_loop():
             return await call()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), session.loop))
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), session.loop))
+        return await self._unless_ended(session, future)
+
+    async def _unless_ended(self, session: Session, future: "asyncio.Future[T]") -> T:
+        """A result that comes from the loop of a session; BrokerUnavailable when that has ended."""
+        try:
+            while not (await asyncio.wait([future], timeout=0.5))[0]:
+                if not session.loop.is_running():
+                    raise BrokerUnavailable("the event loop that was to do this has ended")
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     # The Channels API
 
     async def send(self, channel: str, message: Message) -> None:
         """Send to a channel. A process-local one: accepted to leave in this turn of the loop. A normal one:
-        the broker has it, on disk where the channel is durable; ChannelFull, BrokerUnavailable.
+        the broker has it, on disk where the channel is durable; ChannelFull, BrokerUnavailable,
+        MessageTooLarge.
         """
-        destination = self._channels.get(channel) or self.destination(channel)
-        data = encode(message)
+        destination = self.destination(channel)
+        data = self.encode(message)
         session = self._sessions.get(get_running_loop())
-        if session is None:
-            await self._send(destination, data)
-        elif destination.confirmed or session.id != destination.key[2:]:
-            await session.sender.send(destination, data, self.timeout)
+        if session is None or destination.key != session.key:
+            await self._send(session, destination, data)
         else:
             box = session.receiver.box(channel)
-            if len(box.entries) + box.arriving >= box.capacity:
-                raise ChannelFull(f"channel {channel} holds {box.capacity} messages that nobody has read")
-            box.arriving += 1
+            box.reserve()
             try:
                 await session.sender.send(destination, data, self.timeout)
             except BaseException:
@@ -210,24 +218,23 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Send to all channels of a group: one message, however many members. Accepted to leave in this
         turn.
         """
-        destination = self._groups.get(group) or self.group_destination(group)
-        session = self._sessions.get(get_running_loop())
-        if session is None:
-            await self._send(destination, encode(message))
-        else:
-            await session.sender.send(destination, encode(message), self.timeout)
+        destination = self.group_destination(group)
+        await self._send(self._sessions.get(get_running_loop()), destination, self.encode(message))
 
     async def send_many(self, events: Iterable[tuple[str, Message]]) -> None:
         """Send (channel, message) pairs, all under way at once, in order for each channel; back when the
         broker has those for normal channels. When some fail, the first error is raised after all are settled.
         """
         session = self.session()
-        ready = [(self.destination(channel), encode(message)) for channel, message in events]
+        ready = [(self.destination(channel), self.encode(message)) for channel, message in events]
         await self._in(session, lambda: session.sender.send_many(ready, self.timeout))
 
-    async def _send(self, destination: Destination, data: bytes) -> None:
-        session = self.session()
-        await self._in(session, lambda: session.sender.send(destination, data, self.timeout))
+    async def _send(self, session: Session | None, destination: Destination, data: bytes) -> None:
+        if session is not None:
+            await session.sender.send(destination, data, self.timeout)
+        else:
+            mine = self.session()
+            await self._in(mine, lambda: mine.sender.send(destination, data, self.timeout))
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """A process-local channel that others can reach once this returns."""
@@ -251,42 +258,35 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self.require_valid_group_name(group)
         destination = self.destination(channel)
         owner = self._living(destination.key[2:])
-        if destination.queue is not None:
-            mine = self.session()
-            forward = _Forward(mine.sender, destination, self.timeout)
-            await self._in(mine, lambda: mine.receiver.group_add(group, channel, forward, self.timeout))
-        elif owner is not None:
-            box = owner.receiver.box(channel)
-            await self._in(owner, lambda: owner.receiver.group_add(group, channel, box, self.timeout))
-        else:
-            mine = self.session()
-            request = {"type": "group_add", "group": group, "channel": channel}
-            await self._in(mine, lambda: mine.ask(process_of(channel), request, self.timeout))
+        mine = owner or self.session()
+
+        async def add() -> None:
+            if destination.queue is not None:
+                forward = _Forward(channel, mine.sender, destination, self.timeout)
+                await mine.receiver.group_add(group, channel, forward, self.timeout)
+            elif owner is not None:
+                box = owner.receiver.box(channel)
+                await owner.receiver.group_add(group, channel, box, self.timeout)
+            else:
+                request = {"type": "group_add", "group": group, "channel": channel}
+                await mine.ask(process_of(channel), request, self.timeout)
+
+        await self._in(mine, add)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; nothing happens when it is not in it."""
         self.require_valid_group_name(group)
         destination = self.destination(channel)
         owner = self._living(destination.key[2:])
-        if destination.queue is None and owner is None:
-            mine = self.session()
-            await self._in(mine, lambda: mine.discard_elsewhere(process_of(channel), group, channel))
-            return
-        session = owner or self.session()
+        mine = owner or self.session()
 
         async def discard() -> None:
-            session.receiver.group_discard(group, channel)
+            if destination.queue is None and owner is None:
+                await mine.discard_elsewhere(process_of(channel), group, channel)
+            else:
+                mine.receiver.group_discard(group, channel)
 
-        await self._in(session, discard)
-
-    async def flush(self) -> None:
-        """Empty everything that this process knows of: its channels, its groups, the normal channels it has
-        used.
-        """
-        queues = [known.queue.name for known in self._channels.values() if known.queue is not None]
-        for session in list(self._owners.values()):
-            flush = functools.partial(session.flush, queues)
-            await self._in(session, flush)
+        await self._in(mine, discard)
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel. Cancelled, it loses none."""
@@ -294,77 +294,93 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         if home is not None:
             box, receiver = home
             if receiver.thread == get_ident():
-                entry = box.take()
-                if entry is None and receiver.loop is get_running_loop():
-                    entry = await receiver.receive(box)
-                if entry is not None:
-                    return entry[0].copy() if entry[3] else entry[0]
+                message = box.take(monotonic())
+                if message is not None:
+                    return message
+                if receiver.loop is get_running_loop():
+                    return await receiver.receive(box)
         self.require_valid_channel_name(channel)
         if "!" not in channel:
             mine, queue = self.session(), self.destination(channel).queue
             assert queue is not None
-            return _open(await self._fetch(mine, lambda: mine.reader(queue).get()))
-        session = self._owner(channel)
-        return _open(await self._fetch(session, lambda: session.receiver.get(channel)))
+            inbox = await self._in(mine, lambda: mine.receiver.inbox(queue))
+            return await self._fetch(mine, inbox.box, lambda: mine.receiver.fetch(inbox))
+        session = self._living(process_of(channel))
+        if session is None:
+            raise ValueError(
+                f"channel {channel} belongs to another process, or to an event loop or a layer that has "
+                "ended: only the process that made it with new_channel() can receive on it"
+            )
+        box = await self._in(session, lambda: session.receiver.open(channel))
+        return await self._fetch(session, box, lambda: session.receiver.receive(box))
 
     async def _fetch(
-        self, session: Session, call: Callable[[], Coroutine[Any, Any, tuple[Entry, Mailbox]]]
-    ) -> Entry:
+        self, session: Session, box: Mailbox, call: Callable[[], Coroutine[Any, Any, Message]]
+    ) -> Message:
         """A message out of the loop of a session. What the receiver no longer wants goes back to its
         mailbox.
         """
-        here = asyncio.get_running_loop()
+        here = get_running_loop()
         if session.loop is here:
-            return (await call())[0]
-        future: asyncio.Future[tuple[Entry, Mailbox]] = here.create_future()
+            return await call()
+        future: asyncio.Future[Message] = here.create_future()
 
-        def hand_over(entry: Entry, home: Mailbox) -> None:
-            if future.done():
-                session.loop.call_soon_threadsafe(home.put_first, entry)
-            else:
-                future.set_result((entry, home))
+        def hand_over(done: asyncio.Task[Message]) -> None:  # in our loop
+            if not future.done() and not done.cancelled():
+                error = done.exception()
+                future.set_exception(error) if error is not None else future.set_result(done.result())
+            elif not done.cancelled() and done.exception() is None:
+                session.loop.call_soon_threadsafe(box.put_first, done.result())
 
-        def fail(error: Exception) -> None:
+        def ended(done: asyncio.Task[Message]) -> None:  # in its loop
+            try:
+                here.call_soon_threadsafe(hand_over, done)
+            except RuntimeError:  # ours has ended
+                if not done.cancelled() and done.exception() is None:
+                    box.put_first(done.result())
+
+        def begin() -> None:
             if not future.done():
-                future.set_exception(error)
+                tasks.append(session.loop.create_task(call()))
+                tasks[0].add_done_callback(ended)
 
-        async def fetch() -> None:
-            try:
-                entry, home = await call()
-            except Exception as error:
-                here.call_soon_threadsafe(fail, error)
-                return
-            try:
-                here.call_soon_threadsafe(hand_over, entry, home)
-            except RuntimeError:  # that loop has ended
-                home.put_first(entry)
-
-        task = asyncio.run_coroutine_threadsafe(fetch(), session.loop)
+        tasks: list[asyncio.Task[Message]] = []
+        session.loop.call_soon_threadsafe(begin)
         try:
-            return (await future)[0]
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                hand_over(*future.result())
-            task.cancel()
+            return await self._unless_ended(session, future)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # that loop has ended
+                if not future.cancelled() and future.exception() is None:
+                    session.loop.call_soon_threadsafe(box.put_first, future.result())
+                session.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             raise
+
+    # The whole
+
+    async def flush(self) -> None:
+        """Empty everything that this process knows of: its channels, its groups, the normal channels it has
+        used.
+        """
+        for session in self._all():
+            await self._in(session, lambda: session.flush(list(self._queues)))  # noqa: B023 - awaited at once
 
     def gauges(self) -> dict[str, float]:
         """How full the layer is just now, over all its event loops."""
         total: dict[str, float] = {}
-        for session in list(self._owners.values()):
+        for session in self._all():
             for what, value in session.gauges().items():
                 total[what] = total.get(what, 0) + value
         return total
 
     async def close(self) -> None:
-        """Send what has gathered and disconnect, in all loops that still run."""
+        """Send what has gathered and disconnect, in all loops; whoever waits hears BrokerUnavailable."""
         for loop, session in list(self._sessions.items()):
-            del self._sessions[loop]
-            if loop is asyncio.get_running_loop():
-                await session.close()
-            elif loop.is_running():
+            self._sessions.pop(loop, None)
+            if loop.is_running():
                 await self._in(session, session.close)
-        await asyncio.get_running_loop().run_in_executor(None, self.publisher.close)
+            else:
+                session.abandon()
+        await get_running_loop().run_in_executor(None, self.publisher.close)
 
     def forget(self) -> None:
         """In the child of a fork: connections, loops and channels are the parent's."""
@@ -377,22 +393,19 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 class _Forward:
     """A normal channel as a member of a group."""
 
-    def __init__(self, sender: Sender, destination: Destination, timeout: float) -> None:
+    def __init__(self, channel: str, sender: Sender, destination: Destination, timeout: float) -> None:
+        self._channel = channel
         self._sender = sender
         self._destination = destination
         self._timeout = timeout
 
-    def put(self, entries: list[Entry], size: int) -> None:
-        for entry in entries:
-            ticket = Unwatched(time.monotonic() + self._timeout, self._sender.stats)
-            self._sender.submit(self._destination, encode(entry.message), ticket)
-
-
-def _open(entry: Entry) -> Message:
-    """The message for its reader, who may change it: a shared one is copied (not what it holds)."""
-    if entry.taken is not None:
-        entry.taken()
-    return entry.message.copy() if entry.shared else entry.message
+    def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
+        for message in messages:
+            if self._sender.outbox.full(self._destination):
+                self._sender.stats.lose("overflow", 1, self._channel)
+            else:
+                ticket = Unwatched(self._timeout, self._sender.stats)
+                self._sender.submit(self._destination, encode(message), ticket)
 
 
 def _forget(layer: "weakref.ref[AMQPChannelLayer]") -> None:

@@ -1,10 +1,13 @@
 """What this layer counts, and how Prometheus sees it when `prometheus_client` is installed."""
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+log = logging.getLogger("asgi_amqp")
 
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -47,7 +50,10 @@ class Stats:
         """Count a loss and tell whoever wants to know."""
         self.lost[reason] += 1 if count is None else count
         for hook in self.hooks:
-            hook(Loss(reason, count, channel))
+            try:
+                hook(Loss(reason, count, channel))
+            except Exception:  # one that raises must not stop what met the loss
+                log.exception("A hook of on_loss raised")
 
     def confirm_took(self, seconds: float) -> None:
         """A batch was confirmed after that long."""

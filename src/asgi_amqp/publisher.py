@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .batcher import Ticket
-from .codec import Message, encode
+from .codec import Message
 from .exceptions import BrokerUnavailable
+from .outbox import Ticket
 from .sender import Sender, Unwatched
 from .session import Session
 from .topology import Destination
@@ -42,7 +42,7 @@ class ThreadTicket(Ticket):
 
     def wait(self) -> None:
         """Until settled; the sender's sweep settles it at the deadline, we allow that a second."""
-        if not self._lock.acquire(timeout=max(0.0, self.deadline - time.monotonic()) + 1.0):
+        if self.left > 0 and not self._lock.acquire(timeout=max(0.0, self.deadline - time.monotonic()) + 1.0):
             raise BrokerUnavailable(
                 "no confirm from the broker in time, and the background thread does not answer"
             )
@@ -97,7 +97,7 @@ class Background:
     @property
     def buffered(self) -> int:
         """Bytes that wait, roughly: threads may be putting more just now."""
-        return self.waiting_bytes + self._sender.buffered
+        return self.waiting_bytes + self._sender.outbox.buffered
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run a coroutine in the background loop and wait for it from a thread."""
@@ -163,7 +163,7 @@ class SyncPublisher:
 
         With `wait=False` it only waits for room in the buffer; what is lost later shows in `layer.on_loss`.
         """
-        self._publish([(self._layer.destination(channel), encode(message))], timeout, wait)
+        self.send_many([(channel, message)], timeout, wait=wait)
 
     def send_many(
         self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
@@ -173,25 +173,19 @@ class SyncPublisher:
 
         When some fail, the first error is raised after all are settled.
         """
-        self._publish(
-            [(self._layer.destination(channel), encode(message)) for channel, message in events],
-            timeout,
-            wait,
-        )
+        destination, encode = self._layer.destination, self._layer.encode
+        self._publish([(destination(channel), encode(message)) for channel, message in events], timeout, wait)
 
     def group_send(self, group: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
         """Send to all channels of a group; back when the broker has confirmed it."""
-        self._publish([(self._layer.group_destination(group), encode(message))], timeout, wait)
+        self.group_send_many([(group, message)], timeout, wait=wait)
 
     def group_send_many(
         self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
     ) -> None:
         """Send (group, message) pairs, all under way at once, in order."""
-        self._publish(
-            [(self._layer.group_destination(group), encode(message)) for group, message in events],
-            timeout,
-            wait,
-        )
+        destination, encode = self._layer.group_destination, self._layer.encode
+        self._publish([(destination(group), encode(message)) for group, message in events], timeout, wait)
 
     def _publish(self, events: list[tuple[Destination, bytes]], timeout: float, wait: bool) -> None:
         if not events:
@@ -207,11 +201,8 @@ class SyncPublisher:
             time.sleep(0.002)
         ticket = ThreadTicket(len(events), deadline) if wait else None
         for destination, data in events:
-            background.put(
-                destination,
-                data,
-                ticket or (Unwatched(deadline, self._stats) if destination.confirmed else None),
-            )
+            unwatched = Unwatched(timeout, self._stats) if destination.confirmed else None
+            background.put(destination, data, ticket or unwatched)
         if ticket is not None:
             ticket.wait()
 

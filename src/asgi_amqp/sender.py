@@ -1,41 +1,38 @@
-"""The sending half of a session: gathers, publishes, waits for confirms, retries what may be retried.
+"""The sending half of a session, in one event loop: writes what its outbox gives, and tells it what became of
+it.
 
-Runs in one event loop. An event is accepted into the batcher; a flush, called once per turn of the loop,
-publishes all that has gathered, on two channels: with confirms, one per batch, what somebody waits for, and
-without them all else. There the broker is asked whether it has dealt with what came before: at once under
-load, where the answer sets the pace, and a moment later for a batch alone, whose way it would slow down (a
-confirm is made before the message is handed on, and takes a sixth of the time that the message takes). So
-at a cut it is known what was in flight: confirmed batches leave again on the next link, others are reported
-lost.
+Two channels: one with confirms, one per batch, for what somebody waits for, and one without them for all
+else. On that the broker is asked whether it has dealt with what came before: at once under load, where the
+answer sets the pace, and a moment later for a batch alone, whose way it would slow down (a confirm is made
+before the message is handed on, and takes a sixth of the time that the message takes).
 """
 
 import asyncio
 import functools
-import math
+import re
 import time
 from collections import deque
 from collections.abc import Coroutine
+from copy import copy
 from typing import Any
 
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq import ChannelNotFoundEntity
 
-from .batcher import Batch, Batcher, Ticket
 from .codec import encode_batch
 from .config import Config
-from .connection import Link, Supervisor, describe
+from .connection import Link, Wire, describe
 from .declare import declare
-from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, Unroutable
-from .frames import Publisher, question
+from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError
 from .metrics import Stats
+from .outbox import BATCH_BYTES, Outbox, Ticket
+from .supervisor import Supervisor
 from .topology import Destination, Queue
 
-WINDOW = 64  # batches that may be under way; beyond it events gather into larger batches
 ASK = 0.002  # seconds after which the broker is asked for a batch that left alone
-UNWRITTEN = 1 << 20  # bytes in the transport beyond which nothing more is written
-FULL = 120_000  # bytes that are not left to gather until the turn of the loop ends
-HIGH = 1 << 20  # bytes gathered beyond which coroutines wait
+UNWRITTEN = 1 << 20  # bytes in the socket's buffer beyond which nothing more is written
 ASK_WHY = 2.0  # seconds for the question why a queue refused something
-SWEEP = 0.1  # seconds between looks at deadlines, while anyone waits
+TICK = 0.1  # seconds between looks at deadlines, while anyone waits
+_TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 class FutureTicket(Ticket):
@@ -43,16 +40,21 @@ class FutureTicket(Ticket):
 
     __slots__ = ("future",)
 
-    def __init__(self, left: int, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(left, deadline)
-        self.future: asyncio.Future[None] = loop.create_future()
+    def __init__(self, left: int, timeout: float) -> None:
+        super().__init__(left, time.monotonic() + timeout)
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finish(self) -> None:
         if not self.future.done():
-            if self.error is None:
-                self.future.set_result(None)
-            else:
-                self.future.set_exception(self.error)
+            self.future.set_exception(copy(self.error)) if self.error else self.future.set_result(None)
+
+    async def settled(self) -> None:
+        """Until it is; cancelled, what has not left is withdrawn."""
+        try:
+            if self.left > 0 or self.error is not None:
+                await self.future
+        finally:
+            self.done = True
 
 
 class Unwatched(Ticket):
@@ -60,8 +62,8 @@ class Unwatched(Ticket):
 
     __slots__ = ("_stats",)
 
-    def __init__(self, deadline: float, stats: Stats) -> None:
-        super().__init__(1, deadline)
+    def __init__(self, timeout: float, stats: Stats) -> None:
+        super().__init__(1, time.monotonic() + timeout)
         self._stats = stats
 
     def finish(self) -> None:
@@ -70,113 +72,101 @@ class Unwatched(Ticket):
 
 
 class Sender:
-    """See the module. What waits is bounded in bytes; a full buffer makes senders wait, then fail."""
+    """See the module. What waits is bounded in bytes: where there is no room, senders wait in their order."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, on_lost: Any = None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.batcher = Batcher(time.monotonic)
-        self.supervisor = Supervisor(config.connect("publishes"), self._setup, self._lost)
         self.stats = config.stats
-        self.unconfirmed: dict[int, Batch] = {}  # under way with confirms, by their numbers
-        self.unsure: dict[int, Batch] = {}  # and without
-        self.under_way_bytes = 0
-        self.blocked = False
+        self.outbox = Outbox(config.stats, config.buffer_bytes, config.max_message_bytes, config.expiry)
+        self.supervisor = Supervisor(config.options.named("publishes"), self._setup, self._lost, self._failed)
         self._topology = config.topology
-        self._most = config.buffer_bytes
-        self._expiry = config.expiry
+        self._on_lost = on_lost
         self._link: Link | None = None
-        self._confirming: Publisher
-        self._plain: Publisher
-        self._asked: deque[int] = deque()  # the last number on the plain channel before each open question
-        self._asking: asyncio.TimerHandle | None = None
+        self._confirming: Wire
+        self._plain: Wire
+        self._closed: LayerError | None = None
         self._scheduled = self._draining = False
-        self._room: asyncio.Event = asyncio.Event()
-        self._declared: dict[str, float] = {}
-        self._refused: dict[str, list[Batch]] = {}  # by queue, while the broker is asked why
+        self._queue: deque[asyncio.Event] = deque()  # senders that wait for room
+        self._ticking: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
-
-    @property
-    def buffered(self) -> int:
-        return self.batcher.size + self.under_way_bytes
-
-    @property
-    def under_way(self) -> int:
-        """Batches that have left and are not settled."""
-        return len(self.unconfirmed) + len(self.unsure)
 
     async def send(self, destination: Destination, data: bytes, timeout: float) -> None:
         """Confirmed: back when the broker has it. Else: back when it is accepted to leave in this turn of
         the loop.
         """
-        if destination.confirmed:
-            if self.buffered > self._most:
-                await self._wait_for_room(timeout)
-            ticket = FutureTicket(1, time.monotonic() + timeout, self.loop)
-            self.submit(destination, data, ticket)
-            try:
-                await ticket.future
-            finally:
-                ticket.done = True  # cancelled: withdraw what has not left
+        if self._queue or self.outbox.full(destination):
+            await self._room(destination, timeout)
+        if self._link is not None and not destination.confirmed and not self.outbox.crowded:
+            self.outbox.accept(destination, data, None, time.monotonic())
+            if not self._scheduled:
+                self._schedule()
             return
-        if self._link is None or self._full():
-            await self._wait_for_room(timeout)
-        self.stats.sent += 1
-        self.batcher.add(destination, data)
-        if not self._scheduled or self.batcher.size > FULL:
-            self._schedule()
+        ticket = FutureTicket(1, timeout)
+        self.submit(destination, data, ticket, watched=False)
+        await ticket.settled()
 
     async def send_many(self, events: list[tuple[Destination, bytes]], timeout: float) -> None:
         """All under way at once; back when the broker has the confirmed ones. The first error is raised after
         all are settled.
         """
-        if self._link is None or self._full():
-            await self._wait_for_room(timeout)
-        ticket = FutureTicket(
-            sum(destination.confirmed for destination, _ in events), time.monotonic() + timeout, self.loop
-        )
+        for destination, _ in events:
+            if self._queue or self.outbox.full(destination):
+                await self._room(destination, timeout)
+                break
+        ticket = FutureTicket(len(events), timeout)
         for destination, data in events:
-            self.submit(destination, data, ticket if destination.confirmed else None)
-        if ticket.left:
-            try:
-                await ticket.future
-            finally:
-                ticket.done = True
+            self.submit(destination, data, ticket, watched=False)
+        await ticket.settled()
 
-    def _full(self) -> bool:
-        return self.batcher.size > HIGH or self.buffered > self._most
+    async def _room(self, destination: Destination, timeout: float) -> None:
+        """Until there is room, one after the other."""
+        mine = asyncio.Event()
+        self._queue.append(mine)
+        self.supervisor.start()
+        try:
+            async with asyncio.timeout(timeout):
+                while self._queue[0] is not mine or self.outbox.full(destination):
+                    mine.clear()
+                    await mine.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"{self._state()}: {self.outbox.buffered} bytes wait to be sent or confirmed, the most that "
+                "buffer_bytes allows"
+            ) from None
+        finally:
+            self._queue.remove(mine)
+            self._wake()
 
-    async def _wait_for_room(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
-            await self.supervisor.link(max(0.0, deadline - time.monotonic()))
-            if not self._full():
-                return
-            self._room.clear()
-            try:
-                async with asyncio.timeout_at(self.loop.time() + deadline - time.monotonic()):
-                    await self._room.wait()
-            except TimeoutError:
-                raise BrokerUnavailable(
-                    f"{self._state()}: {self.buffered} bytes wait to be sent or confirmed, the most that "
-                    "buffer_bytes allows"
-                ) from None
+    def _wake(self) -> None:
+        """Whoever is first in the queue looks whether there is room."""
+        if self._queue:
+            self._queue[0].set()
 
-    def submit(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
-        """Accept an event from this loop's thread; its ticket is settled once the broker has confirmed it."""
-        self.stats.sent += 1
-        if ticket is not None and self._sweeper is None:
-            self._sweeper = self.loop.call_later(SWEEP, self._sweep)
-        queue = destination.queue
-        if (
-            queue is not None
-            and time.monotonic() - self._declared.get(queue.key, -1e9) > self._expiry
-            and queue.key not in self.batcher.held
-        ):
-            self.batcher.held.add(queue.key)
-            self._spawn(self._declare(queue))
-        self.batcher.add(destination, data, ticket)
-        if not self._scheduled or self.batcher.size > FULL:
+    def submit(
+        self, destination: Destination, data: bytes, ticket: Ticket | None, *, watched: bool = True
+    ) -> None:
+        """Accept an event from this loop's thread; its ticket is settled once the broker has confirmed it, or
+        without `watched`, for one that is sent at most once, when it leaves.
+        """
+        try:
+            hopeless = self._closed or (self.supervisor.hopeless if self._link is None and ticket else None)
+            if hopeless is not None:
+                raise hopeless
+            self.outbox.accept(destination, data, ticket, time.monotonic(), watched=watched)
+        except LayerError as error:
+            if ticket is None:
+                self.stats.lose("unsent" if self._closed else "too_large", 1)
+            else:
+                ticket.settle(error)
+            return
+        if ticket is not None and self._ticking is None:
+            self._ticking = self.loop.call_later(TICK, self._tick)
+        if self.outbox.to_declare:
+            for queue in self.outbox.to_declare:
+                self._spawn(self._declare(queue))
+            self.outbox.to_declare.clear()
+        if not self._scheduled:
             self._schedule()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -184,36 +174,7 @@ class Sender:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _declare(self, queue: Queue) -> None:
-        """Declare a queue, then let go what is held for it."""
-        error: Exception | None = None
-        while error is None and self._waiting(queue.key):
-            link = None
-            try:
-                link = await self.supervisor.link(1.0)
-                await declare(link, self._topology, queue)
-            except BrokerUnavailable:
-                continue
-            except ConfigurationError as problem:
-                error = problem
-            except Exception as problem:
-                await asyncio.sleep(0.05)  # a lost link is known to be one a moment later
-                if link is None or (link is self._link and not link.lost.done()):
-                    error = ConfigurationError(f"queue {queue.name} cannot be declared: {describe(problem)}")
-            else:
-                self._declared[queue.key] = time.monotonic()
-                break
-        self.batcher.held.discard(queue.key)
-        if error is not None:
-            for batch in self.batcher.remove(lambda batch: batch.destination.lane == queue.key):
-                for ticket in batch.tickets:
-                    ticket.settle(error)
-        self._schedule()
-
-    def _waiting(self, lane: str) -> bool:
-        """Whether anybody still waits for what is held in this lane."""
-        batches = (batch for batch in self.batcher if batch.destination.lane == lane)
-        return any(not ticket.done for batch in batches for ticket in batch.tickets)
+    # Writing
 
     def _schedule(self) -> None:
         """See to it that what has gathered leaves: at once when nothing is under way, or when there is enough
@@ -221,140 +182,107 @@ class Sender:
         """
         if self._link is None:
             self.supervisor.start()
-        elif self._draining or self.under_way >= WINDOW:
+        elif not self.outbox.takable:
             pass  # what ends that calls this again
-        elif not self.under_way or self.batcher.size > FULL:
-            self._flush()
+        elif not self.outbox.under_way or self.outbox.size > BATCH_BYTES:
+            self._write()
         elif not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False
-        self._flush()
+        self._write()
 
-    def _flush(self) -> None:
-        """Publish what has gathered, as far as the window and the transport allow."""
-        link = self._link
-        if link is None or self._draining:
-            return
-        out = []
-        now = time.monotonic()
-        before = len(self.unsure)
-        while self.under_way < WINDOW:
-            batch = self.batcher.take()
-            if batch is None:
-                break
-            publisher, under_way = (
-                (self._confirming, self.unconfirmed) if batch.lane else (self._plain, self.unsure)
-            )
-            mandatory = batch.confirmed or (len(batch.keys) == 1 and batch.destination.key.startswith("p."))
-            out.append(
-                publisher.frames(
-                    encode_batch(batch.parts), batch.keys, persistent=batch.confirmed, mandatory=mandatory
+    def _write(self) -> None:
+        """Write what may leave, as far as the socket takes it."""
+        link, outbox = self._link, self.outbox
+        while link is not None and not self._draining and outbox.takable:
+            resting = not outbox.under_way
+            batches = outbox.take(time.monotonic())
+            out = []
+            for batch in batches:
+                wire = self._confirming if batch.confirmed else self._plain
+                out.append(
+                    wire.publish(
+                        self._topology.exchange,
+                        batch.keys,
+                        encode_batch(batch.parts),
+                        batch.tag,
+                        persistent=batch.lane.again,
+                        mandatory=batch.mandatory,
+                        message_id=batch.identity,
+                    )
                 )
-            )
-            batch.since = now
-            batch.returned = False
-            under_way[publisher.tag] = batch
-            self.under_way_bytes += batch.size
-        if not self._full():
-            self._room.set()
-        if out:
-            self.stats.batches_out += len(out)
-            left = len(self.unsure)
-            alone = left == 1 > before
-            if left > before and not alone:
-                out.append(self._question())
             link.write(out[0] if len(out) == 1 else b"".join(out))
-            if alone and self._asking is None:
+            if not (resting and len(batches) == 1):
+                self._ask()
+            elif self._asking is None and not batches[0].confirmed:
                 self._asking = self.loop.call_later(ASK, self._ask)
             if link.unwritten > UNWRITTEN:
                 self._draining = True
                 self._spawn(self._drain(link))
+        self._wake()
 
     async def _drain(self, link: Link) -> None:
         try:
-            await link.drain()
-        except OSError:
-            pass  # the supervisor hears of it too
+            while link.unwritten > UNWRITTEN // 2:
+                if (await asyncio.wait([link.lost], timeout=0.004))[0]:
+                    break
         finally:
             self._draining = False
-            self._schedule()
-
-    def _question(self) -> bytes:
-        self._asked.append(self._plain.tag)
-        return question(self._plain.number)
+            self._write()
 
     def _ask(self) -> None:
-        self._asking = None
-        asked = bool(self._asked) and self._asked[-1] == self._plain.tag
-        if self._link is not None and self.unsure and not asked:
-            self._link.write(self._question())
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        if self._link is not None and self.outbox.ask():
+            self._plain.ask()
+
+    # What the broker says
 
     def _answered(self) -> None:
-        if self._asked:  # else of a link that has been given up
-            self._confirm(self.unsure, self._asked.popleft(), True, True)
+        self.outbox.answered()
+        self._go_on()
 
-    def _confirm(self, under_way: dict[int, Batch], tag: int, multiple: bool, ok: bool) -> None:
-        if multiple:
-            tags = []
-            for earlier in under_way:
-                if earlier > tag:
-                    break
-                tags.append(earlier)
-        else:
-            tags = [tag]
-        now = time.monotonic()
-        for each in tags:
-            batch = under_way.pop(each, None)
-            if batch is not None:
-                self.under_way_bytes -= batch.size
-                self._settle(batch, ok, now)
-        if not self._full():
-            self._room.set()
-        if len(self.batcher):
-            self._schedule()
-
-    def _settle(self, batch: Batch, ok: bool, now: float) -> None:
-        if batch.returned and batch.confirmed:  # its queue is gone: declare it anew and send again
-            queue = batch.destination.queue
-            if queue is not None:
-                self._declared.pop(queue.key, None)
-            for part, ticket in zip(batch.parts, batch.tickets, strict=True):
-                if queue is None:
-                    ticket.settle(Unroutable(f"nothing is bound to {batch.destination.key}: was it deleted?"))
-                elif not ticket.done:
-                    self.submit(batch.destination, part[len(batch.destination.target) :], ticket)
-            return
-        if batch.returned:
-            self.stats.lose("no_receiver", batch.count)
-        elif ok:
-            self.stats.confirmed += batch.count
-            if batch.lane:
-                self.stats.confirm_took(now - batch.since)
-        else:
-            self.stats.refused += batch.count
-            self._refuse(batch)
-            return
-        for ticket in batch.tickets:
-            ticket.settle(None)
-
-    def _refuse(self, batch: Batch) -> None:
-        """A classic queue refuses only when it is full; a quorum queue (which has dead letters) also while it
-        has no leader or is being deleted. Not sent again then: what came after it may be in the queue by now.
-        """
-        queue = batch.destination.queue
-        if queue is None or not queue.dead:
-            self._fail([batch], ChannelFull(f"the queue of channel {batch.destination.key[2:]!r} is full"))
-        elif (asking := self._refused.get(queue.key)) is not None:
-            asking.append(batch)
-        else:
-            self._refused[queue.key] = [batch]
+    def _confirm(self, tag: int, multiple: bool, ok: bool) -> None:
+        self.outbox.confirm(tag, multiple, ok, time.monotonic())
+        for queue in self.outbox.to_declare:
+            self._spawn(self._declare(queue))
+        for queue in self.outbox.to_ask:
             self._spawn(self._why_refused(queue))
+        self.outbox.to_declare.clear()
+        self.outbox.to_ask.clear()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.outbox.takable and not self._scheduled:
+            self._schedule()
+        self._wake()
+
+    async def _declare(self, queue: Queue) -> None:
+        """Declare a queue, then let go what is held for it."""
+        while self._closed is None:
+            link = None
+            try:
+                link = await self.supervisor.link(1.0)
+                await declare(link, self._topology, queue)
+            except ConfigurationError as error:
+                return self.outbox.undeclared(queue, error)
+            except BrokerUnavailable:
+                await asyncio.sleep(TICK)
+            except Exception as error:
+                await asyncio.sleep(0.05)  # a lost link is known to be one a moment later
+                if link is not None and link is self._link and not link.lost.done():
+                    problem = f"queue {queue.name} cannot be declared: {describe(error)}"
+                    return self.outbox.undeclared(queue, ConfigurationError(problem))
+            else:
+                self.outbox.declared(queue, time.monotonic())
+                return self._go_on()
 
     async def _why_refused(self, queue: Queue) -> None:
-        channel = queue.key[2:]
+        channel, gone = queue.key[2:], False
         error: Exception = BrokerUnavailable(
             f"the broker refused an event for channel {channel!r}, whose queue is not full: it has no leader "
             "just now, or was deleted"
@@ -362,121 +290,96 @@ class Sender:
         try:
             async with asyncio.timeout(ASK_WHY):
                 link = await self.supervisor.link(ASK_WHY)
-                async with link.attempt() as wire:
-                    ready = (await wire.queue_declare(queue.name, passive=True)).message_count
+                found = await link.attempt(lambda channel: channel.queue_declare(queue.name, passive=True))
             # What waits in a queue that was made since says nothing of the one before.
-            if ready and self._declared.get(queue.key, math.inf) < self._refused[queue.key][0].since:
+            declared, left = self.outbox.refused_since(queue)
+            if found.message_count and declared < left:
                 error = ChannelFull(f"the queue of channel {channel!r} is full")
         except ChannelNotFoundEntity:
-            self._declared.pop(queue.key, None)
+            gone = True
         except Exception as problem:  # of the question alone; the refusal stands
             error = BrokerUnavailable(
                 f"the broker refused an event for channel {channel!r} and does not say why: "
                 f"{describe(problem)}"
             )
         finally:
-            self._fail(self._refused.pop(queue.key), error)
+            self.outbox.refused(queue, error, gone=gone)
 
-    @staticmethod
-    def _fail(batches: list[Batch], error: Exception) -> None:
-        for batch in batches:
-            for ticket in batch.tickets:
-                ticket.settle(error)
-
-    def _returned(self, under_way: dict[int, Batch], message_id: str) -> None:
-        batch = under_way.get(int(message_id)) if message_id.isdigit() else None
-        if batch is not None:
-            batch.returned = True
-
-    def _sweep(self) -> None:
-        """Give up tickets past their deadline, and what has waited unsent for longer than the expiry."""
-        now = time.monotonic()
-        waiting = False
-        for batch in (*self.batcher, *self.unconfirmed.values()):
-            for ticket in batch.tickets:
-                waiting = waiting or not ticket.done
-                if not ticket.done and ticket.deadline < now:
-                    ticket.give_up(BrokerUnavailable(f"not confirmed in time: {self._state()}"))
-        self._sweeper = self.loop.call_later(SWEEP, self._sweep) if waiting else None
+    def _tick(self) -> None:
+        """Give up tickets past their deadline."""
+        waiting = self.outbox.tick(time.monotonic(), self._state())
+        self._ticking = self.loop.call_later(TICK, self._tick) if waiting else None
+        self._wake()
 
     def _state(self) -> str:
         if self._link is None:
             return str(self.supervisor.problem or "no connection to the broker")
-        return (
-            "the broker has blocked its publishers (memory or disk alarm)"
-            if self.blocked
-            else "the broker is slow"
-        )
+        blocked = "the broker has blocked its publishers (memory or disk alarm)"
+        return blocked if self.blocked else "the broker is slow"
+
+    @property
+    def blocked(self) -> bool:
+        return self._link is not None and self._link.blocked
+
+    # The link
 
     async def _setup(self, link: Link) -> None:
-        async with link.attempt() as wire:
-            await wire.exchange_declare(self._topology.exchange, exchange_type="direct", durable=True)
-        confirms = await link.wire(
-            on_confirm=functools.partial(self._confirm, self.unconfirmed),
-            on_return=functools.partial(self._returned, self.unconfirmed),
+        exchange = self._topology.exchange
+        await link.attempt(lambda channel: channel.exchange_declare(exchange, durable=True))
+        outbox = self.outbox
+        self._confirming = await link.wire(
+            on_confirm=self._confirm, on_return=functools.partial(outbox.returned, confirmed=True)
         )
-        plain = await link.wire(
-            on_answer=self._answered, on_return=functools.partial(self._returned, self.unsure)
-        )
-        self._confirming, self._plain = (
-            Publisher(wire.number, self._topology.exchange, link.frame_max) for wire in (confirms, plain)
+        self._plain = await link.wire(
+            on_answer=self._answered, on_return=functools.partial(outbox.returned, confirmed=False)
         )
         self._link = link
-        self.blocked = False
-        oldest = time.monotonic() - self._expiry
-        expired = self.batcher.remove(lambda batch: not batch.confirmed and batch.since < oldest)
-        if expired:
-            self.stats.lose("expired", sum(batch.count for batch in expired))
-        self._spawn(self._watch(link))
-        self._schedule()
-
-    async def _watch(self, link: Link) -> None:
-        while not link.lost.done():
-            self.blocked = await link.blocked()
-            await asyncio.wait([link.lost], timeout=1)
+        outbox.up(time.monotonic())
+        self._write()
 
     def _lost(self, link: Link, reason: str) -> None:
         if self._link is not link:
             return
         self._link = None
-        self.blocked = False
         self.stats.reconnects += 1
-        again = []
-        gone = 0
-        for batch in (*self.unconfirmed.values(), *self.unsure.values()):
-            if batch.confirmed:
-                again.append(batch.live())
-            else:
-                gone += batch.count
-                for ticket in batch.tickets:
-                    ticket.settle(BrokerUnavailable(f"in flight when the connection was lost: {reason}"))
-        for waiting in (self.unconfirmed, self.unsure, self._asked):
-            waiting.clear()
-        self.under_way_bytes = 0
-        self.batcher.put_back([batch for batch in again if batch.count])
-        if gone:
-            self.stats.lose("in_flight", gone)
+        self.outbox.lost(reason)
+        too_large = _TOO_LARGE.search(reason)
+        if too_large is not None:
+            self.outbox.shrink(int(too_large[1]))
+        if self._on_lost is not None:
+            self._on_lost()
+
+    def _failed(self, error: LayerError) -> None:
+        """There will be no link: who waits hears why. What nobody waits for waits for the next attempt."""
+        for batch in list(self.outbox):
+            for ticket in batch.tickets.values():
+                ticket.give_up(error)
 
     async def flush(self, timeout: float) -> bool:
         """Wait until all that was accepted is confirmed, at most `timeout` seconds; whether it is."""
         deadline = time.monotonic() + timeout
-        while self.batcher.count or self.under_way:
+        while not self.outbox.idle:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.005)
         return True
 
-    async def close(self, timeout: float = 2.0) -> None:
-        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is lost."""
-        if self._link is not None:
-            self._flush()
-        await self.flush(timeout)
-        left = self.batcher.count
-        if left:
-            self.stats.lose("unsent", left)
-        await self.supervisor.close()
-        for task in list(self._tasks):
-            task.cancel()
-        for timer in (self._sweeper, self._asking):
-            if timer is not None:
-                timer.cancel()
+    async def close(self, error: LayerError, timeout: float = 2.0) -> None:
+        """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is lost, and
+        who waits for it hears `error`.
+        """
+        try:
+            if self._link is not None:
+                self._write()
+            if self._link is not None or self.supervisor.problem is None:
+                await self.flush(timeout)
+        finally:
+            self._closed = error
+            self.outbox.close(error)
+            for task in list(self._tasks):
+                task.cancel()
+            for timer in (self._ticking, self._asking):
+                if timer is not None:
+                    timer.cancel()
+            await self.supervisor.close(error)
+            self._wake()

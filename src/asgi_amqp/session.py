@@ -10,15 +10,13 @@ import contextlib
 import itertools
 import secrets
 
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq import ChannelNotFoundEntity
 
 from . import codec
 from .config import Config
-from .exceptions import BrokerUnavailable
-from .reader import Reader
+from .exceptions import BrokerUnavailable, LayerError, Unroutable
 from .receiver import Receiver
-from .sender import Sender
-from .topology import Queue
+from .sender import FutureTicket, Sender
 
 
 class Session:
@@ -26,55 +24,48 @@ class Session:
 
     def __init__(self, config: Config) -> None:
         self.id = secrets.token_hex(6)
+        self.key = config.topology.process_key(self.id)
         self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self.sender = Sender(config, self._lost)
+        self.receiver = Receiver(self.id, config, self._control)
         self._config = config
-        self._sender: Sender | None = None
-        self._receiver: Receiver | None = None
-        self._readers: dict[str, Reader] = {}
         self._numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[None]] = {}
         self._serving: set[asyncio.Task[None]] = set()
 
     @property
-    def sender(self) -> Sender:
-        if self._sender is None:
-            self._sender = Sender(self._config)
-        return self._sender
+    def living(self) -> bool:
+        """Whether it can still be used."""
+        return not self.closed and not self.loop.is_closed()
 
-    @property
-    def receiver(self) -> Receiver:
-        if self._receiver is None:
-            self._receiver = Receiver(self.id, self._config, self._control)
-        return self._receiver
+    def _lost(self) -> None:
+        """What was on its way to this very process may be gone: it takes up no room."""
+        for box in self.receiver.mailboxes.boxes.values():
+            box.arriving = 0
 
-    def reader(self, queue: Queue) -> Reader:
-        """The reader of a normal channel."""
-        reader = self._readers.get(queue.name)
-        if reader is None:
-            reader = self._readers[queue.name] = Reader(self.receiver, queue, self._config.timeout)
-        return reader
+    # Between processes
 
     async def ask(self, process: str, request: codec.Message, timeout: float) -> None:
         """Have another process do something with a channel of its own; back when it has."""
         await self.receiver.ready(timeout)
         number = next(self._numbers)
         answer = self._questions[number] = self.loop.create_future()
+        gone = f"no answer from the process of channel {request['channel']}: has it ended?"
         try:
-            await self._tell(process, {**request, "from": self.id, "number": number})
             async with asyncio.timeout(timeout):
+                await self._tell(process, {**request, "from": self.id, "number": number})
                 await answer
-        except TimeoutError:
-            raise BrokerUnavailable(
-                f"no answer within {timeout:g} s from the process of channel "
-                f"{request['channel']}: has it ended?"
-            ) from None
+        except (TimeoutError, Unroutable):
+            raise BrokerUnavailable(gone) from None
         finally:
             del self._questions[number]
 
     async def _tell(self, process: str, message: codec.Message) -> None:
-        await self.sender.send(
-            self._config.topology.to_control(process), codec.encode(message), self._config.timeout
-        )
+        """Back when it is in the queue of that process; Unroutable, when there is none."""
+        ticket = FutureTicket(1, self._config.timeout)
+        self.sender.submit(self._config.topology.to_control(process), codec.encode(message), ticket)
+        await ticket.settled()
 
     def _control(self, message: codec.Message) -> None:
         """A request or an answer of another process of this layer."""
@@ -82,53 +73,65 @@ class Session:
             answer = self._questions.get(message["number"])
             if answer is not None and not answer.done():
                 answer.set_result(None)
+        elif message["type"] == "group_discard":
+            self.receiver.group_discard(message["group"], message["channel"])
         else:
             task = self.loop.create_task(self._serve(message))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
 
     async def _serve(self, request: codec.Message) -> None:
+        """A request to join a group; one that fails is not answered."""
         group, channel = request["group"], request["channel"]
-        if request["type"] == "group_discard":
-            self.receiver.group_discard(group, channel)
-            return
-        await self.receiver.group_add(group, channel, self.receiver.box(channel), self._config.timeout)
-        await self._tell(request["from"], {"type": "answer", "number": request["number"]})
+        with contextlib.suppress(LayerError):
+            await self.receiver.group_add(group, channel, self.receiver.box(channel), self._config.timeout)
+            await self._tell(request["from"], {"type": "answer", "number": request["number"]})
 
     async def discard_elsewhere(self, process: str, group: str, channel: str) -> None:
         """Take a channel of another process out of a group; nobody waits, for that process may be gone."""
-        await self._tell(process, {"type": "group_discard", "group": group, "channel": channel})
+        message = {"type": "group_discard", "group": group, "channel": channel}
+        destination = self._config.topology.to_control(process)
+        await self.sender.send(destination, codec.encode(message), self._config.timeout)
+
+    # The whole
 
     async def flush(self, queues: list[str]) -> None:
         """Forget what is here, and empty these queues."""
-        for reader in self._readers.values():
-            reader.box.clear()
         await self.receiver.flush()
         link = await self.receiver.supervisor.link(self._config.timeout)
         for queue in queues:
             with contextlib.suppress(ChannelNotFoundEntity):
-                async with link.attempt() as wire:
-                    await wire.queue_purge(queue)
+                await link.attempt(lambda channel: channel.queue_purge(queue))  # noqa: B023 - awaited at once
 
     def gauges(self) -> dict[str, float]:
         """How full it is just now."""
-        values: dict[str, float] = {}
-        if self._sender is not None:
-            values["send_buffer_bytes"] = self._sender.buffered
-            values["connected_publishing"] = float(self._sender.supervisor.current is not None)
-            values["blocked"] = float(self._sender.blocked)
-        if self._receiver is not None:
-            values["receive_buffer_bytes"] = self._receiver.budget.used
-            values["channels"] = len(self._receiver.boxes)
-            values["groups"] = len(self._receiver.groups)
-            values["connected_consuming"] = float(self._receiver.supervisor.current is not None)
-        return values
+        sender, receiver = self.sender, self.receiver
+        return {
+            "send_buffer_bytes": sender.outbox.buffered,
+            "connected_publishing": float(sender.supervisor.current is not None),
+            "blocked": float(sender.blocked),
+            "receive_buffer_bytes": receiver.mailboxes.used,
+            "channels": len(receiver.mailboxes.boxes),
+            "groups": len(receiver.mailboxes.groups),
+            "connected_consuming": float(receiver.supervisor.current is not None),
+        }
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Send what has gathered, for at most `timeout` seconds, and disconnect."""
-        if self._sender is not None:
-            await self._sender.close(timeout)
-        if self._receiver is not None:
-            await self._receiver.close()
-        self._sender = self._receiver = None
-        self._readers.clear()
+        """Send what has gathered, for at most `timeout` seconds, and disconnect. Everybody who waits for this
+        session hears that it was closed.
+        """
+        self.closed = True
+        error = BrokerUnavailable("the layer was closed")
+        try:
+            await self.sender.close(error, timeout)
+        finally:
+            for answer in self._questions.values():
+                if not answer.done():
+                    answer.set_exception(error)
+            await self.receiver.close(error)
+
+    def abandon(self) -> None:
+        """Its loop has ended without closing it: cut its connections."""
+        self.closed = True
+        self.sender.supervisor.abort()
+        self.receiver.supervisor.abort()

@@ -11,7 +11,6 @@ it attaches anew on the next.
 """
 
 import asyncio
-import contextlib
 import functools
 import secrets
 import time
@@ -20,15 +19,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from aiormq.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from .codec import NOTHING, Message, decode, encode, encode_target
-from .connection import Link, Wire, describe
+from .connection import GONE, Link, Wire, describe
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, Unroutable
-from .frames import ACK, Delivery, Publisher, answer
 from .layer import AMQPChannelLayer
 from .position import BATCH, Position, first_of, message_of
 from .topology import Destination
+from .transport import Delivery
 
 LAST = "last"
 """Where to begin reading: at the newest chunk (one message or more)."""
@@ -62,8 +61,7 @@ class Stream:
 async def exists(link: Link, name: str) -> bool:
     """Whether the stream (or any queue) is there."""
     try:
-        async with link.attempt() as wire:
-            await wire.queue_declare(name, passive=True)
+        await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
     except ChannelNotFoundEntity:
         return False
     return True
@@ -72,14 +70,15 @@ async def exists(link: Link, name: str) -> bool:
 async def declare(link: Link, stream: Stream) -> None:
     """Make the stream if it is not there. One that exists with other limits is used as it is."""
     try:
-        async with link.attempt() as wire:
-            await wire.queue_declare(stream.name, durable=True, arguments=stream.arguments())
+        await link.attempt(
+            lambda channel: channel.queue_declare(stream.name, durable=True, arguments=stream.arguments())
+        )
     except ChannelPreconditionFailed:
         if not await exists(link, stream.name):
             raise ConfigurationError(f"{stream.name} cannot be declared as a stream") from None
 
 
-class Reader:
+class StreamReader:
     """Reads one stream from an offset on, on one link.
 
     `on_messages(messages)` gets (offset, body) pairs in order, all that arrived in one turn of the loop at
@@ -115,12 +114,11 @@ class Reader:
 
     async def attach(self, link: Link) -> None:
         """Start reading."""
-        open_wire = link.passing if self._passing else link.wire
-        wire = await open_wire(on_delivery=self._arrived)
+        wire = await link.wire(passing=self._passing, on_delivery=self._arrived)
         self._link, self._wire = link, wire
         if self._passing:
-            wire.closing.add_done_callback(lambda _: self._ended(wire))
-            wire.on_consumer_cancel_callbacks.add(lambda _: self._ended(wire))
+            wire.channel.closing.add_done_callback(lambda _: self._ended(wire))
+            wire.channel.on_consumer_cancel_callbacks.add(lambda _: self._ended(wire))
         start = self.next if self.next is not None else self.start
         await wire.consume(self.name, prefetch=self._prefetch, arguments={"x-stream-offset": start})
 
@@ -138,9 +136,8 @@ class Reader:
         """Stop reading; for a passing reader, whose link lives on."""
         wire = self._wire
         self.detach()
-        if wire is not None and not wire.is_closed:
-            with contextlib.suppress(AMQPError, OSError, RuntimeError):  # the link may be going
-                await wire.close()
+        if wire is not None:
+            await wire.close()
 
     def _arrived(self, delivery: Delivery) -> None:
         offset = delivery.headers.get("x-stream-offset")
@@ -165,15 +162,14 @@ class Reader:
 
     def acknowledge(self) -> None:
         """Everything handed over so far is done with: the broker may send as much again."""
-        link, wire, tag = self._link, self._wire, self._handed
-        self._handed = 0
-        if tag and link is not None and wire is not None and not link.lost.done() and not wire.is_closed:
-            link.write(answer(wire.number, ACK, tag, 1))
+        tag, self._handed = self._handed, 0
+        if tag and self._wire is not None:
+            self._wire.ack(tag, multiple=True)
 
     async def settled(self) -> None:
         """Until all that the broker had begun to send is here: it answers in order."""
-        if self._wire is not None:
-            await self._wire.basic_qos(prefetch_count=self._prefetch)
+        if self._wire is not None and self._link is not None:
+            await self._link.own(self._wire.channel.basic_qos(prefetch_count=self._prefetch))
 
 
 async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
@@ -185,8 +181,8 @@ async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
 
 async def _last_chunk(link: Link, name: str, timeout: float) -> Messages:
     """The end of a stream: one message or more, none if it is empty."""
-    async with link.attempt() as wire:
-        count = (await wire.queue_declare(name, passive=True)).message_count or 0
+    found = await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
+    count = found.message_count or 0
     newest = await _peek(link, name, LAST, timeout if count else 1.0)
     if count and not newest:
         raise BrokerUnavailable(
@@ -214,7 +210,7 @@ async def _peek(link: Link, name: str, start: int | str, timeout: float) -> Mess
         found.extend(messages)
         arrived.set()
 
-    reader = Reader(
+    reader = StreamReader(
         name,
         start,
         note,
@@ -236,7 +232,7 @@ async def _peek(link: Link, name: str, start: int | str, timeout: float) -> Mess
     return found
 
 
-class Writer:
+class StreamWriter:
     """Appends to one stream on one link, in order, each message confirmed.
 
     `publish` returns at once; its future is done when the broker has the message on disk of a majority, or
@@ -246,30 +242,32 @@ class Writer:
     def __init__(self, name: str) -> None:
         self.name = name
         self._link: Link | None = None
-        self._publisher: Publisher | None = None
+        self._wire: Wire | None = None
+        self._tag = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._out_of_order: set[int] = set()
 
     async def attach(self, link: Link) -> None:
         """Open the wire to publish on."""
-        wire = await link.wire(on_confirm=self._confirmed, on_return=self._returned)
-        self._publisher = Publisher(wire.number, "", link.frame_max)
+        self._wire = await link.wire(on_confirm=self._confirmed, on_return=self._returned)
+        self._tag = 0
         self._link = link
 
     def publish(self, body: bytes) -> "asyncio.Future[None]":
         """Append one message."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._link is None or self._publisher is None:
+        if self._link is None or self._wire is None:
             future.set_exception(BrokerUnavailable("the stream is not attached"))
             return future
+        self._tag += 1
         # Mandatory: without it the broker confirms what it threw away because the stream is gone.
-        self._link.write(self._publisher.frames(body, (self.name,), persistent=True, mandatory=True))
-        self._waiting.append((self._publisher.tag, future))
+        self._link.write(self._wire.publish("", (self.name,), body, self._tag))
+        self._waiting.append((self._tag, future))
         return future
 
     def lost(self, reason: str) -> None:
         """The link is gone: what was not confirmed never will be."""
-        self._link = self._publisher = None
+        self._link = self._wire = None
         waiting, self._waiting = self._waiting, deque()
         for _, future in waiting:
             if not future.done():
@@ -326,7 +324,7 @@ class EventStream:
                 try:
                     async with asyncio.timeout(self._layer.timeout * 2):
                         self.epoch = await self._open(link)
-                except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+                except GONE as error:
                     raise BrokerUnavailable(
                         f"{self._stream.name} cannot be opened: {type(error).__name__}"
                     ) from error
@@ -335,9 +333,8 @@ class EventStream:
     async def _open(self, link: Link) -> str:
         name, exchange = self._stream.name, self._layer.prefix
         await declare(link, self._stream)
-        async with link.attempt() as wire:
-            await wire.exchange_declare(exchange, exchange_type="direct", durable=True)
-            await wire.queue_bind(name, exchange, self._key(""))
+        await link.attempt(lambda channel: channel.exchange_declare(exchange, durable=True))
+        await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key("")))
         newest = await _last_chunk(link, name, self._layer.timeout)
         if not newest:
             founding = encode_target(secrets.token_hex(6)) + NOTHING
@@ -349,8 +346,7 @@ class EventStream:
                 raise BrokerUnavailable(f"{name} does not give its first message")
             records = list(decode(first[0][1]))
         epoch = records[-1][0]
-        async with link.attempt() as wire:
-            await wire.queue_bind(name, exchange, self._key(epoch))
+        await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key(epoch)))
         return epoch
 
     def _key(self, epoch: str) -> str:
@@ -414,7 +410,7 @@ class EventStream:
         reached = at.offset
         while True:
             arrived: asyncio.Queue[Messages | None] = asyncio.Queue()  # the prefetch bounds it
-            reader = Reader(
+            reader = StreamReader(
                 self._stream.name,
                 message_of(reached),
                 arrived.put_nowait,
@@ -450,7 +446,7 @@ class EventStream:
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None
             except ChannelPreconditionFailed as error:
                 raise self._no_copy(error) from None
-            except (BrokerUnavailable, AMQPError, OSError, RuntimeError):
+            except (BrokerUnavailable, *GONE):
                 await asyncio.sleep(0.05)  # the link is lost: again with the next
             finally:
                 await reader.close()

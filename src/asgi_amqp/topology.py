@@ -11,16 +11,16 @@ A process is named by a random id; its queue by that id and the generation of th
 reconnect never meets the old exclusive queue (405 RESOURCE_LOCKED).
 """
 
-import fnmatch
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .codec import encode_target
-from .exceptions import ConfigurationError
+from .options import Durable
 
 Arguments = dict[str, Any]
+# Not -1: brokers before 4.0 do not take it, and newer ones then put what is given back behind the others.
+NO_LIMIT = 1_000_000_000
+CLASSIC = {"x-queue-type": "classic"}  # said, because a vhost may have another type as its default
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +45,6 @@ class Destination:
     queue: Queue | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """Options of a durable channel; see docs/reference/asgi_amqp.md."""
-
-    batch: int = 256  # most events in one message, so most that are redelivered together after a crash
-    delivery_limit: int = 20  # attempts before a message goes to the dead-letter queue
-    max_length: int | None = None  # messages; more: ChannelFull
-    max_bytes: int = 256 * 1024 * 1024  # bytes; more: ChannelFull
-    single: bool = False  # one consumer at a time is given messages, the others stand by: keeps the order
-    ttl: float | None = None  # seconds until an unread message goes to the dead-letter queue; None: never
-
-
-def durable_options(
-    durable: Iterable[str] | Mapping[str, Mapping[str, Any]],
-) -> list[tuple[re.Pattern[str], Durable]]:
-    """The `durable` option, globs or globs with options, as patterns. ConfigurationError names a bad key."""
-    given: Mapping[str, Mapping[str, Any]] = (
-        durable if isinstance(durable, Mapping) else {glob: {} for glob in durable}
-    )
-    patterns = []
-    for glob, options in given.items():
-        try:
-            patterns.append((re.compile(fnmatch.translate(glob)), Durable(**options)))
-        except TypeError:
-            known = ", ".join(Durable.__dataclass_fields__)
-            raise ConfigurationError(
-                f"durable[{glob!r}]: unknown option in {sorted(options)}; known: {known}"
-            ) from None
-    return patterns
-
-
 class Topology:
     """Names for one prefix."""
 
@@ -97,7 +66,7 @@ class Topology:
 
         What is dropped or expires goes to the gap queue, so that the process learns of it.
         """
-        return {
+        return CLASSIC | {
             "x-message-ttl": self.expiry_ms,
             "x-max-length-bytes": max_bytes,
             "x-overflow": "drop-head",
@@ -109,6 +78,9 @@ class Topology:
         """Holds the last message that a process queue dropped."""
         return f"{queue}.gap"
 
+    def gap_arguments(self) -> Arguments:
+        return CLASSIC | {"x-max-length": 1, "x-overflow": "drop-head"}
+
     def normal_queue(self, channel: str, capacity: int) -> Queue:
         """One message per event, counted and refused by the broker: that is what makes ChannelFull exact.
 
@@ -118,7 +90,8 @@ class Topology:
         return Queue(
             f"{self.prefix}.c.{channel}",
             f"c.{channel}",
-            {
+            CLASSIC
+            | {
                 "x-message-ttl": self.expiry_ms,
                 "x-expires": 4 * self.expiry_ms,
                 "x-max-length": capacity,
@@ -132,7 +105,7 @@ class Topology:
             "x-queue-type": "quorum",
             "x-overflow": "reject-publish",
             "x-max-length-bytes": options.max_bytes,
-            "x-delivery-limit": options.delivery_limit,
+            "x-delivery-limit": NO_LIMIT if options.delivery_limit is None else options.delivery_limit,
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": f"{name}.dead",
             "x-dead-letter-strategy": "at-least-once",

@@ -2,9 +2,9 @@
 
 An AMQP message holds one event or, under load, a batch. Events run on `concurrency` slots in the order in
 which they came (strictly, with one slot). A message is acknowledged when all its events are done. An event
-whose handler raised is tried again: alone, after a pause that doubles, until the queue's delivery limit
-sends it to the dead-letter queue; the others of its batch are not repeated for it. A worker that dies leaves
-its messages to others.
+whose handler raised is tried again: alone, after a pause that doubles, until the queue's delivery limit sends
+it to the dead-letter queue; the others of its batch are not repeated for it. While it waits it holds no slot,
+but on a `single` channel, which keeps the order. A worker that dies leaves its messages to others.
 """
 
 import asyncio
@@ -17,19 +17,21 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from .codec import Message, encode
+from .consumer import Consumer, Received
 from .exceptions import LayerError
 from .layer import AMQPChannelLayer
-from .receiver import Received
 
 log = logging.getLogger("asgi_amqp.worker")
 
 Handler = Callable[[Message], Awaitable[None]]
+RESTING = 64  # failed messages that wait for their next attempt; more wait on their slots
 
 
 @dataclass(eq=False, slots=True)
 class _Work:
     received: Received
     left: int
+    begun: bool = False
     failed: list[Message] = field(default_factory=list)
 
 
@@ -66,9 +68,14 @@ class Worker:
         self._handle_signals = handle_signals
         self._events: deque[tuple[_Work, Message]] = deque()
         self._unfinished: set[_Work] = set()
-        self._resting: deque[asyncio.Future[None]] = deque()  # slots without work
+        self._idle: deque[asyncio.Future[None]] = deque()  # slots without work
         self._roused = False  # one of them has been woken and has not run yet
-        self._idle = asyncio.Event()
+        self._resting: dict[Received, asyncio.TimerHandle] = {}
+        self._held: set[Received] = set()  # what the consumer was given and has not seen the end of
+        self._renewing: asyncio.Task[None] | None = None
+        self._consumer: Consumer
+        self._keeps_order = False
+        self._done = asyncio.Event()
         self._stopping = asyncio.Event()
         self._error: LayerError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,18 +95,22 @@ class Worker:
         queue = self._layer.destination(self._channel).queue
         if queue is None:
             raise ValueError(f"{self._channel} is a process-local channel: a worker needs a normal one")
+        self._keeps_order = bool(queue.arguments.get("x-single-active-consumer"))
         receiver = self._layer.session().receiver
+        self._consumer = consumer = receiver.consumer(
+            queue, self._concurrency, self._on_message, self._on_lost
+        )
         with self._signals():
-            subscription = await receiver.subscribe(
-                queue, self._concurrency, self._on_message, self._on_lost, self._layer.timeout
-            )
-            slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
             try:
-                await self._stopping.wait()
-                await receiver.pause(subscription)
+                await consumer.started(self._layer.timeout)
+                slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
+                try:
+                    await self._stopping.wait()
+                    await consumer.pause()
+                finally:
+                    await self._drain(slots)
             finally:
-                await self._drain(slots)
-                await receiver.unsubscribe(subscription)
+                await receiver.drop(consumer)
         if self._error is not None:
             raise self._error
 
@@ -124,6 +135,8 @@ class Worker:
             return
         work = _Work(received, len(received.messages))
         self._unfinished.add(work)
+        self._held.add(received)
+        self._make_room()
         self._events.extend((work, message) for message in received.messages)
         self._rouse()
 
@@ -131,16 +144,20 @@ class Worker:
         """Wake one slot, which wakes the next before it begins: where handlers do not wait for anything, one
         does all the work, and sixteen need not be woken to find none.
         """
-        if self._resting and not self._roused:
-            rest = self._resting.popleft()
-            if not rest.done():  # else its slot has been cancelled
+        if self._idle and not self._roused:
+            idle = self._idle.popleft()
+            if not idle.done():  # else its slot has been cancelled
                 self._roused = True
-                rest.set_result(None)
+                idle.set_result(None)
 
     def _on_lost(self, error: LayerError | None) -> None:
         """What has not begun will come again, to us or to another worker."""
         self._events.clear()
         self._unfinished.clear()
+        for timer in self._resting.values():
+            timer.cancel()
+        self._resting.clear()
+        self._held.clear()
         if error is not None:
             self._error = error
             self._stopping.set()
@@ -148,20 +165,24 @@ class Worker:
     async def _slot(self) -> None:
         while True:
             while not self._events:
-                rest = asyncio.get_running_loop().create_future()
-                self._resting.append(rest)
-                await rest
+                idle = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
                 self._roused = False
             work, message = self._events.popleft()
+            work.begun = True
             if self._events:
                 self._rouse()
             try:
                 await self._handler(message)
                 self.handled += 1
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise  # the worker stops; else the handler awaited something that was cancelled
                 self.failed += 1
                 log.exception(
-                    "channel %s: the handler failed on a message of type %r",
+                    "Channel %s: the handler failed on a message of type %r",
                     self._channel,
                     message.get("type"),
                 )
@@ -172,15 +193,12 @@ class Worker:
 
     async def _finish(self, work: _Work) -> None:
         received = work.received
+        if not work.failed or len(received.messages) > 1:
+            self._held.discard(received)
         if not work.failed:
             received.ack()
         elif len(received.messages) == 1:
-            first, longest = self._retry
-            pause = min(longest, first * 2 ** min(received.attempts, 30))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # so a broken database does not spin the queue
-                    await self._stopping.wait()
-            received.refuse(requeue=True)
+            await self._rest(received)
         else:
             sender = self._layer.session().sender
             destination = self._layer.destination(self._channel)
@@ -189,30 +207,65 @@ class Worker:
                     await sender.send(destination, encode(message), self._layer.timeout)
             except Exception:
                 log.warning(
-                    "channel %s: failed events could not be put back alone: their batch is repeated",
+                    "Channel %s: failed events could not be put back alone: their batch is repeated",
                     self._channel,
                 )
-                received.refuse(requeue=True)
+                received.fail()
             else:
                 received.ack()
         self._unfinished.discard(work)
         if not self._unfinished:
-            self._idle.set()
+            self._done.set()
+
+    async def _rest(self, received: Received) -> None:
+        """Its next attempt comes after a pause, so that a broken database does not spin the queue."""
+        first, longest = self._retry
+        pause = min(longest, first * 2 ** min(received.attempts, 30))
+        if self._keeps_order or len(self._resting) >= RESTING:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+            self._fail(received)
+        elif self._stopping.is_set():
+            self._fail(received)
+        else:
+            self._resting[received] = asyncio.get_running_loop().call_later(pause, self._fail, received)
+            self._make_room()
+
+    def _fail(self, received: Received) -> None:
+        self._resting.pop(received, None)
+        self._held.discard(received)
+        received.fail()
+
+    def _make_room(self) -> None:
+        """Where what rests takes up what may be fetched ahead, begin to consume anew: the broker counts what
+        is not acknowledged for each consumer. Nothing is on its way then, which would count an attempt.
+        """
+        full = len(self._held) >= self._concurrency
+        if full and self._renewing is None and not self._held.isdisjoint(self._resting):
+            self._held = set()
+            self._renewing = asyncio.create_task(self._consumer.renew())
+            self._renewing.add_done_callback(self._renewed)
+
+    def _renewed(self, _: "asyncio.Task[None]") -> None:
+        self._renewing = None
+        self._make_room()
 
     async def _drain(self, slots: list[asyncio.Task[None]]) -> None:
         """Let what has begun finish; give back the rest."""
-        begun = {work for work in self._unfinished if work.left < len(work.received.messages)}
-        waiting = {id(work) for work, _ in self._events}
-        running = [work for work in self._unfinished if work in begun or id(work) not in waiting]
-        for work in self._unfinished.difference(running):
-            work.received.refuse(requeue=True)
-        self._events = deque((work, message) for work, message in self._events if work in running)
-        self._unfinished.intersection_update(running)
+        for received, timer in self._resting.items():
+            timer.cancel()
+            received.fail()
+        self._resting.clear()
+        for work in [work for work in self._unfinished if not work.begun]:
+            work.received.give_back()
+            self._unfinished.discard(work)
+        self._events = deque((work, message) for work, message in self._events if work.begun)
         if self._unfinished:
-            self._idle.clear()
+            self._done.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._drain_timeout):
-                    await self._idle.wait()
+                    await self._done.wait()
         for slot in slots:
             slot.cancel()
         await asyncio.gather(*slots, return_exceptions=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from carillon import environment, launcher
-from carillon.environment import ConfigurationError, Environment
+from carillon.process import environment, launcher
+from carillon.process.environment import ConfigurationError, Environment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,13 +30,13 @@ def _run(options: argparse.Namespace, settings: Environment) -> None:
 
 
 def _reload(options: argparse.Namespace, _: Environment) -> int:
-    from carillon import reloader
+    from carillon.process import reloader
 
     return reloader.reload(options.process)
 
 
 def _probe(options: argparse.Namespace, settings: Environment) -> int:
-    from carillon import probe
+    from carillon.process import probe
 
     try:
         for process in options.processes:
@@ -51,15 +55,45 @@ def _check(options: argparse.Namespace, settings: Environment) -> int:
     code = launcher.check(settings)
     if code or not options.url:
         return code
-    from carillon import check
+    from carillon.process import check
 
     try:
         ca = _text(options.ca) if options.ca else None
-        launcher.say(check.event(options.url, address=options.address, ca=ca))
+        with _somebody() as (user, token):
+            launcher.say(check.event(options.url, user, token, _emit, address=options.address, ca=ca))
     except launcher.NotReady as problem:
         launcher.say(str(problem))
         return launcher.EXIT_NOT_READY
     return 0
+
+
+@contextmanager
+def _somebody() -> Iterator[tuple[int, str]]:
+    """A user made for checks, and a token of his for as long as one lasts. Django has been set up."""
+    from django.contrib.auth import get_user_model
+    from django.utils import timezone
+
+    from carillon.accounts.models import ApiToken
+
+    user, made = get_user_model().objects.get_or_create(username="carillon-check")
+    if made:
+        user.set_unusable_password()
+        user.save(update_fields=["password"])
+    soon = timezone.now() + timedelta(minutes=5)
+    row, token = ApiToken.issue(user, description="carillon check", scope="read", expires=soon)
+    try:
+        yield user.pk, token
+    finally:
+        row.delete()
+
+
+async def _emit(group: str, payload: dict[str, Any], user: int) -> None:
+    from carillon.events import NotificationsUnavailable, aemit_channel_notification
+
+    try:
+        await aemit_channel_notification(group, payload, audience={"users": [user]})
+    except NotificationsUnavailable as error:
+        raise launcher.NotReady(f"the broker does not take the event: {error}") from None
 
 
 def _text(path: str) -> str:

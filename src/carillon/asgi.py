@@ -4,11 +4,11 @@ import os
 
 import django
 
-from carillon.environment import SETTINGS_MODULE
+from carillon.process.environment import SETTINGS_MODULE
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
 django.setup(set_prefix=False)
 
-from carillon.websocket.application import application  # noqa: E402  (needs Django's apps)
+from carillon.sockets.application import application  # noqa: E402  (needs Django's apps)
 
 __all__ = ["application"]

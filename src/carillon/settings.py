@@ -1,12 +1,9 @@
-"""Django settings. What differs between machines comes from `carillon.environment`; the rest is here."""
+"""Django settings. What differs between machines comes from the environment; the rest is here."""
 
-from pathlib import Path
-
-from carillon import __version__, environment
+from carillon import __version__
+from carillon.process import environment
 
 env = environment.load()
-
-BASE_DIR = Path(__file__).resolve().parent
 
 SECRET_KEY = env.secret_key
 SECRET_KEY_FALLBACKS = env.secret_key_fallbacks
@@ -16,7 +13,7 @@ ALLOWED_HOSTS = env.allowed_hosts
 
 INSTALLED_APPS = [
     # Before channels: both have a command `runworker`, and the first app listed wins.
-    "carillon.notifications",
+    "carillon",
     "channels",
     "django.contrib.contenttypes",
     "django.contrib.auth",
@@ -24,16 +21,11 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     # rest_framework is not among them: only its browsable API has templates and static files, and it is off.
     "drf_spectacular",
-    "carillon.delivery",
-    "carillon.accounts",
-    "carillon.jobs",
-    "carillon.websocket",
-    "carillon.web",
 ]
 
 MIDDLEWARE = [
     # First: the position is read before anything else is.
-    "carillon.delivery.middleware.PositionMiddleware",
+    "carillon.api.position.PositionMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -43,8 +35,6 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "project.urls"
-# Consumers under /websocket/: a module with `websocket_urlpatterns`, as Channels' URLRouter takes them.
-WEBSOCKET_URLCONF = "project.routing"
 WSGI_APPLICATION = "carillon.wsgi.application"
 ASGI_APPLICATION = "carillon.asgi.application"
 
@@ -104,22 +94,23 @@ CHANNEL_LAYERS = {
             "url": env.amqp_urls,
             "prefix": "carillon",
             # One runworker at a time takes from it, others stand by: the queue's order is what clients see.
-            "durable": {"notifications": {"single": True}},
+            # A lost connection counts as a delivery of everything in hand, so a limit would throw away events
+            # that were accepted.
+            "durable": {"notifications": {"single": True, "delivery_limit": None}},
             "expiry": 60,
             "ssl_ca": env.amqp_tls_ca,
         },
     }
 }
 
-# How long what happened can be asked for again. Retention works by whole segments: keep them small.
-EVENT_STREAM = {"max_age": 24 * 3600, "max_bytes": 4 * 2**30, "segment_bytes": 16 * 2**20}
-# Of each daphne process, for resumes that need not ask the broker.
-EVENT_WINDOW_BYTES = 64 * 2**20
+# Carillon's own: `carillon.conf` says what there is, and what holds where nothing is said here.
+CARILLON = {"WEBSOCKET_URLCONF": "project.routing"}
 
 # Who may come in -----------------------------------------------------------------------------------
 
-LOGIN_URL = "page"
-LOGIN_REDIRECT_URL = "page"
+# Where a page of yours is: Carillon has none.
+LOGIN_URL = "/"
+LOGIN_REDIRECT_URL = "/"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
@@ -137,9 +128,7 @@ CSRF_COOKIE_SECURE = not env.development
 CSRF_COOKIE_HTTPONLY = False
 CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_TRUSTED_ORIGINS = env.trusted_origins
-CSRF_FAILURE_VIEW = "carillon.errors.csrf_failure"
-# How many sessions a user may have at a time; a new one beyond that ends the oldest. -1: any number.
-SESSIONS_PER_USER = -1
+CSRF_FAILURE_VIEW = "carillon.api.errors.csrf_failure"
 
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
@@ -163,9 +152,9 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_PAGINATION_CLASS": "carillon.pagination.Pagination",
+    "DEFAULT_PAGINATION_CLASS": "carillon.api.pagination.Pagination",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "carillon.errors.exception_handler",
+    "EXCEPTION_HANDLER": "carillon.api.errors.exception_handler",
     # Guessing passwords: per address and uwsgi process.
     "DEFAULT_THROTTLE_RATES": {"login": "60/min"},
     # nginx passes the client's address as REMOTE_ADDR; X-Forwarded-For is not ours to believe.
@@ -175,13 +164,9 @@ REST_FRAMEWORK = {
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Carillon",
-    "DESCRIPTION": "Jobs, their events and who may hear of them. Live notifications: /websocket/.",
+    "DESCRIPTION": "Events and who may hear of them. Live notifications: /websocket/.",
     "VERSION": __version__,
     "SERVE_INCLUDE_SCHEMA": False,
-    "ENUM_NAME_OVERRIDES": {
-        "JobKind": "carillon.jobs.models.Kind",
-        "JobStatus": "carillon.jobs.models.Status",
-    },
 }
 
 # Static files --------------------------------------------------------------------------------------
@@ -190,7 +175,7 @@ STATIC_URL = "/static/"
 STATIC_ROOT = env.static_root
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
-    "staticfiles": {"BACKEND": "carillon.static_storage.HashedStorage"},
+    "staticfiles": {"BACKEND": "carillon.api.static_storage.HashedStorage"},
 }
 
 # The rest ------------------------------------------------------------------------------------------

@@ -1,20 +1,16 @@
-"""All routes that uwsgi serves. /static/ and the websocket are nginx's to send elsewhere."""
+"""Carillon's routes that uwsgi serves. /static/ and the websocket are nginx's to send elsewhere."""
 
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularJSONAPIView
 from rest_framework.permissions import AllowAny
 from rest_framework.routers import SimpleRouter
 
-from carillon.accounts.views import LoginView, LogoutView, MeView, RootView, TokenViewSet
-from carillon.jobs.views import AdHocCommandEventView, EventView, JobViewSet, ScheduleViewSet
-from carillon.notifications.views import HealthView, NotificationsView, PingView
-from carillon.websocket.views import ConnectionsView, upgrade_required
+from carillon.api.accounts import LoginView, LogoutView, MeView, RootView, TokenViewSet
+from carillon.api.connections import ConnectionsView, upgrade_required
+from carillon.api.health import HealthView, PingView
+from carillon.api.publish import NotificationsView
 
 router = SimpleRouter()
-router.register("jobs", JobViewSet, basename="job")
-router.register("job_events", EventView, basename="job_event")
-router.register("ad_hoc_command_events", AdHocCommandEventView, basename="ad_hoc_command_event")
-router.register("schedules", ScheduleViewSet, basename="schedule")
 router.register("tokens", TokenViewSet, basename="token")
 
 v2 = [
@@ -32,7 +28,6 @@ v2 = [
 ]
 
 urlpatterns = [
-    path("", include("carillon.web.urls")),
     path("api/", RootView.as_view(), name="api"),
     path("api/login/", LoginView.as_view(), name="login"),
     path("api/logout/", LogoutView.as_view(), name="logout"),
@@ -40,5 +35,5 @@ urlpatterns = [
     re_path("^websocket/?$", upgrade_required, name="websocket"),
 ]
 
-handler404 = "carillon.errors.not_found"
-handler500 = "carillon.errors.server_error"
+handler404 = "carillon.api.errors.not_found"
+handler500 = "carillon.api.errors.server_error"

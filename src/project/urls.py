@@ -1,11 +1,13 @@
-"""The routes that uwsgi serves: Carillon's, and yours behind them."""
+"""The routes that uwsgi serves: yours first, then the reference application's and Carillon's."""
 
 from carillon import urls as carillon_urls
+from tower import urls as tower_urls
 
 handler404 = carillon_urls.handler404
 handler500 = carillon_urls.handler500
 
 urlpatterns = [
-    *carillon_urls.urlpatterns,
     # path("api/yours/", include("yours.urls")),
+    *tower_urls.urlpatterns,
+    *carillon_urls.urlpatterns,
 ]

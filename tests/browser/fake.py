@@ -24,16 +24,23 @@ from urllib.parse import parse_qs
 import django
 from django.conf import settings
 
+SOURCE = Path(__file__).parents[2] / "src"
 ROOT = tempfile.mkdtemp(prefix="carillon-fake-")
 settings.configure(
     SECRET_KEY="fake",
     ALLOWED_HOSTS=["*"],
-    ROOT_URLCONF="carillon.web.urls",
-    INSTALLED_APPS=["django.contrib.staticfiles", "carillon.web"],
+    ROOT_URLCONF="tower.urls",
+    INSTALLED_APPS=["django.contrib.staticfiles"],
+    STATICFILES_DIRS=[SOURCE / "carillon" / "static", SOURCE / "tower" / "static"],
     STATIC_URL="/static/",
     STATIC_ROOT=ROOT,
-    STORAGES={"staticfiles": {"BACKEND": "carillon.static_storage.HashedStorage"}},
-    TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],
+    STORAGES={"staticfiles": {"BACKEND": "carillon.api.static_storage.HashedStorage"}},
+    TEMPLATES=[
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "DIRS": [SOURCE / "tower" / "templates"],
+        }
+    ],
 )
 django.setup()
 
@@ -271,7 +278,7 @@ async def http(scope, receive, send):
         status, kind, content = (
             200,
             "text/html; charset=utf-8",
-            render_to_string("carillon/page.html").encode(),
+            render_to_string("tower/page.html").encode(),
         )
         headers.append((b"set-cookie", b"csrftoken=fake; Path=/; SameSite=Lax"))
     elif path.startswith("/static/"):

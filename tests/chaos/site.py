@@ -31,11 +31,11 @@ GROUP = "jobs-summary"
 FILLER = "inventories-status_changed"
 
 
-def docker(*arguments: str) -> str:
-    """What docker wrote; an error is a failure with its words."""
+def docker(*arguments: str, stderr: bool = False) -> str:
+    """What docker wrote, with `stderr` to both of its outputs; an error is a failure with its words."""
     answer = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=90, check=False)
     assert answer.returncode == 0, f"docker {' '.join(arguments)}: {answer.stderr}"
-    return answer.stdout
+    return answer.stdout + (answer.stderr if stderr else "")
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,20 @@ class Site:
         """TERM, and again from the start."""
         for container in self.containers(service):
             docker("restart", "--time", "12", container)
+
+    def cut_the_log(self, container: str, size: int) -> int:
+        """What a broker that lost power may have lost: `size` bytes at the end of the newest segment of its
+        event streams, which it does not sync. The container stands still. How many bytes are gone."""
+        assert json.loads(docker("inspect", container))[0]["State"]["Running"] is False
+        image = json.loads(docker("inspect", container))[0]["Image"]
+        script = """
+            segment=$(ls -t /var/lib/rabbitmq/mnesia/*/stream/*carillon_events_*/*.segment | head -1)
+            before=$(stat -c %s "$segment")
+            truncate -s "-$1" "$segment"
+            echo $((before - $(stat -c %s "$segment")))
+        """
+        arguments = ("--user=0", "--network=none", "--entrypoint=bash", "--volumes-from", container, image)
+        return int(docker("run", "--rm", *arguments, "-c", script, "cut", str(size)))
 
     def run_in(self, service: str, *command: str) -> str:
         return docker("exec", self.containers(service)[0], *command)

@@ -164,6 +164,65 @@ async def test_killed(site, service):
     assert running.row["announced lost"] == 0
 
 
+@pytest.mark.parametrize("what", ["runworker stays", "runworker comes later", "daphne comes later"])
+async def test_power_lost(site, what):
+    """The broker loses power, and the newest part of the stream, which is not synced: whoever missed some of
+    it, live or away, is told, and nobody is deaf to what comes then."""
+    line = Network(site.address)
+    async with cell(site, f"power lost, {what}") as running:
+        await line.start()
+        running.publisher.size = 1000
+        absent = Watcher(site, "v2-absent", line.port)
+        absent.since = running.watchers[0].first_position
+        await running.ready([absent])
+        running.watchers.append(absent)
+        await running.published(150)
+        await line.away()
+        since = int(time.time())
+        await asyncio.to_thread(site.kill, "rabbitmq")
+        others = {"runworker comes later": ["runworker"], "daphne comes later": ["runworker", "daphne"]}
+        if what != "runworker stays":
+            await asyncio.to_thread(site.kill, "runworker")
+        if what == "daphne comes later":
+            # As if the row had not been written since, and the log has gone on by the time daphne looks.
+            await asyncio.to_thread(docker, "pause", *site.containers("daphne"))
+            await asyncio.to_thread(
+                site.run_in, "postgresql", "psql", "-q", "-d", "carillon",
+                "-c", 'UPDATE carillon_head SET "offset" = 4096',
+            )  # fmt: skip
+        (broker,) = site.containers("rabbitmq")
+        assert await asyncio.to_thread(site.cut_the_log, broker, 60_000) == 60_000
+        await asyncio.to_thread(site.start, "rabbitmq")
+        if what == "runworker comes later":
+            async with asyncio.timeout(60):
+                while not await asyncio.to_thread(has_met_the_log, site, since):
+                    await asyncio.sleep(0.2)
+        for service in others.get(what, ()):
+            if service == "daphne":
+                await running.published(200)
+                await asyncio.to_thread(docker, "unpause", *site.containers("daphne"))
+            else:
+                await asyncio.to_thread(site.start, service)
+        await running.published(60)
+        await line.back()
+        await running.published(60)
+        async with asyncio.timeout(60):  # version 1 is told by the end of its connection
+            while any(isinstance(each, Old) and each.page.connects < 2 for each in running.watchers):
+                await asyncio.sleep(0.1)
+    await line.stop()
+    told = [reason for each in running.watchers if isinstance(each, Watcher) for reason in each.reasons]
+    assert "epoch" in told, "nobody was told: the cut took no effect"
+
+
+def has_met_the_log(site: Site, since: int) -> bool:
+    """Whether daphne has come back to the stream, and read on or refused to."""
+    said = "".join(
+        docker("logs", "--since", str(since), container, stderr=True)
+        for container in site.containers("daphne")
+    )
+    return "INFO asgi_amqp connected to" in said or "ends before what was read" in said
+
+
 async def test_cuts_of_two_seconds(site):
     async with cell(site, "network cut 2 s, again and again") as running:
         for _ in range(6 if WHOLE else 3):
@@ -263,7 +322,7 @@ async def test_slow_and_stuck_readers(site):
 # The relay is killed at the worst moment: the stream has confirmed, the queue has not heard the ack.
 BEFORE_THE_ACK = """
 import os
-from carillon.delivery.relay import Relay
+from carillon.relay.relay import Relay
 acknowledge, calls = Relay._acknowledge, []
 def kill_instead(self, *arguments):
     calls.append(1)
@@ -271,7 +330,7 @@ def kill_instead(self, *arguments):
         os._exit(137)  # as SIGKILL: nothing is tidied up (process 1 of a container cannot kill itself)
     return acknowledge(self, *arguments)
 Relay._acknowledge = kill_instead
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 from django.core.management import execute_from_command_line
 execute_from_command_line(["django", "runworker"])
 """

@@ -33,12 +33,12 @@ PYTHON = "/opt/carillon/current/bin/python"
 # Runs in the uwsgi container: changes what the API does not, by Django's models, and says when it was done.
 SHELL = """
 import os, sys, time
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "carillon.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 import django
 django.setup()
 from django.contrib.auth import get_user_model
 from carillon.accounts.models import ApiToken, Team
-from carillon.jobs.models import Job
+from tower.models import Job
 User = get_user_model()
 names = dict(globals())
 for line in sys.stdin:
@@ -192,6 +192,33 @@ async def test_the_end_of_a_login_closes_its_sockets_everywhere(site, shell, dap
         for client in others:
             assert (await client.subscribe({"jobs": ["summary"]}))["groups_joined"] == ["jobs-summary"]
     report(what, done, [when for when, _ in closed])
+
+
+AT_THE_COMMIT = """
+import os
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+import django
+django.setup()
+from django.db import transaction
+from carillon.accounts.models import ApiToken
+with transaction.atomic():
+    transaction.on_commit(lambda: os._exit(137))  # before anything else that follows the commit
+    ApiToken.objects.filter(user_id={id}).delete()
+"""
+
+
+async def test_a_process_that_dies_at_the_commit_loses_no_revocation(site, shell, daphnes):
+    person = Person(shell, site)
+    async with at_each(daphnes, **bearer(person)) as clients:
+        died = await asyncio.to_thread(
+            subprocess.run,
+            ["docker", "exec", site.own("uwsgi")[0], PYTHON, "-c", AT_THE_COMMIT.format(id=person.id)],
+        )
+        done = time.time()
+        assert died.returncode == 137, "it was to die there"
+        closed = await asyncio.gather(*(client.closed() for client in clients))
+        assert [code for _, code in closed] == [4401, 4401]
+    report("token revoked by a process that dies at the commit", done, [when for when, _ in closed])
 
 
 async def test_the_end_of_a_session(site, shell, daphnes):

@@ -75,7 +75,7 @@ def three_brokers(site: Site) -> Iterator[Brokers]:
         site.run_in("postgresql", *psql, f"CREATE DATABASE {DATABASE} TEMPLATE carillon OWNER carillon")
         stack.callback(site.run_in, "postgresql", *psql, f"DROP DATABASE {DATABASE} WITH (FORCE)")
         # Its events are in a stream of its own.
-        site.run_in("postgresql", *psql[:3], DATABASE, "-c", "DELETE FROM delivery_head")
+        site.run_in("postgresql", *psql[:3], DATABASE, "-c", "DELETE FROM carillon_head")
         stack.enter_context(
             site.instead(
                 APP,

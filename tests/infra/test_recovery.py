@@ -60,7 +60,7 @@ def test_killed_comes_back_and_serves(stack, service):
 
 MAIN = {
     "uwsgi": ("uwsgi --ini", "carillon uWSGI"),
-    "daphne": ("-m carillon.delivery.server ",),
+    "daphne": ("-m carillon.server ",),
     "runworker": ("-m django runworker",),
 }
 
@@ -75,7 +75,7 @@ def servers(stack, service: str) -> set[int]:
 
 @pytest.mark.parametrize(
     ("file", "concerned"),
-    [("settings.py", {"uwsgi", "daphne", "runworker"}), ("web/static/carillon/carillon.js", {"uwsgi"})],
+    [("settings.py", {"uwsgi", "daphne", "runworker"}), ("static/carillon/carillon.js", {"uwsgi"})],
 )
 def test_a_saved_file_restarts_whom_it_concerns(stack, file, concerned):
     """How long it takes is printed, not asserted: a machine that tests is busy."""

@@ -28,7 +28,7 @@ PUBLISHED = {"nginx": {"8013/tcp", "8043/tcp"}, "rabbitmq": {"5672/tcp", "15672/
 # Of each, one process at least with this command line.
 COMMANDS = {
     "nginx": r"^nginx: master process nginx -e stderr -g daemon off;$",
-    "daphne": r"/opt/carillon/\S+/bin/python\S* -m carillon\.delivery\.server -b 0\.0\.0\.0 -p 8051 "
+    "daphne": r"/opt/carillon/\S+/bin/python\S* -m carillon\.server -b 0\.0\.0\.0 -p 8051 "
     r"--websocket_timeout -1 "
     r"--ping-interval 20 --ping-timeout 30 --proxy-headers --access-log /dev/null "
     r"carillon\.asgi:application$",

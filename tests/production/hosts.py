@@ -1,6 +1,8 @@
-"""Hosts that tests start themselves: as Molecule does, of the same image, with the same rights."""
+"""Hosts that tests start themselves: containers with systemd."""
 
 from __future__ import annotations
+
+import os
 
 from dev import production_testing
 from tests.production.conftest import Machine, wait_for
@@ -19,7 +21,12 @@ def start(name: str, network: str, *, hostname: str = "") -> Machine:
     must(
         *("run", "--detach", "--name", name, "--hostname", hostname or name, "--network", network),
         *("--privileged", "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/run/lock"),
-        *("--tmpfs", "/tmp", production_testing.HOST_IMAGE, "/sbin/init"),
+        *(
+            "--tmpfs",
+            "/tmp",
+            os.environ.get("CARILLON_HOST_IMAGE", production_testing.HOST_IMAGE),
+            "/sbin/init",
+        ),
     )
     machine = Machine(name)
     wait_for(lambda: machine.host.run("systemctl is-system-running").stdout.strip() != "", 60, "systemd")

@@ -76,7 +76,7 @@ FOREIGN = re.compile(
     r"DJANGO_SETTINGS_MODULE|UWSGI_.*|PATH)\Z"
 )
 # What the processes are known by, and where files lie that are the repository's own.
-MARKS = {"uwsgi": "/bin/uwsgi", "daphne": "carillon.delivery.server", "runworker": "runworker"}
+MARKS = {"uwsgi": "/bin/uwsgi", "daphne": "carillon.server", "runworker": "runworker"}
 NGINX_FILES = "/etc/nginx/nginx.conf /etc/nginx/carillon/snippets /etc/nginx/carillon/pages"
 ASSETS = "/var/lib/carillon/static"
 APP_FILES = "/etc/carillon/uwsgi.ini /etc/carillon/supervisord"
@@ -140,7 +140,7 @@ def _is(arguments: list[str], mark: str) -> bool:
 
 
 def _sums(run: Run, paths: str) -> dict[str, str]:
-    listing = run(f"find {paths} -type f -exec sha256sum {{}} + 2>/dev/null || true").splitlines()
+    listing = run(f"find -L {paths} -type f -exec sha256sum {{}} + 2>/dev/null || true").splitlines()
     return {path: digest for digest, path in (line.split(maxsplit=1) for line in listing)}
 
 

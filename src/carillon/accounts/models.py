@@ -104,7 +104,7 @@ _ACTIVE_USERS = f"SELECT * FROM {get_user_model()._meta.db_table} WHERE is_activ
 
 
 class UserSession(models.Model):
-    """Which of Django's sessions belongs to whom, oldest first: for SESSIONS_PER_USER."""
+    """Which of Django's sessions belongs to whom, oldest first: for the setting SESSIONS_PER_USER."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     session = models.OneToOneField(Session, on_delete=models.CASCADE, related_name="+")

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { beforeEach, mock, test } from "node:test";
 
-import { Carillon, backoff, classify, cookie, describe, rejectsSubscription, verdict } from "../../../src/carillon/web/static/carillon/carillon.js";
+import { Carillon, backoff, classify, cookie, describe, rejectsSubscription, verdict } from "../../../src/carillon/static/carillon/carillon.js";
 
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 

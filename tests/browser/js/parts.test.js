@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/carillon/web/static/carillon/ansi.js";
-import { EventLog, lineCount } from "../../../src/carillon/web/static/carillon/eventlog.js";
-import { ago, duration, elapsed } from "../../../src/carillon/web/static/carillon/format.js";
-import { Tally } from "../../../src/carillon/web/static/carillon/tally.js";
+import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/tower/static/tower/ansi.js";
+import { EventLog, lineCount } from "../../../src/tower/static/tower/eventlog.js";
+import { ago, duration, elapsed } from "../../../src/tower/static/tower/format.js";
+import { Tally } from "../../../src/tower/static/tower/tally.js";
 
 const styled = (changes) => ({ ...PLAIN, ...changes });
 

@@ -5,7 +5,9 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -139,3 +141,28 @@ async def eventually(condition, seconds=30.0):
         if time.monotonic() > deadline:
             raise AssertionError("it did not happen in time")
         await asyncio.sleep(0.02)
+
+
+def script(broker, body, seconds=60, **env):
+    """Run the body of a coroutine in a process of its own, where an event loop that stops harms nobody.
+
+    It has `asyncio`, `os`, `asgi_amqp`, and `make_layer(**options)` for layers on this broker.
+    """
+    program = SCRIPT + textwrap.indent(body, "    ") + "\nasyncio.run(main())\n"
+    prefix = f"s{secrets.token_hex(4)}"
+    env = dict(os.environ, PYTHONPATH="src", URL=broker.url, PREFIX=prefix) | env
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=ROOT, capture_output=True, text=True, timeout=seconds
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout
+
+
+SCRIPT = """
+import asyncio, os
+import asgi_amqp
+def make_layer(**options):
+    options = {"url": os.environ["URL"], "prefix": os.environ["PREFIX"], "timeout": 20.0} | options
+    return asgi_amqp.AMQPChannelLayer(**options)
+async def main():
+"""

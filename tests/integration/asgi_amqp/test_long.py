@@ -57,7 +57,7 @@ async def test_churn_leaves_nothing_behind(make_layer, broker, report):
         number += 20
         if time.monotonic() - began > SECONDS / 5 * (len(marks) + 1):
             # lingering bindings go, unread channels are swept
-            await eventually(lambda: not receiver.boxes and not receiver._bound, 60)
+            await eventually(lambda: not receiver.mailboxes.boxes and not receiver._bindings.bound, 60)
             marks.append(footprint(broker))
             report(seconds=round(time.monotonic() - began), visitors=number, **marks[-1])
     first, last = marks[1], marks[-1]

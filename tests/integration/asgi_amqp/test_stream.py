@@ -8,10 +8,11 @@ import pytest
 from aiormq.exceptions import ChannelPreconditionFailed
 
 from asgi_amqp import stream
-from asgi_amqp.connection import Options, Supervisor, Target
 from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position, parse
 from asgi_amqp.stream import EventStream, PositionGone
+from asgi_amqp.supervisor import Supervisor
 from tests.integration.asgi_amqp.broker import eventually
 
 
@@ -168,7 +169,7 @@ async def test_the_end_is_the_end_of_a_chunk_however_many_messages_it_holds(brok
     """The broker gives a reader at "last" a whole chunk, in as many pieces as the socket likes."""
     options = Options((Target.parse(broker.url),), "test")
     attached = asyncio.Event()
-    writer = stream.Writer("end-of-chunk")
+    writer = stream.StreamWriter("end-of-chunk")
 
     async def attach(link):
         await stream.declare(link, stream.Stream(writer.name))
@@ -184,8 +185,7 @@ async def test_the_end_is_the_end_of_a_chunk_however_many_messages_it_holds(brok
             await asyncio.gather(*done)
         assert await stream.end_of(link, writer.name) == 2000
         assert await stream.first_from(link, writer.name, 1500) == (1500, 3000)
-        async with link.attempt() as wire:
-            await wire.queue_delete(writer.name)
+        await link.attempt(lambda channel: channel.queue_delete(writer.name))
         assert not await stream.exists(link, writer.name)
     finally:
         await supervisor.close()
@@ -217,7 +217,7 @@ async def test_a_reader_on_a_broker_without_a_copy_hears_of_it(layer, monkeypatc
     async def refused(self, link):
         raise ChannelPreconditionFailed("queue 'events' does not have a running replica on the local node")
 
-    monkeypatch.setattr(stream.Reader, "attach", refused)
+    monkeypatch.setattr(stream.StreamReader, "attach", refused)
     with pytest.raises(BrokerUnavailable, match=r"cannot be read: .*does not have a running replica"):
         await collect(log, 1, Position(log.epoch, 0))
     with pytest.raises(BrokerUnavailable, match=r"cannot be read: .*does not have a running replica"):

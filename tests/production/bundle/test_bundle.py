@@ -151,7 +151,7 @@ def test_a_host_is_installed_by_the_words_of_the_how_to(machine, archive):
 
 def test_a_bundle_whose_files_were_changed_says_so_and_asks_no_index(machine):
     """Another release than the archive's: a stale bundle."""
-    machine.run("cp -r /root/bundle /root/stale && echo '# changed' >> /root/stale/src/carillon/errors.py")
+    machine.run("cp -r /root/bundle /root/stale && echo '# changed' >> /root/stale/src/carillon/urls.py")
     done = docker(
         *("exec", "--workdir", "/root/stale/ansible", NAME),
         *("../.venv/bin/ansible", "localhost", "-m", "carillon_release", "-a"),

@@ -44,7 +44,7 @@ def secrets_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def playbook(secrets_dir):
-    return playbooks.runner(INVENTORY, secrets_dir)
+    return playbooks.Playbooks(INVENTORY, secrets_dir)
 
 
 @pytest.fixture(scope="session")

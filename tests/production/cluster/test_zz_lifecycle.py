@@ -78,6 +78,25 @@ def test_upgrade_and_rollback_host_by_host_fail_no_request(machines, stack, play
     assert {name: current(machines[name]) for name in APPS} == before
 
 
+def test_an_upgrade_that_was_killed_between_two_hosts_is_rolled_back_on_both(
+    machines, stack, playbook, another_release
+):
+    before = {name: current(machines[name]) for name in APPS}
+    assert len(set(before.values())) == 1
+    with Ledger(stack) as ledger:
+        playbook.kill_at("carillon : The release in use", "upgrade.yml", times=2)
+        halfway = {name: current(machines[name]) for name in APPS}
+        assert halfway != before
+        assert halfway[APPS[1]] == before[APPS[1]]
+        playbook("rollback.yml")
+    ledger.assert_nothing_lost()
+    assert {name: current(machines[name]) for name in APPS} == before
+    assert "changed=0" in playbook("rollback.yml")
+    # Whatever is checked out.
+    playbook("site.yml")
+    assert {name: current(machines[name]) for name in APPS} == before
+
+
 def test_rotation_fails_no_request_and_leaves_no_old_login(machines, stack, playbook):
     with Ledger(stack) as ledger:
         playbook("rotate.yml")

@@ -1,9 +1,14 @@
-"""One converged host. Molecule (ansible/molecule/single) makes it and calls these tests as its verifier."""
+"""One host for everything, bare when the tests begin: test_aa_converge.py is the first of them.
+
+CARILLON_KEEP=1 leaves it to be looked at, and goes on with one that is there.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +17,9 @@ os.environ.setdefault("CARILLON_STACK_PLAIN", "redirect")
 os.environ.setdefault("CARILLON_STACK_HSTS", "1")
 
 from tests.infra.stack import Stack
-from tests.production import playbooks
+from tests.production import hosts, playbooks
 from tests.production.conftest import ROOT, Machine, wait_for
+from tests.production.containers import docker
 
 NAME = "carillon-prod-single"
 
@@ -46,13 +52,35 @@ class HostStack(Stack):
 
 
 @pytest.fixture(scope="session")
-def machine() -> Machine:
-    return Machine(NAME)
+def machine() -> Iterator[Machine]:
+    keep = bool(os.environ.get("CARILLON_KEEP"))
+    if keep and docker("inspect", NAME).returncode == 0:
+        yield Machine(NAME)
+        return
+    docker("network", "create", NAME)
+    try:
+        yield hosts.start(NAME, NAME)
+    finally:
+        if not keep:
+            docker("rm", "--force", "--volumes", NAME)
+            docker("network", "rm", NAME)
 
 
 @pytest.fixture(scope="session")
 def secrets_dir() -> Path:
+    """Beside the inventory, where they are unless somebody says otherwise."""
     return Path(os.environ["CARILLON_SECRETS_DIR"])
+
+
+@pytest.fixture(scope="session")
+def inventory(secrets_dir) -> Path:
+    """The example, copied and edited as docs/how-to/production-host.md says."""
+    copy = secrets_dir.parent
+    shutil.copytree(ROOT / "ansible/inventories/example-single", copy, dirs_exist_ok=True)
+    shutil.copyfile(ROOT / "tests/production/single/hosts.yml", copy / "hosts.yml")
+    variables = copy / "group_vars/all.yml"
+    variables.write_text(variables.read_text().replace("chimes.example.org", "chimes.test"))
+    return copy
 
 
 @pytest.fixture(scope="session")
@@ -91,5 +119,5 @@ def healthy(machine, stack):
 
 
 @pytest.fixture(scope="session")
-def playbook(secrets_dir):
-    return playbooks.runner(ROOT / "tests/production/single/hosts.yml", secrets_dir)
+def playbook(inventory, secrets_dir):
+    return playbooks.Playbooks(inventory, secrets_dir)

@@ -24,7 +24,7 @@ def whole(healthy):
     ("program", "pattern"),
     [
         ("uwsgi:uwsgi_0", "bin/uwsgi --ini"),
-        ("daphne:daphne_0", "carillon.delivery.server --fd 0"),
+        ("daphne:daphne_0", "carillon.server --fd 0"),
         ("runworker", "django runworker"),
     ],
 )

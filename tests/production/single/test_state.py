@@ -94,7 +94,7 @@ def test_who_runs_what(machine):
         program = Path(process["argv"][0].split(":")[0]).name
         users.setdefault(program, set()).add(process["user"])
         line = " ".join(process["argv"])
-        for name in ("bin/uwsgi", "carillon.delivery.server", "django runworker", "bin/supervisord"):
+        for name in ("bin/uwsgi", "carillon.server", "django runworker", "bin/supervisord"):
             if name in line:
                 assert process["user"] == "carillon", line
     assert users["beam.smp"] == {"rabbitmq"}
@@ -107,7 +107,7 @@ def test_who_runs_what(machine):
 @pytest.mark.parametrize(
     ("path", "user", "group", "mode"),
     [
-        ("/etc/carillon/carillon.env", "root", "carillon", 0o640),
+        ("/opt/carillon/current/etc/carillon.env", "root", "carillon", 0o640),
         ("/etc/carillon/secrets", "root", "carillon", 0o750),
         ("/etc/carillon/secrets/secret-key", "root", "carillon", 0o640),
         ("/etc/carillon/secrets/database-password", "root", "carillon", 0o640),
@@ -210,7 +210,7 @@ def test_the_database_lets_in_who_has_the_password_and_nobody_else(machine):
     hba = [line.split() for line in shown.splitlines() if line and not line.startswith("#")]
     assert hba == [
         ["local", "all", "postgres", "peer"],
-        ["host", "carillon", "+carillon", "127.0.0.1/32", "scram-sha-256"],
+        ["host", "carillon,carillon_restored", "+carillon", "127.0.0.1/32", "scram-sha-256"],
     ]
     denied = machine.host.run("PGPASSWORD=wrong psql -h 127.0.0.1 -U carillon_a carillon -c 'select 1'")
     assert denied.rc != 0

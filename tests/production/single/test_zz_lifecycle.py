@@ -12,9 +12,10 @@ import subprocess
 import time
 
 import pytest
+import yaml
 
-from dev.production_testing import RELEASE_MARKER
-from tests.production.conftest import FULL, wait_for
+from dev.production_testing import PROGRAM_MARKER, RELEASE_MARKER
+from tests.production.conftest import FULL, ROOT, wait_for
 from tests.production.ledger import Ledger
 
 # What takes minutes and changes seldom.
@@ -23,13 +24,14 @@ full = pytest.mark.skipif(not FULL, reason="minutes: make test-production-full")
 
 @pytest.fixture
 def another_release(machine):
-    """A checkout of a release after this one: a new file is enough for it to be another."""
-    marker = RELEASE_MARKER
-    marker.write_text(
+    """A checkout of a release after this one: with a file and a program more."""
+    RELEASE_MARKER.write_text(
         '"""Made by a test, which takes it away again: a release that differs from the one before."""\n'
     )
-    yield marker
-    marker.unlink()
+    PROGRAM_MARKER.write_text("[program:_release_marker]\ncommand = /usr/bin/sleep infinity\n")
+    yield
+    RELEASE_MARKER.unlink()
+    PROGRAM_MARKER.unlink()
 
 
 def current(machine) -> str:
@@ -40,41 +42,116 @@ def supervisord(machine) -> str:
     return machine.run("systemctl show -P MainPID carillon").strip()
 
 
-def test_upgrade_under_load_fails_no_request(machine, stack, playbook, another_release, healthy):
-    before, process = current(machine), supervisord(machine)
+def running(machine) -> set[str]:
+    """Releases that programs run from; supervisord may be of an older one."""
+    return {
+        f"releases/{argument.split('/')[4]}"
+        for row in machine.processes()
+        for argument in row["argv"][:1]
+        if "/releases/" in argument and "bin/supervisord" not in " ".join(row["argv"])
+    }
+
+
+def pids(machine) -> dict[str, str]:
+    return {name: machine.run(f"carillon-ctl pid {name}").strip() for name in machine.programs()}
+
+
+@pytest.fixture(scope="module")
+def first(machine) -> str:
+    """The release that ran before all of this."""
+    return current(machine)
+
+
+def test_upgrade_under_load_fails_no_request(machine, stack, playbook, first, another_release, healthy):
+    process = supervisord(machine)
     start = time.monotonic()
     with Ledger(stack) as ledger:
         playbook("upgrade.yml")
     print(f"upgrade: {time.monotonic() - start:.0f} s")
     ledger.assert_nothing_lost()
-    assert current(machine) != before
+    assert current(machine) != first
     assert supervisord(machine) == process, "supervisord was restarted"
-    running = {
-        argument.split("/")[4]
-        for row in machine.processes()
-        for argument in row["argv"][:1]
-        if "/releases/" in argument and "bin/supervisord" not in " ".join(row["argv"])
-    }
-    assert running == {current(machine).removeprefix("releases/")}
+    assert running(machine) == {current(machine)}
+    assert "_release_marker" in machine.programs()
     healthy()
 
 
-def test_rollback_under_load_fails_no_request(machine, stack, playbook, healthy):
-    now, before = current(machine), machine.run("readlink /opt/carillon/previous").strip()
-    assert before != now
+def test_rollback_under_load_fails_no_request(machine, stack, playbook, first, healthy):
+    assert current(machine) != first
     with Ledger(stack) as ledger:
         playbook("rollback.yml")
     ledger.assert_nothing_lost()
-    assert current(machine) == before
-    assert machine.run("readlink /opt/carillon/previous").strip() == now
+    assert current(machine) == first
+    assert running(machine) == {first}
+    assert "_release_marker" not in machine.programs(), "a program of the release that is no more"
     healthy()
 
 
-def test_a_rollback_to_what_is_not_there_changes_nothing(machine, playbook):
-    before = current(machine)
+def test_a_second_rollback_changes_nothing(machine, playbook, first):
+    before = pids(machine)
+    assert "changed=0" in playbook("rollback.yml")
+    assert (current(machine), pids(machine)) == (first, before)
+
+
+def test_every_playbook_keeps_to_the_release_until_the_next_upgrade(
+    machine, playbook, first, another_release
+):
+    output = playbook("site.yml")
+    assert "changed=0" in output, "\n".join(line for line in output.splitlines() if "changed:" in line)
+    assert f"went back to {first.removeprefix('releases/')}" in " ".join(output.split())
+    assert current(machine) == first
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param("Release", marks=full),  # nothing is done yet
+        "carillon : Are there migrations to apply",  # installed beside the one that runs
+        pytest.param("carillon : The release in use", marks=full),
+        "supervisord : Programs that differ, one group after another",  # in use, and no program runs it
+        pytest.param("carillon : The release in use, and the one before", marks=full),
+    ],
+)
+def test_an_upgrade_that_was_killed_is_rolled_back_with_no_request_lost(
+    machine, stack, playbook, first, another_release, task
+):
+    with Ledger(stack) as ledger:
+        playbook.kill_at(task, "upgrade.yml")
+        playbook("rollback.yml")
+    ledger.assert_nothing_lost()
+    assert (current(machine), running(machine)) == (first, {first})
+    assert "_release_marker" not in machine.programs()
+
+
+@full
+@pytest.mark.parametrize(
+    "task",
+    [
+        "carillon : Are there migrations to apply",
+        "carillon : Settings of the release in use",
+        "supervisord : Programs that differ, one group after another",
+        "supervisord : Programs run, none of them older than what it should run with",
+        "carillon : Releases that are there",
+    ],
+)
+def test_an_upgrade_that_was_killed_goes_on_when_it_is_run_again(
+    machine, stack, playbook, first, another_release, task
+):
+    with Ledger(stack) as ledger:
+        playbook.kill_at(task, "upgrade.yml")
+        playbook("upgrade.yml")
+        assert running(machine) == {current(machine)} != {first}
+        playbook.kill_at("supervisord : Programs that differ, one group after another", "rollback.yml")
+        playbook("rollback.yml")
+    ledger.assert_nothing_lost()
+    assert (current(machine), running(machine)) == (first, {first})
+
+
+def test_a_rollback_to_what_is_not_there_changes_nothing(machine, playbook, secrets_dir):
+    before, held = current(machine), (secrets_dir / "release-held").read_text()
     output = " ".join(playbook("rollback.yml", "-e", "carillon_rollback_to=0.0.0-none", expect=2).split())
     assert "carillon-prod-single: /opt/carillon/releases/0.0.0-none is not there" in output
-    assert current(machine) == before
+    assert (current(machine), (secrets_dir / "release-held").read_text()) == (before, held)
 
 
 @full
@@ -98,30 +175,111 @@ def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
     healthy()
 
 
-@full
-def test_backup_wipe_restore_brings_the_rows_back(machine, stack, playbook, secrets_dir, tmp_path, healthy):
+POSTGRES = "runuser -u postgres -- "
+# The last migration of the release before, of the app that has one more.
+OLDER = ("websocket", "0001")
+
+
+def databases(machine) -> set[str]:
+    return set(
+        machine.run(f"{POSTGRES} psql -Atc 'select datname from pg_database where not datistemplate'").split()
+    )
+
+
+@pytest.fixture
+def backup(machine, stack, playbook, tmp_path):
+    """A backup, of a job too, and that job's address."""
     job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
-    playbook("backup.yml", "-e", f"backup_dir={tmp_path}/backup")
-    assert {
-        path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "backup").iterdir()
-    } == dict.fromkeys(("secrets.tar", "database.dump", "definitions.json", "certificates.tar"), "0o600")
-    # The fire: rows, logins and the control node's secrets are gone. (The host itself stays: `single` begins
-    # with a bare one.)
+    folder = tmp_path / "backup"
+    playbook("backup.yml", "-e", f"backup_dir={folder}")
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
+        ("secrets.tar", "database.dump", "definitions.json", "certificates.tar"), "0o600"
+    )
+    return folder, f"/api/v2/jobs/{job['id']}/"
+
+
+@pytest.fixture
+def older(machine, backup):
+    """The same, as the release before would have made it: without a table that has a foreign key."""
+    folder, address = backup
+    name, dump = "carillon_restored", "/var/tmp/dump"  # a database that the programs' login may come to
+    subprocess.run(["docker", "cp", f"{folder}/database.dump", f"{machine.name}:{dump}"], check=True)
+    machine.run(f"chmod 0644 {dump} && {POSTGRES} createdb --owner carillon {name}")
+    machine.run(f"{POSTGRES} pg_restore --dbname {name} --role carillon -O -x {dump}")
+    migrate = f"runuser -u carillon -- carillon manage migrate {' '.join(OLDER)}"
+    machine.run(f"CARILLON_DATABASE_NAME={name} {migrate}")
+    machine.run(f"{POSTGRES} pg_dump --format=custom -O -x {name} > {dump} && {POSTGRES} dropdb {name}")
+    subprocess.run(["docker", "cp", f"{machine.name}:{dump}", f"{folder}/database.dump"], check=True)
+    machine.run(f"rm {dump}")
+    return folder, address
+
+
+def test_a_backup_of_the_release_before_is_restored(machine, stack, playbook, older, healthy):
+    folder, address = older
+    stack.api("/api/v2/jobs/", {"name": "after the backup"})
+    start = time.monotonic()
+    playbook("restore.yml", "-e", f"restore_from={folder}")
+    print(f"restore: {time.monotonic() - start:.0f} s")
+    healthy()
+    assert "after the backup" not in {job["name"] for job in stack.api("/api/v2/jobs/")["results"]}
+    assert stack.api(address)["name"] == "kept through the fire"
+    assert databases(machine) == {"carillon", "postgres"}
+
+
+@full
+def test_a_backup_that_is_damaged_changes_nothing(machine, stack, playbook, backup):
+    folder, address = backup
+    dump = folder / "database.dump"
+    dump.write_bytes(dump.read_bytes()[:-2000])
+    before = pids(machine)
+    playbook("restore.yml", "-e", f"restore_from={folder}", expect=2)
+    assert pids(machine) == before, "programs were stopped"
+    assert stack.api(address)["name"] == "kept through the fire"
+
+
+@full
+@pytest.mark.parametrize(
+    "task",
+    [
+        "postgresql : Fill it",
+        "carillon : Its migrations",
+        "postgresql : The restored database takes the name, the one of before gets another",
+        "Start",
+        "Emitted here, heard there",
+    ],
+)
+def test_a_restore_that_was_killed_is_run_again(machine, stack, playbook, older, healthy, task):
+    folder, address = older
+    playbook.kill_at(
+        task, "restore.yml", "-e", f"restore_from={folder}", times=2 if task.startswith("Emit") else 1
+    )
+    assert len(databases(machine) - {"postgres", "carillon_restored"}) >= 1
+    playbook("restore.yml", "-e", f"restore_from={folder}")
+    healthy()
+    assert stack.api(address)["name"] == "kept through the fire"
+    assert databases(machine) == {"carillon", "postgres"}
+
+
+@full
+def test_backup_wipe_restore_brings_the_rows_back(
+    machine, stack, playbook, secrets_dir, tmp_path, backup, healthy
+):
+    folder, address = backup
+    # The fire: rows, logins and the control node's secrets are gone. (The host itself stays: the tests have
+    # begun with a bare one.)
     machine.run("carillon-ctl stop all")
-    machine.run("runuser -u postgres -- psql -c 'drop database carillon with (force)'")
+    machine.run(f"{POSTGRES} psql -c 'drop database carillon with (force)'")
     (user,) = json.loads(machine.run("rabbitmqctl --quiet --formatter json list_users"))
     machine.run(
         f"rabbitmqctl --quiet delete_vhost carillon && rabbitmqctl --quiet delete_user {user['user']}"
     )
-    machine.run("rm -rf /etc/carillon/secrets /etc/carillon/carillon.env")
+    machine.run("rm -rf /etc/carillon/secrets /opt/carillon/current/etc/carillon.env")
     kept = tmp_path / "kept"
     shutil.move(secrets_dir, kept)
-    start = time.monotonic()
-    playbook("restore.yml", "-e", f"restore_from={tmp_path}/backup")
-    print(f"restore: {time.monotonic() - start:.0f} s")
+    playbook("restore.yml", "-e", f"restore_from={folder}")
     assert (secrets_dir / "secret-key").read_text() == (kept / "secret-key").read_text()
     healthy()
-    assert stack.api(f"/api/v2/jobs/{job['id']}/")["name"] == "kept through the fire"
+    assert stack.api(address)["name"] == "kept through the fire"
 
 
 @pytest.fixture
@@ -168,6 +326,18 @@ def served(machine) -> str:
         "openssl s_client -connect 127.0.0.1:443 -servername chimes.test </dev/null 2>/dev/null"
         " | openssl x509 -noout -issuer -serial"
     )
+
+
+def test_a_certificate_that_ends_soon_is_renewed_without_a_restart(machine, playbook, healthy):
+    before, process = served(machine), machine.run("systemctl show -P MainPID nginx")
+    # Ours last 397 days: what is to last longer is renewed.
+    playbook("certificates.yml", "-e", "tls_renew_days=400")
+    wait_for(lambda: served(machine) != before, 30, "the renewed certificate", machine.logs)
+    assert machine.run("systemctl show -P MainPID nginx") == process, "nginx was restarted"
+    assert "changed=0" in playbook("certificates.yml")
+    output = " ".join(playbook("check.yml", "-e", "check_certificate_days=400", expect=2).split())
+    assert "/etc/carillon/tls/fullchain.pem ends in 396 days, and nothing has renewed it" in output
+    healthy()
 
 
 @full
@@ -280,14 +450,33 @@ def test_a_broken_site_file_leaves_the_running_one(machine, stack, playbook, tmp
     )
     assert "nonsense" in output
     assert stack.api("/api/v2/me/")["count"] == 1
-    machine.run("rm /etc/nginx/carillon/site.d/broken.conf && nginx -t -q")
+    # It would have waited there for the next start.
+    assert not machine.host.file("/etc/nginx/carillon/site.d/broken.conf").exists
+    machine.run("nginx -t -q")
+
+
+def test_one_host_does_not_become_several_without_a_word(machine, playbook, tmp_path):
+    tree = yaml.safe_load((ROOT / "tests/production/single/hosts.yml").read_text())
+    carillon = tree["all"]["children"]["carillon"]
+    # The same container by another name: what is refused is refused before it matters.
+    carillon["children"]["app"]["hosts"]["another"] = {"ansible_host": machine.name}
+    carillon["vars"] |= {"carillon_domain": "chimes.test", "ansible_become": True}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(tree))
+    before = pids(machine)
+    output = " ".join(playbook("site.yml", inventory=tmp_path / "hosts.yml", expect=2).split())
+    assert f"{machine.name}: the broker here is rabbit@localhost by its data" in output
+    assert "restore.yml with this one on fresh hosts" in output
+    assert "PLAY [Ground for every service]" not in output
+    assert pids(machine) == before
 
 
 @full
-def test_a_location_of_ones_own_is_served(stack, playbook, machine, tmp_path):
+def test_a_location_of_ones_own_is_served_until_it_is_no_longer_named(stack, playbook, machine, tmp_path):
     (tmp_path / "mine.conf").write_text(
         'location = /mine { default_type text/plain; return 200 "mine\\n"; }\n'
     )
     playbook("site.yml", "-e", json.dumps({"nginx_drop_ins": [str(tmp_path / "mine.conf")]}))
     answer = subprocess.check_output(["curl", "-sk", f"https://{machine.address}/mine"], text=True)
     assert answer == "mine\n"
+    playbook("site.yml")
+    assert not machine.host.file("/etc/nginx/carillon/site.d/mine.conf").exists

@@ -18,8 +18,8 @@ MODULE = Path(__file__).resolve().parents[3] / "ansible/library/carillon_files.p
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
 
-def run(files=(), folders=(), *, check: bool = False, expect: int = 0) -> dict:
-    arguments = {"files": list(files), "folders": list(folders), "_ansible_check_mode": check}
+def run(files=(), folders=(), *, check: bool = False, expect: int = 0, **more) -> dict:
+    arguments = {"files": list(files), "folders": list(folders), "_ansible_check_mode": check, **more}
     done = subprocess.run(
         [sys.executable, str(MODULE)],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
@@ -74,3 +74,47 @@ def test_a_dry_run_says_what_it_would_do(file, folder):
 def test_what_cannot_be_written_is_named(file):
     said = run([file], expect=1)
     assert file["dest"] in said["msg"]
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Configuration with a folder of one's own files, one of which is no longer wanted."""
+    root = tmp_path / "etc"
+    (root / "site.d").mkdir(parents=True)
+    (root / "main.conf").write_text("include site.d\n")
+    (root / "site.d/old.conf").write_text("good\n")
+    (root / "site.d/folder").mkdir()
+    return root
+
+
+def entry(path: Path, content: str) -> dict:
+    return {"dest": str(path), "content": content, "mode": "0644", **ME}
+
+
+def only(tree: Path) -> dict:
+    """Every file in site.d must say `good`."""
+    command = ["sh", "-c", "! grep -L good %s/site.d/*.conf | grep ."]
+    return {"only": [str(tree / "site.d")], "test": {"root": str(tree), "command": command}}
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_what_would_be_refused_is_not_written_and_nothing_is_removed(tree, check):
+    said = run([entry(tree / "site.d/new.conf", "bad\n")], **only(tree), check=check, expect=1)
+    assert f"would be refused: {tree}/site.d/new.conf" in said["msg"]
+    assert sorted(path.name for path in (tree / "site.d").iterdir()) == ["folder", "old.conf"]
+
+
+def test_the_folder_is_what_the_files_say(tree):
+    files = [entry(tree / "site.d/new.conf", "good\n")]
+    (tree / "site.d/old.conf").write_text("bad\n")  # it goes, so it is not asked about
+    removed = [str(tree / "site.d/old.conf")]
+    assert run(files, **only(tree), check=True)["written"] == [files[0]["dest"], *removed]
+    assert (tree / "site.d/old.conf").exists()
+    assert run(files, **only(tree))["written"] == [files[0]["dest"], *removed]
+    assert sorted(path.name for path in (tree / "site.d").iterdir()) == ["folder", "new.conf"]
+    assert run(files, **only(tree))["changed"] is False
+
+
+def test_a_program_that_is_not_there_yet_tests_nothing(tree):
+    test = {"root": str(tree), "command": ["no-such-program", "%s"]}
+    assert run([entry(tree / "site.d/new.conf", "bad\n")], test=test)["changed"]

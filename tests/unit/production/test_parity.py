@@ -71,7 +71,7 @@ def test_a_machine_is_described_by_what_runs_there():
             rows = [
                 [1, ["/usr/bin/python3", f"{release}/carillon", "reload", "uwsgi"], []],
                 [7, [f"{release}/python3", f"{release}/uwsgi", "--socket", "0.0.0.0:8050"], ["HOME", "B"]],
-                [9, [f"{release}/python3", "-m", "carillon.delivery.server", "--fd", "0"], ["A"]],
+                [9, [f"{release}/python3", "-m", "carillon.server", "--fd", "0"], ["A"]],
                 [12, [f"{release}/python", "-m", "django", "runworker"], ["A"]],
             ]
             return json.dumps(rows)
@@ -85,7 +85,7 @@ def test_a_machine_is_described_by_what_runs_there():
     python = "/opt/carillon/<release>/bin/python"
     assert found["argv"] == {
         "uwsgi": [python, "/opt/carillon/<release>/bin/uwsgi", "--socket", "<listen>"],
-        "daphne": [python, "-m", "carillon.delivery.server", "<listen>"],
+        "daphne": [python, "-m", "carillon.server", "<listen>"],
         "runworker": [python, "-m", "django", "runworker"],
     }
     assert found["environment"] == ["A", "B", "CARILLON_WAIT_SECONDS", "HOME"]

@@ -66,6 +66,7 @@ class TestRole:
             "notify",
             "no_log",
             "block",
+            "always",
             "vars",
             "delegate_to",
             "run_once",
@@ -84,7 +85,7 @@ class TestRole:
                 modules = set(task) - words
                 for module in modules:
                     assert module.startswith("ansible.builtin.") or module in own, f"{role.name}: {module}"
-                walk(task.get("block"))
+                walk([*(task.get("block") or []), *(task.get("always") or [])])
 
         for path in [*role.glob("tasks/*.yml"), *role.glob("handlers/*.yml")]:
             walk(load(path))

@@ -1,6 +1,6 @@
 """What may be subscribed to at /websocket, and by whom: `{"groups": {"rooms": [1, 2]}}`."""
 
-from carillon.notifications import Family, register
+from carillon.events import Family, register
 from chat.models import Room
 
 

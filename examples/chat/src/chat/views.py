@@ -4,7 +4,7 @@ from django.conf import settings
 from django.db import transaction
 from rest_framework import generics, serializers
 
-from carillon.notifications import Notification, emit_on_commit
+from carillon.events import Notification, emit_on_commit
 from chat.models import Message, Room
 
 

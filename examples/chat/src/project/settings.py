@@ -1,7 +1,8 @@
-"""The settings of this deployment: Carillon's, and the chat's."""
+"""The settings of this deployment: Carillon's with the reference application, and the chat's."""
 
-from carillon.settings import *  # noqa: F403
-from carillon.settings import INSTALLED_APPS, env
+from carillon.settings import env
+from tower.settings import *  # noqa: F403
+from tower.settings import INSTALLED_APPS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "chat"]
 

@@ -1,10 +1,15 @@
-"""The routes that uwsgi serves: Carillon's, and the chat's behind them."""
+"""The routes that uwsgi serves: the chat's, then the reference application's and Carillon's."""
 
 from django.urls import include, path
 
 from carillon import urls as carillon_urls
+from tower import urls as tower_urls
 
 handler404 = carillon_urls.handler404
 handler500 = carillon_urls.handler500
 
-urlpatterns = [*carillon_urls.urlpatterns, path("api/chat/", include("chat.urls"))]
+urlpatterns = [
+    path("api/chat/", include("chat.urls")),
+    *tower_urls.urlpatterns,
+    *carillon_urls.urlpatterns,
+]

@@ -1,0 +1,154 @@
+"""The consumer of a normal channel, for the worker and for `receive()`: they differ in when they acknowledge.
+
+A consumer is started anew on every link until it is stopped. What it was given and did not acknowledge comes
+again, from the broker, to it or to others.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import codec
+from .connection import GONE, Link, Wire, describe
+from .declare import declare
+from .exceptions import BrokerUnavailable, LayerError
+from .metrics import Stats
+from .supervisor import Supervisor
+from .topology import Queue, Topology
+from .transport import Delivery
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """One AMQP message of a normal channel: its events, and the ways to end it."""
+
+    messages: list[codec.Message]
+    delivery: Delivery
+    wire: Wire
+
+    def ack(self) -> None:
+        """Done."""
+        self.wire.ack(self.delivery.tag)
+
+    def fail(self) -> None:
+        """It was tried in vain: back to the queue, one attempt more."""
+        self.wire.reject(self.delivery.tag, requeue=True)
+
+    def give_back(self) -> None:
+        """It was not tried: for others, or for later."""
+        self.wire.give_back(self.delivery.tag)
+
+    @property
+    def attempts(self) -> int:
+        """How often it has been delivered before."""
+        count = self.delivery.headers.get("x-delivery-count", 0)
+        return max(count if isinstance(count, int) else 0, int(self.delivery.redelivered))
+
+
+class Consumer:
+    """Consumes a queue; at most `prefetch` messages are not acknowledged.
+
+    `on_message` gets each; `on_lost` is called when the link goes, with an error when no other will come.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        topology: Topology,
+        stats: Stats,
+        queue: Queue,
+        prefetch: int,
+        on_message: Callable[[Received], None],
+        on_lost: Callable[[LayerError | None], None],
+    ) -> None:
+        self.queue = queue
+        self.on_lost = on_lost
+        self._supervisor = supervisor
+        self._topology = topology
+        self._stats = stats
+        self._prefetch = prefetch
+        self._on_message = on_message
+        self._wire: Wire | None = None
+        self._tag = ""
+        self._active = asyncio.Event()
+        self._changing = asyncio.Lock()
+
+    async def started(self, timeout: float) -> None:
+        """Until the broker has agreed; BrokerUnavailable, ConfigurationError."""
+        problem = "the broker does not answer"
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._active.is_set():
+                    link = await self._supervisor.link(timeout)
+                    try:
+                        await self.attach(link)
+                        await self._active.wait()
+                    except GONE as error:  # the link is lost: again with the next
+                        problem = describe(error)
+                        if isinstance(error, TimeoutError):
+                            raise
+                        await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"{self.queue.name} not consumed within {timeout:g} s: {problem}"
+            ) from None
+
+    async def attach(self, link: Link) -> None:
+        """Consume on this link."""
+        async with self._changing:
+            if self._wire is not None:
+                return
+            await declare(link, self._topology, self.queue)
+            wire: Wire
+
+            def arrived(delivery: Delivery) -> None:
+                self._arrived(delivery, wire)
+
+            self._wire = wire = await link.wire(on_delivery=arrived)
+            try:
+                self._tag = await wire.consume(self.queue.name, prefetch=self._prefetch)
+            except BaseException:
+                self._wire = None
+                raise
+            self._active.set()
+
+    def _arrived(self, delivery: Delivery, wire: Wire) -> None:
+        self._stats.batches_in += 1
+        try:
+            messages = [message for _, message in codec.decode(delivery.body)]
+        except ValueError:
+            self._stats.lose("undecodable", None, self.queue.key[2:])
+            wire.reject(delivery.tag, requeue=False)
+            return
+        self._stats.received += len(messages)
+        self._on_message(Received(messages, delivery, wire))
+
+    def lost(self, error: LayerError | None) -> None:
+        """The link is gone."""
+        self._wire = None
+        self._active.clear()
+        self.on_lost(error)
+
+    async def renew(self) -> None:
+        """Begin to consume anew: what was given before no longer counts against the prefetch, and can still
+        be acknowledged. What is on its way meanwhile may count as tried.
+        """
+        async with self._changing:
+            wire = self._wire
+            if wire is not None and not wire.closed:
+                with contextlib.suppress(*GONE):
+                    await wire.cancel(self._tag)
+                    self._tag = await wire.consume(self.queue.name, prefetch=self._prefetch)
+
+    async def pause(self) -> None:
+        """No new messages; those delivered can still be acknowledged."""
+        async with self._changing:
+            if self._wire is not None:
+                await self._wire.cancel(self._tag)
+
+    async def stop(self) -> None:
+        """End; what was delivered and not acknowledged goes back to the queue."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()

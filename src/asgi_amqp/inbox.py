@@ -1,0 +1,148 @@
+"""`receive()` on a normal channel, as the plain `runworker` of Channels does it.
+
+An AMQP message is acknowledged when the last of its events is handed to its receiver: what that one does
+with it is not known here, which is why work that must not be lost belongs to `asgi_amqp.worker`. A channel
+that nobody receives on for a while is no longer consumed, and what nobody has begun to read goes back to the
+broker for others. Giving back counts as an attempt before RabbitMQ 4.3, so little is fetched ahead where
+attempts are counted.
+"""
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from .consumer import Consumer, Received
+from .exceptions import LayerError
+from .mailboxes import Mailbox, Parcel
+from .topology import Queue
+
+PREFETCH = 32  # AMQP messages fetched ahead
+IDLE = 1.0  # seconds without a receiver
+
+
+class Inbox:
+    """Made when a channel is first received on; lives as long as its session. Home of its one mailbox."""
+
+    drop_oldest = False
+
+    def __init__(
+        self,
+        make: Callable[
+            [Queue, int, Callable[[Received], None], Callable[[LayerError | None], None]], Consumer
+        ],
+        drop: Callable[[Consumer], Coroutine[Any, Any, None]],
+        dropped: Callable[[str, int, str], None],
+        queue: Queue,
+        expiry: float,
+        timeout: float,
+    ) -> None:
+        self.box = Mailbox(queue.key[2:], 1 << 62, self, time.monotonic())  # the prefetch bounds it
+        self._loop = asyncio.get_running_loop()
+        self._dropped = dropped
+        self._drop = drop
+        self._expiry = math.inf if queue.dead else expiry
+        self._timeout = timeout
+        self._prefetch = 1 if queue.dead else PREFETCH
+        self._make = functools.partial(make, queue, self._prefetch, self._on_message, self._on_lost)
+        self._unread: dict[Parcel, Received] = {}
+        self.readers = 0
+        self._consumer: Consumer | None = None
+        self._paused = False
+        self._starting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def ready(self) -> None:
+        """A receiver found nothing: consume, once, and to the end even when that one is cancelled."""
+        if self._consumer is None or self._paused:
+            if self._starting is None:
+                self._starting = self._loop.create_task(self._start())
+            await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        try:
+            if self._consumer is None:
+                consumer = self._make()
+                try:
+                    await consumer.started(self._timeout)
+                except BaseException:
+                    await self._drop(consumer)
+                    raise
+                self._consumer = consumer
+            else:
+                await self._consumer.renew()
+            self._paused = False
+        finally:
+            self._starting = None
+            self.arm()
+
+    def arm(self) -> None:
+        """Look after a while whether anyone still receives."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(IDLE, self._stop_if_idle) if not self.readers else None
+
+    def _stop_if_idle(self) -> None:
+        self._timer = None
+        if self.readers or self._consumer is None or self._paused or self._starting is not None:
+            return
+        self._starting = self._loop.create_task(self._rest(self._consumer))
+
+    async def _rest(self, consumer: Consumer) -> None:
+        """Consume no more. What has been begun stays, to be read to its end."""
+        try:
+            self._paused = True
+            await consumer.pause()
+            begun = self.box.keep_begun()
+            for parcel, received in list(self._unread.items()):
+                if parcel is not begun:
+                    del self._unread[parcel]
+                    received.give_back()
+            if not self._unread and self._consumer is consumer:
+                self._consumer = None
+                await self._drop(consumer)
+        finally:
+            self._starting = None
+
+    # The consumer
+
+    def _on_message(self, received: Received) -> None:
+        now = time.monotonic()
+        parcel = Parcel(0, now + self._expiry, None)
+        if not received.messages:
+            received.ack()
+            return
+        self._unread[parcel] = received
+        self.box.put(parcel, received.messages, now)
+
+    def _on_lost(self, error: LayerError | None) -> None:
+        """What is here and not acknowledged will come again."""
+        self._unread.clear()
+        self.box.clear()
+        if error is not None:
+            self._consumer = None
+            self.box.fail(error)
+
+    # The home of the mailbox
+
+    def lose(self, reason: str, count: int, box: Mailbox) -> None:
+        self._dropped(reason, count, box.channel)
+
+    def release(self, parcel: Parcel, box: Mailbox) -> None:
+        """All of it has been read."""
+        received = self._unread.pop(parcel, None)
+        if received is not None:
+            received.ack()
+
+    def close(self, error: LayerError) -> None:
+        """Nothing comes any more."""
+        self._unread.clear()
+        self.box.clear()
+        self.box.closed = error
+        self.box.fail(error)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._starting is not None:
+            self._starting.cancel()

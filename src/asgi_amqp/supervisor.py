@@ -1,0 +1,172 @@
+"""Keeps one link to a broker open: which host, when again, and who is told."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from copy import copy
+
+from .connection import REPEAT, RETRY_FIRST, RETRY_MOST, Link, connect, describe
+from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
+from .options import Options
+
+log = logging.getLogger("asgi_amqp")
+
+
+class Supervisor:
+    """Keeps one link open in the running loop.
+
+    `setup(link)` rebuilds what must be there, `lost(link, reason)` hears of a link's end, `failed(error)` of
+    the end of all attempts; `link(timeout)` waits for one. A configuration error ends the attempts only
+    before the first link: later it may be a password that is being changed.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        setup: Callable[[Link], Awaitable[None]],
+        lost: Callable[[Link, str], None],
+        failed: Callable[[LayerError], None] = lambda error: None,
+    ) -> None:
+        self.options = options
+        self.current: Link | None = None
+        self.reconnects = 0
+        self.problem: LayerError | None = None
+        self._setup = setup
+        self._lost = lost
+        self._failed = failed
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: dict[asyncio.Future[Link], None] = {}  # in the order in which they came
+        self._failed_at = 0.0
+        self._generation = 0
+        self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
+
+    @property
+    def hopeless(self) -> LayerError | None:
+        """What ended all attempts a moment ago: the broker is not asked again so soon."""
+        ended = self._task is not None and self._task.done()
+        return self.problem if ended and time.monotonic() - self._failed_at < REPEAT else None
+
+    def start(self) -> None:
+        """Begin, unless it is under way or hopeless."""
+        if self._task is None or (self._task.done() and self.hopeless is None):
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="asgi_amqp supervisor")
+
+    async def link(self, timeout: float) -> Link:
+        """The open link, or the one that opens within `timeout` seconds; BrokerUnavailable,
+        ConfigurationError.
+        """
+        if self.current is not None:
+            return self.current
+        if self.hopeless is not None:
+            raise self.hopeless
+        self.start()
+        waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except TimeoutError:
+            raise self.unavailable(timeout) from None
+        finally:
+            del self._waiters[waiter]
+
+    def unavailable(self, timeout: float) -> BrokerUnavailable:
+        """What to tell who has waited in vain for that long."""
+        return BrokerUnavailable(
+            f"no connection to the broker within {timeout:g} s: {self.problem or 'it does not answer'}"
+        )
+
+    async def close(self, error: LayerError | None = None) -> None:
+        """Disconnect; who waits for a link hears `error`."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._tell(error or BrokerUnavailable("the connection was closed"))
+
+    def abort(self) -> None:
+        """Cut the connection of an event loop that has ended."""
+        if self.current is not None:
+            self.current.abort()
+
+    async def _run(self) -> None:
+        attempt = 0
+        link: Link | None = None
+        try:
+            while True:
+                try:
+                    patience = min(4.0, 1 + attempt / 2)
+                    link = await self._next(patience)
+                    async with asyncio.timeout(self.options.connect_timeout * 2 * patience):
+                        await self._setup(link)
+                    if link.lost.done():
+                        raise BrokerUnavailable(f"{link.target}: {link.lost.result()}")
+                except Exception as error:  # whatever `setup` met: to end unseen helps nobody
+                    if link is not None:
+                        self._lost(link, describe(error))
+                        await link.close()
+                        link = None
+                        # It answers and is of no use, as a broker without a copy of the stream: to the next.
+                        self._first += 1
+                    hopeless = isinstance(error, ConfigurationError)
+                    self.problem = (
+                        error if isinstance(error, LayerError) else BrokerUnavailable(describe(error))
+                    )
+                    if hopeless and not self.reconnects:
+                        log.error("Giving up on the broker: %s", error)
+                        self._failed_at = time.monotonic()
+                        self._failed(self.problem)
+                        self._tell(self.problem)
+                        return
+                    pause = REPEAT if hopeless else min(RETRY_MOST, RETRY_FIRST * 2**attempt)
+                    pause *= random.uniform(0.5, 1)  # noqa: S311
+                    log.warning("No broker: %s; next attempt in %.1f s", self.problem, pause)
+                    attempt = min(attempt + 1, 30)
+                    await asyncio.sleep(pause)
+                    continue
+                attempt = 0
+                log.info("Connected to %s", link.target)
+                self.current, self.problem = link, None
+                self._tell(link)
+                reason = await link.watch(self.options.heartbeat)
+                self.current = None
+                self.reconnects += 1
+                self.problem = BrokerUnavailable(f"{link.target}: {reason}")
+                log.warning("Lost the connection to %s: %s", link.target, reason)
+                self._lost(link, reason)
+                await link.close(0.5)
+                link = None
+        finally:
+            self.current = None
+            if link is not None:
+                self._lost(link, "closed")
+                await link.close()
+
+    async def _next(self, patience: float) -> Link:
+        """A link to the first host that answers, each tried once, beginning after the last that failed us."""
+        targets = self.options.targets
+        problems: list[LayerError] = []
+        for turn in range(len(targets)):
+            target = targets[(self._first + turn) % len(targets)]
+            self._generation += 1
+            try:
+                link = await connect(target, self.options, self._generation, patience)
+            except LayerError as error:
+                problems.append(error)
+            else:
+                self._first = (self._first + turn) % len(targets)
+                return link
+        if all(isinstance(problem, ConfigurationError) for problem in problems):
+            raise problems[0]
+        raise BrokerUnavailable("; ".join(str(problem) for problem in problems))
+
+    def _tell(self, outcome: Link | LayerError) -> None:
+        for waiter in self._waiters:
+            if waiter.done():
+                continue
+            if isinstance(outcome, Link):
+                waiter.set_result(outcome)
+            else:
+                waiter.set_exception(copy(outcome))

@@ -1,0 +1,1 @@
+"""The REST API: publish, accounts, connections, positions in answers, health."""

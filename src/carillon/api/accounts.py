@@ -1,0 +1,142 @@
+"""Log in and out, who am I, and tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import authenticate, login, logout
+from django.http import HttpResponse, HttpResponseRedirect
+from django.middleware.csrf import get_token
+from django.shortcuts import resolve_url
+from django.urls import get_script_prefix, reverse
+from django.utils.decorators import method_decorator
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.debug import sensitive_post_parameters
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, viewsets
+from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.throttling import ScopedRateThrottle
+from rest_framework.views import APIView
+
+from carillon.accounts.models import ApiToken
+from carillon.api.addresses import api
+from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
+
+# awxkit reads from this header which cookie is the session's.
+SESSION_COOKIE_HEADER = "X-API-Session-Cookie-Name"
+
+
+class RootView(APIView):
+    """Where to start. Sets the cookie `csrftoken` that a login needs."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    @extend_schema(responses={200: dict})
+    def get(self, request: Request) -> Response:
+        get_token(request._request)
+        return Response(
+            {
+                "description": "Carillon",
+                "current_version": api(""),
+                "available_versions": {"v2": api("")},
+                "login": reverse("login"),
+                "logout": reverse("logout"),
+                "websocket": f"{get_script_prefix()}websocket/",
+            },
+            headers={SESSION_COOKIE_HEADER: settings.SESSION_COOKIE_NAME},
+        )
+
+
+def wants_json(request: Request) -> bool:
+    """Did the client ask for JSON by name? `*/*` (awxkit, curl, a form) means the redirect of AWX."""
+    return "application/json" in request.headers.get("Accept", "")
+
+
+def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
+    """200 with `data` for programs, else a redirect to `next` (when it is ours) as AWX does."""
+    if wants_json(request):
+        response: HttpResponse = Response(data)
+    else:
+        target = request.data.get("next") or resolve_url(settings.LOGIN_REDIRECT_URL)
+        if not url_has_allowed_host_and_scheme(
+            target, {request.get_host()}, require_https=request.is_secure()
+        ):
+            target = resolve_url(settings.LOGIN_REDIRECT_URL)
+        response = HttpResponseRedirect(target)
+    response[SESSION_COOKIE_HEADER] = settings.SESSION_COOKIE_NAME
+    return response
+
+
+@method_decorator([csrf_protect, sensitive_post_parameters("password")], name="dispatch")
+class LoginView(APIView):
+    """Start a session: `username`, `password`, `next`, with the header `X-CSRFToken`."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+    parser_classes = (FormParser, MultiPartParser, JSONParser)
+    throttle_classes = (ScopedRateThrottle,)
+    throttle_scope = "login"
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> HttpResponse:
+        return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
+
+    @extend_schema(request=CredentialsSerializer, responses={200: dict, 302: None, 401: dict})
+    def post(self, request: Request) -> HttpResponse:
+        serializer = CredentialsSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        user = authenticate(
+            request._request,
+            username=serializer.validated_data["username"],
+            password=serializer.validated_data["password"],
+        )
+        if user is None:
+            return Response({"detail": "Wrong user name or password, or the user is not active."}, status=401)
+        login(request._request, user)
+        return answer(request, {"id": user.pk, "username": user.get_username()})
+
+
+@method_decorator(csrf_protect, name="dispatch")
+class LogoutView(APIView):
+    """End the session, and the sockets that came in by it."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+    parser_classes = (FormParser, MultiPartParser, JSONParser)
+
+    @extend_schema(request=None, responses={200: dict, 302: None})
+    def post(self, request: Request) -> HttpResponse:
+        logout(request._request)
+        return answer(request, {"detail": "Logged out."})
+
+
+class MeView(APIView):
+    """Who am I? As AWX answers it: a list of one."""
+
+    @extend_schema(responses=UserSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        return Response(
+            {"count": 1, "next": None, "previous": None, "results": [UserSerializer(request.user).data]}
+        )
+
+
+class TokenViewSet(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    mixins.CreateModelMixin,
+    mixins.DestroyModelMixin,
+    viewsets.GenericViewSet,
+):
+    """One's own tokens. A token is shown once, in the answer to POST; deleting it revokes it at once."""
+
+    serializer_class = TokenSerializer
+    queryset = ApiToken.objects.none()
+
+    def get_queryset(self) -> Any:
+        return ApiToken.objects.filter(user=self.request.user).order_by("-id")

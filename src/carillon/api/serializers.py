@@ -1,0 +1,75 @@
+"""Tokens and users as JSON."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.utils import timezone
+from rest_framework import serializers
+
+from carillon.accounts import tokens
+from carillon.accounts.models import ApiToken, Team
+from carillon.conf import conf
+
+# How long a token lives if its maker does not say. `"expires": null` makes one that does not expire.
+
+
+class TeamSerializer(serializers.ModelSerializer):
+    class Meta:
+        model = Team
+        fields = ("id", "name")
+
+
+class UserSerializer(serializers.ModelSerializer):
+    teams = TeamSerializer(many=True, read_only=True)
+
+    class Meta:
+        model = get_user_model()
+        fields = ("id", "username", "is_superuser", "teams")
+
+
+class TokenSerializer(serializers.ModelSerializer):
+    token = serializers.CharField(
+        read_only=True, required=False, help_text="Only in the answer to POST, once."
+    )
+    scope = serializers.CharField(default="read write", help_text="Of read, write and publish, with spaces.")
+
+    class Meta:
+        model = ApiToken
+        fields = ("id", "description", "scope", "expires", "created", "last_used", "token")
+        read_only_fields = ("created", "last_used")
+
+    def validate_scope(self, value: str) -> str:
+        try:
+            scope = tokens.parse_scope(value)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
+        request = self.context["request"]
+        wanted = set(scope.split())
+        if isinstance(request.auth, ApiToken):
+            if missing := wanted - set(request.auth.scope.split()):
+                raise serializers.ValidationError(
+                    f"the token you use has no scope {', '.join(sorted(missing))} to give on"
+                )
+        elif "publish" in wanted and not request.user.is_superuser:
+            raise serializers.ValidationError("only an admin may make a token with the scope publish")
+        return scope
+
+    def validate_expires(self, value: Any) -> Any:
+        if value is not None and value <= timezone.now():
+            raise serializers.ValidationError("this is in the past")
+        return value
+
+    def create(self, validated_data: dict[str, Any]) -> ApiToken:
+        validated_data.setdefault("expires", timezone.now() + timedelta(days=conf.TOKEN_DAYS))
+        row, token = ApiToken.issue(self.context["request"].user, **validated_data)
+        row.token = token
+        return row
+
+
+class CredentialsSerializer(serializers.Serializer):
+    username = serializers.CharField(max_length=150)
+    password = serializers.CharField(max_length=1000, trim_whitespace=False)
+    next = serializers.CharField(required=False, allow_blank=True, max_length=2000)

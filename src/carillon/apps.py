@@ -1,0 +1,14 @@
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+
+
+class CarillonConfig(AppConfig):
+    name = "carillon"
+
+    def ready(self) -> None:
+        from carillon import conf
+        from carillon.sockets import control, rights  # noqa: F401  (their families and receivers)
+
+        conf.check()
+        # Every app's families.py registers what that app emits.
+        autodiscover_modules("families")

@@ -1,0 +1,92 @@
+"""One event, and the bodies that carry events: to the relay one at a time, on the stream in batches.
+
+The payload is encoded to JSON once, by the emitter; from there on it is bytes that nobody parses again.
+"""
+
+import re
+from typing import NamedTuple
+
+import msgpack
+
+from asgi_amqp.position import BATCH, first_of
+
+VERSION = 1
+GROUP = re.compile(rb"!?[A-Za-z0-9_.-]{1,200}")
+EVERYONE = "*"
+"""The tag that opens every audience: superusers carry it."""
+
+
+class Event:
+    """What one emit said: `group` (bytes), `text` (the payload, JSON in UTF-8), `audience` (tags, or None for
+    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `offset` (0 until it is on
+    the stream)."""
+
+    __slots__ = ("audience", "group", "id", "offset", "stamp", "text")
+
+    def __init__(self, group, text, audience=None, id=b"", stamp=0, offset=0):
+        self.group = group
+        self.text = text
+        self.audience = audience
+        self.id = id
+        self.stamp = stamp
+        self.offset = offset
+
+    @property
+    def size(self) -> int:
+        """Bytes that this event is counted with wherever memory is bounded."""
+        return len(self.text) + len(self.group) + 250 + 16 * len(self.audience or ())
+
+    def __repr__(self):
+        return f"<Event {self.group.decode()} at {self.offset}>"
+
+
+class Malformed(ValueError):
+    """A body that is no event: it goes to the dead-letter queue with this text as its reason."""
+
+
+class Batch(NamedTuple):
+    """What a stream message holds. Numbers are dense, where stream offsets are not: RabbitMQ takes one for a
+    record of its own now and then. A number that is not the one before plus one, or less, is a gap; 0 is
+    none."""
+
+    number: int
+    events: list[Event]
+
+
+def pack(events, number: int = 0, mark: bytes = b"") -> bytes:
+    """A stream message's body: up to `BATCH` events in order, its number, and a mark at its very end that its
+    writer knows."""
+    if len(events) > BATCH:
+        raise ValueError(f"{len(events)} events: a message carries {BATCH} at most")
+    rows = [(e.group, e.text, e.audience, e.id, e.stamp) for e in events]
+    return msgpack.packb((VERSION, number, rows, mark))
+
+
+def unpack(body: bytes, message: int = 0) -> Batch:
+    """The content of the stream message at stream offset `message`. Raises Malformed."""
+    try:
+        version, number, rows, _ = msgpack.unpackb(body, use_list=False)
+        if version != VERSION:
+            raise Malformed(f"version {version!r} is not {VERSION}")
+        offset = first_of(message)
+        return Batch(
+            int(number),
+            [
+                Event(group, text, audience, id, stamp, offset + index)
+                for index, (group, text, audience, id, stamp) in enumerate(rows)
+            ],
+        )
+    except Malformed:
+        raise
+    except Exception as error:
+        raise Malformed(f"not a batch of events: {type(error).__name__}") from error
+
+
+def tags_of(audience) -> tuple[str, ...] | None:
+    """`{"users": [ids], "teams": [ids]}` as sorted tags (`u5`, `t3`); None stays None: every subscriber."""
+    if audience is None:
+        return None
+    return (
+        *(f"t{id}" for id in sorted(audience.get("teams", ()))),
+        *(f"u{id}" for id in sorted(audience.get("users", ()))),
+    )

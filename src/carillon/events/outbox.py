@@ -1,0 +1,92 @@
+"""The outbox: events that are rows first, and go onto the durable queue from there.
+
+Written in a transaction, an event exists exactly when the transaction has committed, whatever happens to the
+process or the broker afterwards. runworker sends what it finds, in order, and deletes what the broker has
+confirmed; a crash between the two sends it again under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+from asgiref.sync import sync_to_async
+from django.apps import apps
+from django.db import DatabaseError, close_old_connections, connection, transaction
+
+from carillon.events import queue
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+LOOK = 0.25
+"""Seconds between looks at an empty outbox."""
+
+_LOCK = 0x63617269  # an advisory lock of PostgreSQL: one sender at a time keeps the order
+
+
+def _rows():
+    # Not imported: emitters are imported before Django's models may be.
+    return apps.get_model("carillon", "Outbox").objects
+
+
+def store(messages: Sequence[dict[str, Any]]) -> None:
+    """Keep messages for the queue, in the current transaction. Raises DatabaseError."""
+    rows = _rows()
+    rows.bulk_create(rows.model(message=msgpack.packb(message)) for message in messages)
+
+
+def waits() -> bool:
+    """Whether something is in the outbox: what is emitted now must come after it. Raises DatabaseError."""
+    return _rows().exists()
+
+
+def send_some() -> int:
+    """Send the oldest rows and delete them; how many. Raises NotificationsUnavailable, DatabaseError."""
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_LOCK])
+                if not cursor.fetchone()[0]:
+                    return 0
+        rows = list(_rows().order_by("pk")[:BATCH])
+        if rows:
+            queue.publish([msgpack.unpackb(bytes(row.message)) for row in rows])
+            _rows().filter(pk__in=[row.pk for row in rows]).delete()
+        return len(rows)
+
+
+def send_now() -> None:
+    """Send what is there, unless somebody is at it. What cannot be sent, runworker sends. Raises nothing."""
+    try:
+        while send_some() == BATCH:
+            pass
+    except (queue.NotificationsUnavailable, DatabaseError) as error:
+        logger.warning("The outbox waits for runworker: %s", type(error).__name__)
+
+
+@sync_to_async(thread_sensitive=False)
+def _send_some() -> int:
+    close_old_connections()
+    try:
+        return send_some()
+    finally:
+        close_old_connections()
+
+
+async def run() -> None:
+    """Empty the outbox as it fills, until cancelled."""
+    while True:
+        sent = 0
+        try:
+            sent = await _send_some()
+        except queue.NotificationsUnavailable:
+            await asyncio.sleep(1)
+        except DatabaseError as error:
+            logger.warning("The outbox cannot be read: %s", type(error).__name__)
+            await asyncio.sleep(1)
+        if sent < BATCH:
+            await asyncio.sleep(LOOK)

@@ -1,0 +1,104 @@
+"""A process's end of the delivery: its hub, the tail that feeds it, and replays. One for each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from asgi_amqp.exceptions import LayerError
+from asgi_amqp.position import Position
+from carillon.conf import conf
+from carillon.events import broker, heads
+from carillon.fanout.hub import Hub, Listener
+from carillon.fanout.replay import Past, Replayer, Unrecoverable, from_window
+from carillon.fanout.tail import Tail
+from carillon.fanout.window import Window
+
+logger = logging.getLogger(__name__)
+
+
+class StreamUnavailable(Exception):
+    """This process does not read the event stream yet: come back later."""
+
+
+class Station:
+    """`gap` hears, by reason, when this process cannot know what its listeners missed."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(Window(conf.WINDOW_BYTES))
+        self.gaps: list[Callable[[str], None]] = []
+        self.tail: Tail | None = None
+        self.replayer: Replayer | None = None
+
+    def start(self) -> None:
+        """Begin to tail the stream, over reconnects, until close(). Where the setting STREAM is None,
+        in unit tests, the hub hears only what it is given."""
+        if conf.STREAM is None:
+            if not self.hub.epoch:
+                self.hub.begin("none", 0)
+        elif self.tail is None:
+            options = broker.options("carillon tail")
+            self.tail = Tail(options, self.hub, heads.current, self._gap, heads.replace)
+            self.replayer = Replayer(
+                broker.options("carillon replay"),
+                self.hub,
+                patience=conf.RESUME_SECONDS,
+                scans=conf.RESUME_SCANS,
+                budget=conf.SOCKET_BACKLOG_BYTES,
+            )
+            self.tail.start()
+
+    async def ready(self, timeout: float) -> None:
+        """Until this process has caught up with the stream for the first time. Raises StreamUnavailable."""
+        self.start()
+        if self.tail is not None and not self.tail.level.is_set():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self.tail.level.wait()
+            except TimeoutError:
+                raise StreamUnavailable("the event stream cannot be read yet") from None
+
+    @property
+    def position(self) -> Position:
+        """Behind the last event that was written to this process's listeners."""
+        return Position(self.hub.epoch, self.hub.offset)
+
+    async def resume(self, listener: Listener, past: Past, join) -> None:
+        """See Replayer.resume. Raises Unrecoverable."""
+        if self.replayer is None:
+            if not await from_window(self.hub, listener, past, join):
+                raise Unrecoverable("retention")
+            return
+        try:
+            await self.replayer.resume(listener, past, join)
+        except LayerError:
+            raise Unrecoverable("unavailable") from None
+
+    def _gap(self, reason: str) -> None:
+        logger.error(
+            "What happened meanwhile is not known (%s): %d listeners are told",
+            reason,
+            len(self.hub.listeners()),
+        )
+        for told in self.gaps:
+            told(reason)
+
+    async def close(self) -> None:
+        if self.tail is not None:
+            await self.tail.close()
+        if self.replayer is not None:
+            await self.replayer.close()
+
+
+_stations: WeakKeyDictionary[asyncio.AbstractEventLoop, Station] = WeakKeyDictionary()
+
+
+def station() -> Station:
+    """The one of the running loop. It does nothing until it is started."""
+    loop = asyncio.get_running_loop()
+    found = _stations.get(loop)
+    if found is None:
+        found = _stations[loop] = Station()
+    return found

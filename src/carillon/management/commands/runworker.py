@@ -1,0 +1,25 @@
+"""`runworker`: takes events off the durable queue and appends them to the event stream that every daphne
+process tails.
+
+In place of the command of the same name in Channels, which would need to be told the queue's name and takes
+messages without acknowledging them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from carillon.relay.runworker import STOP_DEADLINE, serve
+
+
+class Command(BaseCommand):
+    help = "Relay events from the durable queue to the event stream, until told to stop (TERM, INT)."
+    # Checks and migrations are the launcher's to wait for.
+    requires_system_checks: list[str] = []
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not asyncio.run(serve()):
+            raise CommandError(f"runworker did not stop within {STOP_DEADLINE:g} s and was cut off.")

@@ -1,0 +1,1 @@
+"""How a process starts: its environment, the launcher, probes, the check of a whole installation."""

@@ -1,0 +1,244 @@
+"""Starts every process of Carillon, in containers and under supervisord: the one place that knows an argv.
+
+`run` waits (bounded) for what the process needs, then `exec`s, so that signals reach the server itself and a
+restart applies a changed configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from carillon.process.environment import SETTINGS_MODULE, Environment
+
+UWSGI_PORT = 8050
+DAPHNE_PORT = 8051
+UWSGI_INI = "/etc/carillon/uwsgi.ini"
+PROCESSES = ("uwsgi", "daphne", "runworker")
+
+# sysexits.h, so that an operator can tell "mend the configuration" from "something else is away".
+EXIT_CONFIGURATION = 78
+EXIT_NOT_READY = 75
+
+_ATTEMPT_SECONDS = 5  # one try of one check
+_PAUSE_SECONDS = 0.5
+_REPORT_SECONDS = 5
+
+
+class NotReady(Exception):
+    """Something that the process needs does not answer yet. The text says what and why, without a secret."""
+
+
+def say(text: str) -> None:
+    print(f"carillon: {text}", file=sys.stderr, flush=True)
+
+
+def argv(process: str, environment: Environment, *, socket_on_stdin: bool = False) -> list[str]:
+    """The command line of `process`. Programs come from the running interpreter's own environment.
+
+    `socket_on_stdin`: supervisord's fcgi-program keeps the listening socket open across restarts and hands it
+    over as descriptor 0; then uwsgi and daphne must not bind one of their own.
+    """
+    programs = Path(sys.executable).parent
+    if process == "uwsgi":
+        listen = "fd://0" if socket_on_stdin else f"{_host(environment.bind)}:{UWSGI_PORT}"
+        # fmt: off
+        return [
+            str(programs / "uwsgi"), "--ini", UWSGI_INI,
+            "--socket", listen,
+            "--processes", str(environment.uwsgi_processes), "--threads", str(environment.uwsgi_threads),
+        ]
+        # fmt: on
+    if process == "daphne":
+        listen = ["--fd", "0"] if socket_on_stdin else ["-b", environment.bind, "-p", str(DAPHNE_PORT)]
+        # fmt: off
+        return [
+            sys.executable, "-m", "carillon.server", *listen,
+            "--websocket_timeout", "-1",  # the default ends every socket after a day, with a goodbye's code
+            "--ping-interval", "20", "--ping-timeout", "30",
+            "--proxy-headers",
+            "--access-log", os.devnull,  # nginx writes the access log
+            "carillon.asgi:application",
+        ]
+        # fmt: on
+    if process == "runworker":
+        return [sys.executable, "-m", "django", "runworker"]
+    raise ValueError(f"{process!r} is none of {', '.join(PROCESSES)}")
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def run(process: str, environment: Environment, *, wait: bool = True) -> NoReturn:
+    """Wait for the database, its migrations and the broker, then become `process`."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
+    if wait:
+        await_ready([DATABASE, MIGRATIONS, BROKER], environment, process)
+    command = argv(process, environment, socket_on_stdin=_is_socket(0))
+    # uWSGI would tell systemd of its own stop as if it were the whole service's, which is then killed.
+    os.environ.pop("NOTIFY_SOCKET", None)
+    say(f"{process} starts")
+    sys.stdout.flush()
+    os.execv(command[0], command)  # noqa: S606 - no shell is the point
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+# --- waiting ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """`probe` returns when `name` is usable and raises `NotReady` otherwise; `hint` says where to look."""
+
+    name: str
+    probe: Callable[[Environment], None]
+    hint: str
+
+
+def await_ready(
+    checks: Iterable[Check],
+    environment: Environment,
+    who: str,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Return when every check has passed, in order.
+
+    Says every few seconds what is waited for; ends the process with EXIT_NOT_READY after
+    `environment.wait_seconds` in all.
+    """
+    start = clock()
+    reported = start - _REPORT_SECONDS + 1  # a wait of under a second is not worth a line
+    for check in checks:
+        while True:
+            try:
+                check.probe(environment)
+                break
+            except NotReady as problem:
+                now = clock()
+                if now - start >= environment.wait_seconds:
+                    say(f"{who}: gave up after {now - start:.0f} s: {check.name}: {problem}. {check.hint}")
+                    raise SystemExit(EXIT_NOT_READY) from None
+                if now - reported >= _REPORT_SECONDS:
+                    waited = f"{now - start:.0f} s of {environment.wait_seconds} s"
+                    say(f"{who}: waiting for {check.name} ({problem}), {waited}")
+                    reported = now
+            sleep(_PAUSE_SECONDS)
+
+
+def _database(environment: Environment) -> None:
+    import django
+    from django.db import DatabaseError, connection
+
+    django.setup()
+    try:
+        connection.ensure_connection()
+    except DatabaseError as error:
+        raise NotReady(_reason(error, environment)) from None
+
+
+def _migrations(environment: Environment) -> None:
+    from django.db import DatabaseError, connection
+    from django.db.migrations.executor import MigrationExecutor
+
+    try:
+        executor = MigrationExecutor(connection)
+        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseError as error:
+        connection.close()
+        raise NotReady(_reason(error, environment)) from None
+    if missing:
+        raise NotReady(f"{len(missing)} not applied")
+
+
+def _broker(environment: Environment) -> None:
+    import asyncio
+
+    asyncio.run(_broker_answers(environment))
+
+
+async def _broker_answers(environment: Environment) -> None:
+    import asyncio
+    import ssl
+
+    import aio_pika
+
+    context = ssl.create_default_context(cafile=environment.amqp_tls_ca) if environment.amqp_tls_ca else None
+    reasons = []
+    for url in environment.amqp_urls:
+        try:
+            async with asyncio.timeout(_ATTEMPT_SECONDS):
+                connection = await aio_pika.connect(url, ssl_context=context)
+                await connection.close()
+            return
+        except (aio_pika.exceptions.AMQPError, OSError, TimeoutError) as error:
+            reasons.append(f"{url.rpartition('@')[2]}: {_reason(error, environment)}")
+    raise NotReady("; ".join(reasons))
+
+
+def _reason(error: Exception, environment: Environment) -> str:
+    """One line without a secret: drivers quote what they were given."""
+    lines = str(error).strip().splitlines()
+    text = lines[-1].strip() if lines else type(error).__name__
+    secrets = {environment.database_password, *environment.amqp_urls}
+    secrets |= {url.partition("://")[2].partition("@")[0].partition(":")[2] for url in environment.amqp_urls}
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+DATABASE = Check(
+    "the database",
+    _database,
+    "Is PostgreSQL running, and do CARILLON_DATABASE_HOST and CARILLON_DATABASE_PASSWORD fit it?",
+)
+MIGRATIONS = Check("the migrations", _migrations, "Run `carillon migrate`.")
+BROKER = Check(
+    "the broker",
+    _broker,
+    "Is RabbitMQ running, and do CARILLON_AMQP_HOSTS and CARILLON_AMQP_PASSWORD fit it?",
+)
+
+
+def check(environment: Environment) -> int:
+    """Try everything once and say how it is. 0, or EXIT_NOT_READY at the first that does not answer."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
+    for item in (DATABASE, MIGRATIONS, BROKER):
+        try:
+            item.probe(environment)
+        except NotReady as problem:
+            say(f"{item.name}: {problem}. {item.hint}")
+            return EXIT_NOT_READY
+        say(f"{item.name}: good")
+    return 0
+
+
+# --- Django's commands -----------------------------------------------------------------------------------
+
+
+def manage(arguments: list[str]) -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(["carillon manage", *arguments])
+
+
+def migrate(environment: Environment) -> None:
+    """Wait for the database and bring its tables up to date."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
+    await_ready([DATABASE], environment, "migrate")
+    manage(["migrate", "--no-input", "--verbosity", "1"])

@@ -1,0 +1,1 @@
+"""From the durable queue to the log: each event once, in order."""

@@ -1,0 +1,373 @@
+"""Daphne's server with what a crowd of long-lived sockets needs. `python -m carillon.server` takes
+Daphne's own arguments.
+
+- The scope of a websocket carries `carillon.outlet`: events go from the hub to the file descriptor without
+passing
+  through the ASGI application, and a reader that is too slow is closed with 4408 and its position.
+- Nothing walks all sockets: pings come from a timer wheel, an application that ends tidies up after itself.
+- What a client sends is bounded in number: when its application does not read, nothing more is read from the
+socket.
+- TERM drains: no new connections, then 1012 to everyone, spread over `drain_seconds`.
+"""
+
+import asyncio
+import gc
+import json
+import logging
+import random
+import time
+from collections import deque
+from functools import partial
+
+from daphne.cli import CommandLineInterface
+
+from daphne.server import Server  # isort:skip  (daphne.server installs the asyncio reactor)
+from daphne.ws_protocol import WebSocketProtocol
+from twisted.internet import defer
+
+from asgi_amqp.position import Position
+from carillon.fanout.forms import PING, Frames2, frame
+from carillon.server.outlet import TOO_SLOW, Outlet
+from carillon.server.wheel import Wheel
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.1
+"""Seconds between two ticks of the wheel that pings."""
+
+RESTART = 1012
+
+
+class Inbound:
+    """The ASGI receive queue of one socket: bounded to `most` messages, by no longer reading from the
+    socket."""
+
+    __slots__ = ("_items", "_most", "_paused", "_transport", "_waiter")
+
+    def __init__(self, transport, most: int):
+        self._items = deque()
+        self._most = most
+        self._paused = False
+        self._transport = transport
+        self._waiter = None
+
+    def put_nowait(self, item) -> None:
+        self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if len(self._items) >= self._most and not self._paused:
+            self._paused = True
+            self._transport.pauseProducing()
+
+    async def get(self):
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        item = self._items.popleft()
+        if self._paused and not self._items:
+            self._paused = False
+            if self._transport.connected:
+                self._transport.resumeProducing()
+        return item
+
+
+class SocketProtocol(WebSocketProtocol):
+    """Daphne's websocket protocol, writing through an Outlet."""
+
+    # Identity, at C speed: the hub's sets are full of these.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    # Autobahn would drop a connection that breaks a rule (a message over the limit) where it can say why:
+    # 1009.
+    failByDrop = False
+
+    outlet = None
+    slot = None
+    heard = 0.0
+
+    def onConnect(self, request):
+        transport = self.transport
+        # The HTTP channel that served the upgrade is still registered: let it go, and its request with it.
+        transport.unregisterProducer()
+        self.outlet = Outlet(self, transport, self.factory.server_class.write_budget)
+        return super().onConnect(request)
+
+    def onOpen(self):
+        super().onOpen()
+        self.server.opened(self)
+        # Autobahn keeps the whole handshake for as long as the socket lives.
+        self.http_request_data = self.http_response_data = b""
+        self.http_headers = {}
+        self.request = Upgrade(self.request.path)
+
+    def onMessage(self, payload, isBinary):
+        self.heard = self.server.now
+        super().onMessage(payload, isBinary)
+
+    def onPong(self, payload):
+        self.heard = self.server.now
+
+    def onClose(self, wasClean, code, reason):
+        self.outlet.stop()
+        self.server.closed(self)
+        super().onClose(wasClean, code, reason)
+
+    def handle_reply(self, message):
+        """As Daphne's, and an empty message is one too; a close has its reason."""
+        kind = message.get("type")
+        if self.state == self.STATE_OPEN and kind == "websocket.send":
+            text, data = message.get("text"), message.get("bytes")
+            if not text and not data and (text is not None or data is not None):
+                self.serverSend(data if text is None else text, binary=text is None)
+                return
+        if self.state == self.STATE_OPEN and kind == "websocket.close":
+            self.serverClose(message.get("code"), message.get("reason") or "")
+            return
+        super().handle_reply(message)
+
+    def serverSend(self, content, binary=False):
+        if binary:
+            self.outlet.write(frame(content, 0x82), 0)
+        else:
+            self.outlet.text(content)
+
+    def serverClose(self, code=None, reason=""):
+        """Close with any code: Autobahn's own sendClose() refuses 1008, 1012 and 1013."""
+        if self.state == self.STATE_OPEN:
+            self.outlet.flush()
+            self.outlet.stop()
+            self.sendCloseFrame(code=1000 if code is None else code, reasonUtf8=reason.encode()[:123])
+
+    def too_slow(self, offset: int) -> None:
+        """The outlet has given up on the reader, who gets 4408 and where to go on from."""
+        self.server.slow += 1
+        position = str(self.server.hub_position()._replace(offset=offset)) if offset else ""
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(code=TOO_SLOW, reasonUtf8=position.encode())
+
+
+class Upgrade:
+    """What is kept of the upgrade request: the path, for the log."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path):
+        self.path = path
+
+
+def _buffered(request) -> int:
+    """Bytes of an HTTP answer that wait for its reader."""
+    channel = request.channel
+    transport = getattr(channel, "transport", None)
+    return len(transport.dataBuffer) + transport._tempDataLen if hasattr(transport, "dataBuffer") else 0
+
+
+class DeliveryServer(Server):
+    """See the module. `write_budget` is in bytes per socket, `inbound_messages` how many of one client wait
+    for its application before its socket is read no further, `drain_seconds` how long TERM may spread the
+    closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come back."""
+
+    write_budget = 1024 * 1024
+    inbound_messages = 32
+    drain_seconds = 5.0
+    reconnect_within = 2000
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, ready_callable=self._ready, **kwargs)
+        self.sockets: set[SocketProtocol] = set()
+        self.draining = False
+        self.slow = 0
+        self.now = time.monotonic()
+        self._wheel = Wheel(max(1, round(self.ping_interval / TICK)))
+        self._ports = []
+
+    def _ready(self):
+        self.ws_factory.setProtocolOptions(closeHandshakeTimeout=5)
+        # Autobahn copies some forty options into every protocol, and prints them for a log that nobody keeps.
+        # On the class they are there once: a fifth of a handshake's time, and 6 KiB of each socket.
+        options = {name: getattr(self.ws_factory, name) for name in WebSocketProtocol.CONFIG_ATTRS}
+        options = {
+            name: staticmethod(value) if callable(value) else value  # a class would make methods of them
+            for name, value in options.items()
+            if name not in vars(SocketProtocol)
+        }
+        self.ws_factory.protocol = type("SocketProtocol", (SocketProtocol,), {**options, "CONFIG_ATTRS": ()})
+        asyncio.get_event_loop().call_soon(self.begin)
+
+    def begin(self) -> None:
+        """The loop has begun to run."""
+        # What has been loaded stays: the collector need not walk it again and again while thousands of
+        # clients come. Nor need it look after every 700 objects: ten of them make as many.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        self._tick()
+
+    def listen_success(self, port):
+        self._ports.append(port)
+        super().listen_success(port)
+
+    def hub_position(self) -> Position:
+        """Where this process is in the stream that it reads; the epoch is "" while it reads none."""
+        return Position("", 0)
+
+    # Connections
+
+    def create_application(self, protocol, scope):
+        inbound = Inbound(protocol.transport, self.inbound_messages)
+        scope.setdefault("asgi", {"version": "3.0"})
+        if isinstance(protocol, SocketProtocol):
+            scope["carillon.outlet"] = protocol.outlet
+        else:
+            scope["carillon.buffered"] = partial(_buffered, protocol)
+        details = self.connections.get(protocol)
+        if details is None:
+            return None
+        task = asyncio.ensure_future(
+            self.application(scope=scope, receive=inbound.get, send=partial(self.handle_reply, protocol))
+        )
+        details["application_instance"] = task
+        task.add_done_callback(partial(self._finished, protocol))
+        return inbound
+
+    def protocol_disconnected(self, protocol):
+        details = self.connections.get(protocol)
+        if details is None or "disconnected" in details:
+            return
+        details["disconnected"] = time.time()
+        task = details.get("application_instance")
+        if task is None or task.done():
+            del self.connections[protocol]
+        else:
+            asyncio.get_event_loop().call_later(self.application_close_timeout, self._overdue, protocol, task)
+
+    def _overdue(self, protocol, task):
+        if not task.done():
+            logger.warning(
+                "An application did not end %s s after its client had gone: cancelled",
+                self.application_close_timeout,
+            )
+            task.cancel()
+
+    def _finished(self, protocol, task):
+        details = self.connections.get(protocol)
+        if details is None:
+            return
+        gone = "disconnected" in details
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("The application of a connection failed", exc_info=error)
+            if not gone:
+                protocol.handle_exception(error)
+        if gone:
+            del self.connections[protocol]
+
+    def log_action(self, protocol, action, details):
+        """Not needed: nginx writes the access log."""
+
+    def application_checker(self):
+        """Not needed: see _finished() and _overdue()."""
+
+    def timeout_checker(self):
+        """Not needed: pings come from the wheel, the handshake has Autobahn's own timer, and sockets live as
+        long as they like."""
+
+    def opened(self, socket: SocketProtocol) -> None:
+        socket.heard = self.now
+        socket.slot = self._wheel.add(socket)
+        self.sockets.add(socket)
+
+    def closed(self, socket: SocketProtocol) -> None:
+        self.sockets.discard(socket)
+        if socket.slot is not None:
+            self._wheel.discard(socket, socket.slot)
+
+    def _tick(self):
+        self.now = time.monotonic()
+        epoch, offset = self.hub_position()
+        dead = self.now - self.ping_interval - self.ping_timeout
+        for socket in self._wheel.tick():
+            if socket.heard < dead:
+                socket.dropConnection(abort=True)
+                continue
+            outlet = socket.outlet
+            outlet.write(PING, 0)
+            if outlet.form is Frames2 and outlet.groups and outlet.level and outlet.sent != offset:
+                # A quiet client's position does not grow old: it moves on with the stream.
+                outlet.text(f'{{"position": "{epoch}:{offset}"}}', offset)
+        asyncio.get_event_loop().call_later(TICK, self._tick)
+
+    # Going down
+
+    def kill_all_applications(self):
+        return defer.Deferred.fromFuture(asyncio.ensure_future(self._drain()))
+
+    async def _drain(self):
+        """Runs before the reactor stops: no new connections, everyone told to come back, applications
+        ended."""
+        self.draining = True
+        for port in self._ports:
+            port.stopListening()
+        sockets = list(self.sockets)
+        random.shuffle(sockets)
+        if sockets:
+            logger.info("Closing %d sockets within %g s", len(sockets), self.drain_seconds)
+        begun = time.monotonic()
+        for number, socket in enumerate(sockets):
+            await asyncio.sleep(max(0, begun + self.drain_seconds * number / len(sockets) - time.monotonic()))
+            self.say_goodbye(socket)
+        for _ in range(20):
+            if self.sockets:
+                await asyncio.sleep(TICK)
+        tasks = [
+            task
+            for details in self.connections.values()
+            if (task := details.get("application_instance")) is not None and not task.done()
+        ]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def say_goodbye(self, socket: SocketProtocol) -> None:
+        """Tell one client to come back, after a time of its own."""
+        if socket.outlet.form is Frames2:
+            socket.outlet.text(json.dumps({"reconnect_after": random.randrange(self.reconnect_within)}))  # noqa: S311
+        socket.serverClose(RESTART, "restart")
+
+
+class CarillonServer(DeliveryServer):
+    """The server with the station of Carillon's application behind it, and its settings."""
+
+    def _ready(self):
+        from carillon.conf import conf
+
+        most = conf.SOCKET_MESSAGE_BYTES
+        self.ws_factory.setProtocolOptions(maxMessagePayloadSize=most, maxFramePayloadSize=most)
+        super()._ready()
+
+    def begin(self) -> None:
+        # Only now: they need Django's settings.
+        from carillon.conf import conf
+        from carillon.fanout.station import station
+
+        self.write_budget = conf.SOCKET_BACKLOG_BYTES
+        self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
+        self.drain_seconds = conf.DRAIN_SECONDS
+        self.reconnect_within = conf.RECONNECT_WITHIN_MS
+        # Before the first client: those who come back after a restart find the window filled.
+        station().start()
+        super().begin()
+
+    def hub_position(self) -> Position:
+        from carillon.fanout.station import station  # only now: it needs Django's settings
+
+        return station().position
+
+
+class Launcher(CommandLineInterface):
+    """Daphne's command line with our server."""
+
+    server_class = CarillonServer

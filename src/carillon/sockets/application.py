@@ -1,0 +1,52 @@
+"""The ASGI application: the websocket on its path, the project's own consumers under it; plain HTTP gets a
+hint; the rest is turned away."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from carillon.sockets import consumers, session, sse, upgrade
+
+NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
+
+
+async def application(
+    scope: Mapping[str, Any],
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+) -> None:
+    if scope["type"] == "websocket":
+        if scope["path"] in upgrade.PATHS:
+            await session.serve(scope, receive, send)
+        elif scope["path"].startswith(consumers.PREFIX):
+            await consumers.serve(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close"})  # before an accept: 403
+    elif scope["type"] == "http":
+        if scope["path"] in sse.PATHS and scope["method"] == "GET":
+            await sse.serve(scope, receive, send)
+        else:
+            await _plain_http(scope, send)
+    else:
+        raise ValueError(f"this application serves no {scope['type']!r}")
+
+
+async def _plain_http(scope: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    if scope["path"] in upgrade.PATHS or scope["path"].startswith(consumers.PREFIX):
+        said = next(
+            (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"upgrade"), None
+        )
+        status, headers, body = upgrade.STATUS, upgrade.HEADERS, upgrade.body(said)
+    else:
+        status, headers, body = 404, {"Content-Type": "application/json"}, NOT_FOUND
+    headers = {**headers, "Content-Length": str(len(body))}
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

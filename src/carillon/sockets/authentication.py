@@ -1,0 +1,201 @@
+"""Who is at the other end of a handshake: the first credential present decides.
+
+1. `?token=` in the URL (the last one) 2. `Authorization: Bearer` 3. cookie `token` 4. the session cookie.
+One that is present and wrong is refused; the next is not tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
+from django.http import parse_cookie
+from django.http.request import split_domain_port, validate_host
+from django.utils.crypto import constant_time_compare
+
+from carillon.accounts.models import ApiToken, Team
+from carillon.events.event import EVERYONE
+from carillon.sockets.protocol import FORBIDDEN_ORIGIN, UNAUTHENTICATED
+
+SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
+
+
+class Refused(Exception):
+    """The handshake is refused: `reason` for the client, and the close code."""
+
+    def __init__(self, reason: str, code: int = UNAUTHENTICATED) -> None:
+        self.reason = reason
+        self.code = code
+        super().__init__(reason)
+
+
+class NoCredentials(Refused):
+    """The handshake presents nothing."""
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a handshake presents. `kind`: `token` or `session`; `by_cookie`: a browser adds it by itself."""
+
+    kind: str
+    value: str
+    by_cookie: bool
+
+    def __repr__(self) -> str:
+        return f"Credential({self.kind})"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A user, for as long as `token_id` or `session_key` is good for him."""
+
+    user: Any
+    team_ids: frozenset[int]
+    expires: datetime | None
+    token_id: int | None = None
+    session_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Identity(user {self.user.pk})"
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """What an event's audience is matched against."""
+        rank = (EVERYONE,) if self.user.is_superuser else ()
+        return frozenset((f"u{self.user.pk}", *(f"t{team}" for team in self.team_ids), *rank))
+
+
+class Handshake:
+    """The parts of an ASGI scope that speak of identity."""
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self._headers = [(name.lower(), value.decode("latin1")) for name, value in scope["headers"]]
+        self.cookies = parse_cookie("; ".join(self._all(b"cookie")))
+        self._query = scope.get("query_string", b"").decode("latin1")
+        self.origin = next(iter(self._all(b"origin")), None)
+        self.user_agent = next(iter(self._all(b"user-agent")), "")
+
+    def _all(self, name: bytes) -> list[str]:
+        return [value for key, value in self._headers if key == name]
+
+    @property
+    def csrftoken(self) -> str:
+        return self.cookies.get(settings.CSRF_COOKIE_NAME, "")
+
+    def credential(self) -> Credential:
+        """The first credential present. Raises NoCredentials when there is none, Refused."""
+        try:
+            in_url = parse_qs(self._query, max_num_fields=50).get("token")
+        except ValueError:
+            raise Refused("too many fields in the URL's query") from None
+        if in_url:
+            return Credential("token", in_url[-1], by_cookie=False)
+        for value in self._all(b"authorization"):
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer" and token.strip():
+                return Credential("token", token.strip(), by_cookie=False)
+        if in_cookie := unquote(self.cookies.get("token", "")).strip('"'):
+            return Credential("token", in_cookie, by_cookie=True)
+        if session_key := self.cookies.get(settings.SESSION_COOKIE_NAME, ""):
+            return Credential("session", session_key, by_cookie=True)
+        raise NoCredentials("no credentials: give ?token=, an Authorization header, or log in first")
+
+
+def origin_is_allowed(origin: str | None) -> bool:
+    """May a page of this origin use its visitor's cookies here?
+
+    The host counts, not the scheme: awxkit says `http://` over TLS. No origin at all is not a browser.
+    """
+    if origin is None:
+        return True
+    try:
+        netloc = urlsplit(origin).netloc.lower()
+    except ValueError:
+        return False
+    if netloc in {urlsplit(trusted).netloc.lower() for trusted in settings.CSRF_TRUSTED_ORIGINS}:
+        return True
+    domain, _ = split_domain_port(netloc)
+    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
+    """Who each of them is, or why not: a thousand who come back at once are a few queries. Asks the
+    database."""
+    answers: list[Identity | Refused | None] = [None] * len(handshakes)
+    spelled: dict[int, str] = {}
+    for place, handshake in enumerate(handshakes):
+        try:
+            credential = handshake.credential()
+            if credential.by_cookie and not origin_is_allowed(handshake.origin):
+                raise Refused("forbidden Origin: its host is not one of this server's", FORBIDDEN_ORIGIN)
+            if credential.kind == "token":
+                spelled[place] = credential.value
+            else:
+                answers[place] = _by_session(credential.value)
+                if answers[place] is None:
+                    raise Refused("the session has ended: log in again")
+        except Refused as refused:
+            answers[place] = refused
+    found = ApiToken.find_many(set(spelled.values())) if spelled else {}
+    teams = _teams({token.user_id for token in found.values()})
+    for place, value in spelled.items():
+        token = found.get(value)
+        if token is None:
+            answers[place] = Refused("invalid auth token")
+        elif not token.allows("read"):
+            answers[place] = Refused("the token's scope does not include read")
+        else:
+            answers[place] = Identity(token.user, teams[token.user_id], token.expires, token_id=token.pk)
+    return answers
+
+
+def by_token(token: str) -> Identity | None:
+    """Whose token it is, if it is good and may read. Asks the database."""
+    found = ApiToken.find(token)
+    if found is None or not found.allows("read"):
+        return None
+    return _identity(found.user, found.expires, token_id=found.pk)
+
+
+def revalidate(identity: Identity) -> Identity | None:
+    """The same identity as the database knows it now; None when it is no longer good. Asks the database."""
+    if identity.session_key is not None:
+        return _by_session(identity.session_key)
+    token = ApiToken.objects.valid().select_related("user").filter(pk=identity.token_id).first()
+    return _identity(token.user, token.expires, token_id=token.pk) if token else None
+
+
+def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity:
+    return Identity(user, _teams({user.pk})[user.pk], expires, **reference)
+
+
+def _teams(user_ids: set[int]) -> dict[int, frozenset[int]]:
+    """The teams of each of these users."""
+    found: dict[int, set[int]] = {id: set() for id in user_ids}
+    if user_ids:
+        members = Team.members.through.objects.filter(user_id__in=user_ids)
+        for user, team in members.values_list("user_id", "team_id"):
+            found[user].add(team)
+    return {user: frozenset(teams) for user, teams in found.items()}
+
+
+def _by_session(key: str) -> Identity | None:
+    """Not `django.contrib.auth.get_user`: that may change the session's key, and a socket sets no cookie."""
+    session = SessionStore(key)
+    if SESSION_KEY not in session or session.get(BACKEND_SESSION_KEY) not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    user = load_backend(session[BACKEND_SESSION_KEY]).get_user(session[SESSION_KEY])
+    if user is None:
+        return None
+    known = session.get(HASH_SESSION_KEY, "")
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    if not any(constant_time_compare(known, valid) for valid in hashes):
+        return None
+    return _identity(user, session.get_expiry_date(), session_key=key)

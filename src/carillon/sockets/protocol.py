@@ -1,0 +1,216 @@
+"""Both versions of the wire protocol, as functions of text. Pure: imports neither Django nor the layer.
+
+A client's frame is parsed to a `Subscribe` or `Refresh`, or refused with a `Refusal`; what the server says is
+built here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from asgi_amqp import position
+from asgi_amqp.position import Position
+
+VERSION_2 = "carillon.v2"
+"""The subprotocol by which a client asks for version 2."""
+
+# Close codes. Never 1000: clients of Tower do not come back after it.
+POLICY = 1008
+RESTART = 1012
+TRY_LATER = 1013
+UNAUTHENTICATED = 4401
+FORBIDDEN_ORIGIN = 4403
+TOO_SLOW = 4408
+
+ACCESS_DENIED = "access denied to channel"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one socket may ask for."""
+
+    message_bytes: int = 64 * 1024
+    groups: int = 250
+    name_length: int = 60  # characters of a family or a key
+    # Nonsense and messages: so many at once, and so many a second over time.
+    nonsense_burst: float = 20
+    nonsense_rate: float = 0.5
+    message_burst: float = 100
+    message_rate: float = 10
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """A well-formed `groups` message: family to keys, as text, in the client's order and without doubles."""
+
+    groups: Mapping[str, tuple[str, ...]]
+    since: Position | None = None
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Version 2: a token that is to take the place of the one that the socket was opened with."""
+
+    token: str = field(repr=False)
+
+
+class Refusal(Exception):
+    """A frame that is answered with an error and changes nothing."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+def parse(text: str | None, limits: Limits, xrftoken: str | None, version: int = 1) -> Subscribe | Refresh:
+    """A client's frame to what it asks for; `since` and `refresh` are read in version 2 alone.
+
+    `text`: None for a binary frame. `xrftoken`: what the message must carry, when identity came from a
+    session cookie ("" when the handshake had no `csrftoken` cookie: then nothing will do); None: anything.
+    Raises Refusal.
+    """
+    message = _load(text, limits)
+    if xrftoken is not None and not (xrftoken and message.get("xrftoken") == xrftoken):
+        raise Refusal(ACCESS_DENIED)
+    if version == 2 and "refresh" in message:
+        token = message["refresh"]
+        if not isinstance(token, str) or not 0 < len(token) <= 500:
+            raise _invalid('"refresh" is not a token')
+        return Refresh(token)
+    since = None
+    if version == 2 and message.get("since") is not None:
+        try:
+            since = position.parse(message["since"])
+        except ValueError as error:
+            raise _invalid(f'"since": {error}') from None
+    if "groups" not in message:
+        raise _invalid('there is no "groups" in it')
+    groups = message["groups"]
+    if not isinstance(groups, dict):
+        raise _invalid('"groups" is not an object')
+    result: dict[str, tuple[str, ...]] = {}
+    count = 0
+    for family, keys in groups.items():
+        if len(family) > limits.name_length:
+            raise _invalid(f"a channel's name is longer than {limits.name_length} characters")
+        if not isinstance(keys, list):
+            raise Refusal(ACCESS_DENIED)
+        found = dict.fromkeys(_key(family, key, limits) for key in keys)
+        count += len(found)
+        if count > limits.groups:
+            raise _invalid(f"more than {limits.groups} groups")
+        result[family] = tuple(found)
+    return Subscribe(result, since)
+
+
+def _load(text: str | None, limits: Limits) -> dict[str, Any]:
+    if text is None:
+        raise _invalid("a binary frame: send text")
+    # A character is at least a byte: the cheap test first.
+    if len(text) > limits.message_bytes or len(text.encode("utf-8", "replace")) > limits.message_bytes:
+        raise _invalid(f"longer than {limits.message_bytes} bytes")
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _invalid("not JSON") from None
+    if not isinstance(message, dict):
+        raise _invalid("not a JSON object")
+    return message
+
+
+def _key(family: str, key: Any, limits: Limits) -> str:
+    # bool is an int to Python, and 1.0 is not a number that anybody's id is.
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise _invalid(f'"{family}" has a key that is neither a text nor a whole number')
+    if isinstance(key, int) and abs(key) >= 10**limits.name_length:
+        raise _invalid(f'"{family}" has a key longer than {limits.name_length} characters')
+    text = str(key)
+    if len(text) > limits.name_length:
+        raise _invalid(f'"{family}" has a key longer than {limits.name_length} characters')
+    return text
+
+
+def _invalid(why: str) -> Refusal:
+    return Refusal(f"invalid message: {why}")
+
+
+# What the server says ------------------------------------------------------------------------------
+
+
+def accepted(user_id: int, at: Position | None = None) -> str:
+    """`at`, version 2: where the event stream is now."""
+    frame: dict[str, Any] = {"accept": True, "user": user_id}
+    if at is not None:
+        frame["position"] = str(at)
+    return json.dumps(frame)
+
+
+def recovered(at: Position) -> str:
+    """All that was missed has been sent; what comes now is live."""
+    return json.dumps({"recovered": True, "position": str(at)})
+
+
+def unrecoverable(at: Position, reason: str) -> str:
+    """What was missed cannot be sent, or not all of it: the client is to fetch the state anew. Live from `at`
+    on."""
+    return json.dumps({"recovered": False, "position": str(at), "reason": reason})
+
+
+def progress(at: Position) -> str:
+    """Nothing that concerns this client has happened up to here."""
+    return json.dumps({"position": str(at)})
+
+
+def refreshed(expires: str | None) -> str:
+    """The new token has taken the place of the old; `expires`: ISO 8601, or None for never."""
+    return json.dumps({"refreshed": True, "expires": expires})
+
+
+def refused(reason: str) -> str:
+    return json.dumps({"accept": False, "user": None, "close": True, "error": reason})
+
+
+def error(text: str) -> str:
+    return json.dumps({"error": text})
+
+
+def unknown_family(family: str) -> str:
+    return error(f"unknown channel {family}")
+
+
+def denied(family: str, key: str) -> str:
+    return error(f"{ACCESS_DENIED} {family} for resource id {key}")
+
+
+def groups_reply(old: Iterable[str], new: Iterable[str]) -> str:
+    """The answer to a `groups` message: what is subscribed now, what is left, what is new; each sorted."""
+    old, new = set(old), set(new)
+    return json.dumps(
+        {"groups_current": sorted(new), "groups_left": sorted(old - new), "groups_joined": sorted(new - old)}
+    )
+
+
+@dataclass
+class Allowance:
+    """A token bucket: `burst` at once, `rate` a second over time. `now` is any clock's seconds."""
+
+    burst: float
+    rate: float
+    _left: float = field(init=False)
+    _at: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._left = self.burst
+
+    def spend(self, now: float) -> bool:
+        """Take one; False when there is none left."""
+        if self._at is not None:
+            self._left = min(self.burst, self._left + max(now - self._at, 0.0) * self.rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

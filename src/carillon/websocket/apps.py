@@ -1,5 +1,0 @@
-from django.apps import AppConfig
-
-
-class WebsocketConfig(AppConfig):
-    name = "carillon.websocket"

@@ -1,0 +1,172 @@
+"""Jobs, their events, and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from carillon.accounts.models import Team
+from tower import states
+
+
+class Kind(models.TextChoices):
+    JOB = "job"
+    AD_HOC_COMMAND = "ad_hoc_command"
+    PROJECT_UPDATE = "project_update"
+    INVENTORY_UPDATE = "inventory_update"
+    SYSTEM_JOB = "system_job"
+    WORKFLOW_JOB = "workflow_job"
+
+    @property
+    def event_family(self) -> str:
+        """The family that tells of such a job's events; for a workflow, of the states of its jobs."""
+        return "workflow_events" if self is Kind.WORKFLOW_JOB else f"{self.value}_events"
+
+
+class Status(models.TextChoices):
+    NEW = "new"
+    PENDING = "pending"
+    WAITING = "waiting"
+    RUNNING = "running"
+    SUCCESSFUL = "successful"
+    FAILED = "failed"
+    ERROR = "error"
+    CANCELED = "canceled"
+
+
+class OwnedQuerySet(models.QuerySet):
+    def visible_to(self, user: Any) -> OwnedQuerySet:
+        """What a user may see and change: his own and his teams'; an admin, everything."""
+        if user.is_superuser:
+            return self
+        # A subquery, not a join: a row must not appear once per team mate.
+        return self.filter(Q(owner=user.pk) | Q(team__in=Team.objects.filter(members=user.pk)))
+
+    def visible_to_each(self, users: Iterable[Any]) -> dict[int, set[int]]:
+        """visible_to() for many users at once: the ids that each may see, by the user's. Two queries."""
+        users = {user.pk: user for user in users}
+        rows = list(self.values_list("pk", "owner_id", "team_id"))
+        membership = Team.members.through.objects.filter(
+            team_id__in={team for _, _, team in rows if team is not None},
+            user_id__in=[pk for pk, user in users.items() if not user.is_superuser],
+        )
+        members = set(membership.values_list("team_id", "user_id"))
+        return {
+            pk: {
+                row for row, owner, team in rows if user.is_superuser or owner == pk or (team, pk) in members
+            }
+            for pk, user in users.items()
+        }
+
+
+class Owned(models.Model):
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    team = models.ForeignKey(Team, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    created = models.DateTimeField(default=timezone.now)
+    modified = models.DateTimeField(auto_now=True)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    @property
+    def audience(self) -> dict[str, list[int]]:
+        """Who may hear of it, besides admins."""
+        return {"users": [self.owner_id], "teams": [self.team_id] if self.team_id else []}
+
+
+class Job(Owned):
+    """Something that runs. What runs it is not Carillon's affair: it reports by the API."""
+
+    name = models.CharField(max_length=512)
+    kind = models.CharField(max_length=32, choices=Kind.choices, default=Kind.JOB)
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.NEW)
+    started = models.DateTimeField(null=True, blank=True)
+    finished = models.DateTimeField(null=True, blank=True)
+    workflow_job = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="nodes"
+    )
+    # The id, in the caller's own books, of what is worked on: a project_update's project, an inventory
+    # update's inventory. Clients of Tower look for it in jobs-status_changed.
+    resource = models.PositiveBigIntegerField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["status", "-id"], name="job_by_status"),
+            models.Index(fields=["owner", "-id"], name="job_by_owner"),
+            models.Index(fields=["team", "-id"], name="job_by_team"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.pk}: {self.name}"
+
+    @property
+    def event_family(self) -> str:
+        return Kind(self.kind).event_family
+
+    @property
+    def failed(self) -> bool:
+        return self.status in (Status.FAILED, Status.ERROR, Status.CANCELED)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from start to finish, or until now while it runs; 0 before."""
+        if self.started is None:
+            return 0.0
+        end = self.finished or timezone.now()
+        return round(max((end - self.started).total_seconds(), 0.0), 3)
+
+    def become(self, status: str) -> None:
+        """Take on a status that `states.may_become` allows, with the times that go with it. Does not save."""
+        now = timezone.now()
+        if status in states.FINAL:
+            self.finished = now
+        elif status == Status.RUNNING:
+            self.started = now
+        self.status = status
+
+
+class JobEvent(models.Model):
+    """One line of a job's story, numbered by `counter` from 1 on."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="events")
+    counter = models.PositiveIntegerField()
+    event = models.CharField(max_length=100)
+    uuid = models.CharField(max_length=100, blank=True, default="")
+    parent_uuid = models.CharField(max_length=100, blank=True, default="")
+    stdout = models.TextField(blank=True, default="")
+    start_line = models.PositiveIntegerField(default=0)
+    end_line = models.PositiveIntegerField(default=0)
+    event_data = models.JSONField(default=dict, blank=True)
+    failed = models.BooleanField(default=False)
+    changed = models.BooleanField(default=False)
+    event_level = models.PositiveSmallIntegerField(default=0)
+    play = models.CharField(max_length=1024, blank=True, default="")
+    role = models.CharField(max_length=1024, blank=True, default="")
+    task = models.CharField(max_length=1024, blank=True, default="")
+    created = models.DateTimeField(default=timezone.now)
+    modified = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["job", "counter"], name="one_event_per_counter")]
+
+    def __str__(self) -> str:
+        return f"{self.event} ({self.counter}) of job {self.job_id}"
+
+
+class Schedule(Owned):
+    """When something is to run, as told by whoever runs it."""
+
+    name = models.CharField(max_length=512)
+    rrule = models.CharField(max_length=1000, blank=True, default="")
+    enabled = models.BooleanField(default=True)
+    next_run = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.name

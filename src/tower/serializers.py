@@ -1,0 +1,183 @@
+"""Jobs, events and schedules as JSON."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from carillon.accounts.models import Team
+from carillon.api.addresses import api
+from tower.models import Job, JobEvent, Kind, Schedule, Status
+from tower.payloads import event_url
+
+EOF = "EOF"
+MAX_BATCH = 1000
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def own_team(user: Any, team: Team | None) -> Team | None:
+    """Refuses a team that the user is no member of, in the words for one that does not exist."""
+    if team is not None and not user.is_superuser and not team.members.filter(pk=user.pk).exists():
+        raise serializers.ValidationError(f'Invalid pk "{team.pk}" - object does not exist.')
+    return team
+
+
+class JobSerializer(serializers.ModelSerializer):
+    type = serializers.CharField(source="kind", read_only=True)
+    url = serializers.SerializerMethodField()
+    status = serializers.ChoiceField(choices=[Status.NEW, Status.PENDING], default=Status.NEW)
+    elapsed = serializers.FloatField(read_only=True)
+    failed = serializers.BooleanField(read_only=True)
+    event_family = serializers.CharField(read_only=True)
+    related = serializers.SerializerMethodField()
+    summary_fields = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Job
+        fields = (
+            "id",
+            "type",
+            "url",
+            "name",
+            "status",
+            "kind",
+            "created",
+            "modified",
+            "started",
+            "finished",
+            "elapsed",
+            "failed",
+            "owner",
+            "team",
+            "workflow_job",
+            "resource",
+            "event_family",
+            "related",
+            "summary_fields",
+        )
+        read_only_fields = ("owner", "created", "modified", "started", "finished")
+
+    def get_url(self, job: Job) -> str:
+        return api(f"jobs/{job.pk}/")
+
+    def get_related(self, job: Job) -> dict[str, str]:
+        return {"events": api(f"jobs/{job.pk}/events/"), "cancel": api(f"jobs/{job.pk}/cancel/")}
+
+    def get_summary_fields(self, job: Job) -> dict[str, Any]:
+        fields: dict[str, Any] = {"owner": {"id": job.owner_id, "username": job.owner.username}}
+        if job.team is not None:
+            fields["team"] = {"id": job.team_id, "name": job.team.name}
+        return fields
+
+    def validate_team(self, team: Team | None) -> Team | None:
+        return own_team(self.context["request"].user, team)
+
+    def validate_workflow_job(self, workflow: Job | None) -> Job | None:
+        if workflow is None:
+            return None
+        if not Job.objects.visible_to(self.context["request"].user).filter(pk=workflow.pk).exists():
+            raise serializers.ValidationError(f'Invalid pk "{workflow.pk}" - object does not exist.')
+        if workflow.kind != Kind.WORKFLOW_JOB:
+            raise serializers.ValidationError(f"job {workflow.pk} is a {workflow.kind}, not a workflow_job")
+        return workflow
+
+
+class StatusSerializer(serializers.Serializer):
+    """What PATCH of a job takes."""
+
+    status = serializers.ChoiceField(choices=Status.choices)
+
+
+class EventSerializer(serializers.ModelSerializer):
+    counter = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
+    event_data = serializers.JSONField(default=dict)
+    stdout = serializers.CharField(default="", allow_blank=True, trim_whitespace=False, max_length=2**20)
+    url = serializers.SerializerMethodField()
+
+    class Meta:
+        model = JobEvent
+        fields = (
+            "id",
+            "job",
+            "url",
+            "counter",
+            "event",
+            "uuid",
+            "parent_uuid",
+            "stdout",
+            "start_line",
+            "end_line",
+            "event_data",
+            "failed",
+            "changed",
+            "event_level",
+            "play",
+            "role",
+            "task",
+            "created",
+        )
+        read_only_fields = ("job",)
+        extra_kwargs = {"created": {"required": False}}
+
+    @extend_schema_field(serializers.CharField)
+    def get_url(self, row: JobEvent) -> str:
+        job = self.context.get("job") or row.job
+        return event_url(job.kind, row.pk)
+
+    def to_internal_value(self, data: Any) -> Any:
+        return super().to_internal_value(storable(data))
+
+    def validate_event(self, value: str) -> str:
+        if value == EOF:
+            raise serializers.ValidationError(f"{EOF} takes final_counter, and nothing else")
+        return value
+
+    def validate_event_data(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise serializers.ValidationError("this must be an object")
+        return value
+
+
+class EndSerializer(serializers.Serializer):
+    """`{"event": "EOF", "final_counter": n}`: all events are in."""
+
+    event = serializers.ChoiceField(choices=[EOF])
+    final_counter = serializers.IntegerField(min_value=0, max_value=2**31 - 1)
+
+
+class EventsResultSerializer(serializers.Serializer):
+    created = serializers.IntegerField()
+    duplicates = serializers.IntegerField()
+
+
+class ScheduleSerializer(serializers.ModelSerializer):
+    url = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Schedule
+        fields = ("id", "url", "name", "rrule", "enabled", "next_run", "owner", "team", "created", "modified")
+        read_only_fields = ("owner", "created", "modified")
+
+    def get_url(self, schedule: Schedule) -> str:
+        return api(f"schedules/{schedule.pk}/")
+
+    def validate_team(self, team: Team | None) -> Team | None:
+        return own_team(self.context["request"].user, team)
+
+
+def storable(value: Any) -> Any:
+    """The same JSON with U+FFFD for what PostgreSQL does not store, at any depth: NUL and lone surrogates.
+
+    Programs print such things all the same, and one odd character must not cost a batch of events.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,321 @@
+/** The page: who is logged in, which view is open, and how the link is. */
+
+import { BASE, look, request } from "./api.js";
+import { Carillon, describe } from "../carillon/carillon.js";
+import { h, ring, say } from "./dom.js";
+import { plural } from "./format.js";
+import { listen } from "./keys.js";
+import { Connections } from "./views/connections.js";
+import { JobPage } from "./views/job.js";
+import { Jobs } from "./views/jobs.js";
+import { Login } from "./views/login.js";
+import { Schedules } from "./views/schedules.js";
+
+const HISTORY = 30; // entries of the link's story
+const RESUMED = 10_000; // ms that "Resumed" stays
+
+const part = (id) => document.getElementById(id);
+
+class Link {
+  /** The link's state in words: in the header always, aloud when it changes, and its story on demand. */
+  constructor(app) {
+    this.app = app;
+    this.note = "";
+    this.noteUntil = 0;
+    this.before = "idle";
+    this.words = part("link-words");
+    this.bell = part("link-bell");
+    this.button = part("link");
+    this.story = part("link-story");
+    this.retry = part("link-retry");
+    this.retry.addEventListener("click", () => this.again());
+    app.link.on("state", (link) => this.changed(link));
+    app.link.on("error", (error) => this.tell(`The server answered: ${error}`));
+    setInterval(() => this.draw(), 250);
+    this.draw();
+  }
+
+  again() {
+    const { state } = this.app.link.link;
+    if (state === "refused" || state === "closed") this.app.begin();
+    else this.app.link.retry();
+  }
+
+  changed(link) {
+    const fresh = link.state !== this.before;
+    const back = link.state === "connected" && this.before === "reconnecting";
+    this.before = link.state;
+    this.note = "";
+    if (link.state === "connected") this.tell(back ? "Connected again." : "Connected.");
+    else if (link.state === "reconnecting" && link.retryAt !== null) {
+      const seconds = ((link.retryAt - Date.now()) / 1000).toFixed(1);
+      this.tell(`${link.reason}. Attempt ${link.attempt} in ${seconds} s.`);
+    } else if (link.state === "refused") this.tell(`Refused: ${link.reason}.`);
+    else if (link.state === "closed") this.tell("Closed.");
+    if (fresh) {
+      ring(this.bell);
+      // A break is announced once, not at every attempt.
+      if (link.state === "reconnecting") this.app.announce(`Link lost: ${link.reason}. Reconnecting.`);
+      else if (link.state !== "connecting" && !back) this.app.announce(describe(link));
+    }
+    this.draw();
+  }
+
+  /** @param {number} events  that the link itself brought of what was missed */
+  recovered(events) {
+    this.noted(events > 0 ? `Resumed: ${plural(events, "missed event")} received` : "Resumed: nothing missed");
+  }
+
+  /** @param {number} lines  fetched of what was missed */
+  resumed(lines) {
+    this.noted(lines > 0 ? `Resumed: ${plural(lines, "missed line")} fetched` : "Resumed: nothing missed");
+  }
+
+  noted(note) {
+    this.note = note;
+    this.noteUntil = Date.now() + RESUMED;
+    this.tell(`${this.note}.`);
+    this.app.announce(this.note);
+    this.draw();
+  }
+
+  tell(text) {
+    const now = new Date();
+    const line = h("li", {}, h("time", { datetime: now.toISOString() }, now.toLocaleTimeString("en-GB")), " ", text[0].toUpperCase() + text.slice(1));
+    this.story.prepend(line);
+    while (this.story.childElementCount > HISTORY) this.story.lastElementChild.remove();
+  }
+
+  draw() {
+    const { link } = this.app.link;
+    if (this.note && Date.now() > this.noteUntil) this.note = "";
+    this.button.dataset.state = this.note ? "resumed" : link.state;
+    say(this.words, this.note || describe(link));
+    this.button.title = link.reason;
+    this.retry.hidden = !["reconnecting", "refused"].includes(link.state) || this.app.user === null;
+  }
+}
+
+class App {
+  constructor() {
+    this.user = null;
+    this.view = null;
+    this.jobs = null;
+    this.route = null;
+    this.wanted = new Map();
+    this.sending = null;
+    this.reconnects = new Set();
+    this.seconds = new Set();
+    this.link = new Carillon({ url: location.origin.replace("http", "ws") + BASE + "/websocket/" });
+    this.indicator = new Link(this);
+    this.link.on("state", (link) => this.linked(link));
+    this.link.on("control", () => this.begin());
+    // Recovered, the events themselves have told everything; else each view fetches what it shows.
+    this.link.onreconnect = ({ recovered, events }) => (recovered ? this.indicator.recovered(events) : this.resumed());
+    this.stage = part("main");
+    part("logout").addEventListener("click", () => this.logout());
+    globalThis.addEventListener("hashchange", () => this.user && this.go());
+    setInterval(() => document.hidden || this.seconds.forEach((tick) => tick()), 1000);
+    listen(this);
+    // A plain jump to #main would be a route.
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault();
+      this.stage.focus();
+    });
+  }
+
+  // Coming in and going out ---------------------------------------------------------------------------------------
+
+  async begin() {
+    try {
+      const { data, position } = await look("/api/v2/me/");
+      this.enter(data.results[0], position);
+    } catch (error) {
+      if (error.status === 401) this.ask(this.user ? "Your login has ended. Log in to go on." : "");
+      else this.stumble(error);
+    }
+  }
+
+  /** The server is there but cannot say who we are: say so, and try again. */
+  stumble(error) {
+    const retry = h("button.primary", { type: "button", onclick: () => this.begin() }, "Try again");
+    this.replace({
+      element: h("section.login", {}, h("div.card", {}, h("h1", { tabindex: -1 }, "Not ready"), h("p.lead", {}, error.message), retry)),
+      destroy() {},
+    });
+  }
+
+  /** @param {object} user @param {?string} position  from here on events are heard, whatever views have seen meanwhile */
+  enter(user, position) {
+    this.user = user;
+    document.body.dataset.user = "known";
+    say(part("user"), user.username);
+    this.want("control", { control: [`limit_reached_${user.id}`] });
+    this.link.connect({ since: position });
+    if (position === null) {
+      // A server without positions cannot tell what happened between a view's first look and the subscription: look again.
+      const off = this.link.on("subscribed", () => {
+        off();
+        for (const again of this.reconnects) again();
+      });
+    }
+    this.route = null;
+    this.go();
+  }
+
+  ask(reason) {
+    this.user = null;
+    document.body.dataset.user = "none";
+    this.clear();
+    const login = new Login({ reason, onlogin: () => this.begin() });
+    this.replace(login);
+    this.title("Log in");
+    login.focus();
+  }
+
+  async logout() {
+    this.link.close();
+    try {
+      await request("/api/logout/", { method: "POST" });
+    } catch (error) {
+      if (error.status !== 401) {
+        this.announce(`Not logged out: ${error.message}`, true);
+        this.link.connect();
+        return;
+      }
+    }
+    this.ask("");
+  }
+
+  linked(link) {
+    if (link.state === "refused" && link.code === 4401 && this.user) this.ask(`${describe(link)}. Log in to go on.`);
+  }
+
+  async resumed() {
+    const results = await Promise.all([...this.reconnects].map((handler) => Promise.resolve(handler()).catch(() => 0)));
+    this.indicator.resumed(results.reduce((total, lines) => total + (Number(lines) || 0), 0));
+  }
+
+  // What views need ------------------------------------------------------------------------------------------------
+
+  /**
+   * Each view says what it wants to hear of; together that is the subscription.
+   *
+   * @param {string} name  of the asker @param {?import("../carillon/carillon.js").Groups} groups  null: nothing any more
+   * @returns {Promise<void>} when the server has answered, or the link is not up
+   */
+  want(name, groups) {
+    if (groups === null) this.wanted.delete(name);
+    else this.wanted.set(name, groups);
+    // One message for all that changes at once, as when a view goes and another comes.
+    this.sending ??= Promise.resolve().then(async () => {
+      this.sending = null;
+      const all = {};
+      for (const groups of this.wanted.values()) for (const [family, keys] of Object.entries(groups)) all[family] = keys;
+      await this.link.subscribe(all).catch(() => undefined);
+    });
+    return this.sending;
+  }
+
+  onReconnect(handler) {
+    this.reconnects.add(handler);
+    return () => this.reconnects.delete(handler);
+  }
+
+  onSecond(handler) {
+    this.seconds.add(handler);
+    return () => this.seconds.delete(handler);
+  }
+
+  /** @param {string} text @param {boolean} [visible]  also shown for a while */
+  announce(text, visible = false) {
+    part("announcer").textContent = text;
+    if (!visible) return;
+    const toast = part("toast");
+    toast.textContent = text;
+    toast.hidden = false;
+    clearTimeout(this.toasting);
+    this.toasting = setTimeout(() => (toast.hidden = true), 6000);
+  }
+
+  failed(error) {
+    if (error.status === 401 && this.user) {
+      this.link.close();
+      this.ask("Your login has ended. Log in to go on.");
+    } else if (error.status !== 0 || this.link.link.state === "connected") {
+      this.announce(error.message, true);
+    }
+  }
+
+  title(text) {
+    document.title = text ? `${text} · Carillon` : "Carillon";
+  }
+
+  async cancel(job) {
+    try {
+      await request(`/api/v2/jobs/${job.id}/cancel/`, { method: "POST" });
+      this.announce(`${job.name}: asked to stop`);
+    } catch (error) {
+      this.announce(`${job.name} was not canceled: ${error.message}`, true);
+    }
+  }
+
+  // Where we are ---------------------------------------------------------------------------------------------------
+
+  clear() {
+    this.view?.destroy();
+    this.jobs?.destroy();
+    this.view = this.jobs = this.route = null;
+    this.wanted.clear();
+  }
+
+  replace(view) {
+    this.view?.destroy();
+    this.view = view;
+    this.stage.className = "";
+    this.stage.replaceChildren(view.element);
+  }
+
+  go() {
+    const [, place = "jobs", id] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?$/) ?? [];
+    const first = this.route === null;
+    const route = `${place}/${id ?? ""}`;
+    if (route === this.route) return;
+    this.route = route;
+    for (const link of document.querySelectorAll("#nav a")) {
+      if (link.hash === `#/${place}`) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    if (place === "schedules" || place === "connections") {
+      this.jobs?.destroy();
+      this.jobs = null;
+      this.replace(place === "schedules" ? new Schedules(this) : new Connections(this));
+      this.title(place === "schedules" ? "Schedules" : "Connections");
+    } else {
+      this.showJobs(id === undefined ? null : Number(id));
+    }
+    if (!first) this.stage.querySelector(this.view ? "section:last-of-type h1" : "h1")?.focus({ preventScroll: true });
+  }
+
+  showJobs(id) {
+    const left = this.view instanceof JobPage ? this.view.id : null;
+    this.view?.destroy();
+    this.view = null;
+    if (!this.jobs) {
+      this.jobs = new Jobs(this);
+      this.stage.replaceChildren(this.jobs.element);
+    }
+    for (const other of [...this.stage.children]) if (other !== this.jobs.element) other.remove();
+    this.stage.className = id === null ? "" : "split";
+    this.jobs.open(id);
+    if (id === null) {
+      this.title("Jobs");
+      if (left !== null) queueMicrotask(() => this.jobs.rows.get(left)?.name.focus({ preventScroll: true }));
+    } else {
+      this.view = new JobPage(this, id);
+      this.stage.append(this.view.element);
+    }
+  }
+}
+
+new App().begin();

@@ -1,0 +1,215 @@
+"""Jobs, their events, and schedules: the REST API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema
+from rest_framework import mixins, viewsets
+from rest_framework.decorators import action
+from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from tower import changes
+from tower.models import Job, JobEvent, Kind, Schedule, Status
+from tower.serializers import (
+    EOF,
+    MAX_BATCH,
+    EndSerializer,
+    EventSerializer,
+    EventsResultSerializer,
+    JobSerializer,
+    ScheduleSerializer,
+    StatusSerializer,
+)
+
+ORDERS = {"id", "name", "status", "kind", "created", "modified", "started", "finished"}
+COUNTER_FILTERS = ("counter__gt", "counter__gte", "counter__lt", "counter__lte")
+
+
+class Conflict(APIException):
+    """409: the request is understood, and the job is not in a state for it."""
+
+    status_code = 409
+    default_code = "conflict"
+
+
+def integer(request: Request, name: str) -> int | None:
+    """The query parameter as a number, or None without it. Raises ValidationError (400)."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise ValidationError({name: [f"{text[:50]!r} is not a whole number"]})
+    return int(text)
+
+
+def words(request: Request, name: str, known: Any) -> list[str]:
+    """The query parameter as a comma list of known words. Raises ValidationError (400)."""
+    found = [word for word in request.query_params.get(name, "").split(",") if word]
+    if unknown := [word for word in found if word not in known]:
+        raise ValidationError(
+            {name: [f"unknown: {', '.join(unknown)[:100]}; choose from {', '.join(known)}"]}
+        )
+    return found
+
+
+class JobViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.CreateModelMixin, viewsets.GenericViewSet
+):
+    """Jobs that one may see: one's own, one's teams', an admin's all."""
+
+    serializer_class = JobSerializer
+    queryset = Job.objects.none()
+    lookup_value_regex = "[0-9]{1,18}"
+
+    def get_queryset(self) -> Any:
+        return Job.objects.visible_to(self.request.user).select_related("owner", "team")
+
+    def filter_queryset(self, queryset: Any) -> Any:
+        if self.action != "list":
+            return queryset
+        request = self.request
+        if statuses := words(request, "status", Status.values):
+            queryset = queryset.filter(status__in=statuses)
+        if kinds := words(request, "kind", Kind.values):
+            queryset = queryset.filter(kind__in=kinds)
+        if (owner := integer(request, "owner")) is not None:
+            queryset = queryset.filter(owner=owner)
+        if search := request.query_params.get("search", "").replace("\0", ""):
+            queryset = queryset.filter(name__icontains=search)
+        order = request.query_params.get("order_by", "-id")
+        if order.removeprefix("-") not in ORDERS:
+            raise ValidationError(
+                {"order_by": [f"choose from {', '.join(sorted(ORDERS))}, with or without '-'"]}
+            )
+        return queryset.order_by(order, "-id")
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("status", str, description="comma list"),
+            OpenApiParameter("kind", str, description="comma list"),
+            OpenApiParameter("owner", int),
+            OpenApiParameter("search", str, description="part of the name"),
+            OpenApiParameter("order_by", str, description="default -id"),
+        ]
+    )
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return super().list(request, *args, **kwargs)
+
+    def perform_create(self, serializer: Any) -> None:
+        serializer.instance = changes.create_job(owner=self.request.user, **serializer.validated_data)
+
+    @extend_schema(request=StatusSerializer, responses={200: JobSerializer, 409: dict})
+    def partial_update(self, request: Request, pk: str) -> Response:
+        job = self.get_object()
+        serializer = StatusSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        return Response(self.changed(job, serializer.validated_data["status"]))
+
+    @extend_schema(request=None, responses={202: JobSerializer, 409: dict})
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Nothing here runs jobs: whoever does reads the status, or hears of it, and stops."""
+        return Response(self.changed(self.get_object(), Status.CANCELED), status=202)
+
+    def changed(self, job: Job, status: str) -> dict[str, Any]:
+        try:
+            changes.set_status(job.pk, status)
+        except changes.IllegalTransition as error:
+            raise Conflict(str(error)) from None
+        return self.get_serializer(self.get_queryset().get(pk=job.pk)).data
+
+    @extend_schema(
+        methods=["GET"],
+        parameters=[OpenApiParameter(name, int) for name in COUNTER_FILTERS]
+        + [OpenApiParameter("event", str, description="comma list")],
+        responses=EventSerializer(many=True),
+    )
+    @extend_schema(
+        methods=["POST"],
+        request=PolymorphicProxySerializer(
+            "EventOrEnd",
+            serializers=[EventSerializer, EndSerializer],
+            resource_type_field_name=None,
+            many=False,
+        ),
+        responses={201: EventsResultSerializer},
+        description=f"One object, or a list of up to {MAX_BATCH}. A counter sent again is a duplicate.",
+    )
+    @action(detail=True, methods=["get", "post"])
+    def events(self, request: Request, pk: str) -> Response:
+        job = self.get_object()
+        return self.add_events(job) if request.method == "POST" else self.list_events(job)
+
+    def list_events(self, job: Job) -> Response:
+        events = JobEvent.objects.filter(job=job)
+        for name in COUNTER_FILTERS:
+            if (value := integer(self.request, name)) is not None:
+                events = events.filter(**{name: value})
+        if names := [name for name in self.request.query_params.get("event", "").split(",") if name]:
+            events = events.filter(event__in=[name.replace("\0", "") for name in names])
+        page = self.paginate_queryset(events.order_by("counter"))
+        return self.get_paginated_response(EventSerializer(page, many=True, context={"job": job}).data)
+
+    def add_events(self, job: Job) -> Response:
+        if job.kind == Kind.WORKFLOW_JOB:
+            raise ValidationError({"detail": "A workflow_job has no events of its own: its jobs have."})
+        data = self.request.data
+        items = data if isinstance(data, list) else [data]
+        if len(items) > MAX_BATCH:
+            raise ValidationError({"detail": f"{len(items)} events in one request: the most is {MAX_BATCH}."})
+        ends = [item for item in items if isinstance(item, dict) and item.get("event") == EOF]
+        events = [item for item in items if not (isinstance(item, dict) and item.get("event") == EOF)]
+        end_serializer = EndSerializer(data=ends, many=True)
+        end_serializer.is_valid(raise_exception=True)
+        serializer = EventSerializer(data=events, many=True)
+        serializer.is_valid(raise_exception=True)
+        rows = [JobEvent(**fields) for fields in serializer.validated_data]
+        final_counter = end_serializer.validated_data[-1]["final_counter"] if ends else None
+        created, duplicates = changes.add_events(job.pk, rows, final_counter)
+        return Response({"created": created, "duplicates": duplicates}, status=201)
+
+
+class EventView(mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+    """One event at the address that its notification carries."""
+
+    serializer_class = EventSerializer
+    queryset = JobEvent.objects.none()
+    lookup_value_regex = "[0-9]{1,18}"
+    kind: str = Kind.JOB
+
+    def get_queryset(self) -> Any:
+        jobs = Job.objects.visible_to(self.request.user).filter(kind=self.kind)
+        return JobEvent.objects.filter(job__in=jobs).select_related("job")
+
+
+class AdHocCommandEventView(EventView):
+    kind = Kind.AD_HOC_COMMAND
+
+
+class ScheduleViewSet(viewsets.ModelViewSet):
+    """Schedules that one may see. Each change is told of in `schedules-changed`."""
+
+    serializer_class = ScheduleSerializer
+    queryset = Schedule.objects.none()
+    lookup_value_regex = "[0-9]{1,18}"
+    http_method_names = ["get", "post", "patch", "delete", "head", "options"]
+
+    def get_queryset(self) -> Any:
+        return Schedule.objects.visible_to(self.request.user).order_by("id")
+
+    def perform_create(self, serializer: Any) -> None:
+        serializer.instance = changes.save_schedule(
+            Schedule(owner=self.request.user, **serializer.validated_data)
+        )
+
+    def perform_update(self, serializer: Any) -> None:
+        schedule = serializer.instance
+        for name, value in serializer.validated_data.items():
+            setattr(schedule, name, value)
+        changes.save_schedule(schedule)
+
+    def perform_destroy(self, instance: Schedule) -> None:
+        changes.delete_schedule(instance)

@@ -1,0 +1,186 @@
+"""The environment: every problem at once, secrets from files, nothing secret in what it shows."""
+
+from pathlib import Path
+
+import pytest
+
+from carillon.process.environment import NAMES, ConfigurationError, load, parse_file
+
+GOOD = {
+    "CARILLON_SECRET_KEY": "k" * 40,
+    "CARILLON_ALLOWED_HOSTS": "carillon.test",
+    "CARILLON_DATABASE_HOST": "db",
+    "CARILLON_DATABASE_PASSWORD": "db-secret",
+    "CARILLON_AMQP_HOSTS": "mq",
+    "CARILLON_AMQP_PASSWORD": "mq-secret",
+}
+
+
+def problems(**changes: str | None) -> list[str]:
+    environ = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ)
+    return caught.value.problems
+
+
+def test_defaults():
+    environment = load(GOOD)
+    assert environment.database_port == 5432
+    assert environment.amqp_urls == ["amqp://carillon:mq-secret@mq:5672/carillon"]
+    assert environment.bind == "127.0.0.1"
+    assert environment.session_cookie_name == "awx_sessionid"
+    assert not environment.development
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ConfigurationError) as caught:
+        load({"CARILLON_DATABASE_PORT": "many", "CARILLON_DEVELOPMENT": "yes"})
+    named = "\n".join(caught.value.problems)
+    for name in (*GOOD, "CARILLON_DATABASE_PORT", "CARILLON_DEVELOPMENT"):
+        assert name in named
+    assert all("\n" not in line for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CARILLON_SECRET_KEY", None, "is missing: set it or CARILLON_SECRET_KEY_FILE"),
+        ("CARILLON_SECRET_KEY", "short", "shorter than 32"),
+        ("CARILLON_ALLOWED_HOSTS", "https://carillon.test", "is not a host name"),
+        ("CARILLON_ALLOWED_HOSTS", "carillon.test:443", "is not a host name"),
+        ("CARILLON_TRUSTED_ORIGINS", "carillon.test", "is not scheme://host"),
+        ("CARILLON_TRUSTED_ORIGINS", "https://carillon.test/", "is not scheme://host"),
+        ("CARILLON_DATABASE_PORT", "0", "whole number from 1 to 65535"),
+        ("CARILLON_DATABASE_PORT", "٣", "whole number from 1 to 65535"),
+        ("CARILLON_AMQP_HOSTS", "mq:0", "is not host or host:port"),
+        ("CARILLON_AMQP_TLS_CA", "/nowhere/ca.pem", "does not exist"),
+        ("CARILLON_BIND", "localhost", "is not an IP address"),
+        ("CARILLON_UWSGI_PROCESSES", "-1", "whole number"),
+        ("CARILLON_STATIC_ROOT", "static", "is not an absolute path"),
+        ("CARILLON_SESSION_COOKIE_NAME", "a b", "is not a cookie name"),
+        ("CARILLON_DEVELOPMENT", "true", "is neither 0 nor 1"),
+    ],
+)
+def test_one_bad_value_is_one_line(name, value, said):
+    found = problems(**{name: value})
+    assert len(found) == 1
+    assert name in found[0]
+    assert said in found[0]
+
+
+def test_a_teams_own_settings(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    text = f"PROJECT_URL=https://bells.example\nPROJECT_KEY_FILE={file}\nPROJEKT_X=1\n"
+    values, found = parse_file(text, "carillon.env")
+    assert len(found) == 1
+    assert "carillon.env:3: PROJEKT_X" in found[0]
+    assert "PROJECT_" in found[0]
+    project = load({**GOOD, **values}).project
+    assert project == {"PROJECT_URL": "https://bells.example", "PROJECT_KEY": "from-file"}
+    assert "from-file" not in repr(project)
+    assert project.get("PROJECT_NONE") is None
+    with pytest.raises(ConfigurationError, match="PROJECT_NONE is missing: set it or PROJECT_NONE_FILE"):
+        project["PROJECT_NONE"]
+
+
+def test_secret_from_a_file_without_its_newline(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("from-file\r\n")
+    environ = {**GOOD, "CARILLON_AMQP_PASSWORD_FILE": str(file)}
+    del environ["CARILLON_AMQP_PASSWORD"]
+    assert load(environ).amqp_urls == ["amqp://carillon:from-file@mq:5672/carillon"]
+
+
+def test_secret_file_that_is_missing_empty_or_doubled(tmp_path):
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    assert (
+        "cannot be read: No such file"
+        in problems(CARILLON_AMQP_PASSWORD=None, CARILLON_AMQP_PASSWORD_FILE=str(tmp_path / "none"))[0]
+    )
+    assert "is empty" in problems(CARILLON_AMQP_PASSWORD=None, CARILLON_AMQP_PASSWORD_FILE=str(empty))[0]
+    assert "both set: keep one" in problems(CARILLON_AMQP_PASSWORD_FILE=str(empty))[0]
+
+
+def test_no_secret_is_shown():
+    environment = load({**GOOD, "CARILLON_SECRET_KEY_FALLBACKS": "old-secret"})
+    for secret in ("k" * 40, "old-secret", "db-secret", "mq-secret"):
+        assert secret not in repr(environment)
+    (line,) = problems(CARILLON_AMQP_HOSTS="amqp://carillon:mq-secret@mq")
+    assert "mq-secret" not in line
+
+
+def test_urls_are_percent_encoded_and_tls_moves_the_port(tmp_path):
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    environment = load(
+        {
+            **GOOD,
+            "CARILLON_AMQP_PASSWORD": "p@ss/w:rd",
+            "CARILLON_AMQP_HOSTS": "mq1, [::1]:5673",
+            "CARILLON_AMQP_TLS_CA": str(authority),
+        }
+    )
+    assert environment.amqp_urls == [
+        "amqps://carillon:p%40ss%2Fw%3Ard@mq1:5671/carillon",
+        "amqps://carillon:p%40ss%2Fw%3Ard@[::1]:5673/carillon",
+    ]
+
+
+def test_development_needs_no_hosts_and_sqlite_no_password():
+    environment = load(
+        {
+            "CARILLON_DEVELOPMENT": "1",
+            "CARILLON_SECRET_KEY": "short",
+            "CARILLON_DATABASE_HOST": "sqlite",
+            "CARILLON_AMQP_HOSTS": "mq",
+            "CARILLON_AMQP_PASSWORD": "x",
+        }
+    )
+    assert environment.allowed_hosts == ["localhost", "127.0.0.1", "[::1]"]
+
+
+def test_file_is_data_and_a_misspelt_name_is_a_problem():
+    text = "# comment\n\nCARILLON_BIND = '::1'\nCARILLON_BLIND=1\nno equals\nCARILLON_BIND=0.0.0.0\n"
+    values, found = parse_file(text, "carillon.env")
+    assert values == {"CARILLON_BIND": "::1"}
+    assert [line.split(" ")[0] for line in found] == ["carillon.env:4:", "carillon.env:5:", "carillon.env:6:"]
+    assert "CARILLON_BLIND is no setting of Carillon" in found[0]
+
+
+def test_environment_overrides_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "carillon.env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in GOOD.items()) + "CARILLON_BIND=::1\n")
+    for name in GOOD:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CARILLON_ENVIRONMENT_FILE", str(file))
+    monkeypatch.setenv("CARILLON_DATABASE_HOST", "another")
+    environment = load()
+    assert environment.database_host == "another"
+    assert environment.bind == "::1"
+
+
+def test_a_file_that_was_named_must_exist(tmp_path, monkeypatch):
+    monkeypatch.setenv("CARILLON_ENVIRONMENT_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigurationError, match=r"CARILLON_ENVIRONMENT_FILE: .* does not exist"):
+        load()
+
+
+def test_the_reference_has_every_name_with_its_default():
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "configuration.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `CARILLON_")]
+    documented, defaults = set(), {}
+    for name, _, default in rows:
+        base = name.split("`")[1]
+        documented |= {base, f"{base}_FILE"} if "`_FILE`" in name else {base}
+        defaults[base] = default.strip().strip("`")
+    assert documented == NAMES
+    plain = load({name: GOOD.get(name, "") for name in NAMES})
+    for name, default in defaults.items():
+        if default and " " not in default and default not in ("required", "none"):
+            field = name.removeprefix("CARILLON_").lower()
+            if hasattr(plain, field):  # of the others a URL is made
+                assert (
+                    str(int(value) if isinstance(value := getattr(plain, field), bool) else value) == default
+                )

@@ -1,0 +1,166 @@
+"""The launcher: one argv for each process, bounded waiting, one line for each error."""
+
+import configparser
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carillon.process import launcher, probe
+from carillon.process.environment import load
+from carillon.process.launcher import Check, NotReady
+
+ROOT = Path(__file__).parents[3]
+ENVIRON = {
+    "CARILLON_DEVELOPMENT": "1",
+    "CARILLON_SECRET_KEY": "key",
+    "CARILLON_DATABASE_HOST": "db",
+    "CARILLON_DATABASE_PASSWORD": "db-secret",
+    "CARILLON_AMQP_HOSTS": "mq,mq2:5673",
+    "CARILLON_AMQP_PASSWORD": "mq-secret",
+    "CARILLON_WAIT_SECONDS": "10",
+}
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def failing(times):
+    """A probe that is not ready so many times."""
+    left = iter(range(times))
+
+    def probe(_environment):
+        if next(left, None) is not None:
+            raise NotReady("connection refused")
+
+    return probe
+
+
+def carillon(*arguments, **environ):
+    """Run the command as an operator would, with nothing in the environment but `environ`."""
+    return subprocess.run(
+        [sys.executable, "-m", "carillon", *arguments],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_argv_has_addresses_and_no_secret():
+    environment = load({**ENVIRON, "CARILLON_BIND": "::1", "CARILLON_UWSGI_THREADS": "7"})
+    uwsgi = launcher.argv("uwsgi", environment)
+    assert uwsgi[uwsgi.index("--socket") + 1] == "[::1]:8050"
+    assert uwsgi[uwsgi.index("--threads") + 1] == "7"
+    daphne = launcher.argv("daphne", environment)
+    assert daphne[daphne.index("-b") + 1] == "::1"
+    assert daphne[daphne.index("-p") + 1] == "8051"
+    assert daphne[daphne.index("--websocket_timeout") + 1] == "-1"
+    for process in launcher.PROCESSES:
+        assert "secret" not in " ".join(launcher.argv(process, environment))
+
+
+def test_daphne_takes_a_socket_from_supervisord():
+    daphne = launcher.argv("daphne", load(ENVIRON), socket_on_stdin=True)
+    assert daphne[1:5] == ["-m", "carillon.server", "--fd", "0"]
+    assert not {"-b", "-p", "-u"} & set(daphne)
+
+
+def test_an_unknown_process_is_named():
+    with pytest.raises(ValueError, match="'nginx' is none of uwsgi, daphne, runworker"):
+        launcher.argv("nginx", load(ENVIRON))
+
+
+def test_waiting_reports_and_goes_on(capsys):
+    clock = Clock()
+    checks = [Check("the database", failing(13), ""), Check("the broker", failing(0), "")]
+    launcher.await_ready(checks, load(ENVIRON), "daphne", clock=clock, sleep=clock.sleep)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "carillon: daphne: waiting for the database (connection refused), 1 s of 10 s",
+        "carillon: daphne: waiting for the database (connection refused), 6 s of 10 s",
+    ]
+
+
+def test_waiting_is_bounded_over_all_checks(capsys):
+    clock = Clock()
+    checks = [Check("the database", failing(12), ""), Check("the broker", failing(10**6), "Look there.")]
+    with pytest.raises(SystemExit) as ended:
+        launcher.await_ready(checks, load(ENVIRON), "daphne", clock=clock, sleep=clock.sleep)
+    assert ended.value.code == launcher.EXIT_NOT_READY
+    assert clock.now == 10
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "carillon: daphne: gave up after 10 s: the broker: connection refused. Look there."
+
+
+def test_reasons_hold_no_secret():
+    environment = load(ENVIRON)
+    error = RuntimeError(f"cannot reach {environment.amqp_urls[0]} or\nlog in with db-secret or mq-secret")
+    assert launcher._reason(error, environment) == "log in with *** or ***"
+    assert "mq-secret" not in launcher._reason(RuntimeError(environment.amqp_urls[1]), environment)
+
+
+def test_every_problem_of_the_configuration_is_a_line():
+    answer = carillon("run", "daphne", CARILLON_BIND="localhost")
+    assert answer.returncode == launcher.EXIT_CONFIGURATION
+    lines = answer.stderr.splitlines()
+    assert all(line.startswith("carillon: CARILLON_") for line in lines)
+    assert any("CARILLON_SECRET_KEY is missing" in line for line in lines)
+    assert any("CARILLON_BIND: 'localhost' is not an IP address" in line for line in lines)
+
+
+def test_unreachable_services_are_one_line_without_a_secret():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = str(closed.getsockname()[1])  # bound and not listening: refused
+        answer = carillon(
+            "check",
+            **{**ENVIRON, "CARILLON_DATABASE_HOST": "127.0.0.1", "CARILLON_DATABASE_PORT": port},
+        )
+    assert answer.returncode == launcher.EXIT_NOT_READY
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("carillon: the database: ")
+    assert "CARILLON_DATABASE_HOST" in line
+    assert "secret" not in line
+
+
+def test_probe_of_a_process_that_is_away():
+    answer = carillon("probe", "daphne", **ENVIRON, CARILLON_BIND="127.9.9.9")
+    assert answer.returncode == 1
+    assert answer.stderr == "carillon: daphne: [Errno 111] Connection refused\n"
+
+
+def test_uwsgi_request_is_what_the_protocol_says():
+    packet = probe.uwsgi_request("/x/", "h")
+    assert packet[0] == packet[3] == 0
+    assert int.from_bytes(packet[1:3], "little") == len(packet) - 4
+    assert b"\x0b\x00REQUEST_URI\x03\x00/x/" in packet
+
+
+def test_established_connections_to_the_broker():
+    head = "  sl local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode\n"
+    row = "   0: 0100007F:A000 0100007F:{port:04X} {state} 0:0 00:0 0 0 0 {inode} 1\n"
+    table = head + "".join(
+        row.format(port=port, state=state, inode=inode)
+        for port, state, inode in ((5672, "01", 11), (5672, "06", 22), (5432, "01", 33))
+    )
+    assert probe.established([table], {5672}) == {"11"}
+
+
+def test_uwsgi_ini_stops_on_term_and_lets_no_misspelling_pass():
+    ini = configparser.ConfigParser(strict=True)
+    ini.read(ROOT / "supervisord" / "uwsgi.ini")
+    assert ini["uwsgi"]["strict"] == ini["uwsgi"]["die-on-term"] == ini["uwsgi"]["need-app"] == "true"

@@ -1,0 +1,103 @@
+"""Ports and addresses are derived from what is true of a host, and rendered as their readers take them."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.unit.production.test_control_node import ANSIBLE
+from tests.unit.production.test_secrets import filters
+
+LISTENERS = [
+    'LISTEN 0 128 0.0.0.0:2222 0.0.0.0:* users:(("sshd",pid=41,fd=3))',
+    'LISTEN 0 128 [::]:2222 [::]:* users:(("sshd",pid=41,fd=4))',
+    'LISTEN 0 128 127.0.0.1:6010 0.0.0.0:* users:(("sshd",pid=77,fd=9))',
+    'LISTEN 0 4096 *:9100 *:* users:(("not-sshd",pid=5,fd=3))',
+    'LISTEN 0 4096 *:22 *:* users:(("sshd",pid=9,fd=3),("systemd",pid=1,fd=60))',
+]
+
+
+def test_the_ports_of_sshd_are_those_that_it_listens_on_for_the_network():
+    assert filters.ports_of(LISTENERS, "sshd") == [22, 2222]
+    assert filters.ports_of([], "sshd") == []
+
+
+@pytest.mark.parametrize(
+    ("listen", "ports"),
+    [
+        (["443", "[::]:443"], [443]),
+        (["8443"], [8443]),
+        ([8443], [8443]),
+        (["192.0.2.7:443", "[2001:db8::7]:9443"], [443, 9443]),
+    ],
+)
+def test_ports_of_what_nginx_listens_on(listen, ports):
+    assert filters.listen_ports(listen) == ports
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"), [("10.0.0.7", "10.0.0.7:8050"), ("2001:db8::7", "[2001:db8::7]:8050")]
+)
+def test_an_address_of_ipv6_is_in_brackets(address, shown):
+    assert filters.endpoint(address, 8050) == shown
+
+
+@pytest.fixture
+def rules(play, tmp_path):
+    """The firewall's rules for the variables given."""
+
+    def render(**variables) -> str:
+        role = ANSIBLE / "roles/firewall"
+        code, said = play(
+            {"ansible.builtin.include_vars": str(role / "defaults/main.yml")},
+            {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
+            {
+                "ansible.builtin.template": {
+                    "src": str(role / "templates/firewall.nft.j2"),
+                    "dest": str(tmp_path / "rules"),
+                }
+            },
+            topology_single=True,
+            **variables,
+        )
+        assert code == 0, said
+        return Path(tmp_path, "rules").read_text()
+
+    return render
+
+
+def test_the_firewall_opens_what_nginx_and_sshd_listen_on(rules):
+    shown = rules(nginx_https_listen=["8443"], common_listeners={"stdout_lines": LISTENERS})
+    assert "tcp dport { 80, 8443 } accept" in shown
+    assert "tcp dport { 22, 2222 } accept" in shown
+    assert "443 }" not in shown.replace("8443 }", "")
+
+
+def test_the_firewall_opens_the_usual_ports_where_nothing_else_is_known(rules):
+    shown = rules()
+    assert "tcp dport { 80, 443 } accept" in shown
+    assert "tcp dport { 22 } accept" in shown
+
+
+@pytest.mark.parametrize(("ports", "code"), [([2222], 0), ([22], 2)])
+def test_a_firewall_that_would_shut_ansible_out_is_refused(play, ports, code):
+    found, said = play(
+        {"ansible.builtin.include_vars": str(ANSIBLE / "roles/firewall/vars/main.yml")},
+        {"ansible.builtin.include_tasks": str(ANSIBLE / "roles/firewall/tasks/preflight.yml")},
+        firewall_enabled=True,
+        firewall_open_ports=ports,
+        ansible_connection="ssh",
+        # The assertion asks nobody: it runs on the control node.
+        ansible_port=22,
+        common_listeners={"stdout_lines": LISTENERS[:3]},
+    )
+    assert found == code, said
+    assert code == 0 or "web: firewall_open_ports (22) has no port that sshd listens on (2222)" in said
+
+
+def test_days_until_an_end_as_openssl_writes_it():
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3, hours=1)
+    assert filters.days_left(f"{end:%b %e %H:%M:%S %Y} GMT\n") == 3
+    assert filters.days_left("Nov  5 03:26:00 2019 GMT") < 0

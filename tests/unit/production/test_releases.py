@@ -1,0 +1,109 @@
+"""Which release there is to go back to, with which settings, and what an archive of one has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from importlib import util
+
+import pytest
+
+from tests.unit.production.test_control_node import ANSIBLE
+from tests.unit.production.test_secrets import filters
+
+MODULE = ANSIBLE / "library/carillon_release.py"
+_SPEC = util.spec_from_file_location("release", MODULE)
+release = util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(release)
+
+
+@pytest.mark.parametrize(
+    ("current", "new", "known", "before"),
+    [
+        (["", ""], "2", "", ""),  # a first installation
+        (["1", "1"], "2", "", "1"),
+        (["1", "1"], "2", "0", "1"),  # the upgrade before this one is long past
+        (["2", "2"], "2", "1", "1"),  # run again when all is done
+        (["2", "1"], "2", "1", "1"),  # … and half-way
+        (["2", "1"], "2", "", "1"),  # … on another control node
+        (["2", "1"], "3", "1", "1"),  # a mended release after half of a bad one
+        (["2", "1"], "3", "", ""),
+        (["1", ""], "2", "", "1"),  # with a host that is new
+        (["1", "1"], "1", "", ""),
+    ],
+)
+def test_the_release_before_is_what_all_hosts_ran_when_the_upgrade_began(current, new, known, before):
+    assert filters.release_before(current, new, known) == before
+
+
+def test_an_older_release_keeps_its_names_and_gets_the_values_of_today():
+    held = "# Ansible\nCARILLON_DATABASE_USER=carillon_a\nCARILLON_OLD=1\nPROJECT_GONE=x\nPROJECT_KEPT=1\n"
+    today = "# Ansible\nCARILLON_DATABASE_USER=carillon_b\nCARILLON_NEW=1\nPROJECT_KEPT=2\nPROJECT_MORE=a=b\n"
+    assert filters.release_environment(held, today) == (
+        "# Ansible\nCARILLON_DATABASE_USER=carillon_b\nCARILLON_OLD=1\nPROJECT_KEPT=2\nPROJECT_MORE=a=b\n"
+    )
+    assert filters.release_environment(today, today) == today
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    for name in (*release.INPUTS[:3], "src/carillon/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('version = "1.0"\n')
+    for name in ("uwsgi.ini", "supervisord.conf", "conf.d/daphne.conf"):
+        path = tmp_path / "supervisord" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        path.chmod(0o600)  # a umask of 077
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "django-6.whl").write_text("")
+    monkeypatch.setattr(release, "wheelhouse", lambda *_: wheels)
+    monkeypatch.setattr(release, "pip", lambda *arguments: (tmp_path / arguments[3]).mkdir())
+    return tmp_path
+
+
+def test_settings_of_uwsgi_and_supervisord_are_the_releases(checkout):
+    before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
+    (checkout / "supervisord/uwsgi.ini").write_text("another")
+    name, archive, _ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
+    assert name != before
+    with tarfile.open(archive) as tar:
+        members = {member.name.removeprefix(f"{name}/"): member for member in tar.getmembers()}
+        assert tar.extractfile(members["etc/uwsgi.ini"]).read() == b"another"
+    assert set(members) == {
+        *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
+        *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
+    }
+    assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
+
+
+def test_a_release_that_is_held_is_found_and_not_built(checkout):
+    arguments = {
+        "source": str(checkout),
+        "cache": str(checkout / "cache"),
+        "python": "3.13",
+        "architecture": "x86_64",
+    }
+
+    def run(held: str) -> dict:
+        done = subprocess.run(
+            [sys.executable, str(MODULE)],
+            input=json.dumps(
+                {"ANSIBLE_MODULE_ARGS": {**arguments, "held": held, "_ansible_check_mode": True}}
+            ),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    own = run("")
+    assert own["own"]
+    assert run(own["id"]) == own | {"invocation": run(own["id"])["invocation"]}
+    held = run("0.9-abc")
+    assert (held["id"], held["own"], held["changed"]) == ("0.9-abc", False, False)
+    assert held["archive"] == str(checkout / "cache/carillon-0.9-abc-3.13-x86_64.tar")
+    assert not (checkout / "cache").exists()

@@ -1,0 +1,182 @@
+"""The server, in a process of its own, against a real websocket client."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+ROOT = Path(__file__).parents[3]
+
+
+class Running:
+    def __init__(self, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.unit.server.serving", "-b", "127.0.0.1", "-p", str(self.port),
+             "-v", "0", "--websocket_timeout", "-1", *arguments, "tests.unit.server.serving:application"],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+        )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the server does not listen"
+                time.sleep(0.05)
+
+    def connect(self, **options):
+        return connect(f"ws://127.0.0.1:{self.port}/", max_size=None, **options)
+
+    def received(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=5) as answer:
+            return int(answer.read())
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server():
+    running = Running("--ping-interval", "1", "--ping-timeout", "1")
+    yield running
+    running.stop()
+
+
+async def say(client, **order):
+    await client.send(json.dumps(order))
+
+
+async def code_of(client):
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                await client.recv()
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None, closed.rcvd.reason if closed.rcvd else ""
+
+
+async def test_what_is_written_directly_keeps_its_place(server):
+    async with server.connect() as client:
+        await say(client, do="mixed", count=2000)
+        for number in range(2000):
+            assert await client.recv() == f"direct {number}"
+            assert await client.recv() == f"asgi {number}"
+
+
+async def test_more_than_the_network_takes_at_once(server):
+    async with server.connect() as client:
+        await say(client, do="flood", count=400, size=2000)
+        await asyncio.sleep(0.3)
+        assert [len(await client.recv()) for _ in range(400)] == [2000] * 400
+
+
+@pytest.mark.parametrize("code", [1008, 1012, 1013, 4401])
+async def test_any_close_code(server, code):
+    async with server.connect() as client:
+        await say(client, do="close", code=code)
+        assert await code_of(client) == (code, "because")
+
+
+async def test_empty_messages_are_messages(server):
+    async with server.connect() as client:
+        await say(client, do="empty")
+        async with asyncio.timeout(20):
+            assert [await client.recv(), await client.recv()] == ["", b""]
+
+
+async def test_a_slow_reader_is_closed_and_told_where_it_was(server):
+    async with server.connect(max_queue=1) as slow, server.connect() as other:
+        slow.transport.pause_reading()
+        await say(slow, do="flood", count=400, size=100_000)
+        begun = time.monotonic()
+        await say(other, do="mixed", count=1)
+        assert await other.recv() == "direct 0"
+        assert time.monotonic() - begun < 5, "nobody else waits"
+        await asyncio.sleep(0.5)
+        slow.transport.resume_reading()
+        seen = 0
+        with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - it counts until then
+            async with asyncio.timeout(20):
+                while True:
+                    assert len(await slow.recv()) == 100_000
+                    seen += 1
+        assert closed.value.rcvd.code == 4408
+        assert closed.value.rcvd.reason == f"ep:{seen}"
+        assert 0 < seen < 400
+
+
+async def test_what_a_client_sends_is_bounded(server):
+    async with server.connect() as client:
+        await say(client, do="sleep", seconds=3600)
+        for _ in range(100):
+            await say(client, do="mixed", count=0)
+        await asyncio.sleep(0.3)
+        assert server.received() == 1
+
+
+async def test_who_does_not_answer_a_ping_is_dropped(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    begun = time.monotonic()
+    async with asyncio.timeout(20):
+        seen = b""
+        try:
+            while data := await reader.read(100):
+                seen += data
+        except ConnectionResetError:
+            pass
+    assert b"\x89\x00" in seen
+    assert time.monotonic() - begun > 1
+    writer.close()
+    async with server.connect(ping_interval=None) as answering:
+        await asyncio.sleep(4)
+        await say(answering, do="mixed", count=1)
+        assert await answering.recv() == "direct 0"
+
+
+async def test_a_socket_carries_no_copy_of_the_options(server):
+    async with server.connect() as client:
+        await client.send(json.dumps({"do": "own"}))
+        assert json.loads(await client.recv()) == []
+
+
+async def test_a_message_that_is_too_big(server):
+    async with server.connect() as client:
+        await client.send("x" * 2 * 1024 * 1024)
+        assert (await code_of(client))[0] == 1009
+
+
+async def test_an_application_that_fails(server):
+    async with server.connect() as client:
+        await say(client, do="fail")
+        assert (await code_of(client))[0] == 1011
+
+
+async def test_a_drain(server):
+    clients = [await server.connect() for _ in range(5)]
+    newer = [await server.connect(subprotocols=["carillon.v2"]) for _ in range(5)]
+    server.process.send_signal(signal.SIGTERM)
+    for client in newer:
+        assert 0 <= json.loads(await client.recv())["reconnect_after"] < 2000
+    assert [await code_of(client) for client in clients + newer] == [(1012, "restart")] * 10
+    assert await asyncio.to_thread(server.process.wait, 10) == 0
+    with pytest.raises(OSError, match="onnect"):
+        await server.connect()

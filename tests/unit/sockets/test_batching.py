@@ -1,0 +1,66 @@
+"""Questions of many, asked together."""
+
+import asyncio
+
+import pytest
+
+from carillon.sockets import batching
+from carillon.sockets.batching import Batched
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.django_db(transaction=True)]
+
+
+class Asked:
+    """Answers in capitals; keeps the lists it was given."""
+
+    def __init__(self, fail=None):
+        self.lists = []
+        self.fail = fail
+
+    def __call__(self, questions):
+        self.lists.append(list(questions))
+        if self.fail:
+            raise self.fail
+        return [ValueError(each) if each == "bad" else each.upper() for each in questions]
+
+
+async def test_one_alone_is_asked_at_once():
+    asked = Asked()
+    assert await Batched(asked).ask("a") == "A"
+    assert asked.lists == [["a"]]
+
+
+async def test_what_gathers_is_one_list_and_everybody_gets_his_own_answer(monkeypatch):
+    monkeypatch.setattr(batching, "MOST", 3)
+    asked = Asked()
+    ends = Batched(asked)
+    assert await asyncio.gather(*(ends.ask(each) for each in "abcde")) == list("ABCDE")
+    assert asked.lists == [["a", "b", "c"], ["d", "e"]]
+
+
+async def test_an_error_is_its_own_only():
+    ends = Batched(Asked())
+    answers = await asyncio.gather(ends.ask("a"), ends.ask("bad"), ends.ask("c"), return_exceptions=True)
+    assert answers[0] == "A"
+    assert isinstance(answers[1], ValueError)
+    assert answers[2] == "C"
+
+
+async def test_a_list_that_fails_fails_everybody_in_it_and_nobody_after():
+    asked = Asked(fail=RuntimeError("away"))
+    ends = Batched(asked)
+    answers = await asyncio.gather(ends.ask("a"), ends.ask("b"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [RuntimeError, RuntimeError]
+    asked.fail = None
+    assert await ends.ask("c") == "C"
+
+
+async def test_who_left_is_not_asked_for():
+    asked = Asked()
+    ends = Batched(asked)
+    gone = asyncio.ensure_future(ends.ask("gone"))
+    stays = asyncio.ensure_future(ends.ask("a"))
+    gone.get_loop().call_soon(gone.cancel)
+    assert await stays == "A"
+    assert gone.cancelled()
+    assert asked.lists in ([["a"]], [["gone", "a"]])

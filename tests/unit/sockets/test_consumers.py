@@ -1,0 +1,157 @@
+"""The project's own consumers: who gets in, as whom, and what ends their sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from django.db import OperationalError
+from django.urls import path
+from django.utils import timezone
+
+from carillon.accounts.models import ApiToken
+from carillon.sockets import authentication
+from tests.unit.support.sockets import Client, pump
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Mirror(AsyncJsonWebsocketConsumer):
+    """Says who is there, and repeats what it hears."""
+
+    gone: list[int] = []
+    patient = True
+
+    async def connect(self):
+        await self.accept()
+        await self.send_json({"user": self.scope["user"].pk, **self.scope["url_route"]["kwargs"]})
+
+    async def receive_json(self, content, **kwargs):
+        await self.send_json(content)
+
+    async def disconnect(self, code):
+        self.gone.append(code)
+        await self.send_json({"too": "late"})
+        while not self.patient:
+            await asyncio.sleep(60)
+
+
+websocket_urlpatterns = [path("websocket/mirror/<int:room>/", Mirror.as_asgi())]
+ROOM = "/websocket/mirror/7/"
+
+
+@pytest.fixture(autouse=True)
+def _routes(settings):
+    Mirror.gone.clear()
+    settings.CARILLON = {**settings.CARILLON, "WEBSOCKET_URLCONF": __name__}
+
+
+async def open_one(people, user, **fields):
+    client = Client(ROOM, token=await database_sync_to_async(people.token)(user, **fields))
+    assert await client.open() == {"user": user.pk, "room": 7}
+    return client
+
+
+async def change(function, *args, **kwargs):
+    """Do it, and give this process's sockets what the broker would bring them."""
+    await database_sync_to_async(function)(*args, **kwargs)
+    await pump()
+
+
+async def refused(client, code):
+    accepted, _ = await client.raw.connect(timeout=5)
+    assert accepted
+    assert await client.close_code() == code
+
+
+async def test_a_consumer_gets_its_user_and_its_route(people):
+    client = await open_one(people, people.ann)
+    await client.say({"a": 1})
+    assert await client.frame() == {"a": 1}
+    await client.leave()
+
+
+async def test_nobody_is_anonymous():
+    assert await Client(ROOM).open() == {"user": None, "room": 7}
+
+
+async def test_what_is_presented_must_be_good(people):
+    await refused(Client(ROOM, token="nonsense"), 4401)
+    await refused(Client(ROOM, cookie="awx_sessionid=nonsense"), 4401)
+    await refused(Client(ROOM, cookie="awx_sessionid=nonsense", origin="https://evil.example"), 4403)
+
+
+async def test_no_database(people, monkeypatch):
+    def away(handshake):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(authentication, "authenticate", away)
+    await refused(Client(ROOM, token="any"), 1013)
+
+
+@pytest.mark.parametrize("where", ["/websocket/mirror/", "/websocket/mirror/x/", "/websocket//"])
+async def test_a_path_of_nobody(where):
+    accepted, _ = await Client(where).raw.connect(timeout=5)
+    assert not accepted
+
+
+async def test_a_token_that_is_revoked(people):
+    client, other = await open_one(people, people.ann), await open_one(people, people.ben)
+    await change(lambda: [token.delete() for token in ApiToken.objects.filter(user=people.ann)])
+    assert await client.close_code() == 4401
+    assert await other.is_silent()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_consumer_hears_that_its_socket_was_ended(people, monkeypatch, patient):
+    """Its disconnect() runs, and what it says then goes nowhere; one that does not end is cancelled."""
+    monkeypatch.setattr(Mirror, "patient", patient)
+    monkeypatch.setattr("carillon.sockets.consumers.DISCONNECT_SECONDS", 5 if patient else 0.1)
+    client = await open_one(people, people.ann)
+    await change(lambda: [token.delete() for token in ApiToken.objects.filter(user=people.ann)])
+    assert await client.close_code() == 4401
+    await asyncio.wait_for(client.raw._future, 4)
+    assert Mirror.gone == [4401]
+    assert await client.is_silent()
+
+
+async def test_a_token_that_expires(people):
+    client = await open_one(people, people.ann, expires=timezone.now() + timedelta(seconds=0.5))
+    assert await client.close_code() == 4401
+
+
+async def test_rights_that_change(people):
+    """The consumer decided by what was true when it connected: it is asked again."""
+    client, other = await open_one(people, people.ann), await open_one(people, people.carl)
+    await change(people.team.members.remove, people.ann)
+    assert await client.close_code() == 1012
+    assert await other.is_silent()
+
+
+async def test_a_look_that_finds_nothing_new(people):
+    client = await open_one(people, people.ann)
+    await change(people.ann.save)
+    await client.say({"still": "here"})
+    assert await client.frame() == {"still": "here"}
+
+
+async def test_a_database_that_is_away_when_rights_change(people, monkeypatch):
+    client = await open_one(people, people.ann)
+
+    def away(identity):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(authentication, "revalidate", away)
+    await change(people.team.members.remove, people.ann)
+    assert await client.close_code() == 1013
+
+
+async def test_the_server_stops(people):
+    """Cancelled without a word of our own: the server has said goodbye already."""
+    client = await open_one(people, people.ann)
+    client.raw._future.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client.raw._future

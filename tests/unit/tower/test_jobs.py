@@ -1,0 +1,402 @@
+"""Jobs in the REST API: who sees what, what may follow what, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from carillon.events import emit, outbox
+from tower import payloads
+from tower.models import Job, JobEvent, Kind
+
+pytestmark = pytest.mark.django_db
+
+
+def told(sent) -> list[tuple[str, dict, dict | None]]:
+    """What was emitted: (group, payload, audience)."""
+    return [(message["group"], json.loads(message["text"]), message["audience"]) for message in sent.messages]
+
+
+def make(people, owner="ann", **fields) -> Job:
+    return Job.objects.create(owner=getattr(people, owner), name=fields.pop("name", "a job"), **fields)
+
+
+class TestAccess:
+    def test_one_s_own_and_one_s_team_s(self, people):
+        own = make(people)
+        team = make(people, "ben", team=people.team)
+        make(people, "ben")
+        other = make(people, "carl")
+        client = people.client(people.ann)
+        assert [row["id"] for row in client.get("/api/v2/jobs/").json()["results"]] == [team.pk, own.pk]
+        assert client.get(f"/api/v2/jobs/{team.pk}/").status_code == 200
+        for path in ("", "events/", "cancel/"):
+            method = client.post if path == "cancel/" else client.get
+            assert method(f"/api/v2/jobs/{other.pk}/{path}").status_code == 404
+        assert (
+            client.patch(f"/api/v2/jobs/{other.pk}/", {"status": "running"}, format="json").status_code == 404
+        )
+        assert client.post(f"/api/v2/jobs/{other.pk}/events/", [], format="json").status_code == 404
+        assert people.client(people.root).get("/api/v2/jobs/").json()["count"] == 4
+
+    def test_an_event_s_own_address(self, people):
+        row = JobEvent.objects.create(job=make(people), counter=1, event="x")
+        path = payloads.event_url("job", row.pk)
+        assert people.client(people.ann).get(path).json()["counter"] == 1
+        assert people.client(people.carl).get(path).status_code == 404
+        assert people.client(people.ann).get(f"/api/v2/ad_hoc_command_events/{row.pk}/").status_code == 404
+
+    def test_a_job_for_a_team_that_is_not_one_s_own(self, people):
+        body = {"name": "x", "team": people.team.pk}
+        assert people.client(people.carl).post("/api/v2/jobs/", body, format="json").status_code == 400
+        assert people.client(people.ann).post("/api/v2/jobs/", body, format="json").status_code == 201
+
+    def test_a_workflow_that_is_not_one_s_own(self, people):
+        workflow = make(people, kind=Kind.WORKFLOW_JOB)
+        plain = make(people)
+        client = people.client(people.ann)
+        assert (
+            client.post(
+                "/api/v2/jobs/", {"name": "x", "workflow_job": workflow.pk}, format="json"
+            ).status_code
+            == 201
+        )
+        assert (
+            client.post("/api/v2/jobs/", {"name": "x", "workflow_job": plain.pk}, format="json").status_code
+            == 400
+        )
+        other = people.client(people.carl).post(
+            "/api/v2/jobs/", {"name": "x", "workflow_job": workflow.pk}, format="json"
+        )
+        assert other.status_code == 400
+        assert "does not exist" in other.content.decode()
+
+
+class TestJobs:
+    def test_fields(self, people):
+        client = people.client(people.ann)
+        made = client.post("/api/v2/jobs/", {"name": "x", "team": people.team.pk}, format="json").json()
+        assert made["type"] == made["kind"] == "job"
+        assert made["status"] == "new"
+        assert made["elapsed"] == 0
+        assert made["event_family"] == "job_events"
+        assert made["related"]["events"] == f"/api/v2/jobs/{made['id']}/events/"
+        assert made["summary_fields"] == {
+            "owner": {"id": people.ann.pk, "username": "ann"},
+            "team": {"id": people.team.pk, "name": "ringers"},
+        }
+        client.patch(made["url"], {"status": "running"}, format="json")
+        done = client.patch(made["url"], {"status": "failed"}, format="json").json()
+        assert done["started"] <= done["finished"]
+        assert done["failed"] is True
+
+    def test_filters(self, people):
+        for name, kind, status in (
+            ("one", "job", "new"),
+            ("two", "system_job", "failed"),
+            ("Three", "job", "failed"),
+        ):
+            make(people, name=name, kind=kind, status=status)
+        client = people.client(people.ann)
+
+        def names(query):
+            return [row["name"] for row in client.get(f"/api/v2/jobs/?{query}").json()["results"]]
+
+        assert names("") == ["Three", "two", "one"]
+        assert names("order_by=name") == ["Three", "one", "two"]
+        assert names("status=failed,new&kind=job") == ["Three", "one"]
+        assert names("search=THR") == ["Three"]
+        assert names(f"owner={people.ben.pk}") == []
+        assert names("page_size=1&page=2") == ["two"]
+        for wrong in ("status=x", "kind=x", "owner=x", "order_by=owner__password", "page=9"):
+            assert client.get(f"/api/v2/jobs/?{wrong}").status_code in (400, 404), wrong
+
+    def test_the_list_is_a_fixed_number_of_queries(self, people, django_assert_num_queries):
+        for _ in range(5):
+            make(people, team=people.team)
+        client = people.client(people.ann)
+        client.get("/api/v2/jobs/")
+        with django_assert_num_queries(5):  # the position, the token, its user, the count, the page
+            client.get("/api/v2/jobs/")
+
+
+class TestStatus:
+    def test_a_whole_life_is_told(self, people, sent, commits):
+        client = people.client(people.ann)
+        with commits():
+            job = client.post(
+                "/api/v2/jobs/", {"name": "x", "status": "pending", "team": people.team.pk}, format="json"
+            ).json()
+        for status in ("waiting", "running", "running", "successful"):
+            with commits():
+                assert client.patch(job["url"], {"status": status}, format="json").status_code == 200
+        base = {"group_name": "jobs", "unified_job_id": job["id"], "type": "job"}
+        audience = (f"t{people.team.pk}", f"u{people.ann.pk}")
+        finished = Job.objects.get().finished.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        assert told(sent) == [
+            ("jobs-status_changed", {**base, **more}, audience)
+            for more in (
+                {"status": "pending"},
+                {"status": "waiting", "instance_group_name": None},
+                {"status": "running"},  # once: the second changed nothing
+                {"status": "successful", "finished": finished},
+            )
+        ]
+
+    def test_an_illegal_change(self, people, sent, commits):
+        job = make(people, status="successful")
+        client = people.client(people.ann)
+        with commits():
+            answer = client.patch(f"/api/v2/jobs/{job.pk}/", {"status": "running"}, format="json")
+        assert answer.status_code == 409
+        assert answer.json()["detail"] == "A job that is successful cannot become running: it has ended."
+        assert client.post(f"/api/v2/jobs/{job.pk}/cancel/").status_code == 409
+        assert (
+            client.patch(f"/api/v2/jobs/{job.pk}/", {"status": "nonsense"}, format="json").status_code == 400
+        )
+        assert sent.messages == []
+
+    def test_cancel(self, people, sent, commits):
+        job = make(people, status="running")
+        with commits():
+            answer = people.client(people.ben).post(f"/api/v2/jobs/{job.pk}/cancel/")
+            assert answer.status_code == 404
+            answer = people.client(people.ann).post(f"/api/v2/jobs/{job.pk}/cancel/")
+        assert (answer.status_code, answer.json()["status"]) == (202, "canceled")
+        assert [payload["status"] for _, payload, _ in told(sent)] == ["canceled"]
+
+    def test_part_of_a_workflow(self, people, sent, commits):
+        workflow = make(people, kind=Kind.WORKFLOW_JOB)
+        job = make(people, workflow_job=workflow)
+        with commits():
+            people.client(people.ann).patch(f"/api/v2/jobs/{job.pk}/", {"status": "running"}, format="json")
+        (first, payload, _), (second, copy, audience) = told(sent)
+        assert (first, second) == ("jobs-status_changed", f"workflow_events-{workflow.pk}")
+        assert payload["workflow_job_id"] == workflow.pk
+        assert payload["workflow_node_id"] == job.pk
+        assert copy == {**payload, "group_name": "workflow_events", "workflow_job_template_id": None}
+        assert audience is None
+
+    def test_project_and_inventory(self, people, sent, commits):
+        project = make(people, kind=Kind.PROJECT_UPDATE, resource=5)
+        inventory = make(people, kind=Kind.INVENTORY_UPDATE, resource=6)
+        with commits():
+            for job in (project, inventory):
+                people.client(people.ann).patch(
+                    f"/api/v2/jobs/{job.pk}/", {"status": "running"}, format="json"
+                )
+        (_, about_project, _), (_, about_inventory, _), (group, payload, _) = told(sent)
+        assert about_project["project_id"] == 5
+        assert {key: about_inventory[key] for key in ("inventory_source_id", "inventory_id", "group_id")} == {
+            "inventory_source_id": 6,
+            "inventory_id": 6,
+            "group_id": None,
+        }
+        assert group == "inventories-status_changed"
+        assert payload == {"group_name": "inventories", "inventory_id": 6, "status": "running"}
+
+    def test_the_broker_is_away(self, people, sent, commits, caplog):
+        job = make(people)
+        sent.publisher.away = True
+        kept, lost = emit.KEPT._value.get(), emit.LOST._value.get()
+        with commits():
+            answer = people.client(people.ann).patch(
+                f"/api/v2/jobs/{job.pk}/", {"status": "running"}, format="json"
+            )
+        assert answer.status_code == 200
+        assert Job.objects.get().status == "running"
+        assert (emit.KEPT._value.get(), emit.LOST._value.get()) == (kept + 1, lost)
+        assert "1 notifications wait in the outbox" in caplog.text
+        sent.publisher.away = False
+        assert outbox.send_some() == 1
+        assert [group for group, _, _ in told(sent)] == ["jobs-status_changed"]
+        assert outbox.send_some() == 0
+
+
+EVENT = {
+    "counter": 1,
+    "event": "runner_on_ok",
+    "uuid": "u",
+    "parent_uuid": "p",
+    "stdout": "\x1b[32mok\x1b[0m\n",
+    "start_line": 3,
+    "end_line": 4,
+    "event_data": {"task": "ping", "res": {"changed": True}},
+    "failed": False,
+    "changed": True,
+    "event_level": 3,
+    "play": "all",
+    "role": "r",
+    "task": "ping",
+    "created": "2026-01-02T03:04:05.000006Z",
+}
+
+
+class TestEvents:
+    @pytest.fixture
+    def job(self, people):
+        return make(people, status="running")
+
+    @pytest.fixture
+    def post(self, people, job, commits):
+        client = people.client(people.ann)
+
+        def post(body, job=job):
+            with commits():
+                return client.post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
+
+        return post
+
+    @pytest.mark.parametrize("kind", [kind for kind in Kind if kind != Kind.WORKFLOW_JOB])
+    def test_the_payload(self, people, post, sent, kind):
+        job = make(people, kind=kind)
+        assert post(EVENT, job).json() == {"created": 1, "duplicates": 0}
+        row = JobEvent.objects.get()
+        url = f"/api/v2/{kind}_events/{row.pk}/" if kind in ("job", "ad_hoc_command") else ""
+        ((group, payload, audience),) = told(sent)
+        assert group == f"{kind}_events-{job.pk}"
+        assert audience is None
+        created = "2026-01-02T03:04:05.000006+00:00"
+        assert payload == {
+            **EVENT,
+            "id": row.pk,
+            kind.value: job.pk,
+            "group_name": f"{kind}_events",
+            "url": url,
+            "created": created,
+            "modified": created,
+        }
+        assert list(payload)[:6] == ["id", kind.value, "created", "modified", "group_name", "url"]
+
+    def test_hundreds_in_one_batch_and_few_queries(
+        self, people, job, sent, commits, django_assert_max_num_queries
+    ):
+        client = people.client(people.ann)
+        body = [{"counter": number, "event": "verbose"} for number in range(1, 501)]
+        with django_assert_max_num_queries(20), commits():
+            answer = client.post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
+        assert (answer.status_code, answer.json()) == (201, {"created": 500, "duplicates": 0})
+        (batch,) = sent.publisher.batches
+        assert [json.loads(message["text"])["counter"] for _, message in batch] == list(range(1, 501))
+
+    def test_a_retry_is_safe(self, post, sent, job):
+        post([{"counter": 1, "event": "a"}, {"counter": 2, "event": "b"}])
+        answer = post(
+            [{"counter": 2, "event": "changed"}, {"counter": 3, "event": "c"}, {"counter": 3, "event": "d"}]
+        )
+        assert answer.json() == {"created": 1, "duplicates": 2}
+        assert [(row.counter, row.event) for row in job.events.order_by("counter")] == [
+            (1, "a"),
+            (2, "b"),
+            (3, "c"),
+        ]
+        assert [payload["counter"] for _, payload, _ in told(sent)] == [1, 2, 3]
+
+    def test_the_end(self, people, post, sent, job):
+        assert post([{"counter": 1, "event": "a"}, {"event": "EOF", "final_counter": 1}]).status_code == 201
+        assert post({"event": "EOF", "final_counter": 1}).json() == {"created": 0, "duplicates": 0}
+        end = (
+            "jobs-summary",
+            {"group_name": "jobs", "unified_job_id": job.pk, "final_counter": 1},
+            (f"u{people.ann.pk}",),
+        )
+        assert told(sent)[1:] == [end, end]
+        assert job.events.count() == 1
+
+    def test_reading(self, people, post, job):
+        post([{"counter": number, "event": "even" if number % 2 == 0 else "odd"} for number in range(1, 8)])
+        client = people.client(people.ann)
+
+        def counters(query):
+            return [
+                row["counter"]
+                for row in client.get(f"/api/v2/jobs/{job.pk}/events/?{query}").json()["results"]
+            ]
+
+        assert counters("") == [1, 2, 3, 4, 5, 6, 7]
+        assert counters("counter__gt=2&counter__lte=5") == [3, 4, 5]
+        assert counters("counter__gte=2&counter__lt=4") == [2, 3]
+        assert counters("event=even,other") == [2, 4, 6]
+        assert counters("counter__gt=2&page_size=2") == [3, 4]
+        assert client.get(f"/api/v2/jobs/{job.pk}/events/?counter__gt=x").status_code == 400
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {},
+            "text",
+            ["text"],
+            [[]],
+            {"counter": 0, "event": "x"},
+            {"counter": 2**31, "event": "x"},
+            {"counter": "x", "event": "x"},
+            {"counter": 1, "event": ""},
+            {"counter": 1, "event": "x" * 101},
+            {"counter": 1, "event": "x", "event_data": [1]},
+            {"counter": 1, "event": "x", "created": "yesterday"},
+            {"event": "EOF"},
+            {"event": "EOF", "final_counter": -1},
+            [{"counter": number, "event": "x"} for number in range(1, 1002)],
+        ],
+    )
+    def test_what_is_no_event_changes_nothing(self, post, sent, body):
+        assert post(body).status_code == 400
+        assert JobEvent.objects.count() == 0
+        assert sent.messages == []
+
+    def test_characters_that_cannot_be_stored(self, people, job, commits):
+        client = people.client(people.ann)
+        body = (
+            '{"counter": 1, "event": "x", "stdout": "a\\u0000b\\ud800",'
+            ' "event_data": {"\\u0000": ["\\udfff"]}}'
+        )
+        with commits():
+            answer = client.post(f"/api/v2/jobs/{job.pk}/events/", body, content_type="application/json")
+        assert answer.status_code == 201, answer.content
+        row = JobEvent.objects.get()
+        assert row.stdout == "a\ufffdb\ufffd"
+        assert row.event_data == {"\ufffd": ["\ufffd"]}
+
+    def test_a_frame_is_bounded(self, people, post, sent, job):
+        post({"counter": 1, "event": "x", "stdout": "x" * 200_000, "event_data": {"big": "y" * 200_000}})
+        ((_, payload, _),) = told(sent)
+        assert payload["stdout"] == "x" * payloads.STDOUT_LIMIT + "…"
+        assert payload["event_data"] == {"truncated": True}
+        row = people.client(people.ann).get(f"/api/v2/jobs/{job.pk}/events/").json()["results"][0]
+        assert len(row["stdout"]) == len(row["event_data"]["big"]) == 200_000
+
+    def test_a_workflow_has_none(self, people, post):
+        assert post(EVENT, make(people, kind=Kind.WORKFLOW_JOB)).status_code == 400
+
+
+class TestSchedules:
+    def test_life(self, people, sent, commits):
+        client = people.client(people.ann)
+        with commits():
+            made = client.post(
+                "/api/v2/schedules/",
+                {"name": "nightly", "rrule": "FREQ=DAILY", "team": people.team.pk},
+                format="json",
+            ).json()
+        with commits():
+            client.patch(made["url"], {"enabled": False, "next_run": "2026-12-24T18:00:00Z"}, format="json")
+        assert people.client(people.ben).get(made["url"]).json()["enabled"] is False
+        assert people.client(people.carl).get(made["url"]).status_code == 404
+        with commits():
+            assert client.delete(made["url"]).status_code == 204
+        audience = (f"t{people.team.pk}", f"u{people.ann.pk}")
+        assert (
+            told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
+        )
+
+
+def test_what_each_of_many_may_see_is_what_each_alone_may_see(people, django_assert_num_queries):
+    everybody = [people.ann, people.ben, people.carl, people.root]
+    for owner in (people.ann, people.carl):
+        for team in (people.team, None):
+            Job.objects.create(name="x", owner=owner, team=team)
+    alone = {user.pk: set(Job.objects.visible_to(user).values_list("pk", flat=True)) for user in everybody}
+    assert sorted(len(seen) for seen in alone.values()) == [2, 2, 3, 4]
+    with django_assert_num_queries(2):
+        assert Job.objects.all().visible_to_each(everybody) == alone
