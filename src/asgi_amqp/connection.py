@@ -32,7 +32,8 @@ RETRY_FIRST, RETRY_MOST = 0.1, 3.0  # seconds between rounds over all hosts, dou
 REPEAT = 5.0  # seconds for which a configuration error is repeated without asking the broker again
 ATTEMPTS = 8  # passing channels at once
 ANSWER = 30.0  # seconds for an answer of the broker to one call
-GONE = (aiormq.AMQPError, OSError, RuntimeError, TimeoutError)  # what a call on a link that goes may raise
+# What a call on a link that goes may raise.
+GONE = (aiormq.AMQPError, BrokerUnavailable, OSError, RuntimeError, TimeoutError)
 
 
 def describe(error: BaseException) -> str:
@@ -261,6 +262,10 @@ class Link:
                 if not self.blocked:
                     self.give_up(f"no answer within {ANSWER:g} s")
                 raise
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise BrokerUnavailable(f"{self.target}: the connection is going") from None  # aiormq's word
 
         def ended(task: "asyncio.Task[T]") -> None:
             self._tasks.discard(task)

@@ -12,6 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Coroutine
+from copy import copy
 from typing import Any
 
 from .consumer import Consumer, Received
@@ -59,7 +60,12 @@ class Inbox:
         if self._consumer is None or self._paused:
             if self._starting is None:
                 self._starting = self._loop.create_task(self._start())
-            await asyncio.shield(self._starting)
+            starting = self._starting
+            await asyncio.wait([starting])
+            if self.box.closed is not None:
+                raise copy(self.box.closed)
+            if not starting.cancelled():
+                starting.result()
 
     async def _start(self) -> None:
         try:

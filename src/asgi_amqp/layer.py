@@ -22,12 +22,12 @@ from . import metrics
 from .codec import Message, encode
 from .config import Config
 from .exceptions import BrokerUnavailable, ConfigurationError, MessageTooLarge
-from .mailboxes import Mailbox, Parcel
+from .mailboxes import Mailbox
 from .metrics import Loss, Stats
 from .options import Options, Target, checked, durable_options
 from .publisher import SyncPublisher
 from .receiver import Receiver
-from .sender import Sender, Unwatched
+from .sender import Forward
 from .session import Session
 from .topology import Destination, Topology, process_of
 
@@ -263,7 +263,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
         async def add() -> None:
             if destination.queue is not None:
-                forward = _Forward(channel, mine.sender, destination, self.timeout)
+                forward = Forward(channel, mine.sender, destination, self.timeout)
                 await mine.receiver.group_add(group, channel, forward, self.timeout)
             elif owner is not None:
                 box = owner.receiver.box(channel)
@@ -389,24 +389,6 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self._owners.clear()
         self._homes.clear()
         self.publisher.forget()
-
-
-class _Forward:
-    """A normal channel as a member of a group."""
-
-    def __init__(self, channel: str, sender: Sender, destination: Destination, timeout: float) -> None:
-        self._channel = channel
-        self._sender = sender
-        self._destination = destination
-        self._timeout = timeout
-
-    def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
-        for message in messages:
-            if self._sender.outbox.full(self._destination):
-                self._sender.stats.lose("overflow", 1, self._channel)
-            else:
-                ticket = Unwatched(self._timeout, self._sender.stats)
-                self._sender.submit(self._destination, encode(message), ticket)
 
 
 def _forget(layer: "weakref.ref[AMQPChannelLayer]") -> None:

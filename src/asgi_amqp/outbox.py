@@ -16,114 +16,14 @@ from itertools import takewhile
 
 from .codec import HEAD
 from .exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
+from .lanes import PLAIN, WATCHED, Batch, Lane, Ticket
 from .metrics import Stats
 from .topology import Destination, Queue
 
-PLAIN, WATCHED = "plain", "watched"
 WINDOW = 64  # batches of one lane that may be under way; beyond it events gather into larger batches
 BATCH_BYTES = 120_000  # of one batch, unless a single event is larger
-BATCH_KEYS = 64  # destinations of one batch
 BURST = 1 << 20  # bytes taken at once
 GATHERED = 1 << 20  # bytes in PLAIN beyond which who sends must wait until the event leaves
-
-
-class Ticket:
-    """Someone who waits for `left` events to be settled, until `deadline` (monotonic seconds)."""
-
-    __slots__ = ("deadline", "done", "error", "left")
-
-    def __init__(self, left: int, deadline: float) -> None:
-        self.left = left
-        self.deadline = deadline
-        self.done = left == 0
-        self.error: Exception | None = None
-
-    def settle(self, error: Exception | None = None) -> None:
-        """One event has ended: well, or with `error`."""
-        self.left -= 1
-        if error is not None and self.error is None:
-            self.error = error
-        if self.left <= 0 and not self.done:
-            self.done = True
-            self.finish()
-
-    def give_up(self, error: Exception) -> None:
-        """All of it has failed: what has not left is withdrawn."""
-        if not self.done:
-            self.error = error
-            self.done = True
-            self.finish()
-
-    def finish(self) -> None:
-        """Wakes who waits; subclasses know how."""
-
-
-class Batch:
-    """Events that leave in one AMQP message. `tickets` are by place in `parts`."""
-
-    __slots__ = ("keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets")
-
-    def __init__(self, lane: "Lane", number: float, since: float) -> None:
-        self.lane = lane
-        self.number = number  # grows in a lane: what leaves again goes before what is younger
-        self.since = since
-        self.keys: dict[str, None] = {}
-        self.parts: list[bytes] = []
-        self.tickets: dict[int, Ticket] = {}
-        self.size = 0
-        self.tag = 0
-        self.returned = False
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether it leaves on the channel with confirms."""
-        return self.lane.name != PLAIN
-
-    @property
-    def mandatory(self) -> bool:
-        """Whether the broker gives it back when nobody is there. A group without members is no fault."""
-        return self.lane.again or (len(self.keys) == 1 and next(iter(self.keys)).startswith("p."))
-
-    @property
-    def identity(self) -> str:
-        """The message id by which it is known when it is given back."""
-        return str(self.tag if self.confirmed else len(self.parts))
-
-    def withdraw(self) -> None:
-        """Drop the events whose ticket has ended without them."""
-        if any(ticket.done for ticket in self.tickets.values()):
-            rest = [
-                (part, self.tickets.get(place))
-                for place, part in enumerate(self.parts)
-                if place not in self.tickets or not self.tickets[place].done
-            ]
-            self.parts = [part for part, _ in rest]
-            self.tickets = {place: ticket for place, (_, ticket) in enumerate(rest) if ticket is not None}
-            self.size = sum(map(len, self.parts))
-
-
-class Lane:
-    """Events that must arrive in their order. `held` until its queue is declared; `draining` while batches
-    are under way that may come back, and would come behind younger ones.
-    """
-
-    __slots__ = (
-        "again", "declared", "draining", "flying", "held", "keys", "most", "name", "open", "queue", "refused",
-        "waiting",
-    )  # fmt: skip
-
-    def __init__(self, name: str, destination: Destination) -> None:
-        self.name = name
-        self.queue = destination.queue
-        self.most = destination.most
-        self.keys = 1 if name == WATCHED else BATCH_KEYS  # what is given back is missing everywhere
-        self.again = destination.confirmed  # leaves again after a cut
-        self.waiting: deque[Batch] = deque()
-        self.open: Batch | None = None  # the last in `waiting`, while it takes more
-        self.refused: list[Batch] = []  # while the broker is asked why
-        self.flying = 0
-        self.declared = float("-inf")
-        self.held = self.draining = False
 
 
 class Outbox:
@@ -174,6 +74,7 @@ class Outbox:
 
     @property
     def takable(self) -> bool:
+        """Whether something may leave."""
         return bool(self._ready)
 
     @property
@@ -209,7 +110,7 @@ class Outbox:
         if lane is None:
             lane = self._lanes[name] = Lane(name, destination)
         if lane.queue is not None and now - lane.declared > self._expiry and not lane.held:
-            self._declare(lane)
+            self._declare(lane, lane.queue)
         batch = lane.open
         if (
             batch is None
@@ -237,10 +138,9 @@ class Outbox:
         if lane is self._plain:
             self._plain_size += size
 
-    def _declare(self, lane: Lane) -> None:
-        assert lane.queue is not None
+    def _declare(self, lane: Lane, queue: Queue) -> None:
         lane.held = True
-        self.to_declare.append(lane.queue)
+        self.to_declare.append(queue)
 
     def _rouse(self, lane: Lane) -> None:
         """Let it take its turn, if it may."""
@@ -340,7 +240,7 @@ class Outbox:
             self._put_back(batch)
             lane.draining = True
             if not lane.held:
-                self._declare(lane)
+                self._declare(lane, queue)
         elif batch.returned:
             what = "was it deleted?" if lane.again else "has its process ended?"
             self._end(batch, Unroutable(f"nothing is bound to {next(iter(batch.keys))}: {what}"))

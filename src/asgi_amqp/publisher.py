@@ -16,38 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codec import Message
 from .exceptions import BrokerUnavailable
-from .outbox import Ticket
-from .sender import Sender, Unwatched
+from .lanes import Ticket
+from .sender import Sender
 from .session import Session
+from .tickets import ThreadTicket, Unwatched
 from .topology import Destination
 
 if TYPE_CHECKING:
     from .layer import AMQPChannelLayer
 
 T = TypeVar("T")
-
-
-class ThreadTicket(Ticket):
-    """A ticket that a thread waits for: a lock is the cheapest thing it can sleep on."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self, left: int, deadline: float) -> None:
-        super().__init__(left, deadline)
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def finish(self) -> None:
-        self._lock.release()
-
-    def wait(self) -> None:
-        """Until settled; the sender's sweep settles it at the deadline, we allow that a second."""
-        if self.left > 0 and not self._lock.acquire(timeout=max(0.0, self.deadline - time.monotonic()) + 1.0):
-            raise BrokerUnavailable(
-                "no confirm from the broker in time, and the background thread does not answer"
-            )
-        if self.error is not None:
-            raise self.error
 
 
 class Background:

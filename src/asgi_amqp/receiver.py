@@ -265,6 +265,8 @@ class Receiver:
             key = topology.group_key(group)
             await channel.queue_bind(self.queue_name, topology.exchange, key, nowait=True)
         await channel.queue_bind(self.queue_name, topology.exchange, topology.process_key(self.process))
+        if self._connected_before:  # before what comes after it
+            self._announce("reconnect")
         await wire.consume(self.queue_name, no_ack=True)
 
         def missed(delivery: Delivery) -> None:
@@ -281,8 +283,6 @@ class Receiver:
             self._joined(group)
         self._wire = wire
         self._bind()
-        if self._connected_before:
-            self._announce("reconnect")
         self._connected_before = True
 
     def _lost(self, link: Link, reason: str) -> None:

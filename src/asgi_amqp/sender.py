@@ -13,19 +13,20 @@ import re
 import time
 from collections import deque
 from collections.abc import Coroutine
-from copy import copy
 from typing import Any
 
 from aiormq import ChannelNotFoundEntity
 
-from .codec import encode_batch
+from .codec import Message, encode, encode_batch
 from .config import Config
 from .connection import Link, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError
-from .metrics import Stats
-from .outbox import BATCH_BYTES, Outbox, Ticket
+from .lanes import Ticket
+from .mailboxes import Parcel
+from .outbox import BATCH_BYTES, Outbox
 from .supervisor import Supervisor
+from .tickets import FutureTicket, Unwatched
 from .topology import Destination, Queue
 
 ASK = 0.002  # seconds after which the broker is asked for a batch that left alone
@@ -33,42 +34,6 @@ UNWRITTEN = 1 << 20  # bytes in the socket's buffer beyond which nothing more is
 ASK_WHY = 2.0  # seconds for the question why a queue refused something
 TICK = 0.1  # seconds between looks at deadlines, while anyone waits
 _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
-
-
-class FutureTicket(Ticket):
-    """A ticket that an asyncio task awaits in the sender's own loop."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, left: int, timeout: float) -> None:
-        super().__init__(left, time.monotonic() + timeout)
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def finish(self) -> None:
-        if not self.future.done():
-            self.future.set_exception(copy(self.error)) if self.error else self.future.set_result(None)
-
-    async def settled(self) -> None:
-        """Until it is; cancelled, what has not left is withdrawn."""
-        try:
-            if self.left > 0 or self.error is not None:
-                await self.future
-        finally:
-            self.done = True
-
-
-class Unwatched(Ticket):
-    """For a confirmed event that nobody waits for: its failure is reported as a loss."""
-
-    __slots__ = ("_stats",)
-
-    def __init__(self, timeout: float, stats: Stats) -> None:
-        super().__init__(1, time.monotonic() + timeout)
-        self._stats = stats
-
-    def finish(self) -> None:
-        if self.error is not None:
-            self._stats.lose("refused" if isinstance(self.error, ChannelFull) else "unconfirmed", 1)
 
 
 class Sender:
@@ -383,3 +348,21 @@ class Sender:
                     timer.cancel()
             await self.supervisor.close(error)
             self._wake()
+
+
+class Forward:
+    """A normal channel as a member of a group."""
+
+    def __init__(self, channel: str, sender: "Sender", destination: Destination, timeout: float) -> None:
+        self._channel = channel
+        self._sender = sender
+        self._destination = destination
+        self._timeout = timeout
+
+    def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
+        for message in messages:
+            if self._sender.outbox.full(self._destination):
+                self._sender.stats.lose("overflow", 1, self._channel)
+            else:
+                ticket = Unwatched(self._timeout, self._sender.stats)
+                self._sender.submit(self._destination, encode(message), ticket)

@@ -16,7 +16,8 @@ from . import codec
 from .config import Config
 from .exceptions import BrokerUnavailable, LayerError, Unroutable
 from .receiver import Receiver
-from .sender import FutureTicket, Sender
+from .sender import Sender
+from .tickets import FutureTicket
 
 
 class Session:

@@ -1,4 +1,4 @@
-"""Event streams: a RabbitMQ stream to append to with confirms, to tail, and to read again from any offset.
+"""Streams of RabbitMQ: to append to with confirms, to tail, and to read again from any offset.
 
 A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker
 no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a
@@ -6,27 +6,20 @@ record of its own when a segment begins. An offset outside the log is not an err
 *clamped* to the nearest message: whoever reads from an offset compares what comes first with what it asked
 for.
 
-`EventStream` is the whole of it for an application. The rest lives on a `Link` and dies with it: whoever uses
-it attaches anew on the next.
+What is here lives on a `Link` and dies with it: whoever uses it attaches anew on the next. `event_stream` has
+the whole of it for an application.
 """
 
 import asyncio
-import functools
-import secrets
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from .codec import NOTHING, Message, decode, encode, encode_target
-from .connection import GONE, Link, Wire, describe
-from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, Unroutable
-from .layer import AMQPChannelLayer
-from .position import BATCH, Position, first_of, message_of
-from .topology import Destination
+from .connection import Link, Wire
+from .exceptions import BrokerUnavailable, ConfigurationError
 from .transport import Delivery
 
 LAST = "last"
@@ -175,15 +168,15 @@ class StreamReader:
 async def end_of(link: Link, name: str, timeout: float = 10.0) -> int:
     """Offset of the last message of a stream; -1 when it has none. BrokerUnavailable: the broker does not
     say."""
-    newest = await _last_chunk(link, name, timeout)
+    newest = await last_chunk(link, name, timeout)
     return newest[-1][0] if newest else -1
 
 
-async def _last_chunk(link: Link, name: str, timeout: float) -> Messages:
+async def last_chunk(link: Link, name: str, timeout: float) -> Messages:
     """The end of a stream: one message or more, none if it is empty."""
     found = await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
     count = found.message_count or 0
-    newest = await _peek(link, name, LAST, timeout if count else 1.0)
+    newest = await peek(link, name, LAST, timeout if count else 1.0)
     if count and not newest:
         raise BrokerUnavailable(
             f"{name} holds {count} messages, and its last did not come within {timeout:g} s"
@@ -194,14 +187,14 @@ async def _last_chunk(link: Link, name: str, timeout: float) -> Messages:
 async def first_from(link: Link, name: str, wanted: int, timeout: float = 10.0) -> tuple[int, int]:
     """The offset that a reader at `wanted` begins with (that, or the oldest that is left), and how many bytes
     that message has."""
-    found = await _peek(link, name, wanted, timeout)
+    found = await peek(link, name, wanted, timeout)
     if not found:
         raise BrokerUnavailable(f"{name} gave nothing from message {wanted} on")
     offset, body = found[0]
     return offset, len(body)
 
 
-async def _peek(link: Link, name: str, start: int | str, timeout: float) -> Messages:
+async def peek(link: Link, name: str, start: int | str, timeout: float) -> Messages:
     """What comes first to a reader at `start`: of the last chunk all, else one message or more."""
     found: Messages = []
     arrived = asyncio.Event()
@@ -290,163 +283,3 @@ class StreamWriter:
             self._out_of_order.discard(number)
             if not future.done():
                 future.set_result(None)
-
-
-class PositionGone(LayerError):
-    """What followed this position can no longer be replayed whole: fetch the state anew."""
-
-
-class Event(NamedTuple):
-    position: Position
-    message: Message
-
-
-class EventStream:
-    """A log of events that belongs to a layer and that many processes write and read, each from any position.
-
-    Every event carries the log's epoch. Whoever finds an empty log proposes one in a founding record; the
-    first such record counts, so all processes agree. A log that is deleted begins anew under another epoch.
-    Use an object in one event loop.
-    """
-
-    def __init__(self, layer: AMQPChannelLayer, name: str, **limits: int) -> None:
-        """`limits` are those of `Stream`."""
-        self.epoch = ""
-        self._layer = layer
-        self._stream = Stream(f"{layer.prefix}.s.{name}", **limits)
-        self._opening = asyncio.Lock()
-
-    async def open(self) -> str:
-        """Agree on the epoch with all other processes, making the log if there is none; the epoch."""
-        async with self._opening:
-            if not self.epoch:
-                link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
-                try:
-                    async with asyncio.timeout(self._layer.timeout * 2):
-                        self.epoch = await self._open(link)
-                except GONE as error:
-                    raise BrokerUnavailable(
-                        f"{self._stream.name} cannot be opened: {type(error).__name__}"
-                    ) from error
-        return self.epoch
-
-    async def _open(self, link: Link) -> str:
-        name, exchange = self._stream.name, self._layer.prefix
-        await declare(link, self._stream)
-        await link.attempt(lambda channel: channel.exchange_declare(exchange, durable=True))
-        await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key("")))
-        newest = await _last_chunk(link, name, self._layer.timeout)
-        if not newest:
-            founding = encode_target(secrets.token_hex(6)) + NOTHING
-            await self._append("", [founding], self._layer.timeout)
-        records = [record for _, body in newest for record in decode(body)]
-        if all(message is None for _, message in records):  # several may have founded it: the first counts
-            first = await _peek(link, name, FIRST, self._layer.timeout)
-            if not first:
-                raise BrokerUnavailable(f"{name} does not give its first message")
-            records = list(decode(first[0][1]))
-        epoch = records[-1][0]
-        await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key(epoch)))
-        return epoch
-
-    def _key(self, epoch: str) -> str:
-        """A log is bound by its epoch: who has not noticed that it began anew reaches nothing."""
-        return f"s.{self._stream.name}.{epoch}"
-
-    async def _append(self, epoch: str, events: list[bytes], timeout: float) -> None:
-        key = self._key(epoch)
-        destination = Destination(key, b"", key, confirmed=True, most=BATCH)
-        await self._layer.session().sender.send_many([(destination, event) for event in events], timeout)
-
-    async def publish(self, message: Message, timeout: float | None = None) -> None:
-        """Append an event; back when the broker has it. BrokerUnavailable: it may or may not be there."""
-        await self.publish_many([message], timeout)
-
-    async def publish_many(self, messages: list[Message], timeout: float | None = None) -> None:
-        """Append events in this order, under way together; back when the broker has them all."""
-        deadline = time.monotonic() + (self._layer.timeout if timeout is None else timeout)
-        data = [encode(message) for message in messages]
-        while data:
-            epoch = await self.open()
-            target = encode_target(epoch)
-            try:
-                await self._append(epoch, [target + each for each in data], deadline - time.monotonic())
-            except Unroutable:  # the log was deleted underneath: it begins anew
-                self.epoch = ""
-            else:
-                return
-
-    async def last(self) -> Position:
-        """The position of the newest event; before the first one, that of the founding record."""
-        while True:
-            epoch = await self.open()
-            link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
-            try:
-                offset, body = (await _last_chunk(link, self._stream.name, self._layer.timeout))[-1]
-            except (ChannelNotFoundEntity, IndexError):  # deleted underneath
-                self.epoch = ""
-            except ChannelPreconditionFailed as error:
-                raise self._no_copy(error) from None
-            else:
-                return Position(epoch, first_of(offset) + sum(1 for _ in decode(body)) - 1)
-
-    def _no_copy(self, error: ChannelPreconditionFailed) -> BrokerUnavailable:
-        """This broker cannot give what it has no copy of, and will not get one by itself."""
-        return BrokerUnavailable(f"{self._stream.name} cannot be read: {describe(error)}")
-
-    async def read(self, since: Position | None = None) -> AsyncIterator[Event]:
-        """Events for ever, in order, none twice: from now on, or all that follow `since` and then on.
-
-        A lost connection is made again and the reading goes on where it was. PositionGone, at once or later:
-        events that follow were dropped by retention, or the log is not the one of the position.
-        BrokerUnavailable: this broker has no copy of the log.
-        """
-        at = since if since is not None else await self.last()
-        if at.epoch != self.epoch:
-            self.epoch = ""  # it may have begun anew
-        epoch = await self.open()
-        if at.epoch != epoch:
-            raise PositionGone(f"position {at}: the log began anew, its epoch is {epoch}")
-        reached = at.offset
-        while True:
-            arrived: asyncio.Queue[Messages | None] = asyncio.Queue()  # the prefetch bounds it
-            reader = StreamReader(
-                self._stream.name,
-                message_of(reached),
-                arrived.put_nowait,
-                manual=True,
-                passing=True,
-                on_end=functools.partial(arrived.put_nowait, None),
-            )
-            try:
-                await reader.attach(await self._layer.session().receiver.supervisor.link(3600))
-                # The message that holds the last event read comes first, if it is still there.
-                async with asyncio.timeout(self._layer.timeout):
-                    messages = await arrived.get()
-                if messages and messages[0][0] != message_of(reached):
-                    raise PositionGone(
-                        f"position {epoch}:{reached} has left the log, which begins at "
-                        f"{epoch}:{first_of(messages[0][0])}"
-                    )
-                while messages is not None:
-                    for offset, body in messages:
-                        for place, (its_epoch, message) in enumerate(decode(body), first_of(offset)):
-                            if message is None or place <= reached:
-                                continue
-                            if its_epoch != epoch:
-                                raise PositionGone(f"the log began anew, its epoch is {its_epoch}")
-                            reached = place
-                            yield Event(Position(epoch, place), message)
-                    reader.acknowledge()
-                    messages = await arrived.get()
-            except TimeoutError:
-                if reached > (await self.last()).offset:
-                    raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
-            except ChannelNotFoundEntity:
-                raise PositionGone(f"the log of epoch {epoch} is gone") from None
-            except ChannelPreconditionFailed as error:
-                raise self._no_copy(error) from None
-            except (BrokerUnavailable, *GONE):
-                await asyncio.sleep(0.05)  # the link is lost: again with the next
-            finally:
-                await reader.close()

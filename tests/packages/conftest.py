@@ -7,6 +7,8 @@ import pytest
 from tests.integration.asgi_amqp.broker import Broker
 from tests.packages.distribution import PACKAGE
 
+collect_ignore = ["beside"]  # belongs into the packages that it is put beside
+
 
 @pytest.fixture(scope="session")
 def broker():

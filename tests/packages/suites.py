@@ -110,13 +110,18 @@ def _commit(suite: Suite) -> bytes:
 
 
 def run(suite: Suite, folder: Path, url: str, layer: Path) -> tuple[dict[str, str], str]:
-    """({test: passed, failed or skipped}, what pytest printed last). Tests that race are tried again."""
+    """({test: passed, failed or skipped}, what pytest printed last). Tests that race are tried again, the
+    others once, for most of these suites give a connection one second.
+    """
     outcomes, text = _pytest(suite, suite.tests, folder, url, layer)
-    options = [word for word in suite.tests if not word.startswith("tests")]
-    for _ in range(TRIES - 1):
-        again = [test for test in suite.races if outcomes.get(test) == "failed"]
+    options = [word for word in suite.tests if word not in outcomes and not word.startswith("tests")]
+    named = suite.exceptions.keys() | suite.faults.keys()
+    for number in range(1, TRIES):
+        failed = [test for test, outcome in outcomes.items() if outcome == "failed" and test not in named]
+        again = [test for test in failed if number == 1 or test in suite.races]
         if not again:
             break
+        print(f"{suite.name}: tried again: {', '.join(again)}\n{text if number == 1 else ''}")
         outcomes |= _pytest(suite, [*again, *options], folder, url, layer)[0]
     return outcomes, text
 

@@ -1,7 +1,6 @@
 """Capacity and expiry: what is dropped, what is not, and who hears of it."""
 
 import asyncio
-import sys
 import time
 
 import pytest
@@ -15,7 +14,6 @@ async def receive(layer, channel, seconds=20):
     return await asyncio.wait_for(layer.receive(channel), seconds)
 
 
-@pytest.mark.xfail(strict=True, reason="the oldest is dropped, and bursts are kept whole")
 @pytest.mark.parametrize("burst", [True, False])
 @pytest.mark.parametrize("how", ["group", "channel"])
 @pytest.mark.parametrize("overflow", [None, "drop-newest", "drop-oldest"])
@@ -48,21 +46,12 @@ async def test_what_goes_beyond_capacity_while_nobody_reads(make_layer, overflow
     assert await receive(here, channel) == {"type": "b"}
 
 
-@pytest.mark.xfail(strict=True, reason="there is no such option")
 def test_an_overflow_that_is_not_known_is_refused():
     with pytest.raises(ConfigurationError, match="drop-newest"):
         AMQPChannelLayer(overflow="drop-some")
 
 
-SLOW = "a reader that needs some turns of the loop for each message loses most of them"
-
-
-@pytest.mark.parametrize("how", [
-    "plain",
-    # Until Python 3.12 it made a task of what it waits for.
-    pytest.param("wait_for", marks=pytest.mark.xfail(sys.version_info < (3, 12), strict=True, reason=SLOW)),
-    pytest.param("consumer", marks=pytest.mark.xfail(strict=True, reason=SLOW)),
-])  # fmt: skip
+@pytest.mark.parametrize("how", ["plain", "wait_for", "consumer"])
 @pytest.mark.parametrize("same", [True, False])
 async def test_a_reader_that_only_reads_loses_nothing_of_any_burst(make_layer, how, same):
     """1 000 messages at once where 100 is the capacity. `consumer`: as every consumer of Channels is read."""
@@ -90,7 +79,6 @@ async def test_a_reader_that_only_reads_is_not_hurt_by_one_that_does_not(make_la
         assert layer.stats.lost["overflow"] <= 1900
 
 
-@pytest.mark.xfail(strict=True, reason="what was fetched ahead is given out whatever its age")
 async def test_what_was_fetched_ahead_expires_too(make_layer):
     layer = make_layer(expiry=0.6)
     for kind in ("first", "old", "old"):

@@ -163,7 +163,6 @@ async def test_a_broker_that_answers_late(make_layer):
         await layer.close()
 
 
-@pytest.mark.xfail(strict=True, reason="one login that is refused, and every receive() fails")
 @pytest.mark.parametrize("where", ["local", "normal", "durable", "worker"])
 async def test_a_login_that_is_refused_while_reconnecting_fails_nobody(make_layer, where):
     """Its node was just starting, or its password was just being changed: they wait, and are served."""
@@ -202,7 +201,6 @@ async def test_a_login_that_is_refused_while_reconnecting_fails_nobody(make_laye
             await asyncio.gather(reading, return_exceptions=True)
 
 
-@pytest.mark.xfail(strict=True, reason="what comes on the new connection is read before the gap is said")
 async def test_a_gap_is_said_before_what_comes_after_it(make_layer):
     """A broker that takes its time with the last declarations: the queue is there and fills already."""
     async with Stub() as stub:
@@ -239,7 +237,6 @@ else:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="an older Channels is an AttributeError at the first send")
 def test_a_channels_that_is_too_old_is_said_at_once():
     done = subprocess.run(
         [sys.executable, "-c", OLD_CHANNELS],

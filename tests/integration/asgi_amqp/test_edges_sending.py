@@ -27,7 +27,6 @@ async def suspended(broker, queue):
         await broker.do("ctl", "eval", f"ok = sys:resume({server}).")
 
 
-@pytest.mark.xfail(strict=True, reason="one window for all: a queue that withholds confirms stops everybody")
 async def test_a_queue_that_confirms_nothing_stops_nobody_else(make_layer, broker):
     layer = make_layer(durable={"stuck": {"batch": 1}, "other": {}}, timeout=60.0)
     channel = await layer.new_channel()
@@ -52,7 +51,6 @@ async def test_a_queue_that_confirms_nothing_stops_nobody_else(make_layer, broke
     assert got == [None, *range(300)]
 
 
-@pytest.mark.xfail(strict=True, reason="what was lost on its way to an own channel counts as there")
 async def test_what_was_lost_leaves_room_in_its_channel(make_layer, broker):
     """The publishing link alone is cut; the channel is empty, and takes what comes next."""
     async with Proxy(broker) as proxy:
@@ -73,7 +71,6 @@ async def test_what_was_lost_leaves_room_in_its_channel(make_layer, broker):
         assert [(await receive(layer, channel))["number"] for _ in range(5)] == list(range(5))
 
 
-@pytest.mark.xfail(strict=True, reason="what the broker returned is sent again behind what is newer")
 async def test_what_was_returned_keeps_its_place(make_layer):
     """A durable queue was deleted: what is sent to it comes back, and leaves again before what came after."""
     async with Stub() as stub:
@@ -86,7 +83,6 @@ async def test_what_was_returned_keeps_its_place(make_layer):
         assert [number for at, number in enumerate(got) if number not in got[:at]] == list(range(300))
 
 
-@pytest.mark.xfail(strict=True, reason="a hook that raises ends the connections for ever")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_hook_that_raises_stops_nothing(make_layer, broker):
     async with Proxy(broker) as proxy:
@@ -115,7 +111,6 @@ async def test_a_hook_that_raises_stops_nothing(make_layer, broker):
         assert {"in_flight", "reconnect", "second"} <= set(heard)
 
 
-@pytest.mark.xfail(strict=True, reason="with heartbeat 0 the broker is given up each second")
 async def test_no_heartbeat_is_none(make_layer):
     layer = make_layer(heartbeat=0)
     channel = await layer.new_channel()
@@ -126,7 +121,6 @@ async def test_no_heartbeat_is_none(make_layer):
     assert layer.stats.reconnects == 0
 
 
-@pytest.mark.xfail(strict=True, reason="RuntimeError: dictionary changed size during iteration")
 async def test_loops_come_and_go_while_others_look_at_them(make_layer):
     """Threads that make event loops, one after another, beside some that close, empty and count."""
     layer = make_layer(url=f"amqp://127.0.0.1:{free_port()}/", timeout=0.05)
@@ -159,7 +153,6 @@ async def test_loops_come_and_go_while_others_look_at_them(make_layer):
     assert not any(thread.is_alive() for thread in threads)
 
 
-@pytest.mark.xfail(strict=True, reason="there is no way to ask for none")
 async def test_no_delivery_limit_is_none(make_layer, broker):
     """RabbitMQ 4 takes 20 where nothing is said, and -1 for none."""
     layer = make_layer(durable={"jobs": {"delivery_limit": None}})

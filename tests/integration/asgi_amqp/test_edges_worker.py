@@ -23,7 +23,6 @@ async def working(*arguments, **options):
         await asyncio.wait_for(running, 40)
 
 
-@pytest.mark.xfail(strict=True, reason="the slot ends with the handler that was cancelled")
 @pytest.mark.parametrize("how", ["awaited", "raised", "inner"])
 async def test_a_handler_that_awaits_something_cancelled_has_failed(make_layer, how):
     layer = make_layer(durable={"jobs": {"batch": 1}})
@@ -51,7 +50,6 @@ async def test_a_handler_that_awaits_something_cancelled_has_failed(make_layer, 
         assert worker.handled == 3
 
 
-@pytest.mark.xfail(strict=True, reason="what waits to be tried again holds the only slot")
 @pytest.mark.parametrize("batch", [1, 256])
 async def test_what_fails_again_and_again_holds_up_nobody(make_layer, batch):
     layer = make_layer(durable={"jobs": {"batch": batch, "delivery_limit": 100}})
@@ -76,7 +74,6 @@ async def test_what_fails_again_and_again_holds_up_nobody(make_layer, batch):
         assert time.monotonic() - began > 3
 
 
-@pytest.mark.xfail(strict=True, reason="what was fetched ahead and not read counts as failed")
 async def test_what_was_never_read_has_not_failed(make_layer, broker):
     """Who receives now and then gives back what was fetched ahead: that is no attempt."""
     layer = make_layer(durable={"jobs": {"delivery_limit": 2, "batch": 1}})
@@ -91,7 +88,6 @@ async def test_what_was_never_read_has_not_failed(make_layer, broker):
     assert sorted(got) == list(range(20))
 
 
-@pytest.mark.xfail(strict=True, reason="a failure is a nack, which from RabbitMQ 4.3 on counts as no attempt")
 async def test_a_failure_is_rejected_and_what_is_given_back_is_not(make_layer):
     """On the wire. RabbitMQ from 4.3 on counts a reject as an attempt, and a nack not."""
     async with Stub() as stub:

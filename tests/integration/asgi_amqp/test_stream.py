@@ -8,10 +8,10 @@ import pytest
 from aiormq.exceptions import ChannelPreconditionFailed
 
 from asgi_amqp import stream
+from asgi_amqp.event_stream import EventStream, PositionGone
 from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position, parse
-from asgi_amqp.stream import EventStream, PositionGone
 from asgi_amqp.supervisor import Supervisor
 from tests.integration.asgi_amqp.broker import eventually
 

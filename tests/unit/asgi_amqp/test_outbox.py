@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from asgi_amqp.codec import encode_batch
 from asgi_amqp.exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
+from asgi_amqp.lanes import BATCH_KEYS
 from asgi_amqp.metrics import Stats
 from asgi_amqp.outbox import (
     BATCH_BYTES,
-    BATCH_KEYS,
     BURST,
     GATHERED,
     PLAIN,

@@ -2,96 +2,125 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import yaml
 
 from tests.unit.production.test_control_node import ANSIBLE
 
 LISTENER = 'LISTEN 0 4096 {}:8050 0.0.0.0:* users:(("uwsgi",pid=9,fd=0),("supervisord",pid=7,fd=5))'
+VARIABLES = {
+    "topology_single": False,
+    "topology_name": "web",
+    "topology_hosts": ["web", "other"],
+    "topology_addresses": {"web": "10.0.0.7", "other": "10.0.0.8"},
+    "topology_brokers": ["web"],
+    "topology_databases": ["other"],
+    "topology_proxies": ["web"],
+    "topology_secrets_dir": "/nowhere",
+    "secrets_amqp_slot": "a",
+    "secrets_database_slot": "a",
+    "carillon_domain": "chimes.test",
+    "common_listeners": {"stdout_lines": []},
+}
 
 
 @pytest.fixture
-def preflight(play):
-    """A function that runs the preflight of a role with these variables; exit code and output."""
+def preflight(play, tmp_path):
+    """A function that runs the preflight of a role for each of several sets of variables, in one run.
 
-    def run(role: str, **variables) -> tuple[int, str]:
-        return play(
-            {"ansible.builtin.setup": {"gather_subset": ["!all", "hardware"]}},
-            {"ansible.builtin.include_role": {"name": role, "tasks_from": "preflight"}},
-            **{
-                "topology_single": False,
-                "topology_name": "web",
-                "topology_hosts": ["web", "other"],
-                "topology_addresses": {"web": "10.0.0.7", "other": "10.0.0.8"},
-                "topology_brokers": ["web"],
-                "topology_proxies": ["web"],
-                "secrets_amqp_slot": "a",
-                "secrets_database_slot": "a",
-                "carillon_domain": "chimes.test",
-                "topology_secrets_dir": "/nowhere",
-                "topology_databases": ["other"],
-                "common_listeners": {"stdout_lines": []},
-                **variables,
-            },
-        )
+    It returns for each what was said against it; "" where nothing was.
+    """
+
+    def run(role: str, *cases: dict) -> list[str]:
+        tasks: list[dict] = [{"ansible.builtin.setup": {"gather_subset": ["!all", "hardware"]}}]
+        for number, variables in enumerate(cases):
+            include = {
+                "ansible.builtin.include_role": {"name": role, "tasks_from": "preflight"},
+                "vars": {**VARIABLES, **variables},
+            }
+            said = {f"said_{number}": "{{ ansible_failed_result | to_json(ensure_ascii=False) }}"}
+            tasks.append({"block": [include], "rescue": [{"ansible.builtin.set_fact": said}]})
+        answers = ", ".join(f"said_{number} | default('')" for number in range(len(cases)))
+        copy = {"content": f"{{{{ [{answers}] | to_json }}}}", "dest": str(tmp_path / "answers")}
+        code, output = play(*tasks, {"ansible.builtin.copy": copy})
+        assert code == 0, output
+        return [" ".join(said.split()) for said in json.loads((tmp_path / "answers").read_text())]
 
     return run
 
 
-@pytest.mark.parametrize(
-    ("single", "there", "code"),
-    [
-        (True, ["rabbit@localhost", "rabbit@localhost-plugins-expand"], 0),
-        (True, [], 0),
-        (False, ["rabbit@web", "rabbit@web-feature_flags"], 0),
-        (False, ["rabbit@localhost", "rabbit@localhost-plugins-expand"], 2),
-        (True, ["rabbit@web"], 2),
-    ],
-)
-def test_a_broker_whose_name_would_change_is_refused_with_the_way_that_works(
-    preflight, tmp_path, single, there, code
-):
-    for name in there:
-        (tmp_path / "data" / name).mkdir(parents=True)
-    found, said = preflight("rabbitmq", topology_single=single, **{"rabbitmq_data": str(tmp_path / "data")})
-    assert found == code, said
-    if code:
-        assert f"the broker here is {there[0]} by its data" in said
-        assert "restore.yml with this one on fresh hosts" in said
+def test_a_broker_whose_name_would_change_is_refused_with_the_way_that_works(preflight, tmp_path):
+    def case(single: bool, *there: str) -> dict:
+        folder = tmp_path / "-".join(["single" if single else "several", *there])
+        for name in there:
+            (folder / name).mkdir(parents=True)
+        return {"topology_single": single, "rabbitmq_data": str(folder)}
 
-
-@pytest.mark.parametrize(
-    ("bound", "single", "code"),
-    [("127.0.0.1", True, 0), ("10.0.0.7", False, 0), ("0.0.0.0", False, 0), ("127.0.0.1", False, 2)],
-)
-def test_programs_at_another_address_than_nginx_will_ask_are_refused(preflight, bound, single, code):
-    listeners = {"stdout_lines": [LISTENER.format(bound)]}
-    found, said = preflight("carillon", topology_single=single, common_listeners=listeners)
-    assert found == code, said
-    assert code == 0 or "the programs listen on 127.0.0.1, and carillon_bind is 10.0.0.7" in said
-
-
-@pytest.mark.parametrize(("proxies", "code"), [(["web"], 0), (["other", "web"], 2)])
-def test_an_acme_challenge_that_may_reach_another_host_is_refused(preflight, proxies, code):
-    found, said = preflight(
-        "tls", tls_mode="letsencrypt", tls_acme_email="operators@chimes.test", topology_proxies=proxies
+    said = preflight(
+        "rabbitmq",
+        case(True, "rabbit@localhost", "rabbit@localhost-plugins-expand"),
+        case(True),
+        case(False, "rabbit@web", "rabbit@web-feature_flags"),
+        case(False, "rabbit@localhost", "rabbit@localhost-plugins-expand"),
+        case(True, "rabbit@web"),
     )
-    assert found == code, said
-    assert code == 0 or "the group nginx has other and web" in said
+    assert said[:3] == ["", "", ""]
+    assert "the broker here is rabbit@localhost by its data, and would be rabbit@web" in said[3]
+    assert "restore.yml with this one on fresh hosts" in said[3]
+    assert "the broker here is rabbit@web by its data, and would be rabbit@localhost" in said[4]
 
 
-@pytest.mark.parametrize(
-    ("password", "code"), [('it\'s "fine"', 0), ("ends with a space ", 2), ("two\nlines", 2)]
-)
-def test_a_password_that_the_programs_would_read_as_another_is_refused(preflight, password, code):
-    found, said = preflight("carillon", carillon_database_password=password)
-    assert found == code, said
-    assert password not in said
-    assert code == 0 or "carillon_database_password begins or ends with white space" in said
+def test_programs_at_another_address_than_nginx_will_ask_are_refused(preflight):
+    def case(bound: str, *, single: bool) -> dict:
+        return {
+            "topology_single": single,
+            "common_listeners": {"stdout_lines": [LISTENER.format(bound)]},
+        }
 
-
-def test_addresses_between_hosts_are_of_ipv4():
-    """The whole preflight asks the host for more than a test has: the condition alone."""
-    assert (
-        "':' not in topology_addresses[topology_name]"
-        in (ANSIBLE / "roles/common/tasks/preflight.yml").read_text()
+    said = preflight(
+        "carillon",
+        case("127.0.0.1", single=True),
+        case("10.0.0.7", single=False),
+        case("0.0.0.0", single=False),
+        case("127.0.0.1", single=False),
     )
+    assert said[:3] == ["", "", ""]
+    assert "the programs listen on 127.0.0.1, and carillon_bind is 10.0.0.7" in said[3]
+
+
+def test_a_password_that_the_programs_would_read_as_another_is_refused(preflight):
+    passwords = ['it\'s "fine"', "ends with a space ", "two\nlines"]
+    said = preflight("carillon", *({"carillon_database_password": password} for password in passwords))
+    assert said[0] == ""
+    for answer, password in zip(said[1:], passwords[1:], strict=True):
+        assert "carillon_database_password begins or ends with white space" in answer
+        assert password not in answer
+
+
+def test_an_acme_challenge_that_may_reach_another_host_is_refused(preflight):
+    said = preflight(
+        "tls",
+        *(
+            {
+                "tls_mode": "letsencrypt",
+                "tls_acme_email": "operators@chimes.test",
+                "topology_proxies": proxies,
+            }
+            for proxies in (["web"], ["other", "web"])
+        ),
+    )
+    assert said[0] == ""
+    assert "the group nginx has other and web" in said[1]
+
+
+def test_an_address_of_ipv6_between_hosts_is_refused(play):
+    """The one task: the whole preflight asks a host for more than this machine has."""
+    tasks = yaml.safe_load((ANSIBLE / "roles/common/tasks/preflight.yml").read_text())
+    (task,) = (task for task in tasks if task["name"] == "An address of IPv4")
+    code, said = play(task, **VARIABLES)
+    assert code == 0, said
+    code, said = play(task, **{**VARIABLES, "topology_addresses": {"web": "2001:db8::7"}})
+    assert code == 2
+    assert "web: carillon_address (2001:db8::7) is one of IPv6" in said

@@ -1,0 +1,107 @@
+"""What an outbox is made of: tickets, batches and lanes. Pure. `outbox` says how they work together."""
+
+from collections import deque
+
+from .topology import Destination
+
+PLAIN, WATCHED = "plain", "watched"
+BATCH_KEYS = 64  # destinations of one batch
+
+
+class Ticket:
+    """Someone who waits for `left` events to be settled, until `deadline` (monotonic seconds)."""
+
+    __slots__ = ("deadline", "done", "error", "left")
+
+    def __init__(self, left: int, deadline: float) -> None:
+        self.left = left
+        self.deadline = deadline
+        self.done = left == 0
+        self.error: Exception | None = None
+
+    def settle(self, error: Exception | None = None) -> None:
+        """One event has ended: well, or with `error`."""
+        self.left -= 1
+        if error is not None and self.error is None:
+            self.error = error
+        if self.left <= 0 and not self.done:
+            self.done = True
+            self.finish()
+
+    def give_up(self, error: Exception) -> None:
+        """All of it has failed: what has not left is withdrawn."""
+        if not self.done:
+            self.error = error
+            self.done = True
+            self.finish()
+
+    def finish(self) -> None:
+        """Wakes who waits; subclasses know how."""
+
+
+class Batch:
+    """Events that leave in one AMQP message. `tickets` are by place in `parts`."""
+
+    __slots__ = ("keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets")
+
+    def __init__(self, lane: "Lane", number: float, since: float) -> None:
+        self.lane = lane
+        self.number = number  # grows in a lane: what leaves again goes before what is younger
+        self.since = since
+        self.keys: dict[str, None] = {}
+        self.parts: list[bytes] = []
+        self.tickets: dict[int, Ticket] = {}
+        self.size = 0
+        self.tag = 0
+        self.returned = False
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it leaves on the channel with confirms."""
+        return self.lane.name != PLAIN
+
+    @property
+    def mandatory(self) -> bool:
+        """Whether the broker gives it back when nobody is there. A group without members is no fault."""
+        return self.lane.again or (len(self.keys) == 1 and next(iter(self.keys)).startswith("p."))
+
+    @property
+    def identity(self) -> str:
+        """The message id by which it is known when it is given back."""
+        return str(self.tag if self.confirmed else len(self.parts))
+
+    def withdraw(self) -> None:
+        """Drop the events whose ticket has ended without them."""
+        if any(ticket.done for ticket in self.tickets.values()):
+            rest = [
+                (part, self.tickets.get(place))
+                for place, part in enumerate(self.parts)
+                if place not in self.tickets or not self.tickets[place].done
+            ]
+            self.parts = [part for part, _ in rest]
+            self.tickets = {place: ticket for place, (_, ticket) in enumerate(rest) if ticket is not None}
+            self.size = sum(map(len, self.parts))
+
+
+class Lane:
+    """Events that must arrive in their order. `held` until its queue is declared; `draining` while batches
+    are under way that may come back, and would come behind younger ones.
+    """
+
+    __slots__ = (
+        "again", "declared", "draining", "flying", "held", "keys", "most", "name", "open", "queue", "refused",
+        "waiting",
+    )  # fmt: skip
+
+    def __init__(self, name: str, destination: Destination) -> None:
+        self.name = name
+        self.queue = destination.queue
+        self.most = destination.most
+        self.keys = 1 if name == WATCHED else BATCH_KEYS  # what is given back is missing everywhere
+        self.again = destination.confirmed  # leaves again after a cut
+        self.waiting: deque[Batch] = deque()
+        self.open: Batch | None = None  # the last in `waiting`, while it takes more
+        self.refused: list[Batch] = []  # while the broker is asked why
+        self.flying = 0
+        self.declared = float("-inf")
+        self.held = self.draining = False
