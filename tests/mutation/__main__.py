@@ -180,9 +180,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.splitlines()[0])
     parser.add_argument("cores", nargs="*", default=list(CORES))
     parser.add_argument("--line", type=int, help="only the mutants of this line")
-    parser.add_argument(
-        "--part", type=int, nargs=2, default=(0, 1), help="0 3: every third mutant, from the first"
-    )
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="0 3: every third")
     parser.add_argument("--examples", type=int, default=50, help="of each property test")
     options = parser.parse_args()
     import pytest  # noqa: F401 - once, for all children
