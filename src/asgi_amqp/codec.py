@@ -96,9 +96,9 @@ def copier(messages: Iterable[Message]) -> Callable[[Message], Message]:
 
 
 def _copy(value: Any) -> Any:
-    # map, for a comprehension takes a frame of its own: what msgpack packs would be too deep to be copied
-    if type(value) is dict:
-        return dict(zip(value, map(_copy, value.values()), strict=True))
-    if type(value) is list:
-        return list(map(_copy, value))
-    return value
+    """Of a dict or list. One frame for each level: with two, what msgpack packs is too deep for Python."""
+    copy = value.copy()
+    for key, each in value.items() if type(value) is dict else enumerate(value):
+        if type(each) in (dict, list):
+            copy[key] = _copy(each)
+    return copy

@@ -212,7 +212,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             try:
                 await session.sender.send(destination, data, self.timeout)
             except BaseException:
-                box.arriving -= 1
+                box.arriving = max(0, box.arriving - 1)  # it may have been given back already
                 raise
 
     async def group_send(self, group: str, message: Message) -> None:

@@ -163,8 +163,10 @@ class Mailbox:
 
     def shed(self) -> None:
         """The parcels are over their limit, and the oldest of them is here."""
+        read = self._parcel is not None and not length_hint(self._reading)
         self.settle()
-        self.home.lose("overflow", self._drop_parcel(), self)
+        if not read:
+            self.home.lose("overflow", self._drop_parcel(), self)
 
     def expire(self, now: float) -> None:
         """Throw away what has expired."""

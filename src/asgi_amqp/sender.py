@@ -51,7 +51,8 @@ class Sender:
         self._plain: Wire
         self._closed: LayerError | None = None
         self._scheduled = self._draining = False
-        self._queue: deque[asyncio.Event] = deque()  # senders that wait for room
+        # Senders that wait for room, and those for whom confirmed events leave none: they hold up no other.
+        self._queues: tuple[deque[asyncio.Event], deque[asyncio.Event]] = deque(), deque()
         self._ticking: asyncio.TimerHandle | None = None
         self._asking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +61,7 @@ class Sender:
         """Confirmed: back when the broker has it. Else: back when it is accepted to leave in this turn of
         the loop.
         """
-        if self._queue or self.outbox.full(destination):
+        if self._queues[destination.confirmed] or self.outbox.full(destination):
             await self._room(destination, timeout)
         if self._link is not None and not destination.confirmed and not self.outbox.crowded:
             self.outbox.accept(destination, data, None, time.monotonic())
@@ -76,7 +77,7 @@ class Sender:
         all are settled.
         """
         for destination, _ in events:
-            if self._queue or self.outbox.full(destination):
+            if self._queues[destination.confirmed] or self.outbox.full(destination):
                 await self._room(destination, timeout)
                 break
         ticket = FutureTicket(len(events), timeout)
@@ -86,12 +87,12 @@ class Sender:
 
     async def _room(self, destination: Destination, timeout: float) -> None:
         """Until there is room, one after the other."""
-        mine = asyncio.Event()
-        self._queue.append(mine)
+        mine, queue = asyncio.Event(), self._queues[destination.confirmed]
+        queue.append(mine)
         self.supervisor.start()
         try:
             async with asyncio.timeout(timeout):
-                while self._queue[0] is not mine or self.outbox.full(destination):
+                while queue[0] is not mine or self.outbox.full(destination):
                     mine.clear()
                     await mine.wait()
         except TimeoutError:
@@ -100,13 +101,14 @@ class Sender:
                 "buffer_bytes allows"
             ) from None
         finally:
-            self._queue.remove(mine)
+            queue.remove(mine)
             self._wake()
 
     def _wake(self) -> None:
-        """Whoever is first in the queue looks whether there is room."""
-        if self._queue:
-            self._queue[0].set()
+        """Whoever is first in a queue looks whether there is room."""
+        for queue in self._queues:
+            if queue:
+                queue[0].set()
 
     def submit(
         self, destination: Destination, data: bytes, ticket: Ticket | None, *, watched: bool = True

@@ -758,3 +758,13 @@ def test_one_of_several_readers_that_were_woken_goes_away_and_the_others_lose_no
     assert not reading.losses
     reading.put(9)
     assert reading.losses == [("overflow", 1, A)]
+
+
+def test_what_has_been_read_is_let_go_before_anything_unread_is_thrown_away():
+    reading = Reading(capacity=100, buffer_bytes=25)
+    reading.put(1)
+    reading.put(2)
+    assert reading.box().take(reading.now) == {"n": 1}
+    reading.put(3)
+    assert not reading.losses
+    assert reading.read() == [2, 3]

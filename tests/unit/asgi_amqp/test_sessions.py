@@ -1,0 +1,283 @@
+"""A layer on links that a test answers for: who sends and who receives, cancelled, cut off and closed."""
+
+import asyncio
+
+import pytest
+
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, ChannelFull, MessageTooLarge
+from asgi_amqp.codec import decode, encode, encode_batch, encode_target
+from asgi_amqp.sender import Forward
+from tests.unit.asgi_amqp.links import Brokers, Link, until
+
+
+@pytest.fixture
+def brokers(monkeypatch):
+    return Brokers(monkeypatch)
+
+
+@pytest.fixture
+async def make(brokers):
+    layers = []
+
+    def make(**options):
+        layers.append(AMQPChannelLayer("amqp://broker.test", **options))
+        return layers[-1]
+
+    yield make
+    for layer in layers:
+        await layer.close()
+
+
+def sent(link):
+    """Events that left on the wires of a publishing link, in the order of the wires."""
+    return [
+        (target, message)
+        for wire in link.wires
+        for _, body, _ in wire.published
+        for target, message in decode(body)
+    ]
+
+
+def settle(link):
+    """The broker confirms all that left, and answers."""
+    confirming, plain = link.wires
+    for _, _, tag in confirming.published:
+        confirming.callbacks["on_confirm"](tag, False, True)
+    plain.callbacks["on_answer"]()
+
+
+def body(channel, *messages):
+    return encode_batch([encode_target(channel) + encode(message) for message in messages])
+
+
+async def publishing(layer, brokers):
+    link = await layer.session().sender.supervisor.link(5)
+    await until(lambda: layer.session().sender._link is link)
+    return link
+
+
+async def consuming(brokers, queue):
+    """The wire on which a queue is consumed, once it is."""
+
+    def found():
+        return [wire for link in brokers.links for wire in link.wires if (queue, 1) in wire.consuming]
+
+    await until(found)
+    return found()[0]
+
+
+# Sending
+
+
+async def test_senders_that_wait_for_the_first_connection_leave_in_the_order_of_their_calls(make, brokers):
+    layer = make()
+    await asyncio.gather(*(layer.group_send("g", {"n": number}) for number in range(100)))
+    await until(lambda: len(sent(brokers.links[0])) == 100)
+    assert [message["n"] for _, message in sent(brokers.links[0])] == list(range(100))
+
+
+async def test_what_is_larger_than_a_limit_never_leaves(make, brokers):
+    layer = make(max_message_bytes=1000)
+    link = await publishing(layer, brokers)
+    for call in (layer.group_send("g", {"x": bytes(1000)}), layer.send("q", {"x": bytes(1000)})):
+        with pytest.raises(MessageTooLarge):
+            await call
+    assert sent(link) == []
+
+
+async def test_a_broker_that_takes_less_than_we_thought_is_believed_and_is_asked_once(make, brokers):
+    layer = make()
+    link = await publishing(layer, brokers)
+    sending = asyncio.create_task(layer.send("q", {"x": bytes(2000)}))
+    await until(lambda: sent(link))
+    link.give_up("406 PRECONDITION_FAILED - message size 2021 is larger than configured max size 1000")
+    with pytest.raises(MessageTooLarge, match="at most 1000 bytes"):
+        await sending
+    again = await publishing(layer, brokers)
+    assert again is not link
+    with pytest.raises(MessageTooLarge):
+        await layer.send("q", {"x": bytes(2000)})
+    await layer.group_send("g", {"x": 1})
+    await until(lambda: sent(again))
+    assert sent(again) == [("g", {"x": 1})]
+
+
+async def test_a_close_settles_everyone_who_sends(make, brokers):
+    layer = make(buffer_bytes=1000)
+    link = await publishing(layer, brokers)
+    waiting = [asyncio.create_task(layer.send("q", {"x": bytes(300)})) for _ in range(5)]
+    await until(lambda: sent(link))
+    await layer.close()
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(error, BrokerUnavailable) for error in errors)
+
+
+async def test_room_of_a_channel_of_this_very_process_is_given_back_when_the_link_is_cut(make, brokers):
+    layer = make(capacity=2)
+    channel = await layer.new_channel()
+    link = await publishing(layer, brokers)
+    for _ in range(2):
+        await layer.send(channel, {"type": "x"})
+    with pytest.raises(ChannelFull):
+        await layer.send(channel, {"type": "x"})
+    link.give_up("cut")
+    await until(lambda: layer.stats.reconnects == 1)
+    await layer.send(channel, {"type": "x"})
+
+
+async def test_a_send_that_fails_after_the_link_was_cut_gives_its_room_back_once(make, brokers):
+    layer = make(capacity=2, timeout=0.2)
+    channel = await layer.new_channel()
+    box = layer.session().receiver.box(channel)
+    brokers.found = [BrokerUnavailable("down")]
+    sending = asyncio.create_task(layer.send(channel, {"type": "x"}))
+    await until(lambda: box.arriving == 1)
+    layer.session()._lost()
+    with pytest.raises(BrokerUnavailable):
+        await sending
+    assert box.arriving == 0
+
+
+async def test_forwarding_to_normal_channels_is_bounded_like_all(make, brokers):
+    layer = make(buffer_bytes=10_000)
+    sender = layer.session().sender
+    forward = Forward("jobs", sender, layer.destination("jobs"), 5.0)
+    for _ in range(100):
+        forward.put(None, [{"x": bytes(1000)}], 0.0)
+        assert sender.outbox.buffered <= 10_000
+    assert 90 <= layer.stats.lost["overflow"] <= 93
+
+
+async def test_a_queue_that_withholds_its_confirms_stops_no_group_send(make, brokers):
+    """Who waits for room that confirmed events have used up does not stand before the others."""
+    layer = make(buffer_bytes=10_000, durable=["jobs"])
+    link = await publishing(layer, brokers)
+    jobs = [asyncio.create_task(layer.send("jobs", {"x": bytes(4000)})) for _ in range(4)]
+    await until(lambda: layer.session().sender._queues[True])
+    async with asyncio.timeout(1):
+        await layer.group_send("g", {"x": 1})
+    await until(lambda: ("g", {"x": 1}) in sent(link))
+    for job in jobs:
+        job.cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
+
+
+# Groups
+
+
+async def test_a_cancelled_group_add_disturbs_nobody(make, brokers):
+    layer = make()
+    channels = [await layer.new_channel() for _ in range(2)]
+    (link,) = brokers.links
+    link.wires[0].channel.gate.clear()
+    staying = asyncio.create_task(layer.group_add("g", channels[0]))
+    for _ in range(40):
+        task = asyncio.create_task(layer.group_add("g", channels[1]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert not staying.done()
+    link.wires[0].channel.gate.set()
+    await staying
+    assert not link.lost.done()
+    assert list(layer.session().receiver.mailboxes.groups["g"]) == [channels[0]]
+    assert len([call for call in link.wires[0].channel.named("queue_bind") if call[2] == "g.g"]) == 1
+
+
+async def test_a_repeated_group_add_that_fails_leaves_the_membership(make, brokers):
+    layer = make(timeout=0.05)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    (link,) = brokers.links
+    brokers.found = [BrokerUnavailable("down")]
+    link.give_up("cut")
+    await until(lambda: not layer.session().receiver._bindings.bound)
+    with pytest.raises(BrokerUnavailable):
+        await layer.group_add("g", channel)
+    assert list(layer.session().receiver.mailboxes.groups["g"]) == [channel]
+    brokers.found = [Link]
+    await until(lambda: layer.session().receiver._bindings.bound)
+    layer.session().receiver._wire.deliver(body("g", {"n": 1}))
+    assert await layer.receive(channel) == {"n": 1}
+
+
+async def test_a_first_group_add_that_fails_leaves_no_membership(make, brokers):
+    layer = make(timeout=0.05)
+    channel = await layer.new_channel()
+    (link,) = brokers.links
+    link.wires[0].channel.gate.clear()
+    with pytest.raises(BrokerUnavailable):
+        await layer.group_add("g", channel)
+    assert layer.session().receiver.mailboxes.groups == {}
+    link.wires[0].channel.gate.set()
+
+
+async def test_who_leaves_and_joins_while_the_group_is_unbound_hears_it(make, brokers, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.bindings.LINGER", 0.01)
+    layer = make()
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    wire = brokers.links[0].wires[0]
+    wire.channel.gate.clear()
+    await layer.group_discard("g", channel)
+    await until(lambda: wire.channel.named("queue_unbind"))
+    joining = asyncio.create_task(layer.group_add("g", channel))
+    await asyncio.sleep(0)
+    assert not joining.done()
+    wire.channel.gate.set()
+    await joining
+    binds = [name for name, *arguments in wire.channel.calls if "bind" in name and arguments[2] == "g.g"]
+    assert binds == ["queue_bind", "queue_unbind", "queue_bind"]
+
+
+# Receiving
+
+
+async def test_a_close_settles_everyone_who_receives(make, brokers):
+    layer = make()
+    channel = await layer.new_channel()
+    receiving = [asyncio.create_task(layer.receive(name)) for name in (channel, channel, "normal")]
+    await until(lambda: len(layer.session().receiver.box(channel).waiters) == 2)
+    await layer.close()
+    errors = await asyncio.gather(*receiving, return_exceptions=True)
+    assert all(isinstance(error, BrokerUnavailable) for error in errors)
+    with pytest.raises((BrokerUnavailable, ValueError)):
+        await layer.receive(channel)
+
+
+async def test_what_is_prefetched_of_a_durable_channel_and_not_begun_goes_back_untried(
+    make, brokers, monkeypatch
+):
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.01)
+    layer = make(durable=["jobs"])
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    assert wire.consuming[0] == ("asgi.d.jobs", 1)  # each that is fetched ahead may count as tried
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    wire.deliver(body("jobs", {"n": 2}), tag=2)
+    assert await receiving == {"n": 1}
+    await until(lambda: ("nack", 2) in wire.answers)
+    assert ("ack", 1) in wire.answers
+    assert not [answer for answer in wire.answers if answer[0] == "reject"]
+
+
+async def test_what_is_not_a_message_of_a_layer_is_counted_and_becomes_a_dead_letter(make, brokers):
+    layer = make(durable=["jobs"])
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(b"nonsense", tag=1)
+    wire.deliver(body("jobs", {"n": 1}), tag=2)
+    assert await receiving == {"n": 1}
+    assert wire.answers[0] == ("reject", 1, False)
+    assert layer.stats.lost == {"undecodable": 1}
+
+
+async def test_nonsense_in_the_queue_of_a_process_is_counted_and_stops_nothing(make, brokers):
+    layer = make()
+    channel = await layer.new_channel()
+    wire = brokers.links[0].wires[0]
+    wire.deliver(b"nonsense")
+    wire.deliver(encode_batch([encode_target("g") + b"\x05"]))
+    wire.deliver(body(channel, {"n": 1}))
+    assert await layer.receive(channel) == {"n": 1}
+    assert layer.stats.lost["undecodable"] >= 1
