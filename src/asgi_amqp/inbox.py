@@ -21,7 +21,7 @@ from .mailboxes import Mailbox, Parcel
 from .topology import Queue
 
 PREFETCH = 32  # AMQP messages fetched ahead
-IDLE = 1.0  # seconds without a receiver
+IDLE = 1.0  # seconds without a receiver, at most a quarter of the expiry: given back, a message keeps its age
 
 
 class Inbox:
@@ -45,6 +45,7 @@ class Inbox:
         self._dropped = dropped
         self._drop = drop
         self._expiry = math.inf if queue.dead else expiry
+        self._idle = min(IDLE, self._expiry / 4)
         self._timeout = timeout
         self._prefetch = 1 if queue.dead else PREFETCH
         self._make = functools.partial(make, queue, self._prefetch, self._on_message, self._on_lost)
@@ -88,7 +89,7 @@ class Inbox:
         """Look after a while whether anyone still receives."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(IDLE, self._stop_if_idle) if not self.readers else None
+        self._timer = self._loop.call_later(self._idle, self._stop_if_idle) if not self.readers else None
 
     def _stop_if_idle(self) -> None:
         self._timer = None

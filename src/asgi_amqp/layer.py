@@ -33,7 +33,7 @@ from .topology import Destination, Topology, process_of
 
 T = TypeVar("T")
 KNOWN = 10_000  # destinations remembered
-CHANNELS = (4, 2)  # the oldest Channels that this works with
+CHANNELS = (4, 2, 1)  # the oldest Channels that this works with
 
 
 class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is not typed
@@ -70,9 +70,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         auth: str = "plain",
         name: str = "asgi_amqp",
     ) -> None:
-        version = tuple(int(part) for part in channels.__version__.split(".")[:2])
+        version = tuple(int(part) for part in channels.__version__.split(".")[:3] if part.isdigit())
         if version < CHANNELS:
-            raise ConfigurationError(f"Channels {channels.__version__} is too old: 4.2 is the least")
+            raise ConfigurationError(f"Channels {channels.__version__} is too old: 4.2.1 is the least")
         checked("capacity", capacity, 1, whole=True)
         for pattern, each in (channel_capacity or {}).items():
             checked(f"channel_capacity[{pattern!r}]", each, 1, whole=True)
