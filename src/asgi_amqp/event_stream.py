@@ -133,7 +133,7 @@ class EventStream:
         epoch = await self.open()
         if at.epoch != epoch:
             raise PositionGone(f"position {at}: the log began anew, its epoch is {epoch}")
-        reached = at.offset
+        reached = at.number
         while True:
             arrived: asyncio.Queue[Messages | None] = asyncio.Queue()  # the prefetch bounds it
             reader = StreamReader(
@@ -166,7 +166,7 @@ class EventStream:
                     reader.acknowledge()
                     messages = await arrived.get()
             except TimeoutError:
-                if reached > (await self.last()).offset:
+                if reached > (await self.last()).number:
                     raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
             except ChannelNotFoundEntity:
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None

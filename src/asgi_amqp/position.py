@@ -1,8 +1,8 @@
-"""Positions: `<epoch>:<offset>`, the resume tokens of protocol version 2.
+"""Positions: `<epoch>:<number>`, the resume tokens of protocol version 2.
 
 The epoch names one event stream for its whole life; a stream that is lost gets a new epoch, never the old
-one. The offset is one integer per *event*: a stream message carries up to `BATCH` events, so the offset is
-the message's stream offset times `BATCH` plus the index of the event in it. Offsets only grow, are compared
+one. The number is one integer per *event*: a stream message carries up to `BATCH` events, so the number is
+the message's offset times `BATCH` plus the index of the event in it. Numbers only grow, are compared
 as integers, and say where to read the stream again without any index; they are not consecutive.
 """
 
@@ -18,28 +18,28 @@ _LARGEST = 2**53 - 1  # what JavaScript counts exactly
 
 
 class Position(NamedTuple):
-    """A place between two events: everything up to and including `offset` lies before it."""
+    """A place between two events: everything up to and including `number` lies before it."""
 
     epoch: str
-    offset: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.epoch}:{self.offset}"
+        return f"{self.epoch}:{self.number}"
 
 
 def parse(text: object) -> Position:
-    """Read a position that a client sent. Raises ValueError for anything but `<epoch>:<offset>`."""
+    """Read a position that a client sent. Raises ValueError for anything but `<epoch>:<number>`."""
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[2]) > _LARGEST:
-        raise ValueError("a position looks like <epoch>:<offset>")
+        raise ValueError("a position looks like <epoch>:<number>")
     return Position(match[1], int(match[2]))
 
 
 def first_of(message: int) -> int:
-    """Offset of the first event in the stream message at stream offset `message`."""
+    """Number of the first event in the stream message at offset `message`."""
     return message << INDEX_BITS
 
 
-def message_of(offset: int) -> int:
-    """Stream offset of the message that holds (or held) the event at `offset`."""
-    return offset >> INDEX_BITS
+def message_of(number: int) -> int:
+    """Offset of the message that holds (or held) the event at `number`."""
+    return number >> INDEX_BITS

@@ -196,7 +196,7 @@ async def test_power_lost(site, what):
             await asyncio.to_thread(docker, "pause", *site.containers("daphne"))
             await asyncio.to_thread(
                 site.run_in, "postgresql", "psql", "-q", "-d", "carillon",
-                "-c", 'UPDATE carillon_head SET "offset" = 4096',
+                "-c", 'UPDATE carillon_head SET "number" = 4096',
             )  # fmt: skip
         (broker,) = site.containers("rabbitmq")
         try:

@@ -18,18 +18,18 @@ EVERYONE = "*"
 
 class Event:
     """What one emit said: `group` (bytes), `text` (the payload, JSON in UTF-8), `audience` (tags, or None for
-    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `offset` (0 until it is on
+    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `number` (0 until it is on
     the stream)."""
 
-    __slots__ = ("audience", "group", "id", "offset", "stamp", "text")
+    __slots__ = ("audience", "group", "id", "number", "stamp", "text")
 
-    def __init__(self, group, text, audience=None, id=b"", stamp=0, offset=0):
+    def __init__(self, group, text, audience=None, id=b"", stamp=0, number=0):
         self.group = group
         self.text = text
         self.audience = audience
         self.id = id
         self.stamp = stamp
-        self.offset = offset
+        self.number = number
 
     @property
     def size(self) -> int:
@@ -37,7 +37,7 @@ class Event:
         return len(self.text) + len(self.group) + 250 + 16 * len(self.audience or ())
 
     def __repr__(self):
-        return f"<Event {self.group.decode()} at {self.offset}>"
+        return f"<Event {self.group.decode()} at {self.number}>"
 
 
 class Malformed(ValueError):
@@ -68,11 +68,11 @@ def unpack(body: bytes, message: int = 0) -> Batch:
         version, number, rows, _ = msgpack.unpackb(body, use_list=False)
         if version != VERSION:
             raise Malformed(f"version {version!r} is not {VERSION}")
-        offset = first_of(message)
+        first = first_of(message)
         return Batch(
             int(number),
             [
-                Event(group, text, audience, id, stamp, offset + index)
+                Event(group, text, audience, id, stamp, first + index)
                 for index, (group, text, audience, id, stamp) in enumerate(rows)
             ],
         )

@@ -35,7 +35,7 @@ def position() -> Position | None:
     now = time.monotonic()
     if known is None or now - read > FRESH:
         row = Head.objects.filter(pk=Head.ONLY).first()
-        known = Position(row.epoch, row.offset) if row is not None else None
+        known = Position(row.epoch, row.number) if row is not None else None
         _cached = (now, known)
     return known
 
@@ -52,7 +52,7 @@ def current() -> Position | None:
     close_old_connections()
     try:
         row = Head.objects.filter(pk=Head.ONLY).first()
-        return Position(row.epoch, row.offset) if row is not None else None
+        return Position(row.epoch, row.number) if row is not None else None
     finally:
         close_old_connections()
 
@@ -63,7 +63,7 @@ def save(reached: Position) -> str | None:
     close_old_connections()
     try:
         mine = Head.objects.filter(pk=Head.ONLY, epoch=reached.epoch)
-        mine.filter(offset__lt=reached.offset).update(offset=reached.offset)
+        mine.filter(number__lt=reached.number).update(number=reached.number)
         return Head.objects.filter(pk=Head.ONLY).values_list("epoch", flat=True).first()
     finally:
         close_old_connections()
@@ -83,7 +83,7 @@ def replace(old: str | None) -> str:
         if row is None:
             _, made = Head.objects.get_or_create(pk=Head.ONLY, defaults={"epoch": epoch})
             return epoch if made else Head.objects.get(pk=Head.ONLY).epoch
-        row.epoch, row.offset = epoch, 0
+        row.epoch, row.number = epoch, 0
         row.save()
         return epoch
 
@@ -101,13 +101,13 @@ async def open_epoch(
     if known is None:
         return await replace(None)
     if reached is not None and reached.epoch == known.epoch:
-        known = max(known, reached, key=lambda position: position.offset)
+        known = max(known, reached, key=lambda position: position.number)
     deadline = time.monotonic() + patience
     while True:
         last = await end(known.epoch)
-        if last is not None and (not known.offset or last >= message_of(known.offset)):
+        if last is not None and (not known.number or last >= message_of(known.number)):
             return known.epoch
-        if last is None and not known.offset:
+        if last is None and not known.number:
             return known.epoch  # it has just been begun: the caller makes its stream
         if last is None or time.monotonic() >= deadline:
             break

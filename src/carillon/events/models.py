@@ -13,10 +13,10 @@ class Head(models.Model):
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY)
     epoch = models.CharField(max_length=32)
-    offset = models.BigIntegerField(default=0)
+    number = models.BigIntegerField(default=0)
 
     def __str__(self) -> str:
-        return f"{self.epoch}:{self.offset}"
+        return f"{self.epoch}:{self.number}"
 
 
 class Outbox(models.Model):

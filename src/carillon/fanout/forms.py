@@ -43,7 +43,7 @@ def envelope(event, epoch: str) -> bytes:
     """Version 2's text of an event."""
     return b'{"position": "%s:%d", "group": "%s", "event": %s}' % (
         epoch.encode(),
-        event.offset,
+        event.number,
         event.group,
         event.text,
     )
@@ -70,7 +70,7 @@ class Sse:
     def piece(event, epoch):
         return b"id: %s:%d\nevent: %s\ndata: %s\n\n" % (
             epoch.encode(),
-            event.offset,
+            event.number,
             event.group,
             event.text,
         )

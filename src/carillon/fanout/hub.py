@@ -37,13 +37,13 @@ class Listener:
         self.level = True
         """False while some of its past is still to come: where the stream is, it is not."""
 
-    def write(self, data, offset: int) -> None:
-        """Write what `form.join` made; `offset` is that of its last event. Must neither block nor raise."""
+    def write(self, data, number: int) -> None:
+        """Write what `form.join` made; `number` is that of its last event. Must neither block nor raise."""
         raise NotImplementedError
 
-    def give(self, data, offset: int) -> None:
+    def give(self, data, number: int) -> None:
         """Write some of its past: the same, where nothing depends on it."""
-        self.write(data, offset)
+        self.write(data, number)
 
     held = 0
     """Bytes that wait in this process for the reader."""
@@ -62,8 +62,8 @@ class Hub:
     def __init__(self, window: Window, seen: Seen | None = None):
         self.window = window
         self.epoch = ""
-        self.offset = 0
-        """Offset of the last event that was fanned out."""
+        self.number = 0
+        """Number of the last event that was fanned out."""
         self.delivered = 0
         self.doubles = 0
         self._seen = Seen() if seen is None else seen
@@ -126,12 +126,12 @@ class Hub:
 
     # Events
 
-    def begin(self, epoch: str, offset: int) -> None:
-        """A stream is being read from behind `offset`, with nothing before it in this process."""
+    def begin(self, epoch: str, number: int) -> None:
+        """A stream is being read from behind `number`, with nothing before it in this process."""
         self.epoch = epoch
-        self.offset = offset
+        self.number = number
         self.window.reset()
-        self.window.mark(offset)
+        self.window.mark(number)
 
     def deliver(self, events) -> None:
         """Fan out events in the stream's order; doubles, known by their ids, are dropped."""
@@ -154,26 +154,26 @@ class Hub:
         self.window.extend(fresh)
         self._fan_out(lanes)
         if events:
-            self.offset = events[-1].offset
-            self.window.mark(self.offset)
+            self.number = events[-1].number
+            self.window.mark(self.number)
         if self._waiting:
             self._wake()
 
-    def advance(self, offset: int) -> None:
-        """The stream has been read up to `offset`, and there was no event since the last one delivered."""
-        if offset > self.offset:
-            self.offset = offset
-            self.window.mark(offset)
+    def advance(self, number: int) -> None:
+        """The stream has been read up to `number`, and there was no event since the last one delivered."""
+        if number > self.number:
+            self.number = number
+            self.window.mark(number)
             if self._waiting:
                 self._wake()
 
-    async def reached(self, offset: int, timeout: float) -> bool:
-        """Wait until everything up to `offset` has been fanned out, at most `timeout` seconds; whether it
+    async def reached(self, number: int, timeout: float) -> bool:
+        """Wait until everything up to `number` has been fanned out, at most `timeout` seconds; whether it
         was."""
-        if offset <= self.offset:
+        if number <= self.number:
             return True
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((offset, future))
+        self._waiting.append((number, future))
         try:
             async with asyncio.timeout(timeout):
                 return await future
@@ -183,8 +183,8 @@ class Hub:
             self._waiting = [entry for entry in self._waiting if entry[1] is not future]
 
     def _wake(self):
-        for offset, future in self._waiting:
-            if offset <= self.offset and not future.done():
+        for number, future in self._waiting:
+            if number <= self.number and not future.done():
                 future.set_result(True)
 
     def _handle(self, handler, event):
@@ -237,7 +237,7 @@ class Hub:
                 number += 1
                 bits >>= low + 1
             if lanes_heard & (lanes_heard - 1):
-                events.sort(key=_offset)
+                events.sort(key=_number)
             self._write(listeners, events, pieces)
 
     def _write(self, listeners, events, pieces=None):
@@ -245,7 +245,7 @@ class Hub:
         batch."""
         made = {}
         epoch = self.epoch
-        last = events[-1].offset
+        last = events[-1].number
         for listener in tuple(listeners):
             form = listener.form
             data = made.get(form)
@@ -255,7 +255,7 @@ class Hub:
                 else:
                     row = []
                     for event in events:
-                        key = (form, event.offset)
+                        key = (form, event.number)
                         piece = pieces.get(key)
                         if piece is None:
                             piece = pieces[key] = form.piece(event, epoch)
@@ -267,17 +267,17 @@ class Hub:
 
     # Resuming
 
-    def missed(self, listener: Listener, groups, offset: int) -> list | None:
-        """What the window has of `groups` behind `offset` and the listener may hear. None: not covered."""
-        events = self.window.after(groups, offset)
+    def missed(self, listener: Listener, groups, number: int) -> list | None:
+        """What the window has of `groups` behind `number` and the listener may hear. None: not covered."""
+        events = self.window.after(groups, number)
         return None if events is None else [event for event in events if listener.hears(event)]
 
     def tell(self, listener: Listener, events) -> None:
         """Write events of the past to one listener."""
         if events:
             form = listener.form
-            listener.give(form.join([form.piece(event, self.epoch) for event in events]), events[-1].offset)
+            listener.give(form.join([form.piece(event, self.epoch) for event in events]), events[-1].number)
 
 
-def _offset(event):
-    return event.offset
+def _number(event):
+    return event.number

@@ -95,7 +95,7 @@ class Replayer:
         hub, since = self.hub, past.since
         if since.epoch != hub.epoch:
             raise Unrecoverable("epoch")
-        if since.offset > hub.offset and not await hub.reached(since.offset, AHEAD):
+        if since.number > hub.number and not await hub.reached(since.number, AHEAD):
             raise Unrecoverable("ahead")
         while not await from_window(hub, listener, past, join):
             rider = Rider(listener, past)
@@ -129,7 +129,7 @@ class Replayer:
         messages: asyncio.Queue = asyncio.Queue()
         reader = stream.StreamReader(
             stream_name(epoch),
-            max(0, message_of(min(rider.past.since.offset for rider in riders)) - OVERLAP),
+            max(0, message_of(min(rider.past.since.number for rider in riders)) - OVERLAP),
             messages.put_nowait,
             prefetch=CHUNK,
             manual=True,
@@ -167,7 +167,7 @@ class Replayer:
             if first is None:
                 first = chunk[0][0]
                 for rider in riders:
-                    if first > message_of(rider.past.since.offset):
+                    if first > message_of(rider.past.since.number):
                         _settle(rider, Unrecoverable("retention"))
             for message, body in chunk:
                 number, found = unpack(body, message)
@@ -176,7 +176,7 @@ class Replayer:
                     return
                 last_number = max(number, last_number)
                 events = [event for event in found if seen.add(event.id)]
-                reached = found[-1].offset if found else first_of(message)
+                reached = found[-1].number if found else first_of(message)
                 riders = [rider for rider in riders if not rider.done.done()]
                 for rider in riders:
                     self._serve(rider, events, Position(epoch, reached))
@@ -191,14 +191,14 @@ class Replayer:
 
     def _serve(self, rider, events, reached: Position):
         past = rider.past
-        if past.closed or reached.offset <= past.since.offset:
+        if past.closed or reached.number <= past.since.number:
             return
         self.hub.tell(
             rider.listener,
             [
                 event
                 for event in events
-                if event.offset > past.since.offset
+                if event.number > past.since.number
                 and event.group in past.groups
                 and rider.listener.hears(event)
             ],
@@ -235,7 +235,7 @@ async def from_window(hub: Hub, listener: Listener, past: Past, join) -> bool:
         # From here on nothing is awaited until a piece has been written, or the listener has joined.
         if past.since.epoch != hub.epoch:
             raise Unrecoverable("epoch")
-        events = hub.missed(listener, past.groups, past.since.offset)
+        events = hub.missed(listener, past.groups, past.since.number)
         if events is None:
             return False
         pieces = list(_pieces(events, listener.piece))
@@ -245,7 +245,7 @@ async def from_window(hub: Hub, listener: Listener, past: Past, join) -> bool:
             return True
         for piece in pieces:
             hub.tell(listener, piece)
-            past.since = Position(past.since.epoch, piece[-1].offset)
+            past.since = Position(past.since.epoch, piece[-1].number)
             await listener.room()
             if past.since.epoch != hub.epoch:
                 raise Unrecoverable("epoch")

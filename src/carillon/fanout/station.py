@@ -63,7 +63,7 @@ class Station:
     @property
     def position(self) -> Position:
         """Behind the last event that was written to this process's listeners."""
-        return Position(self.hub.epoch, self.hub.offset)
+        return Position(self.hub.epoch, self.hub.number)
 
     async def resume(self, listener: Listener, past: Past, join) -> None:
         """See Replayer.resume. Raises Unrecoverable."""

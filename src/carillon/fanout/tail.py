@@ -123,7 +123,7 @@ class Tail:
         epoch, name = row.epoch, stream_name(row.epoch)
         last = self._last if epoch == self.hub.epoch else None
         if self._reader is None or epoch != self.hub.epoch:
-            start, fresh = await self._beginning(link, epoch, row.offset), True
+            start, fresh = await self._beginning(link, epoch, row.number), True
         elif last is None:
             start, fresh = self._reader.next, False
         else:

@@ -7,7 +7,7 @@ from collections import deque
 class Window:
     """Keeps the newest events up to `limit` bytes, oldest out first, and answers by group.
 
-    `start` is the offset after which nothing is missing: a client whose position lies at or after it can be
+    `start` is the number after which nothing is missing: a client whose position lies at or after it can be
     served from here. It is None until the first event, or mark(), says where the window begins.
     """
 
@@ -22,19 +22,19 @@ class Window:
     def __len__(self):
         return len(self._events)
 
-    def mark(self, offset: int) -> None:
-        """Everything up to `offset` has been seen: what the next extend() brings follows it without a gap."""
+    def mark(self, number: int) -> None:
+        """Everything up to `number` has been seen: what the next extend() brings follows it without a gap."""
         if self.start is None:
-            self.start = offset
-        if self.end is None or offset > self.end:
-            self.end = offset
+            self.start = number
+        if self.end is None or number > self.end:
+            self.end = number
 
     def extend(self, events) -> None:
         """Add events in the stream's order; they follow what is here without a gap."""
         groups = self._groups
         for event in events:
             if self.start is None:
-                self.start = event.offset - 1
+                self.start = event.number - 1
             self._events.append(event)
             held = groups.get(event.group)
             if held is None:
@@ -43,7 +43,7 @@ class Window:
                 held.append(event)
             self.size += event.size
         if events:
-            self.end = events[-1].offset
+            self.end = events[-1].number
         while self.size > self.limit and len(self._events) > 1:
             oldest = self._events.popleft()
             held = groups[oldest.group]
@@ -51,30 +51,30 @@ class Window:
             if not held:
                 del groups[oldest.group]
             self.size -= oldest.size
-            self.start = oldest.offset
+            self.start = oldest.number
 
     def reset(self) -> None:
         """Forget everything: what comes next does not follow what was here."""
         self.__init__(self.limit)
 
-    def covers(self, offset: int) -> bool:
-        """Whether after(…, offset) would be complete."""
-        return self.start is not None and self.start <= offset <= self.end
+    def covers(self, number: int) -> bool:
+        """Whether after(…, number) would be complete."""
+        return self.start is not None and self.start <= number <= self.end
 
-    def after(self, groups, offset: int) -> list | None:
-        """The events of `groups` behind `offset` in the stream's order, or None where the window does not
+    def after(self, groups, number: int) -> list | None:
+        """The events of `groups` behind `number` in the stream's order, or None where the window does not
         cover it."""
-        if not self.covers(offset):
+        if not self.covers(number):
             return None
         found = []
         for group in groups:
             for event in reversed(self._groups.get(group, ())):
-                if event.offset <= offset:
+                if event.number <= number:
                     break
                 found.append(event)
-        found.sort(key=_offset)
+        found.sort(key=_number)
         return found
 
 
-def _offset(event):
-    return event.offset
+def _number(event):
+    return event.number

@@ -21,7 +21,7 @@ class Outlet(Listener):
     """What a consumer finds in its scope as `carillon.outlet`.
 
     `budget` bounds the backlog in bytes; when it is exceeded the backlog is dropped and `slow` is called with
-    the offset of the last event that the reader will get.
+    the number of the last event that the reader will get.
     """
 
     __slots__ = ("_backlog", "_protocol", "_send", "_transport", "backlog_size", "budget", "sent", "taking")
@@ -38,18 +38,18 @@ class Outlet(Listener):
         # A TLS wrapper has no socket of its own: then the transport does the writing.
         self._send = transport.socket.send if hasattr(transport, "socket") else None
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, data: bytes, number: int) -> None:
         """Write whole frames. Never blocks; a reader who is too slow is cut off."""
         if not self.taking:
             return
         if self._backlog is not None:
-            self._queue(data, offset)
+            self._queue(data, number)
             return
         transport = self._transport
         if transport._tempDataBuffer or transport.dataBuffer:  # Twisted is still busy with an earlier rest
-            self._queue(data, offset)
+            self._queue(data, number)
             return
-        self.sent = offset or self.sent
+        self.sent = number or self.sent
         if self._send is None:
             transport.write(data)
             return
@@ -63,9 +63,9 @@ class Outlet(Listener):
         if written != len(data):
             transport.write(data[written:])
 
-    def text(self, text: str, offset: int = 0) -> None:
+    def text(self, text: str, number: int = 0) -> None:
         """Write one text frame, behind everything written before it."""
-        self.write(frame(text.encode()), offset)
+        self.write(frame(text.encode()), number)
 
     @property
     def held(self) -> int:
@@ -87,14 +87,14 @@ class Outlet(Listener):
             self.backlog_size = 0
             self._transport.unregisterProducer()
 
-    def _queue(self, data, offset):
+    def _queue(self, data, number):
         if self._backlog is None:
             self._backlog = deque()
-            self._backlog.append((data, offset))
+            self._backlog.append((data, number))
             self.backlog_size = len(data)
             self._transport.registerProducer(self, False)  # calls resumeProducing at once: see there
             return
-        self._backlog.append((data, offset))
+        self._backlog.append((data, number))
         self.backlog_size += len(data)
         if self.backlog_size > self.budget:
             self.stop()
@@ -110,10 +110,10 @@ class Outlet(Listener):
         chunks = []
         size = 0
         while backlog and size < FEED:
-            data, offset = backlog.popleft()
+            data, number = backlog.popleft()
             chunks.append(data)
             size += len(data)
-            self.sent = offset or self.sent
+            self.sent = number or self.sent
         self.backlog_size -= size
         if not backlog:
             self._backlog = None

@@ -142,10 +142,10 @@ class SocketProtocol(WebSocketProtocol):
             self.outlet.stop()
             self.sendCloseFrame(code=1000 if code is None else code, reasonUtf8=reason.encode()[:123])
 
-    def too_slow(self, offset: int) -> None:
+    def too_slow(self, number: int) -> None:
         """The outlet has given up on the reader, who gets 4408 and where to go on from."""
         self.server.slow += 1
-        position = str(self.server.hub_position()._replace(offset=offset)) if offset else ""
+        position = str(self.server.hub_position()._replace(number=number)) if number else ""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code=TOO_SLOW, reasonUtf8=position.encode())
 
@@ -287,7 +287,7 @@ class DeliveryServer(Server):
 
     def _tick(self):
         self.now = time.monotonic()
-        epoch, offset = self.hub_position()
+        epoch, number = self.hub_position()
         dead = self.now - self.ping_interval - self.ping_timeout
         for socket in self._wheel.tick():
             if socket.heard < dead:
@@ -295,9 +295,9 @@ class DeliveryServer(Server):
                 continue
             outlet = socket.outlet
             outlet.write(PING, 0)
-            if outlet.form is Frames2 and outlet.groups and outlet.level and outlet.sent != offset:
+            if outlet.form is Frames2 and outlet.groups and outlet.level and outlet.sent != number:
                 # A quiet client's position does not grow old: it moves on with the stream.
-                outlet.text(f'{{"position": "{epoch}:{offset}"}}', offset)
+                outlet.text(f'{{"position": "{epoch}:{number}"}}', number)
         asyncio.get_event_loop().call_later(TICK, self._tick)
 
     # Going down

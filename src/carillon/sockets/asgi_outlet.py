@@ -24,7 +24,7 @@ STUCK = 60.0
 
 
 class AsgiOutlet(Listener):
-    """`message(piece)` makes the ASGI message of what the form joined. `full` is called with the offset of
+    """`message(piece)` makes the ASGI message of what the form joined. `full` is called with the number of
     the last event that waits, whenever more than `budget` bytes do; `slow`, once, with that of the last event
     sent, when the reader has not moved for `STUCK` seconds. `buffered()` tells how much the server still
     holds, where it can tell."""
@@ -77,16 +77,16 @@ class AsgiOutlet(Listener):
     def held(self) -> int:
         return self._held
 
-    def write(self, data, offset: int) -> None:
-        self.give(data, offset)
-        if offset and self._held > self._budget:
-            self._full(offset)
+    def write(self, data, number: int) -> None:
+        self.give(data, number)
+        if number and self._held > self._budget:
+            self._full(number)
 
-    def give(self, data, offset: int) -> None:
+    def give(self, data, number: int) -> None:
         if not self.taking:
             return
         for piece in (data,) if isinstance(data, bytes) else data:
-            self._queue.append((piece, offset))
+            self._queue.append((piece, number))
             self._held += len(piece)
         self._wake.set()
 
@@ -121,7 +121,7 @@ class AsgiOutlet(Listener):
                     self._slow(self.sent)
                 if not self._queue:
                     break
-                piece, offset = self._queue.popleft()
+                piece, number = self._queue.popleft()
                 self._held -= len(piece)
                 try:
                     async with asyncio.timeout(STUCK):
@@ -130,7 +130,7 @@ class AsgiOutlet(Listener):
                     self.stop()
                     self._slow(self.sent)
                     return
-                self.sent = offset or self.sent
+                self.sent = number or self.sent
                 if self._held <= self.piece:
                     self._drained.set()
             if not self.taking:

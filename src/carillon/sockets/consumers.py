@@ -140,7 +140,7 @@ class ProjectConsumer:
 
     # Who it is, now. `Sockets` calls these two.
 
-    def access_changed(self, offset: int) -> None:
+    def access_changed(self, number: int) -> None:
         """Somebody's rights changed, perhaps this one's: look."""
         self._look()
 

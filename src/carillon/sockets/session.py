@@ -221,7 +221,7 @@ class Session:
         self.handshake = None
         here.add(self)
         if here.changed_since(before, self.identity.user.pk):
-            self.access_changed(here.station.hub.offset)
+            self.access_changed(here.station.hub.number)
 
     # What the client says
     # ---------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class Session:
             )
             if here.changed_since(before, self.identity.user.pk, groups):
                 # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
-                self.access_changed(here.station.hub.offset)
+                self.access_changed(here.station.hub.number)
             unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
             late = None
             if wanted.since is not None:
@@ -304,7 +304,7 @@ class Session:
         live = wanted.difference(*(late.groups for late in self._late))
         if self._held:
             if live:
-                self._late.append(Late(live, Position(hub.epoch, hub.offset)))
+                self._late.append(Late(live, Position(hub.epoch, hub.number)))
             live = frozenset()
         hub.subscribe(self.outlet, live)
         self.outlet.level = not self._held and not self._late
@@ -346,15 +346,15 @@ class Session:
         self._listen(self.groups)
         late.ended.set()
 
-    def _set_back(self, offset: int) -> None:
-        """What is live becomes late, from behind `offset`."""
+    def _set_back(self, number: int) -> None:
+        """What is live becomes late, from behind `number`."""
         hub = sockets().station.hub
         if self.outlet.groups:
-            self._late.append(Late(self.outlet.groups, Position(hub.epoch, offset)))
+            self._late.append(Late(self.outlet.groups, Position(hub.epoch, number)))
 
-    def _fall_behind(self, offset: int) -> None:
-        """The reader is slower than the events: it gets them at its own pace, beginning behind `offset`."""
-        self._set_back(offset)
+    def _fall_behind(self, number: int) -> None:
+        """The reader is slower than the events: it gets them at its own pace, beginning behind `number`."""
+        self._set_back(number)
         self._listen(self.groups)
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
@@ -388,13 +388,13 @@ class Session:
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._recheck())
 
-    def access_changed(self, offset: int) -> None:
-        """Rights changed with the event at `offset`. What follows it is held back until it is clear who may
+    def access_changed(self, number: int) -> None:
+        """Rights changed with the event at `number`. What follows it is held back until it is clear who may
         hear it, and is then read from the window: neither too much is heard nor too little."""
         if self._gone:
             return
         if not self._held:
-            self._set_back(offset)
+            self._set_back(number)
             self._held = True
             # Whoever writes its past at the moment stops here, even before he hears that he is cancelled.
             self._late = [late.anew() for late in self._late]
@@ -454,10 +454,10 @@ class Session:
     # The end
     # --------------------------------------------------------------------------------------------------------
 
-    def _too_slow(self, offset: int) -> None:
+    def _too_slow(self, number: int) -> None:
         """An outlet that is not our server's has given up on the reader."""
-        at = sockets().station.position._replace(offset=offset)
-        self.end(Close(protocol.TOO_SLOW, reason=str(at) if offset else ""))
+        at = sockets().station.position._replace(number=number)
+        self.end(Close(protocol.TOO_SLOW, reason=str(at) if number else ""))
 
     def interrupted(self, reason: str) -> None:
         """This process cannot know what the client missed: version 2 is told, version 1 is to come back and
@@ -470,7 +470,7 @@ class Session:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
             if self._held:
                 self._listen(self.groups)
-            self.access_changed(sockets().station.hub.offset)
+            self.access_changed(sockets().station.hub.number)
         else:
             self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
 

@@ -96,7 +96,7 @@ class Sockets:
             socket for socket in self._waiting if not socket.groups.keys().isdisjoint(what["groups"])
         )
         for socket in concerned:
-            socket.access_changed(event.offset)
+            socket.access_changed(event.number)
 
     def _note(self, whose: Iterable[int | str]) -> None:
         self.changes += 1

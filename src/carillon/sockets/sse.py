@@ -1,6 +1,6 @@
 """Server-Sent Events at `/events/`: the same events, positions and rules as version 2, over plain HTTP.
 
-    GET /events/?groups=jobs:status_changed,summary;job_events:42&since=<epoch>:<offset>
+    GET /events/?groups=jobs:status_changed,summary;job_events:42&since=<epoch>:<number>
 
 for clients behind proxies that break websockets, and for `curl -N`. Credentials as for the websocket. The id
 of an event is its position, so a browser's EventSource resumes by itself: `Last-Event-ID` counts before

@@ -41,7 +41,7 @@ async def test_every_event_has_a_position_and_can_be_read_on_from(make_layer):
     await log.publish(event(300))
     events = await collect(log, 301, start)
     assert numbers(events) == list(range(301))
-    offsets = [each.position.offset for each in events]
+    offsets = [each.position.number for each in events]
     assert offsets == sorted(set(offsets))
     assert await log.last() == events[-1].position
     for index in (0, 7, 299):  # in the middle of a batch too
@@ -132,7 +132,7 @@ async def test_a_position_beyond_the_end_is_refused(make_layer):
     await log.publish(event(0))
     end = await log.last()
     with pytest.raises(PositionGone, match="beyond the end"):
-        await collect(log, 1, Position(end.epoch, end.offset + 2**20))
+        await collect(log, 1, Position(end.epoch, end.number + 2**20))
     with pytest.raises(PositionGone, match="began anew"):
         await collect(log, 1, Position("another", 0))
 
@@ -145,7 +145,7 @@ async def test_a_reader_goes_on_where_it_was_when_connections_are_cut(make_layer
 
     async def tail():
         async for each in log.read(start):
-            heard.append((each.position.offset, each.message["number"]))
+            heard.append((each.position.number, each.message["number"]))
 
     task = asyncio.create_task(tail())
     for turn in range(3):

@@ -21,9 +21,9 @@ def test_a_token_that_is_revoked_while_its_socket_resumes(stack):
     token = stack.post("/tokens/", {"description": "to be revoked", "scope": "read"})
     path = f"/websocket/?token={token['token']}"
     with stack.socket(path, version=2) as socket:
-        epoch, offset = socket.frame()["position"].split(":")
+        epoch, number = socket.frame()["position"].split(":")
         socket.subscribe({"jobs": ["summary"]})
-        ahead = f"{epoch}:{int(offset) + 10**9}"
+        ahead = f"{epoch}:{int(number) + 10**9}"
         socket.subscribe({"jobs": ["summary", "status_changed"]}, since=ahead)
         publish(stack, 0)
         assert socket.frame()["event"] == {"n": 0}

@@ -197,7 +197,7 @@ class Reader:
             "inventories-status_changed",
         }
         self.groups |= set(groups.values())
-        self.last: dict[str, int] = {}  # of each group, the offset of the last event
+        self.last: dict[str, int] = {}  # of each group, the number of the last event
         self.waiting = 0  # for answers to messages with `since`
         self.marker = False
         self.last_job = 0  # whose first status is a marker, too
@@ -240,11 +240,11 @@ class Reader:
                 if not self.waiting:
                     self.since = frame["position"]
             elif "event" in frame:
-                group, offset = frame["group"], int(frame["position"].partition(":")[2])
-                assert offset > here.get(group, 0), f"{frame} is out of order or a double"
-                here[group] = offset
-                if offset > self.last.get(group, 0):
-                    self.last[group] = offset
+                group, number = frame["group"], int(frame["position"].partition(":")[2])
+                assert number > here.get(group, 0), f"{frame} is out of order or a double"
+                here[group] = number
+                if number > self.last.get(group, 0):
+                    self.last[group] = number
                     self.apply(raw, group, frame["event"], marker)
                 if not self.waiting:
                     self.since = frame["position"]

@@ -8,8 +8,8 @@ from asgi_amqp.position import BATCH, Position, first_of, message_of, parse
 
 
 @given(st.from_regex(r"[0-9a-z]{1,32}", fullmatch=True), st.integers(0, 2**53 - 1))
-def test_what_is_written_is_read(epoch, offset):
-    assert parse(str(Position(epoch, offset))) == Position(epoch, offset)
+def test_what_is_written_is_read(epoch, number):
+    assert parse(str(Position(epoch, number))) == Position(epoch, number)
 
 
 @pytest.mark.parametrize(

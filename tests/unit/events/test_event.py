@@ -22,7 +22,7 @@ EVENTS = st.builds(
 
 
 def values(event):
-    return (event.group, event.text, event.audience, event.id, event.stamp, event.offset)
+    return (event.group, event.text, event.audience, event.id, event.stamp, event.number)
 
 
 @given(st.lists(EVENTS, max_size=5), st.integers(0, 2**40), st.integers(0, 2**40), st.binary(max_size=16))
@@ -30,7 +30,7 @@ def test_a_batch_there_and_back(events, message, number, mark):
     body = pack(events, number, mark)
     assert body.endswith(mark)
     for index, event in enumerate(events):
-        event.offset = first_of(message) + index
+        event.number = first_of(message) + index
     found = unpack(body, message)
     assert found.number == number
     assert [values(event) for event in found.events] == [values(event) for event in events]

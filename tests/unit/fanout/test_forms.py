@@ -52,7 +52,7 @@ def test_control_frames():
 )
 def test_version_2_joins_to_readable_frames(payloads):
     events = [
-        Event(b"jobs-summary", json.dumps(payload).encode(), offset=number)
+        Event(b"jobs-summary", json.dumps(payload).encode(), number=number)
         for number, payload in enumerate(payloads, 5)
     ]
     frames = read(Frames2.join([Frames2.piece(event, "ep") for event in events]))
@@ -66,5 +66,5 @@ def test_version_2_joins_to_readable_frames(payloads):
 
 
 def test_server_sent_events():
-    event = Event(b"jobs-summary", b'{"a": 1}', offset=9)
+    event = Event(b"jobs-summary", b'{"a": 1}', number=9)
     assert Sse.piece(event, "ep") == b'id: ep:9\nevent: jobs-summary\ndata: {"a": 1}\n\n'

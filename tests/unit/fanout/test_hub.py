@@ -22,14 +22,14 @@ class Ear(Listener):
         self.heard = []
         self.writes = 0
 
-    def write(self, data, offset):
+    def write(self, data, number):
         self.writes += 1
         self.heard += data
 
 
-def replay(hub, ear, groups, offset):
+def replay(hub, ear, groups, number):
     """What a resume from the window does; whether it could."""
-    events = hub.missed(ear, groups, offset)
+    events = hub.missed(ear, groups, number)
     if events is not None:
         hub.tell(ear, events)
     return events is not None
@@ -41,8 +41,8 @@ def hub_of(limit=10**6):
     return hub
 
 
-def event(offset, group=b"a-1", audience=None, id=None):
-    return Event(group, b"%d" % offset, audience, id if id is not None else b"%d" % offset, 0, offset)
+def event(number, group=b"a-1", audience=None, id=None):
+    return Event(group, b"%d" % number, audience, id if id is not None else b"%d" % number, 0, number)
 
 
 SUBSCRIPTIONS = st.frozensets(st.sampled_from(GROUPS))
@@ -63,7 +63,7 @@ def test_everyone_hears_what_is_his_in_order_and_once(tags, steps):
     hub = hub_of()
     ears = [Ear(tags=each) for each in tags]
     expected = [[] for _ in ears]
-    offset = 0
+    number = 0
     for what, first, second in steps:
         if what == "subscribe":
             hub.subscribe(ears[first], second)
@@ -72,10 +72,10 @@ def test_everyone_hears_what_is_his_in_order_and_once(tags, steps):
         else:
             batch = []
             for group, audience in first:
-                offset += 1
-                batch.append(event(offset, group, audience))
+                number += 1
+                batch.append(event(number, group, audience))
             if second and batch:
-                batch.append(event(offset, batch[0].group, None, batch[0].id))  # a double
+                batch.append(event(number, batch[0].group, None, batch[0].id))  # a double
             writes = [ear.writes for ear in ears]
             hub.deliver(batch)
             for ear, heard, before in zip(ears, expected, writes, strict=True):
@@ -95,14 +95,14 @@ def test_a_resume_and_the_live_events_are_seamless(since, joined, limit):
     hub = hub_of(limit)
     ear = Ear(Texts2)
     missed = None
-    for offset in range(1, 31):
-        hub.deliver([event(offset)])
-        if offset == joined:
+    for number in range(1, 31):
+        hub.deliver([event(number)])
+        if number == joined:
             missed = replay(hub, ear, frozenset(GROUPS), since)
             if missed:
                 hub.subscribe(ear, frozenset(GROUPS))
     expected = range(since + 1, 31) if missed else []
-    assert [text.split('"')[3] for text in ear.heard] == [f"ep:{offset}" for offset in expected]
+    assert [text.split('"')[3] for text in ear.heard] == [f"ep:{number}" for number in expected]
     assert missed or since > joined or since < hub.window.start
 
 
@@ -143,7 +143,7 @@ def test_a_new_beginning_forgets():
     ear = Ear()
     assert not replay(hub, ear, {b"a-1"}, 1)
     assert replay(hub, ear, {b"a-1"}, 99)
-    assert (hub.epoch, hub.offset, ear.heard) == ("next", 99, [])
+    assert (hub.epoch, hub.number, ear.heard) == ("next", 99, [])
 
 
 def test_ids_are_remembered_up_to_a_limit():
@@ -179,8 +179,8 @@ def test_a_listener_that_leaves_while_written_to(count):
     class Leaver(Ear):
         __slots__ = ()
 
-        def write(self, data, offset):
-            super().write(data, offset)
+        def write(self, data, number):
+            super().write(data, number)
             hub.subscribe(self, frozenset())
 
     ears = [Leaver() for _ in range(count)]

@@ -18,7 +18,7 @@ class Ear(Listener):
         super().__init__(Texts1)
         self.heard = []
 
-    def write(self, data, offset):
+    def write(self, data, number):
         self.heard += data
 
 
@@ -41,7 +41,7 @@ def test_offsets_may_have_holes():
     tail._arrived([(1, message(1, b"a")), (2, message(2, b"b"))])
     tail._arrived([(5, message(3, b"c"))])
     assert (ear.heard, gaps) == (["a", "b", "c"], [])
-    assert hub.offset >= 5 * 4096
+    assert hub.number >= 5 * 4096
 
 
 def test_numbers_may_not():

@@ -18,23 +18,23 @@ GROUPS = [b"a-1", b"b-1", b"c-1"]
 def test_what_it_answers_is_whole(batches, wanted, since, limit):
     window = Window(limit)
     window.mark(10)
-    history, offset = [], 10
+    history, number = [], 10
     for batch in batches:
         events = []
         for group, step in batch:
-            offset += step
-            events.append(Event(group, b"{}", offset=offset))
+            number += step
+            events.append(Event(group, b"{}", number=number))
         window.extend(events)
         history += events
     found = window.after(wanted, since)
-    expected = [event for event in history if event.offset > since and event.group in wanted]
+    expected = [event for event in history if event.number > since and event.group in wanted]
     if found is None:
         # Only what has been forgotten, or has not come yet, may be refused.
-        assert since < window.start or since > offset
+        assert since < window.start or since > number
     else:
         assert found == expected
     assert window.size <= max(limit, history[-1].size if history else 0)
-    if since == offset:
+    if since == number:
         assert found == []
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_promised_before_the_first_word():
     window.mark(7)
     assert window.after([b"a-1"], 7) == []
     assert window.after([b"a-1"], 6) is None
-    window.extend([Event(b"a-1", b"{}", offset=9)])
-    assert [event.offset for event in window.after([b"a-1"], 7)] == [9]
+    window.extend([Event(b"a-1", b"{}", number=9)])
+    assert [event.number for event in window.after([b"a-1"], 7)] == [9]
     window.reset()
     assert window.after([b"a-1"], 9) is None

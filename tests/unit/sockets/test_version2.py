@@ -284,7 +284,7 @@ async def test_streams_that_do_not_begin(db, query, status):
 def test_answers_of_the_api_say_where_to_go_on(people):
     client = people.client(people.ann)
     assert "X-Carillon-Position" not in client.get("/api/v2/jobs/")
-    Head.objects.create(epoch="abc", offset=4096)
+    Head.objects.create(epoch="abc", number=4096)
     heads.forget()
     assert client.get("/api/v2/jobs/")["X-Carillon-Position"] == "abc:4096"
     # Also below the path that a proxy in front shows us at.

@@ -90,5 +90,5 @@ async def pump() -> None:
     for batch in batches:
         events = [event_of(message) for _, message in batch]
         for place, event in enumerate(events):
-            event.offset = hub.offset + 1 + place
+            event.number = hub.number + 1 + place
         hub.deliver(events)
