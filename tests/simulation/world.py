@@ -1,0 +1,447 @@
+"""Everything at once: emitters, relays, tails, clients, the broker and the database, in one seeded loop.
+
+What runs is the code itself: the channel layer, the relay, the row of epochs, the tail, the hub, its window and
+the replays. Modelled are the broker (`broker`), the database's delays and failures (the queries are the real
+ones, on SQLite), the network to the clients, and the clients.
+"""
+
+import asyncio
+import collections
+import contextvars
+import json
+
+from django.db import OperationalError
+
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
+from asgi_amqp.options import Options, Target
+from asgi_amqp.position import Position
+from asgi_amqp.stream import Stream
+from carillon.events import heads
+from carillon.events.models import Head
+from carillon.fanout.hub import Hub, Listener
+from carillon.fanout.replay import Past, Replayer, Unrecoverable
+from carillon.fanout.tail import Tail
+from carillon.fanout.window import Window
+from carillon.relay.relay import Relay
+from tests.simulation import broker as model
+from tests.simulation.broker import Broker, Process, process
+from tests.simulation.loop import Chance
+
+CONTEXT = contextvars.copy_context()
+"""The context that has the connection to the database: Django makes one for each."""
+
+URL = "amqp://user:password@broker/simulated"
+GROUPS = ("a", "b", "c")
+WINDOW_BYTES = 6_000  # some twenty events: resumes come from the window and from the stream
+
+
+class Database:
+    """The row of epochs. Its queries are the real ones; when it answers, and whether, is up to the seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = Chance.of(seed, "database")
+        self.running = True
+        CONTEXT.run(Head.objects.all().delete)
+
+    async def ask(self, query, *arguments):
+        await self._pass()
+        if not self.running:
+            raise OperationalError("the database is away")
+        answer = CONTEXT.run(query, *arguments)
+        await self._pass()
+        return answer
+
+    async def _pass(self) -> None:
+        await asyncio.sleep(self.chance.expovariate(1 / 0.001))
+        if process.get().dead:
+            await asyncio.get_running_loop().create_future()
+
+    def wrap(self, function):
+        """One of `heads`' queries, asked by way of this database."""
+
+        async def asked(*arguments):
+            return await self.ask(function.func, *arguments)
+
+        return asked
+
+
+class Form:
+    """Events as they are: with the epoch in which they were written."""
+
+    @staticmethod
+    def piece(event, epoch):
+        return (Position(epoch, event.number), event)
+
+    @staticmethod
+    def join(pieces):
+        return list(pieces)
+
+
+class Socket(Listener):
+    """One connection of a client to a daphne: what is written arrives a moment later, or never."""
+
+    def __init__(self, client, daphne) -> None:
+        super().__init__(Form)
+        self.client = client
+        self.daphne = daphne
+        self.open = True
+        self._last = 0.0
+
+    def write(self, data, number) -> None:
+        self.send(lambda: self.client.heard(self, data))
+
+    def send(self, arrive) -> None:
+        loop = asyncio.get_running_loop()
+        self._last = max(self._last + 1e-6, loop.time() + self.client.chance.expovariate(1 / 0.002))
+        if not self.daphne.process.dead:
+            loop.call_at(self._last, lambda: arrive() if self.open else None)
+
+
+class Daphne:
+    """One process that serves clients: what `Station` puts together."""
+
+    def __init__(self, world, name: str) -> None:
+        self.world = world
+        self.process = Process(name)
+        self.sockets: set[Socket] = set()
+        self.process.start(self._run())
+        self.ready = False
+
+    async def _run(self):
+        world = self.world
+        self.hub = Hub(Window(WINDOW_BYTES))
+        self.tail = Tail(
+            world.options("tail"), self.hub, heads.current, self._gap, heads.replace
+        )
+        self.replayer = Replayer(world.options("replay"), self.hub, patience=10.0)
+        self.tail.start()
+        await self.tail.level.wait()
+        self.ready = True
+
+    def _gap(self, reason: str) -> None:
+        if not self.process.dead:
+            position = Position(self.hub.epoch, self.hub.number)
+            for socket in list(self.sockets):
+                socket.send(lambda socket=socket: socket.client.told(socket, reason, position))
+
+
+class Client:
+    """Hears some groups, remembers where it was, and comes back. It keeps a record of all that it was told."""
+
+    def __init__(self, world, number: int) -> None:
+        self.world = world
+        self.name = f"client {number}"
+        self.chance = Chance.of(world.seed, self.name)
+        self.groups = tuple(sorted(self.chance.sample(GROUPS, self.chance.randint(1, 2))))
+        self.position: Position | None = None
+        self.socket: Socket | None = None
+        self.since: float | None = None  # when it first heard its groups
+        self.record: list[tuple] = []  # ("event", id, group) and ("told", reason, when)
+        self.rest = 0.0
+        self.process = Process(self.name)
+        self.process.start(self._run())
+
+    def heard(self, socket, pieces) -> None:
+        if socket is not self.socket:
+            return
+        for position, event in pieces:
+            self.position = position
+            self.record.append(("event", event.id, event.group.decode()))
+
+    def told(self, socket, reason: str, position: Position) -> None:
+        """The server does not know what it missed: it begins anew at `position`."""
+        if socket is not self.socket:
+            return
+        self.record.append(("told", reason, asyncio.get_running_loop().time()))
+        self.position = position
+
+    async def _run(self):
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.01, 0.3))
+            ready = [each for each in self.world.daphnes if each.ready and not each.process.dead]
+            if ready:
+                await self._stay(self.chance.choice(ready))
+
+    async def _stay(self, daphne) -> None:
+        loop = asyncio.get_running_loop()
+        socket = self.socket = Socket(self, daphne)
+        try:
+            joined = daphne.process.start(self._join(daphne, socket))
+            until = loop.time() + (self.chance.uniform(0.2, 8) if not self.world.calm else 1e6)
+            while loop.time() < until and not daphne.process.dead:
+                if self.world.calm and until < 1e6:
+                    until = 1e6
+                await asyncio.sleep(0.05)
+            joined.cancel()
+        finally:
+            socket.open = False
+            self.socket = None
+            daphne.sockets.discard(socket)
+            if not daphne.process.dead:
+                daphne.hub.subscribe(socket, frozenset())
+        await asyncio.sleep(self.chance.choice([0, 0.1, 3.0]) if not self.world.calm else 0)
+
+    async def _join(self, daphne, socket) -> None:
+        """What a session does with `{"groups": …, "since": …}`."""
+        groups = frozenset(name.encode() for name in self.groups)
+        hub = daphne.hub
+
+        def join():
+            hub.subscribe(socket, groups)
+            daphne.sockets.add(socket)
+
+        if self.position is None:
+            join()
+            at = Position(hub.epoch, hub.number)
+            socket.send(lambda: self.began(socket, at))
+            return
+        try:
+            await daphne.replayer.resume(socket, Past(groups, self.position), join)
+        except Unrecoverable as lost:
+            join()
+            at = Position(hub.epoch, hub.number)
+            reason = lost.reason
+            socket.send(lambda: self.told(socket, reason, at))
+        else:
+            socket.send(lambda: self.told(socket, "", Position("", 0)) if False else None)
+
+    def began(self, socket, position: Position) -> None:
+        if socket is self.socket and self.position is None:
+            self.position = position
+            self.since = asyncio.get_running_loop().time()
+
+
+class Emitter:
+    """Emits numbered events, again and again until each is accepted."""
+
+    def __init__(self, world, number: int) -> None:
+        self.world = world
+        self.name = f"emitter {number}"
+        self.chance = Chance.of(world.seed, self.name)
+        self.number = 0
+        self.pending: dict[bytes, float] = {}
+        self.process = Process(self.name)
+        self.task = self.process.start(self._run())
+
+    async def _run(self):
+        self.layer = self.world.layer()
+        while True:
+            for _ in range(self.chance.choice([1, 1, 2, 6])):
+                await self.emit(self.chance.choice(GROUPS))
+            await asyncio.sleep(0.3 if self.world.calm else self.chance.expovariate(1 / 0.15))
+
+    async def emit(self, group: str) -> bytes:
+        self.number += 1
+        id = f"{self.name[8:]:>4}{self.number:>12}".encode()
+        message = {"id": id, "group": group, "text": json.dumps({"n": self.number}), "audience": None, "stamp": 1}
+        self.world.begun[id] = asyncio.get_running_loop().time(), group
+        while True:
+            try:
+                await self.layer.send("notifications", message)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                self.world.accepted[id] = asyncio.get_running_loop().time()
+                return id
+
+
+class Runworker:
+    def __init__(self, world, name: str) -> None:
+        self.world = world
+        self.process = Process(name)
+        self.task = self.process.start(self._run())
+
+    async def _run(self):
+        world = self.world
+        layer = world.layer()
+        self.relay = Relay(
+            world.options("relay"), layer._topology, layer.destination("notifications").queue,
+            open_epoch=heads.open_epoch, declaration=Stream, counted=world.broker.count,
+        )  # fmt: skip
+        self.process.start(self._note())
+        await self.relay.run()
+
+    async def _note(self):
+        """runworker.note_heads, as it is."""
+        from carillon.relay.runworker import note_heads
+
+        await note_heads(self.relay)
+
+
+class World:
+    """One run. `events`: what happened, in words, for who reads a failing seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.chance = Chance.of(seed, "world")
+        self.broker = Broker(seed)
+        model.broker.set(self.broker)
+        self.database = Database(seed)
+        self.calm = False
+        self.lossy = False  # whether something happened that may cost the log some of what it held
+        self.begun: dict[bytes, tuple[float, str]] = {}
+        self.accepted: dict[bytes, float] = {}
+        self.story: list[str] = []
+        self.runworkers = [Runworker(self, f"runworker {n}") for n in (1, 2)]
+        self.daphnes = [Daphne(self, f"daphne {n}") for n in (1, 2)]
+        self.emitters = [Emitter(self, n) for n in range(2)]
+        self.clients = [Client(self, n) for n in range(4)]
+
+    def options(self, name: str) -> Options:
+        return Options((Target.parse(URL),), name)
+
+    def layer(self) -> AMQPChannelLayer:
+        return AMQPChannelLayer(URL, durable={"notifications": {"single": True, "delivery_limit": None}})
+
+    def say(self, what: str) -> None:
+        self.story.append(f"{asyncio.get_running_loop().time():8.3f} {what}")
+
+    # Faults
+
+    async def suffer(self, seconds: float) -> None:
+        """Faults, one after the other and across each other, for so long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        kinds = [self._kill_runworker, self._kill_daphne, self._cut, self._broker_away, self._slow,
+                 self._database_away, self._partition]  # fmt: skip
+        if self.chance.often(0.5):
+            kinds += [self._power, self._power]
+        running = []
+        while loop.time() < end:
+            await asyncio.sleep(self.chance.expovariate(1 / 1.5))
+            running.append(loop.create_task(self.chance.choice(kinds)()))
+        await asyncio.gather(*running)
+
+    async def _kill_runworker(self):
+        place = self.chance.randrange(2)
+        old = self.runworkers[place]
+        if old.process.dead:
+            return
+        self.say(f"{old.process.name} is killed")
+        self.broker.kill(old.process)
+        await asyncio.sleep(self.chance.uniform(0.1, 3))
+        self.runworkers[place] = Runworker(self, f"{old.process.name}'")
+        self.say(f"{old.process.name}' starts")
+
+    async def _kill_daphne(self):
+        place = self.chance.randrange(2)
+        old = self.daphnes[place]
+        if old.process.dead:
+            return
+        self.say(f"{old.process.name} is killed")
+        self.broker.kill(old.process)
+        await asyncio.sleep(self.chance.uniform(0.1, 3))
+        self.daphnes[place] = Daphne(self, f"{old.process.name}'")
+        self.say(f"{old.process.name}' starts")
+
+    async def _cut(self):
+        share = self.chance.uniform(0.2, 1)
+        count = self.broker.cut(lambda each: self.chance.often(share))
+        self.say(f"{count} connections are cut")
+
+    async def _broker_away(self):
+        if self.broker.running:
+            self.say("the broker is stopped")
+            self.broker.sync()
+            self.broker.down()
+            await self._return()
+
+    async def _power(self):
+        if self.broker.running:
+            self.lossy = True
+            lost = self.broker.lose_power()
+            self.say(f"the brokers lose power: {lost} messages of the streams are gone")
+            await self._return()
+
+    async def _return(self):
+        await asyncio.sleep(self.chance.uniform(0.05, 2))
+        self.broker.up()
+        self.say("the broker is back")
+
+    async def _slow(self):
+        self.broker.slow = self.chance.choice([5.0, 30.0])
+        self.say(f"the broker is {self.broker.slow:g} times slower")
+        await asyncio.sleep(self.chance.uniform(0.5, 2))
+        self.broker.slow = 1.0
+
+    async def _database_away(self):
+        self.say("the database is away")
+        self.database.running = False
+        await asyncio.sleep(self.chance.uniform(0.1, 3))
+        self.database.running = True
+        self.say("the database is back")
+
+    async def _partition(self):
+        everyone = [each.process for each in (*self.runworkers, *self.daphnes) if not each.process.dead]
+        victim = self.chance.choice(everyone)
+        self.say(f"{victim.name} cannot reach the broker")
+        victim.unreachable = True
+        self.broker.cut(lambda each: each.process is victim)
+        await asyncio.sleep(self.chance.uniform(0.1, 4))
+        victim.unreachable = False
+
+    # The run
+
+    async def run(self, seconds: float = 12.0) -> None:
+        syncing = asyncio.get_running_loop().create_task(self._sync())
+        await self.suffer(seconds)
+        self.calm = True
+        self.say("all is calm")
+        await asyncio.sleep(14)
+        for emitter in self.emitters:
+            emitter.task.cancel()
+        await asyncio.gather(*(emitter.task for emitter in self.emitters), return_exceptions=True)
+        last = {}
+        emitter = self.emitters[0]
+        for group in GROUPS:
+            last[group] = await asyncio.wait_for(emitter.process.start(emitter.emit(group)), 20)
+        await asyncio.sleep(3)
+        syncing.cancel()
+        self.last = last
+
+    async def _sync(self):
+        """The brokers write to disk now and then."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.2, 2.0))
+            if self.broker.running:
+                self.broker.sync()
+
+    def problems(self) -> list[str]:
+        """What should not be so, in words."""
+        found = []
+        for client in self.clients:
+            found += [f"{client.name}: {problem}" for problem in self._problems_of(client)]
+        return found
+
+    def _problems_of(self, client):
+        seen = collections.Counter(id for kind, id, *_ in client.record if kind == "event")
+        for id, count in seen.items():
+            if count > 1:
+                yield f"{id!r} came {count} times"
+        newest: dict = {}
+        for kind, id, *rest in client.record:
+            if kind != "event":
+                continue
+            emitter, number = id[:4], int(id[4:])
+            key = emitter, rest[0]
+            if number <= newest.get(key, 0):
+                yield f"{id!r} came after number {newest[key]}"
+            newest[key] = max(number, newest.get(key, 0))
+        if client.since is None:
+            yield "it never began"
+            return
+        tells = [when for kind, _, when in client.record if kind == "told"]
+        if tells and not self.lossy:
+            reasons = [reason for kind, reason, _ in client.record if kind == "told"]
+            yield f"it was told {reasons}, and nothing was lost"
+        for id, when in self.accepted.items():
+            begun, group = self.begun[id]
+            if group not in client.groups or begun < client.since or id in seen:
+                continue
+            if not any(told >= begun for told in tells):
+                yield f"{id!r} of group {group}, accepted at {when:.3f}, never came, and nothing was said"
+        for group in client.groups:
+            if self.last[group] not in seen:
+                yield f"it is deaf: the last event of group {group} did not come"
+
+
