@@ -247,9 +247,14 @@ class Link:
 
     async def own(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call to its end, whoever waits for it and is cancelled: cut off, it would cost its channel,
-        whose number would be used again while the broker still has it.
+        whose number would be used again while the broker still has it. BrokerUnavailable when the link ends
+        it: who waits has not been cancelled, and must not hear that it was.
         """
-        return await asyncio.shield(self.spawn(call))
+        task = self.spawn(call)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise BrokerUnavailable(f"{self.target}: the connection is going")
+        return task.result()
 
     def spawn(self, call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run a call that the loss of this link may end. One that has no answer in time costs the link."""

@@ -99,10 +99,7 @@ class Supervisor:
                 try:
                     patience = min(4.0, 1 + attempt / 2)
                     link = await self._next(patience)
-                    async with asyncio.timeout(self.options.connect_timeout * 2 * patience):
-                        await self._setup(link)
-                    if link.lost.done():
-                        raise BrokerUnavailable(f"{link.target}: {link.lost.result()}")
+                    await self._set_up(link, self.options.connect_timeout * 2 * patience)
                 except Exception as error:  # whatever `setup` met: to end unseen helps nobody
                     if link is not None:
                         self._lost(link, describe(error))
@@ -143,6 +140,25 @@ class Supervisor:
             if link is not None:
                 self._lost(link, "closed")
                 await link.close()
+
+    async def _set_up(self, link: Link, seconds: float) -> None:
+        """`setup`, for as long as the link lives: what it waits for may never come on one that is lost."""
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+
+                def lost(_: object) -> None:
+                    deadline.reschedule(0)
+
+                link.lost.add_done_callback(lost)
+                try:
+                    await self._setup(link)
+                finally:
+                    link.lost.remove_done_callback(lost)
+        except TimeoutError:
+            if not link.lost.done():
+                raise
+        if link.lost.done():
+            raise BrokerUnavailable(f"{link.target}: {link.lost.result()}")
 
     async def _next(self, patience: float) -> Link:
         """A link to the first host that answers, each tried once, beginning after the last that failed us."""

@@ -374,7 +374,8 @@ class Channel:
 
     def ended(self, error: BaseException | None) -> None:
         """This side knows that the channel is closed."""
-        self.connection.channels.pop(self.number, None)
+        if self.connection.channels.get(self.number) is self:
+            del self.connection.channels[self.number]
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error or RuntimeError("the channel is closed"))
