@@ -274,6 +274,7 @@ class Link:
 
         def ended(task: "asyncio.Task[T]") -> None:
             self._tasks.discard(task)
+            call.close()  # it may have been cancelled before it began
             if not task.cancelled():
                 task.exception()  # nobody need wait for it
 

@@ -216,3 +216,23 @@ async def test_an_abort_cuts_what_is_open(brokers):
     supervisor.abort()
     assert link.closed
     await supervisor.close()
+
+
+async def test_a_link_that_is_lost_while_it_is_set_up_is_not_waited_for(brokers):
+    """What the setup waits for is on the link: it will not come."""
+    forever = asyncio.Event()
+
+    async def setup(link):
+        if link.generation == 1:
+            await forever.wait()
+
+    supervisor = Watched(setup)
+    supervisor.start()
+    await until(lambda: supervisor.set_up)
+    first = supervisor.set_up[0]
+    first.give_up("cut by a test")
+    link = await supervisor.link(2)
+    assert link is not first
+    assert first.closed
+    assert supervisor.losses == [(first, "a:5672: cut by a test")]
+    await supervisor.close()
