@@ -541,9 +541,9 @@ class Channel:
         finally:
             self._waiting.discard(waiter)
         if outcome == "returned" and mandatory:
-            raise aiormq.exceptions.PublishError(None, None)
+            raise aiormq.exceptions.PublishError(SimpleNamespace(delivery=Basic.Return()), Basic.Return())
         if outcome == "refused":
-            raise aiormq.exceptions.DeliveryError(None, None)
+            raise aiormq.exceptions.DeliveryError(None, Basic.Nack())
 
     def _take(self, exchange, keys, body, headers) -> str:
         return self.broker.publish(exchange, keys, body, headers) if self.open_at_broker else ""

@@ -1,25 +1,36 @@
-"""Runs seeds. `python -m tests.simulation --seeds 0-2000`: one line for each that fails, with its story."""
+"""Runs seeds, and tells the story of those that fail.
+
+    python -m tests.simulation [path|layer] --seeds 0-1999 --seconds 120 --jobs 2
+
+A seed decides everything, so `--seeds 125 --log` runs the one that failed again, with every log line under its
+simulated time.
+"""
 
 import argparse
 import asyncio
+import contextlib
+import importlib
 import logging
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from unittest import mock
 
 clock = time.perf_counter
+WORLDS = ("path", "layer")
 
 
 def prepare() -> None:
-    """Django on an empty database in memory, in this process."""
+    """Django, on an empty database in this process's memory."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
     import django
     from django.core.management import call_command
 
     django.setup()
-    from tests.simulation.world import CONTEXT
+    from tests.simulation.path import CONTEXT
 
     async def migrate():
         CONTEXT.run(call_command, "migrate", verbosity=0)
@@ -28,70 +39,70 @@ def prepare() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def run(seed: int, wrap=lambda world: None):
-    """One seed: the world after it, with what it found wrong."""
-    import asgi_amqp.connection
-    from carillon.events import heads
+def run(name: str, seed: int, **options):
+    """One seed in the world of this name: the world after it, and what is wrong with it."""
     from tests.simulation import broker
     from tests.simulation.loop import simulated
-    from tests.simulation.world import World
 
-    with simulated(seed) as loop:
+    async def main():
+        world = importlib.import_module(f"tests.simulation.{name}").World(seed, **options)
+        with contextlib.ExitStack() as stack:
+            for each in getattr(world, "patches", ()):
+                stack.enter_context(each)
+            try:
+                await world.run()
+            except Exception as error:
+                return world, [f"the run ends with {type(error).__name__}: {error}"]
+            return world, world.problems()
 
-        async def main():
-            world = World(seed)
-            names = ("current", "save", "replace")
-            with contextlib_all(
-                [mock.patch.object(heads, name, world.database.wrap(getattr(heads, name))) for name in names]
-            ):
-                wrap(world)
-                try:
-                    await world.run()
-                except Exception as error:
-                    world.say(f"the run ends: {error!r}")
-                    return world, [f"{type(error).__name__}: {error}"]
-                return world, world.problems()
-
-        with mock.patch.object(asgi_amqp.connection.aiormq, "Connection", broker.Connection):
-            task = loop.create_task(main())
-            result = loop.run_until_complete(task)
-            for each in asyncio.all_tasks(loop):
-                each.cancel()
-            return result
+    with simulated(seed) as loop, mock.patch("asgi_amqp.connection.aiormq.Connection", broker.Connection):
+        return loop.run_until_complete(loop.create_task(main()))
 
 
-def contextlib_all(managers):
-    import contextlib
+def failing(name: str, seeds: Iterable[int], deadline: float = float("inf")) -> Iterator[tuple[int, str]]:
+    """Run seeds, until the deadline; those that fail, in words."""
+    for seed in seeds:
+        if clock() > deadline:
+            return
+        world, problems = run(name, seed)
+        if problems:
+            lines = [f"{name}, seed {seed}:", *world.story, *problems[:10]]
+            if len(problems) > 10:
+                lines.append(f"and {len(problems) - 10} more")
+            yield seed, "\n    ".join(lines)
 
-    stack = contextlib.ExitStack()
-    for manager in managers:
-        stack.enter_context(manager)
-    return stack
+
+def several(arguments: list[str], jobs: int, first: int, last: int) -> int:
+    """The seeds shared out over some processes: every one takes each `jobs`th."""
+    running = [
+        subprocess.Popen([sys.executable, "-m", "tests.simulation", *arguments, "--seeds", f"{first + job}-{last}:{jobs}"])
+        for job in range(jobs)
+    ]
+    return int(any([process.wait() for process in running]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", default="0-100")
-    parser.add_argument("--story", action="store_true")
-    parser.add_argument("--log", action="store_true")
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("world", nargs="?", choices=WORLDS)
+    parser.add_argument("--seeds", default="0-99", help="first-last, or one")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no new seed after so long")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--log", action="store_true", help="what the code logs, with the simulated time")
     chosen = parser.parse_args()
+    span, _, step = chosen.seeds.partition(":")
+    first, _, last = span.partition("-")
+    if chosen.jobs > 1:
+        own = [*filter(None, [chosen.world]), "--seconds", str(chosen.seconds)]
+        return several(own, chosen.jobs, int(first), int(last or first))
     prepare()
     if chosen.log:
         logging.disable(logging.NOTSET)
-        logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
-    first, _, last = chosen.seeds.partition("-")
-    began, failed = clock(), 0
-    seeds = range(int(first), int(last or first) + 1)
-    for seed in seeds:
-        world, problems = run(seed)
-        if problems:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    began, failed, seeds = clock(), 0, range(int(first), int(last or first) + 1, int(step or 1))
+    worlds = [chosen.world] if chosen.world else list(WORLDS)
+    for number, name in enumerate(worlds, 1):
+        for _, story in failing(name, seeds, began + chosen.seconds * number / len(worlds)):
             failed += 1
-            print(f"seed {seed}: {len(problems)} problems; {problems[0]}", flush=True)
-        if chosen.story:
-            print("\n".join(world.story), *problems, world.broker.counted, len(world.accepted), sep="\n")
-    print(f"{len(seeds)} seeds in {clock() - began:.1f} s, {failed} failed")
-    return bool(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            print(story, flush=True)
+    print(f"{' and '.join(worlds)}: {len(seeds)} seeds in {clock() - began:.0f} s, {failed} failed")
+    return int(failed > 0)

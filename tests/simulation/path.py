@@ -9,6 +9,7 @@ import asyncio
 import collections
 import contextvars
 import json
+from unittest import mock
 
 from django.db import OperationalError
 
@@ -23,8 +24,10 @@ from carillon.fanout.replay import Past, Replayer, Unrecoverable
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 from carillon.relay.relay import Relay
+from carillon.relay.runworker import note_heads
 from tests.simulation import broker as model
 from tests.simulation.broker import Broker, Process, process
+from tests.simulation.faults import Faults
 from tests.simulation.loop import Chance
 
 CONTEXT = contextvars.copy_context()
@@ -260,13 +263,10 @@ class Runworker:
         await self.relay.run()
 
     async def _note(self):
-        """runworker.note_heads, as it is."""
-        from carillon.relay.runworker import note_heads
-
         await note_heads(self.relay)
 
 
-class World:
+class World(Faults):
     """One run. `events`: what happened, in words, for who reads a failing seed."""
 
     def __init__(self, seed: int) -> None:
@@ -275,10 +275,13 @@ class World:
         self.broker = Broker(seed)
         model.broker.set(self.broker)
         self.database = Database(seed)
+        self.patches = [
+            mock.patch.object(heads, name, self.database.wrap(getattr(heads, name)))
+            for name in ("current", "save", "replace")
+        ]
         self.calm = False
         self.over = asyncio.Event()
         self.last: dict[str, bytes] = {}  # of each group, when all is calm
-        self.lossy = False  # whether something happened that may cost the log some of what it held
         self.begun: dict[bytes, tuple[float, str]] = {}
         self.accepted: dict[bytes, float] = {}
         self.story: list[str] = []
@@ -293,100 +296,52 @@ class World:
     def layer(self) -> AMQPChannelLayer:
         return AMQPChannelLayer(URL, durable={"notifications": {"single": True, "delivery_limit": None}})
 
-    def say(self, what: str) -> None:
-        self.story.append(f"{asyncio.get_running_loop().time():8.3f} {what}")
-
     # Faults
 
-    async def suffer(self, seconds: float) -> None:
-        """Faults, one after the other and across each other, for so long."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        kinds = [self._kill_runworker, self._kill_daphne, self._cut, self._broker_away, self._slow,
-                 self._database_away, self._partition]  # fmt: skip
-        if self.chance.often(0.5):
-            kinds += [self._power, self._power]
-        running = []
-        while loop.time() < end:
-            await asyncio.sleep(self.chance.expovariate(1 / 1.5))
-            running.append(loop.create_task(self.chance.choice(kinds)()))
-        await asyncio.gather(*running)
+    @property
+    def victims(self) -> list[Process]:
+        return [each.process for each in (*self.runworkers, *self.daphnes) if not each.process.dead]
 
-    async def _kill_runworker(self):
-        place = self.chance.randrange(2)
+    async def kill_runworker(self) -> None:
+        place = self.chance.randrange(len(self.runworkers))
         old = self.runworkers[place]
-        if old.process.dead:
-            return
-        self.say(f"{old.process.name} is killed")
-        self.broker.kill(old.process)
-        await asyncio.sleep(self.chance.uniform(0.1, 3))
-        self.runworkers[place] = Runworker(self, f"{old.process.name}'")
-        self.say(f"{old.process.name}' starts")
+        if not old.process.dead:
+            self.kill(old)
+            await asyncio.sleep(self.chance.uniform(0.1, 3))
+            self.runworkers[place] = Runworker(self, f"{old.process.name}'")
+            self.say(f"{old.process.name}' starts")
 
-    async def _kill_daphne(self):
-        place = self.chance.randrange(2)
+    async def kill_daphne(self) -> None:
+        place = self.chance.randrange(len(self.daphnes))
         old = self.daphnes[place]
-        if old.process.dead:
-            return
-        self.say(f"{old.process.name} is killed")
-        self.broker.kill(old.process)
-        old.dead.set()
-        await asyncio.sleep(self.chance.uniform(0.1, 3))
-        self.daphnes[place] = Daphne(self, f"{old.process.name}'")
-        self.say(f"{old.process.name}' starts")
+        if not old.process.dead:
+            self.kill(old)
+            old.dead.set()
+            await asyncio.sleep(self.chance.uniform(0.1, 3))
+            self.daphnes[place] = Daphne(self, f"{old.process.name}'")
+            self.say(f"{old.process.name}' starts")
 
-    async def _cut(self):
-        share = self.chance.uniform(0.2, 1)
-        count = self.broker.cut(lambda each: self.chance.often(share))
-        self.say(f"{count} connections are cut")
+    def kill(self, what) -> None:
+        self.say(f"{what.process.name} is killed")
+        self.broker.kill(what.process)
 
-    async def _broker_away(self):
-        if self.broker.running:
-            self.say("the broker is stopped")
-            self.broker.sync()
-            self.broker.down()
-            await self._return()
-
-    async def _power(self):
-        if self.broker.running:
-            self.lossy = True
-            lost = self.broker.lose_power()
-            self.say(f"the brokers lose power: {lost} messages of the streams are gone")
-            await self._return()
-
-    async def _return(self):
-        await asyncio.sleep(self.chance.uniform(0.05, 2))
-        self.broker.up()
-        self.say("the broker is back")
-
-    async def _slow(self):
-        self.broker.slow = self.chance.choice([5.0, 30.0])
-        self.say(f"the broker is {self.broker.slow:g} times slower")
-        await asyncio.sleep(self.chance.uniform(0.5, 2))
-        self.broker.slow = 1.0
-
-    async def _database_away(self):
+    async def database_away(self) -> None:
         self.say("the database is away")
         self.database.running = False
         await asyncio.sleep(self.chance.uniform(0.1, 3))
         self.database.running = True
         self.say("the database is back")
 
-    async def _partition(self):
-        everyone = [each.process for each in (*self.runworkers, *self.daphnes) if not each.process.dead]
-        victim = self.chance.choice(everyone)
-        self.say(f"{victim.name} cannot reach the broker")
-        victim.unreachable = True
-        self.broker.cut(lambda each: each.process is victim)
-        await asyncio.sleep(self.chance.uniform(0.1, 4))
-        victim.unreachable = False
-
     # The run
 
     async def run(self, seconds: float = 6.0) -> None:
         """Faults, then calm; then one last event for each group, which everybody must hear soon."""
         syncing = asyncio.get_running_loop().create_task(self._sync())
-        await self.suffer(seconds)
+        kinds = [self.kill_runworker, self.kill_daphne, self.cut, self.broker_away, self.slow,
+                 self.database_away, self.partition]  # fmt: skip
+        if self.chance.often(0.5):
+            kinds += [self.power, self.power]
+        await self.suffer(seconds, kinds)
         self.calm = True
         self.say("all is calm")
         await asyncio.sleep(CALM)

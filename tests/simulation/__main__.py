@@ -1,0 +1,5 @@
+import sys
+
+from tests.simulation.simulate import main
+
+sys.exit(main())

@@ -1,0 +1,74 @@
+"""What happens to the broker, its links and the processes, drawn from the seed, across each other."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tests.simulation.broker import Broker, Process
+from tests.simulation.loop import Chance
+
+BETWEEN = 1.2  # seconds between two faults, on average
+
+
+class Faults:
+    """For a world with a `broker`, a `chance`, a `story` and `victims`, the processes that may be cut off."""
+
+    broker: Broker
+    chance: Chance
+    story: list[str]
+    lossy = False
+    """Whether something happened that may cost a stream some of what it held."""
+
+    @property
+    def victims(self) -> list[Process]:
+        raise NotImplementedError
+
+    def say(self, what: str) -> None:
+        self.story.append(f"{asyncio.get_running_loop().time():8.3f} {what}")
+
+    async def suffer(self, seconds: float, kinds: list[Callable[[], Awaitable[None]]]) -> None:
+        """Faults for so long; all of them are over at the end."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        running = []
+        while loop.time() < end:
+            await asyncio.sleep(self.chance.expovariate(1 / BETWEEN))
+            running.append(loop.create_task(self.chance.choice(kinds)()))
+        await asyncio.gather(*running)
+
+    async def cut(self) -> None:
+        share = self.chance.uniform(0.2, 1)
+        count = self.broker.cut(lambda each: self.chance.often(share))
+        self.say(f"{count} connections are cut")
+
+    async def broker_away(self) -> None:
+        if self.broker.running:
+            self.say("the broker is stopped")
+            self.broker.sync()
+            self.broker.down()
+            await self.broker_returns()
+
+    async def power(self) -> None:
+        if self.broker.running:
+            self.lossy = True
+            lost = self.broker.lose_power()
+            self.say(f"the brokers lose power: {lost} messages of the streams are gone")
+            await self.broker_returns()
+
+    async def broker_returns(self) -> None:
+        await asyncio.sleep(self.chance.uniform(0.05, 2))
+        self.broker.up()
+        self.say("the broker is back")
+
+    async def slow(self) -> None:
+        self.broker.slow = self.chance.choice([5.0, 30.0])
+        self.say(f"the broker is {self.broker.slow:g} times slower")
+        await asyncio.sleep(self.chance.uniform(0.5, 2))
+        self.broker.slow = 1.0
+
+    async def partition(self) -> None:
+        victim = self.chance.choice(self.victims)
+        self.say(f"{victim.name} cannot reach the broker")
+        victim.unreachable = True
+        self.broker.cut(lambda each: each.process is victim)
+        await asyncio.sleep(self.chance.uniform(0.1, 4))
+        victim.unreachable = False
