@@ -6,6 +6,8 @@ what is missing was announced or counted, what is wanted is what is bound, and n
 
 import asyncio
 import collections
+import contextlib
+from unittest import mock
 
 from asgi_amqp import AMQPChannelLayer, LayerError
 from tests.simulation import broker as model
@@ -15,7 +17,7 @@ from tests.simulation.loop import Chance
 
 URL = "amqp://user:password@broker/simulated"
 GROUPS = ("a", "b", "c")
-CALM = 9.0
+CALM = 14.0
 PATIENCE = 20.0  # seconds that any call may take: every one has a deadline of five
 
 
@@ -26,8 +28,6 @@ class Member:
         self.peer = peer
         self.chance = Chance.of(peer.world.seed, f"{peer.process.name} member {number}")
         self.record: list[tuple] = []  # (number, group, sender), or None for a gap
-        self.wanted: set[str] = set()  # the groups that its calls say it is in; None while that is not known
-        self.unsure: set[str] = set()
         self.name = ""
 
     async def run(self) -> None:
@@ -39,8 +39,6 @@ class Member:
         await asyncio.sleep(CALM / 2)  # until what other processes had asked for has come
         for group in GROUPS:  # everybody is in all groups at the end
             await self.peer.again(lambda group=group: self.peer.layer.group_add(group, self.name))
-            self.wanted.add(group)
-        self.unsure.clear()
         await reading
 
     async def _change(self) -> None:
@@ -50,25 +48,14 @@ class Member:
         layer = self.peer.layer if self.chance.often(0.8) else self.chance.choice(self.peer.world.peers).layer
         call = layer.group_add if joining else layer.group_discard
         patience = self.chance.choice([0.0, 0.001, 0.005, PATIENCE, PATIENCE])
-        known = group in self.wanted
-        self.unsure.add(group)
-        self.wanted.discard(group)
-        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(patience):
                 await call(group, self.name)
         except LayerError:
-            return
+            pass
         except TimeoutError:
             if patience == PATIENCE:
                 self.peer.world.wrong(f"a call of {call.__name__} took {PATIENCE:g} s")
-            return
-        if layer is self.peer.layer or joining:
-            self.unsure.discard(group)
-            if joining:
-                self.wanted.add(group)
-        if asyncio.get_running_loop().time() - began > 0.5 and known and joining:
-            self.peer.world.slow_joins += 1
 
     async def _read(self) -> None:
         while True:
@@ -100,9 +87,27 @@ class Peer:
                 await asyncio.sleep(0.1)
 
     async def _run(self) -> None:
-        self.layer = AMQPChannelLayer(URL, gap_type="gap", capacity=1000)
-        self.world.ready.append(self)
-        await asyncio.gather(*(member.run() for member in self.members), self._send())
+        self.layer = AMQPChannelLayer(URL, gap_type="gap", capacity=1000, durable=["durable"])
+        await asyncio.gather(*(member.run() for member in self.members), self._send(), self._work(), self._take())
+
+    async def _work(self) -> None:
+        """Sends to the durable channel, each until it is confirmed."""
+        number = 0
+        while not self.world.calm.is_set():
+            number += 1
+            entry = self.process.name, number
+            await self.again(lambda entry=entry: self.layer.send("durable", {"type": "w", "entry": entry}))
+            self.world.confirmed.add(entry)
+            await self.world.pause(self.chance.expovariate(1 / 0.2))
+
+    async def _take(self) -> None:
+        """Receives from it; now and then it stops waiting."""
+        while True:
+            with contextlib.suppress(TimeoutError, LayerError):
+                async with asyncio.timeout(self.chance.choice([0.001, 0.02, 1.0, PATIENCE])):
+                    message = await self.layer.receive("durable")
+                    self.world.taken[tuple(message["entry"])] += 1
+            await asyncio.sleep(0.01)
 
     async def _send(self) -> None:
         while not self.world.calm.is_set():
@@ -132,8 +137,10 @@ class World(Faults):
         self.story: list[str] = []
         self.found: list[str] = []
         self.calm = asyncio.Event()
-        self.refused = self.slow_joins = 0
-        self.ready: list[Peer] = []
+        self.refused = 0
+        self.confirmed: set[tuple[str, int]] = set()
+        self.taken: collections.Counter = collections.Counter()
+        self.patches = [mock.patch("asgi_amqp.bindings.LINGER", 0.2)]
         self.peers = [Peer(self, number) for number in range(3)]
 
     def wrong(self, what: str) -> None:
@@ -161,6 +168,9 @@ class World(Faults):
 
     def problems(self) -> list[str]:
         found = list(self.found)
+        for entry in sorted(self.confirmed):
+            if not self.taken[entry]:
+                found.append(f"{entry}, confirmed on the durable channel, was given to nobody")
         for peer in self.peers:
             found += [f"{peer.process.name}: {what}" for what in self._of_peer(peer)]
             for number, member in enumerate(peer.members):

@@ -87,6 +87,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0-99", help="first-last, or one")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new seed after so long")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--undo", help="undo the mend of this name, and end at the first seed that finds it")
     parser.add_argument("--log", action="store_true", help="what the code logs, with the simulated time")
     chosen = parser.parse_args()
     span, _, step = chosen.seeds.partition(":")
@@ -100,6 +101,16 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     began, failed, seeds = clock(), 0, range(int(first), int(last or first) + 1, int(step or 1))
     worlds = [chosen.world] if chosen.world else list(WORLDS)
+    if chosen.undo:
+        from tests.simulation.undo import UNDONE
+
+        world, undone = UNDONE[chosen.undo]
+        with undone():
+            for _, story in failing(world, seeds):
+                print(story)
+                return 1
+        print(f"{len(seeds)} seeds found nothing")
+        return 0
     for number, name in enumerate(worlds, 1):
         for _, story in failing(name, seeds, began + chosen.seconds * number / len(worlds)):
             failed += 1

@@ -1,0 +1,46 @@
+"""Some thousand seeds of the simulation, and the proof that it finds what it should."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = os.environ.get("CARILLON_SIMULATION_SEEDS", "0-1199")
+SECONDS = 55  # for each of the worlds, over all processors
+
+
+def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": "src", "PYTHONHASHSEED": "0"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world", ["path", "layer"])
+def test_no_seed_finds_anything(world):
+    done = simulate(world, "--seeds", SEEDS, "--seconds", str(SECONDS), "--jobs", str(os.cpu_count() or 1))
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    ran = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith(f"{world}: ")]
+    assert sum(ran) > 300, done.stdout
+
+
+def undone() -> list[str]:
+    source = (ROOT / "tests/simulation/undo.py").read_text().split("\n@undoes(")[1:]
+    return [part.split("\ndef ")[1].split("(")[0].replace("_", " ") for part in source]
+
+
+@pytest.mark.parametrize("mend", undone())
+def test_a_mend_that_is_undone_is_found(mend):
+    done = simulate("--seeds", "0-399", "--undo", mend)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, f"{done.stdout}\n{done.stderr}"
+
+
+def test_a_seed_gives_the_same_run_again():
+    once, again = (simulate("--seeds", "0-39", "--undo", undone()[2]) for _ in range(2))
+    assert once.stdout == again.stdout
+    assert "seed" in once.stdout

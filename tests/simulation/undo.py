@@ -1,0 +1,113 @@
+"""Mends undone, one at a time: the simulation is to find what they mended.
+
+Each entry names the world that finds it and puts the code as it was before, or with the line left out that
+keeps the promise.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from unittest import mock
+
+from asgi_amqp import bindings, connection, mailboxes, outbox, supervisor
+
+Undone = Callable[[], AbstractContextManager]
+UNDONE: dict[str, tuple[str, Undone]] = {}
+
+
+def undoes(world: str):
+    """Register a context manager in which a mend is undone, under its name in words."""
+
+    def register(function):
+        UNDONE[function.__name__.replace("_", " ")] = world, contextlib.contextmanager(function)
+        return function
+
+    return register
+
+
+def patched(where, name: str, value) -> AbstractContextManager:
+    return mock.patch.object(where, name, value)
+
+
+@undoes("layer")
+def a_call_that_its_link_ends_cancels_who_waits() -> Iterator[None]:
+    async def own(self, call):
+        return await asyncio.shield(self.spawn(call))
+
+    with patched(connection.Link, "own", own):
+        yield
+
+
+@undoes("path")
+def a_link_that_is_lost_while_it_is_set_up_is_waited_for() -> Iterator[None]:
+    async def set_up(self, link, seconds):
+        async with asyncio.timeout(seconds):
+            await self._setup(link)
+        if link.lost.done():
+            raise supervisor.BrokerUnavailable("lost")
+
+    with patched(supervisor.Supervisor, "_set_up", set_up):
+        yield
+
+
+@undoes("layer")
+def a_group_that_is_joined_while_it_is_unbound_stays_unbound() -> Iterator[None]:
+    true = bindings.Bindings.finished
+
+    def finished(self, group, now, *, bound):
+        true(self, group, now, bound=bound)
+        if not bound:
+            self._missing.pop(group, None)
+
+    with patched(bindings.Bindings, "finished", finished):
+        yield
+
+
+@undoes("layer")
+def a_group_counts_as_bound_on_a_link_that_is_gone() -> Iterator[None]:
+    def down(self):
+        self._busy.clear()
+
+    with patched(bindings.Bindings, "down", down):
+        yield
+
+
+@undoes("layer")
+def bytes_in_flight_are_not_given_back_when_the_link_is_lost() -> Iterator[None]:
+    true = outbox.Outbox.lost
+
+    def lost(self, reason):
+        flying = self.flying_bytes
+        true(self, reason)
+        self.flying_bytes = flying
+
+    with patched(outbox.Outbox, "lost", lost):
+        yield
+
+
+@undoes("layer")
+def bytes_that_were_read_stay_counted() -> Iterator[None]:
+    with patched(mailboxes.Mailboxes, "release", lambda self, parcel, box: None):
+        yield
+
+
+@undoes("layer")
+def what_was_in_flight_is_sent_again() -> Iterator[None]:
+    true = outbox.Outbox.lost
+
+    def lost(self, reason):
+        gone = [batch for batch in getattr(self, "_sent", [])]
+        true(self, reason)
+        for batch in gone:
+            self._put_back(batch)
+
+    taken = outbox.Outbox.take
+
+    def take(self, now):
+        batches = taken(self, now)
+        self._sent = [batch for batch in batches if batch.lane is self._plain] or getattr(self, "_sent", [])
+        return batches
+
+    with patched(outbox.Outbox, "lost", lost), patched(outbox.Outbox, "take", take):
+        yield
