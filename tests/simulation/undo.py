@@ -52,19 +52,6 @@ def a_link_that_is_lost_while_it_is_set_up_is_waited_for() -> Iterator[None]:
 
 
 @undoes("layer")
-def a_group_that_is_joined_while_it_is_unbound_stays_unbound() -> Iterator[None]:
-    true = bindings.Bindings.finished
-
-    def finished(self, group, now, *, bound):
-        true(self, group, now, bound=bound)
-        if not bound:
-            self._missing.pop(group, None)
-
-    with patched(bindings.Bindings, "finished", finished):
-        yield
-
-
-@undoes("layer")
 def a_group_counts_as_bound_on_a_link_that_is_gone() -> Iterator[None]:
     def down(self):
         self._busy.clear()
