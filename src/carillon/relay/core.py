@@ -107,7 +107,8 @@ class RelayCore:
     # From the queue to the log
 
     def arrived(self, tag: int, events: list[Event]) -> int:
-        """A queue message, whose dead letters are put away; how many of its events are doubles."""
+        """A queue message, whose dead letters are put away; how many of its events are doubles. Only while it
+        is active: before that, it does not know what the log has."""
         fresh = [event for event in events if self._seen.add(event.id)]
         self._pending.extend((event, 0) for event in fresh[:-1])
         self._pending.append((fresh[-1] if fresh else None, tag))

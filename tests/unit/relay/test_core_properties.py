@@ -1,5 +1,5 @@
-"""Relays that come and go on a log that loses its end, and a tail that reads it: whatever the order of things,
-each event is heard once and in order, or the listener is told; and where nothing was lost, nobody is.
+"""Relays that come and go on a log that loses its end, and a tail that reads it: whatever the order, each
+event is heard once and in order, or the listener is told; and where nothing was lost, nobody is.
 
 The relays and the tail are the real cores; queue, log and row are the simplest that can be."""
 
@@ -49,13 +49,15 @@ class OneRelay:
     wire: list[bytes] = field(default_factory=list)
     unconfirmed: int = 0
     tags: dict[int, list[Event]] = field(default_factory=dict)
+    inbox: list[int] = field(default_factory=list)
     seen_of_log: int = 0
     state: str = "standing by"
 
     def lose(self) -> list[bytes]:
         late, self.wire = self.wire, []
         self.core.lost()
-        self.unconfirmed, self.tags, self.seen_of_log, self.state = 0, {}, 0, "standing by"
+        self.unconfirmed, self.seen_of_log, self.state = 0, 0, "standing by"
+        self.tags, self.inbox = {}, []
         return late
 
 
@@ -101,7 +103,7 @@ class World(RuleBasedStateMachine):
         message = next(message for message in self.queue if message[0] is fresh[0])
         self.tag += 1
         relay.tags[self.tag] = message
-        relay.core.arrived(self.tag, [Event(each.group, each.text, None, each.id) for each in message])
+        relay.inbox.append(self.tag)
 
     @rule()
     def hello(self):
@@ -109,15 +111,17 @@ class World(RuleBasedStateMachine):
         relay = self.relays[self.active]
         self.tag += 1
         relay.tags[self.tag] = []
-        relay.core.arrived(self.tag, [])
+        relay.inbox.append(self.tag)
 
-    @rule()
-    def another_is_active(self):
-        """The queue takes the other relay; this one may not know yet, and goes on."""
+    @rule(anew=st.booleans())
+    def another_is_active(self, anew):
+        """The queue takes the other relay; this one may not know yet, and goes on. The other may never have
+        known that it was not the one for a while."""
         self.relays[self.active].tags.clear()
+        self.relays[self.active].inbox.clear()
         self.active = 1 - self.active
         other = self.relays[self.active]
-        if other.state != "standing by":  # it comes anew
+        if anew and other.state != "standing by":
             self.late += other.lose()
 
     @rule(which=st.integers(0, 1))
@@ -161,6 +165,11 @@ class World(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1))
     def send(self, which):
         relay = self.relays[which]
+        if relay.state == "active":
+            for tag in relay.inbox:
+                copies = [Event(each.group, each.text, None, each.id) for each in relay.tags[tag]]
+                relay.core.arrived(tag, copies)
+            relay.inbox.clear()
         if relay.state == "active" and (body := relay.core.send()) is not None:
             relay.wire.append(body)
 
