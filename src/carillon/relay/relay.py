@@ -46,6 +46,9 @@ NUMBERS = 2**20
 NOTE_INTERVAL = 0.05
 """Seconds between two notes of how far the log goes; what was noted is taken off the queue."""
 
+COUNT_INTERVAL = 10.0
+"""Seconds between two looks at how many dead letters there are."""
+
 LOOK = 1.0
 """Seconds until a relay that has nothing to note looks whether it is still the one."""
 
@@ -57,8 +60,9 @@ the machine on it. The first is tried at once."""
 class Relay:
     """Moves events from `queue` to the stream of the current epoch.
 
-    `heads` keeps the row (`carillon.events.heads`), `declaration(name)` says how a stream is made, and
-    `counted(what, count)` hears of `relayed`, `double` and `poison`.
+    `heads` keeps the row (`carillon.events.heads`), `declaration(name)` says how a stream is made,
+    `counted(what, count)` hears of `relayed`, `double` and `poison`, and `letters(count)` how many dead letters
+    there are.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Relay:
         heads,
         declaration: Callable[[str], stream.Stream],
         counted: Callable[[str, int], None] = lambda what, count: None,
+        letters: Callable[[int], None] = lambda count: None,
     ):
         self.core = RelayCore()
         self._topology = topology
@@ -77,6 +82,7 @@ class Relay:
         self._heads = heads
         self._declaration = declaration
         self._counted = counted
+        self._letters = letters
         self._epoch = ""
         self._stopping = False
         self._wire: Wire | None = None
@@ -161,7 +167,9 @@ class Relay:
             pulse.clear()
         letters = await self._writer(link, self._queue.dead)
         writer = await self._take_over(link)
-        self._tasks.append(asyncio.get_running_loop().create_task(self._guarded(self._keep_row())))
+        loop = asyncio.get_running_loop()
+        for task in (self._keep_row(), self._count_letters(link)):
+            self._tasks.append(loop.create_task(self._guarded(task)))
         while True:
             while self._arrivals and not self._stopping:
                 await self._take_in(self._arrivals.popleft(), letters)
@@ -197,6 +205,12 @@ class Relay:
         await writer.attach(link)
         self._writers.append(writer)
         return writer
+
+    async def _count_letters(self, link: Link) -> None:
+        while True:
+            found = await link.attempt(lambda channel: channel.queue_declare(self._queue.dead, passive=True))
+            self._letters(found.message_count or 0)
+            await asyncio.sleep(COUNT_INTERVAL)
 
     # Taking over
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from carillon.events import broker, heads, outbox
 from carillon.relay.relay import Relay
@@ -17,6 +17,7 @@ STOP_DEADLINE = 8.0
 """Seconds a stop may take: what is in hand is finished, the rest stays on the queue."""
 
 RELAYED = Counter("carillon_relay_events", "Events that came by the durable queue", ["outcome"])
+DEAD_LETTERS = Gauge("carillon_dead_letters", "Dead letters that wait: see `carillon dead-letters`")
 
 
 async def serve() -> bool:
@@ -32,6 +33,7 @@ async def serve() -> bool:
         heads=heads,
         declaration=broker.declaration,
         counted=lambda what, count: RELAYED.labels(what).inc(count),
+        letters=DEAD_LETTERS.set,
     )
     running = asyncio.create_task(relay.run())
     stop = asyncio.create_task(stopping.wait())

@@ -218,6 +218,16 @@ class World(RuleBasedStateMachine):
             if message:
                 assert self.queue.pop(0) is message, "the queue is emptied in its order"
 
+    @rule()
+    def work(self):
+        """All of it, for the one that is active."""
+        self.deliver()
+        self.hello()
+        self.fence()
+        self.mark()
+        for step in (self.send, self.arrive, self.confirm, self.note, self.take_off):
+            step(self.active)
+
     # Power and the tail
 
     @rule(count=st.integers(1, 6))
@@ -261,15 +271,10 @@ class World(RuleBasedStateMachine):
             return
         while self.late:
             self.arrive_late()
-        for _ in range(10 * (self.emitted + 10)):
-            if not self.queue and self.place == len(self.log):
+        for turn in range(10 * (self.emitted + 10)):
+            if turn > 2 and not self.queue and self.place == len(self.log):
                 break
-            self.deliver()
-            self.hello()
-            for step in (self.fence, self.mark):
-                step()
-            for step in (self.send, self.arrive, self.confirm, self.note, self.take_off):
-                step(self.active)
+            self.work()
             self.read(5)
         assert not self.queue, "it stands still"
         found = account(self.page, self.emitted)
