@@ -14,17 +14,14 @@ from asgi_amqp import stream
 from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.options import Options
-from asgi_amqp.position import Position, first_of, message_of
+from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
-from carillon.events.event import unpack
+from carillon.events.event import Malformed, unpack
 from carillon.events.seen import Seen
 from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.tail import stream_name
+from carillon.fanout.log import Reading, locate, stream_name
 
 logger = logging.getLogger(__name__)
-
-OVERLAP = 64
-"""Messages read before the oldest position, to know a double whose first copy lies just before it."""
 
 AHEAD = 5.0
 """Seconds that this process may be behind the one a client comes from."""
@@ -127,17 +124,12 @@ class Replayer:
         self.scans += 1
         epoch = self.hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
-        reader = stream.StreamReader(
-            stream_name(epoch),
-            max(0, message_of(min(rider.past.since.number for rider in riders)) - OVERLAP),
-            messages.put_nowait,
-            prefetch=CHUNK,
-            manual=True,
-        )
-        reader.next = None
+        name = stream_name(epoch)
+        reader = stream.StreamReader(name, 0, messages.put_nowait, prefetch=CHUNK, manual=True)
         attached: list[Link] = []
 
         async def attach(link: Link) -> None:
+            reader.next = await locate(link, name, min(rider.past.since.number for rider in riders))
             await reader.attach(link)
             attached.append(link)
 
@@ -158,25 +150,24 @@ class Replayer:
 
     async def _ride(self, epoch, riders, messages, reader):
         seen = Seen()
-        first = None
-        last_number = 0
+        reading = Reading()
         while riders:
             chunk = await messages.get()
             if chunk is None:
                 return
-            if first is None:
-                first = chunk[0][0]
+            for offset, body in chunk:
+                try:
+                    found, missing = reading.take(unpack(body))
+                except Malformed:
+                    logger.error("Stream message %d is no batch of events: skipped", offset)
+                    continue
+                if reading.last is None:
+                    continue
                 for rider in riders:
-                    if first > message_of(rider.past.since.number):
+                    if rider.past.since.number < missing:
                         _settle(rider, Unrecoverable("retention"))
-            for message, body in chunk:
-                number, found = unpack(body, message)
-                if number > last_number + 1 and last_number:
-                    self._fail(riders, "retention")
-                    return
-                last_number = max(number, last_number)
                 events = [event for event in found if seen.add(event.id)]
-                reached = found[-1].number if found else first_of(message)
+                reached = reading.last
                 riders = [rider for rider in riders if not rider.done.done()]
                 for rider in riders:
                     self._serve(rider, events, Position(epoch, reached))

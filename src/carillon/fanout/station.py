@@ -40,7 +40,7 @@ class Station:
                 self.hub.begin("none", 0)
         elif self.tail is None:
             options = broker.options("carillon tail")
-            self.tail = Tail(options, self.hub, heads.current, self._gap, heads.replace)
+            self.tail = Tail(options, self.hub, heads.current, self._gap)
             self.replayer = Replayer(
                 broker.options("carillon replay"),
                 self.hub,
