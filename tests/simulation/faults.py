@@ -15,8 +15,8 @@ class Faults:
     broker: Broker
     chance: Chance
     story: list[str]
-    lossy = False
-    """Whether something happened that may cost a stream some of what it held."""
+    lost_at = float("-inf")
+    """When a loss of power last took something that a stream had held."""
 
     @property
     def victims(self) -> list[Process]:
@@ -49,8 +49,9 @@ class Faults:
 
     async def power(self) -> None:
         if self.broker.running:
-            self.lossy = True
             lost = self.broker.lose_power()
+            if lost:
+                self.lost_at = asyncio.get_running_loop().time()
             self.say(f"the brokers lose power: {lost} messages of the streams are gone")
             await self.broker_returns()
 
