@@ -32,7 +32,7 @@ token: ## print a new admin token
 clean: ## stop the stack and remove its data, secrets and private environments
 	@$(DEV) clean
 
-test: ## everything: lint, unit, integration, infra, chaos, browser, on a stack of its own
+test: ## everything: lint, unit, simulation, packages, integration, infra, chaos, browser, on a stack of its own
 	@$(DEV) test
 
 test-unit: ## the unit tests alone: no stack, two minutes
@@ -55,6 +55,10 @@ bench-stack: $(TEST_PYTHON) ## measure latency, rates, 5000 clients and their re
 	    $(TEST_PYTHON) benchmarks/latency.py && $(TEST_PYTHON) benchmarks/emits.py && \
 	    $(TEST_PYTHON) benchmarks/stack_sockets.py --sockets 5000
 	@$(TEST_PYTHON) benchmarks/sockets.py --report
+
+simulate: $(TEST_PYTHON) ## run seeds of the simulation, e.g. SEEDS=0-9999 SECONDS=600; one that fails tells its story
+	@PYTHONPATH=src PYTHONHASHSEED=0 $(TEST_PYTHON) -m tests.simulation --seeds $(or $(SEEDS),0-1999) \
+	    --seconds $(or $(SECONDS),120) --jobs $$(nproc)
 
 chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
 	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
@@ -127,4 +131,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long mutation lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long mutation lock

@@ -62,7 +62,8 @@ def everything(config: Config, lints: list[Suite]) -> int:
     with interruptible():
         try:
             development.up(config)
-            chosen = [*lints, *suites(("unit", "packages", "integration", "infra", "chaos", "browser"))]
+            kinds = ("unit", "simulation", "packages", "integration", "infra", "chaos", "browser")
+            chosen = [*lints, *suites(kinds)]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:
             step("Taking down the test stack")
