@@ -236,20 +236,27 @@ class Link:
         """
 
         async def run() -> T:
-            wire = await self._open(True, Tap())
             try:
-                return await call(wire.channel)
+                wire = await self._open(True, Tap())
+                try:
+                    return await call(wire.channel)
+                finally:
+                    await wire.close()
             finally:
-                await wire.close()
+                self._attempts.release()
 
-        async with self._attempts:
-            return await self.own(run())
+        await self._attempts.acquire()
+        return await self.own(run())
 
     async def own(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call to its end, whoever waits for it and is cancelled: cut off, it would cost its channel,
         whose number would be used again while the broker still has it.
         """
-        return await asyncio.shield(self.spawn(call))
+        task = self.spawn(call)
+        await asyncio.wait([task])
+        if task.cancelled():  # with its link, and not who waits for it
+            raise BrokerUnavailable(f"{self.target}: the connection is going")
+        return task.result()
 
     def spawn(self, call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run a call that the loss of this link may end. One that has no answer in time costs the link."""

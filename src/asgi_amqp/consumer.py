@@ -64,6 +64,7 @@ class Consumer:
     ) -> None:
         self.queue = queue
         self.on_lost = on_lost
+        self.paused = False  # nothing new, on this link or the next
         self._supervisor = supervisor
         self._topology = topology
         self._stats = stats
@@ -86,7 +87,7 @@ class Consumer:
                         await self._active.wait()
                     except GONE as error:  # the link is lost: again with the next
                         problem = describe(error)
-                        if isinstance(error, TimeoutError):
+                        if isinstance(error, TimeoutError) or self._supervisor.hopeless is not None:
                             raise
                         await asyncio.sleep(0.05)
         except TimeoutError:
@@ -97,7 +98,7 @@ class Consumer:
     async def attach(self, link: Link) -> None:
         """Consume on this link."""
         async with self._changing:
-            if self._wire is not None:
+            if self._wire is not None or self.paused:
                 return
             await declare(link, self._topology, self.queue)
             wire: Wire
@@ -108,8 +109,9 @@ class Consumer:
             self._wire = wire = await link.wire(on_delivery=arrived)
             try:
                 self._tag = await wire.consume(self.queue.name, prefetch=self._prefetch)
-            except BaseException:
+            except BaseException:  # cancelled, it may consume all the same
                 self._wire = None
+                link.spawn(wire.close())
                 raise
             self._active.set()
 
@@ -117,6 +119,8 @@ class Consumer:
         self._stats.batches_in += 1
         try:
             messages = [message for _, message in codec.decode(delivery.body)]
+            if not all(isinstance(message, dict) for message in messages):
+                raise ValueError
         except ValueError:
             self._stats.lose("undecodable", None, self.queue.key[2:])
             wire.reject(delivery.tag, requeue=False)
@@ -136,6 +140,7 @@ class Consumer:
         """
         async with self._changing:
             wire = self._wire
+            self.paused = False
             if wire is not None and not wire.closed:
                 with contextlib.suppress(*GONE):
                     await wire.cancel(self._tag)
@@ -143,6 +148,7 @@ class Consumer:
 
     async def pause(self) -> None:
         """No new messages; those delivered can still be acknowledged."""
+        self.paused = True
         async with self._changing:
             if self._wire is not None:
                 await self._wire.cancel(self._tag)

@@ -52,13 +52,12 @@ class Inbox:
         self._unread: dict[Parcel, Received] = {}
         self.readers = 0
         self._consumer: Consumer | None = None
-        self._paused = False
         self._starting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def ready(self) -> None:
         """A receiver found nothing: consume, once, and to the end even when that one is cancelled."""
-        if self._consumer is None or self._paused:
+        while self._consumer is None or self._consumer.paused:
             if self._starting is None:
                 self._starting = self._loop.create_task(self._start())
             starting = self._starting
@@ -80,7 +79,6 @@ class Inbox:
                 self._consumer = consumer
             else:
                 await self._consumer.renew()
-            self._paused = False
         finally:
             self._starting = None
             self.arm()
@@ -93,25 +91,29 @@ class Inbox:
 
     def _stop_if_idle(self) -> None:
         self._timer = None
-        if self.readers or self._consumer is None or self._paused or self._starting is not None:
+        consumer = self._consumer
+        if self.readers or consumer is None or consumer.paused or self._starting is not None:
             return
-        self._starting = self._loop.create_task(self._rest(self._consumer))
+        self._starting = self._loop.create_task(self._rest(consumer))
 
     async def _rest(self, consumer: Consumer) -> None:
         """Consume no more. What has been begun stays, to be read to its end."""
         try:
-            self._paused = True
             await consumer.pause()
             begun = self.box.keep_begun()
             for parcel, received in list(self._unread.items()):
                 if parcel is not begun:
                     del self._unread[parcel]
                     received.give_back()
-            if not self._unread and self._consumer is consumer:
-                self._consumer = None
-                await self._drop(consumer)
+            if not self._unread:
+                await self._let_go(consumer)
         finally:
             self._starting = None
+
+    async def _let_go(self, consumer: Consumer) -> None:
+        if self._consumer is consumer:
+            self._consumer = None
+        await self._drop(consumer)
 
     # The consumer
 
@@ -131,6 +133,8 @@ class Inbox:
         if error is not None:
             self._consumer = None
             self.box.fail(error)
+        elif self._consumer is not None and self._consumer.paused and self._starting is None:
+            self._starting = self._loop.create_task(self._rest(self._consumer))
 
     # The home of the mailbox
 

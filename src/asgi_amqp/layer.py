@@ -162,7 +162,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             if running is not None and loop is running.loop:
                 return running.session
             for old in [each for each in list(self._sessions) if each.is_closed()]:
-                self._sessions.pop(old).abandon()
+                ended = self._sessions.pop(old, None)
+                if ended is not None:  # else another thread was faster
+                    ended.abandon()
             session = self._sessions[loop] = self.make_session()
         return session
 

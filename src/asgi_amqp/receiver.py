@@ -37,7 +37,7 @@ async def wait(box: Mailbox) -> None:
     try:
         await waiter
     except asyncio.CancelledError:
-        box.forsaken(waiter, woken=not waiter.cancelled())
+        box.forsaken(waiter, woken=not waiter.cancelled() and waiter.exception() is None)
         raise
     box.turn()
 
@@ -60,7 +60,7 @@ class Receiver:
         self.queue_name = ""
         self._bindings = Bindings()
         self._joining: dict[str, asyncio.Future[None]] = {}  # groups that somebody waits for
-        self._pending: dict[tuple[str, str], int] = {}  # joins under way that made the membership
+        self._pending: dict[tuple[str, str], set[object]] = {}  # joins under way that made the membership
         self._binder: asyncio.Task[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._consumers: set[Consumer] = set()
@@ -85,9 +85,7 @@ class Receiver:
         """The oldest message of a mailbox, once there is one. LayerError when there will be none."""
         while (message := box.take(time.monotonic())) is None:
             if self._wire is None:
-                if self.supervisor.hopeless is not None:
-                    raise self.supervisor.hopeless
-                self.supervisor.start()
+                self._start()
             await wait(box)
         return message
 
@@ -131,6 +129,12 @@ class Receiver:
         self._consumers.discard(consumer)
         await consumer.stop()
 
+    def _start(self) -> None:
+        """Connect; the error where that is hopeless."""
+        if (hopeless := self.supervisor.hopeless) is not None:
+            raise hopeless
+        self.supervisor.start()
+
     async def ready(self, timeout: float) -> None:
         """Until this process can be reached: its queue is declared and consumed."""
         await self.supervisor.link(timeout)
@@ -141,26 +145,25 @@ class Receiver:
         """Join; back when the next group_send will reach the channel. Failed or cancelled, it leaves the
         membership as it was.
         """
-        key = (group, channel)
+        key, me = (group, channel), object()
         if self.mailboxes.join(group, channel, member) or key in self._pending:
-            self._pending[key] = self._pending.get(key, 0) + 1
+            self._pending.setdefault(key, set()).add(me)
         self._bindings.want(group)
         try:
             if group not in self._bindings.bound:
                 await self._bound(group, timeout)
             self._pending.pop(key, None)
         except BaseException:
-            if key in self._pending:
-                self._pending[key] -= 1
-                if not self._pending[key]:
+            pending = self._pending.get(key, set())
+            if me in pending:
+                pending.remove(me)
+                if not pending:
                     self.group_discard(group, channel)
             raise
 
     async def _bound(self, group: str, timeout: float) -> None:
         """Until the group is bound. The binding itself is nobody's: who stops waiting disturbs no other."""
-        if self.supervisor.hopeless is not None:
-            raise self.supervisor.hopeless
-        self.supervisor.start()
+        self._start()
         self._bind()
         future = self._joining.get(group)
         if future is None:
@@ -174,6 +177,7 @@ class Receiver:
         self._pending.pop((group, channel), None)
         if self.mailboxes.leave(group, channel):
             self._bindings.unwant(group, time.monotonic())
+            self._joined(group)  # who still waits for it has been taken out
             self._bind()
 
     def _bind(self) -> None:
@@ -270,8 +274,8 @@ class Receiver:
         await wire.consume(self.queue_name, no_ack=True)
 
         def missed(delivery: Delivery) -> None:
-            self._missed(delivery)
             gaps.ack(delivery.tag)
+            self._missed(delivery)
 
         # One at a time: who cannot keep up must not be sent all that was dropped for it.
         gaps = await link.wire(on_delivery=missed)
@@ -332,6 +336,11 @@ class Receiver:
         if self._wire is not None:
             link = await self.supervisor.link(self._config.timeout)
             await link.attempt(lambda channel: channel.queue_purge(self.queue_name))
+
+    def abandon(self) -> None:
+        """Its loop has ended."""
+        self._unhome(self.mailboxes.boxes)
+        self.supervisor.abort()
 
     async def close(self, error: LayerError) -> None:
         """Disconnect; everybody who waits hears `error`."""
