@@ -82,9 +82,9 @@ class Outbox:
         """Whether who sends at most once must wait until the event has left."""
         return self._plain_size > GATHERED
 
-    def full(self, destination: Destination) -> bool:
-        """Whether no event may be accepted for this destination."""
-        return self.buffered > (self.limit * 3 // 4 if destination.confirmed else self.limit)
+    def full(self, destination: Destination, more: int = 0) -> bool:
+        """Whether no event may be accepted for this destination, where `more` bytes are on their way here."""
+        return self.buffered + more > (self.limit * 3 // 4 if destination.confirmed else self.limit)
 
     def accept(
         self,
@@ -257,9 +257,10 @@ class Outbox:
             if queue is None or not queue.dead:
                 self._end(batch, ChannelFull(f"the queue of {lane.name[2:]!r} is full"))
             else:
-                lane.refused.append(batch)
-                if queue not in self.to_ask:
+                if not lane.refused:  # else it is being asked
                     self.to_ask.append(queue)
+                lane.refused.append(batch)
+                batch.parts = [b""] * len(batch.parts)  # it is never sent again, and is not counted any more
 
     @staticmethod
     def _end(batch: Batch, error: Exception | None = None) -> None:

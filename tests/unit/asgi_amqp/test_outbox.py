@@ -870,7 +870,7 @@ def test_all_batches_that_are_not_settled_can_be_seen(sending):
     sending.add(GROUPS[0], b"gone", ticket=None)
     sending.take()
     sending.add(one, b"waiting")
-    assert sorted(parts(sending.box)) == [b"Qrefused", b"Qunder way", b"Qwaiting"]
+    assert sorted(parts(sending.box)) == [b"", b"Qunder way", b"Qwaiting"]
 
 
 def test_a_batch_can_be_made_without_an_outbox():
@@ -957,3 +957,20 @@ def test_a_second_answer_why_a_queue_refused_finds_nothing_to_say(sending):
     sending.box.tick(1e6, "")
     assert DURABLE.lane not in sending.box._lanes
     sending.box.refused(DURABLE.queue, ChannelFull("full"))
+
+
+def test_a_queue_that_refuses_much_is_asked_once_at_a_time_and_costs_no_bytes(sending):
+    tickets = []
+    for _ in range(3):
+        tickets.append(sending.add(DURABLE, bytes(1000)))
+        (batch,) = sending.take()
+        sending.confirm(batch.tag, ok=False)
+        assert sending.box.to_ask == ([DURABLE.queue] if len(tickets) == 1 else [])
+        sending.box.to_ask.clear()  # somebody asks
+    assert sum(len(part) for batch in sending.box for part in batch.parts) == 0
+    sending.box.refused(DURABLE.queue, ChannelFull("full"))
+    assert [len(ticket.ends) for ticket in tickets] == [1, 1, 1]
+    sending.add(DURABLE)
+    (batch,) = sending.take()
+    sending.confirm(batch.tag, ok=False)
+    assert sending.box.to_ask == [DURABLE.queue]
