@@ -149,12 +149,7 @@ class Wire:
         self._answer(transport.NACK, tag, 2, self.channel.basic_nack, requeue=True)
 
     def _answer(
-        self,
-        method: int,
-        tag: int,
-        bits: int,
-        call: Callable[..., Awaitable[None]],
-        **options: bool,
+        self, method: int, tag: int, bits: int, call: Callable[..., Awaitable[None]], **options: bool
     ) -> None:
         if self.closed:
             return

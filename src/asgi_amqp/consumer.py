@@ -8,15 +8,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import codec
 from .connection import GONE, Link, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, LayerError
-from .metrics import Stats
-from .supervisor import Supervisor
-from .topology import Queue, Topology
+from .topology import Queue
 from .transport import Delivery
+
+if TYPE_CHECKING:
+    from .receiver import Receiver
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,16 +49,14 @@ class Received:
 
 
 class Consumer:
-    """Consumes a queue; at most `prefetch` messages are not acknowledged.
+    """Consumes a queue over all links of a receiver; at most `prefetch` messages are not acknowledged.
 
     `on_message` gets each; `on_lost` is called when the link goes, with an error when no other will come.
     """
 
     def __init__(
         self,
-        supervisor: Supervisor,
-        topology: Topology,
-        stats: Stats,
+        receiver: "Receiver",
         queue: Queue,
         prefetch: int,
         on_message: Callable[[Received], None],
@@ -65,29 +65,28 @@ class Consumer:
         self.queue = queue
         self.on_lost = on_lost
         self.paused = False  # nothing new, on this link or the next
-        self._supervisor = supervisor
-        self._topology = topology
-        self._stats = stats
+        self._receiver = receiver
         self._prefetch = prefetch
         self._on_message = on_message
         self._wire: Wire | None = None
         self._tag = ""
         self._active = asyncio.Event()
         self._changing = asyncio.Lock()
+        receiver.consumers.add(self)
 
     async def started(self, timeout: float) -> None:
         """Until the broker has agreed; BrokerUnavailable, ConfigurationError."""
-        problem = "the broker does not answer"
+        problem, supervisor = "the broker does not answer", self._receiver.supervisor
         try:
             async with asyncio.timeout(timeout):
                 while not self._active.is_set():
-                    link = await self._supervisor.link(timeout)
+                    link = await supervisor.link(timeout)
                     try:
                         await self.attach(link)
                         await self._active.wait()
                     except GONE as error:  # the link is lost: again with the next
                         problem = describe(error)
-                        if isinstance(error, TimeoutError) or self._supervisor.hopeless is not None:
+                        if isinstance(error, TimeoutError) or supervisor.hopeless is not None:
                             raise
                         await asyncio.sleep(0.05)
         except TimeoutError:
@@ -100,7 +99,7 @@ class Consumer:
         async with self._changing:
             if self._wire is not None or self.paused:
                 return
-            await declare(link, self._topology, self.queue)
+            await declare(link, self._receiver.topology, self.queue)
             wire: Wire
 
             def arrived(delivery: Delivery) -> None:
@@ -116,16 +115,17 @@ class Consumer:
             self._active.set()
 
     def _arrived(self, delivery: Delivery, wire: Wire) -> None:
-        self._stats.batches_in += 1
+        stats = self._receiver.stats
+        stats.batches_in += 1
         try:
             messages = [message for _, message in codec.decode(delivery.body)]
             if not all(isinstance(message, dict) for message in messages):
                 raise ValueError
         except ValueError:
-            self._stats.lose("undecodable", None, self.queue.key[2:])
+            stats.lose("undecodable", None, self.queue.key[2:])
             wire.reject(delivery.tag, requeue=False)
             return
-        self._stats.received += len(messages)
+        stats.received += len(messages)
         self._on_message(Received(messages, delivery, wire))
 
     def lost(self, error: LayerError | None) -> None:
@@ -155,6 +155,7 @@ class Consumer:
 
     async def stop(self) -> None:
         """End; what was delivered and not acknowledged goes back to the queue."""
+        self._receiver.consumers.discard(self)
         wire, self._wire = self._wire, None
         if wire is not None:
             await wire.close()

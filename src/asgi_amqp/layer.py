@@ -307,7 +307,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             mine, queue = self.session(), self.destination(channel).queue
             assert queue is not None
             inbox = await self._in(mine, lambda: mine.receiver.inbox(queue))
-            return await self._fetch(mine, inbox.box, lambda: mine.receiver.fetch(inbox))
+            return await self._fetch(mine, inbox.box, inbox.receive)
         session = self._living(process_of(channel))
         if session is None:
             raise ValueError(

@@ -107,7 +107,7 @@ async def test_a_closed_session_never_connects_again(make, brokers):
     for call in (
         session.sender.supervisor.link(0.1),
         session.receiver.ready(0.1),
-        session.receiver.fetch(await session.receiver.inbox(layer.destination("q").queue)),
+        (await session.receiver.inbox(layer.destination("q").queue)).receive(),
     ):
         with pytest.raises(BrokerUnavailable):
             await call
