@@ -6,6 +6,7 @@ meanwhile is done when it has ended: so wanted and bound agree when all is quiet
 """
 
 LINGER = 5.0
+TOGETHER = 100  # most that are unbound before those who have come meanwhile have their turn
 
 
 class Bindings:
@@ -54,7 +55,7 @@ class Bindings:
         if not self._connected:
             return [], []
         bind = list(self._missing)
-        unbind = [group for group, until in self._lingering.items() if until <= now]
+        unbind = [group for group, until in self._lingering.items() if until <= now][:TOGETHER]
         self._missing.clear()
         for group in unbind:
             del self._lingering[group]

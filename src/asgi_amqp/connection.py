@@ -149,12 +149,7 @@ class Wire:
         self._answer(transport.NACK, tag, 2, self.channel.basic_nack, requeue=True)
 
     def _answer(
-        self,
-        method: int,
-        tag: int,
-        bits: int,
-        call: Callable[..., Awaitable[None]],
-        **options: bool,
+        self, method: int, tag: int, bits: int, call: Callable[..., Awaitable[None]], **options: bool
     ) -> None:
         if self.closed:
             return
@@ -236,14 +231,17 @@ class Link:
         """
 
         async def run() -> T:
-            wire = await self._open(True, Tap())
             try:
-                return await call(wire.channel)
+                wire = await self._open(True, Tap())
+                try:
+                    return await call(wire.channel)
+                finally:
+                    await wire.close()
             finally:
-                await wire.close()
+                self._attempts.release()
 
-        async with self._attempts:
-            return await self.own(run())
+        await self._attempts.acquire()
+        return await self.own(run())
 
     async def own(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call to its end, whoever waits for it and is cancelled: cut off, it would cost its channel,
@@ -252,7 +250,7 @@ class Link:
         """
         task = self.spawn(call)
         await asyncio.wait([task])
-        if task.cancelled():
+        if task.cancelled():  # with its link, and not who waits for it
             raise BrokerUnavailable(f"{self.target}: the connection is going")
         return task.result()
 

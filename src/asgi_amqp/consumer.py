@@ -8,15 +8,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import codec
 from .connection import GONE, Link, Wire, describe
 from .declare import declare
 from .exceptions import BrokerUnavailable, LayerError
-from .metrics import Stats
-from .supervisor import Supervisor
-from .topology import Queue, Topology
+from .topology import Queue
 from .transport import Delivery
+
+if TYPE_CHECKING:
+    from .receiver import Receiver
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,16 +49,14 @@ class Received:
 
 
 class Consumer:
-    """Consumes a queue; at most `prefetch` messages are not acknowledged.
+    """Consumes a queue over all links of a receiver; at most `prefetch` messages are not acknowledged.
 
     `on_message` gets each; `on_lost` is called when the link goes, with an error when no other will come.
     """
 
     def __init__(
         self,
-        supervisor: Supervisor,
-        topology: Topology,
-        stats: Stats,
+        receiver: "Receiver",
         queue: Queue,
         prefetch: int,
         on_message: Callable[[Received], None],
@@ -64,29 +64,29 @@ class Consumer:
     ) -> None:
         self.queue = queue
         self.on_lost = on_lost
-        self._supervisor = supervisor
-        self._topology = topology
-        self._stats = stats
+        self.paused = False  # nothing new, on this link or the next
+        self._receiver = receiver
         self._prefetch = prefetch
         self._on_message = on_message
         self._wire: Wire | None = None
         self._tag = ""
         self._active = asyncio.Event()
         self._changing = asyncio.Lock()
+        receiver.consumers.add(self)
 
     async def started(self, timeout: float) -> None:
         """Until the broker has agreed; BrokerUnavailable, ConfigurationError."""
-        problem = "the broker does not answer"
+        problem, supervisor = "the broker does not answer", self._receiver.supervisor
         try:
             async with asyncio.timeout(timeout):
                 while not self._active.is_set():
-                    link = await self._supervisor.link(timeout)
+                    link = await supervisor.link(timeout)
                     try:
                         await self.attach(link)
                         await self._active.wait()
                     except GONE as error:  # the link is lost: again with the next
                         problem = describe(error)
-                        if isinstance(error, TimeoutError):
+                        if isinstance(error, TimeoutError) or supervisor.hopeless is not None:
                             raise
                         await asyncio.sleep(0.05)
         except TimeoutError:
@@ -97,9 +97,9 @@ class Consumer:
     async def attach(self, link: Link) -> None:
         """Consume on this link."""
         async with self._changing:
-            if self._wire is not None:
+            if self._wire is not None or self.paused:
                 return
-            await declare(link, self._topology, self.queue)
+            await declare(link, self._receiver.topology, self.queue)
             wire: Wire
 
             def arrived(delivery: Delivery) -> None:
@@ -108,20 +108,24 @@ class Consumer:
             self._wire = wire = await link.wire(on_delivery=arrived)
             try:
                 self._tag = await wire.consume(self.queue.name, prefetch=self._prefetch)
-            except BaseException:
+            except BaseException:  # cancelled, it may consume all the same
                 self._wire = None
+                link.spawn(wire.close())
                 raise
             self._active.set()
 
     def _arrived(self, delivery: Delivery, wire: Wire) -> None:
-        self._stats.batches_in += 1
+        stats = self._receiver.stats
+        stats.batches_in += 1
         try:
             messages = [message for _, message in codec.decode(delivery.body)]
+            if not all(isinstance(message, dict) for message in messages):
+                raise ValueError
         except ValueError:
-            self._stats.lose("undecodable", None, self.queue.key[2:])
+            stats.lose("undecodable", None, self.queue.key[2:])
             wire.reject(delivery.tag, requeue=False)
             return
-        self._stats.received += len(messages)
+        stats.received += len(messages)
         self._on_message(Received(messages, delivery, wire))
 
     def lost(self, error: LayerError | None) -> None:
@@ -136,6 +140,7 @@ class Consumer:
         """
         async with self._changing:
             wire = self._wire
+            self.paused = False
             if wire is not None and not wire.closed:
                 with contextlib.suppress(*GONE):
                     await wire.cancel(self._tag)
@@ -143,12 +148,14 @@ class Consumer:
 
     async def pause(self) -> None:
         """No new messages; those delivered can still be acknowledged."""
+        self.paused = True
         async with self._changing:
             if self._wire is not None:
                 await self._wire.cancel(self._tag)
 
     async def stop(self) -> None:
         """End; what was delivered and not acknowledged goes back to the queue."""
+        self._receiver.consumers.discard(self)
         wire, self._wire = self._wire, None
         if wire is not None:
             await wire.close()

@@ -8,20 +8,36 @@ attempts are counted.
 """
 
 import asyncio
-import functools
 import math
 import time
-from collections.abc import Callable, Coroutine
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
+from .codec import Message
 from .consumer import Consumer, Received
 from .exceptions import LayerError
 from .mailboxes import Mailbox, Parcel
 from .topology import Queue
 
+if TYPE_CHECKING:
+    from .receiver import Receiver
+
 PREFETCH = 32  # AMQP messages fetched ahead
 IDLE = 1.0  # seconds without a receiver, at most a quarter of the expiry: given back, a message keeps its age
+
+
+async def wait(box: Mailbox) -> None:
+    """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is lost."""
+    if box.closed is not None:
+        raise copy(box.closed)
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    box.waiters.append(waiter)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        box.forsaken(waiter, woken=not waiter.cancelled() and waiter.exception() is None)
+        raise
+    box.turn()
 
 
 class Inbox:
@@ -29,38 +45,37 @@ class Inbox:
 
     drop_oldest = False
 
-    def __init__(
-        self,
-        make: Callable[
-            [Queue, int, Callable[[Received], None], Callable[[LayerError | None], None]], Consumer
-        ],
-        drop: Callable[[Consumer], Coroutine[Any, Any, None]],
-        dropped: Callable[[str, int, str], None],
-        queue: Queue,
-        expiry: float,
-        timeout: float,
-    ) -> None:
+    def __init__(self, receiver: "Receiver", queue: Queue, expiry: float, timeout: float) -> None:
         self.box = Mailbox(queue.key[2:], 1 << 62, self, time.monotonic())  # the prefetch bounds it
-        self._loop = asyncio.get_running_loop()
-        self._dropped = dropped
-        self._drop = drop
+        self._receiver = receiver
+        self._queue = queue
         self._expiry = math.inf if queue.dead else expiry
-        self._idle = min(IDLE, self._expiry / 4)
         self._timeout = timeout
-        self._prefetch = 1 if queue.dead else PREFETCH
-        self._make = functools.partial(make, queue, self._prefetch, self._on_message, self._on_lost)
         self._unread: dict[Parcel, Received] = {}
-        self.readers = 0
+        self._readers = 0
         self._consumer: Consumer | None = None
-        self._paused = False
         self._starting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def ready(self) -> None:
+    async def receive(self) -> Message:
+        """The next message."""
+        self._readers += 1
+        try:
+            while (message := self.box.take(time.monotonic())) is None:
+                await self._ready()
+                if not self.box.count:  # it may have come while we subscribed
+                    await wait(self.box)
+            self.box.settle()
+            return message
+        finally:
+            self._readers -= 1
+            self._arm()
+
+    async def _ready(self) -> None:
         """A receiver found nothing: consume, once, and to the end even when that one is cancelled."""
-        if self._consumer is None or self._paused:
+        while self._consumer is None or self._consumer.paused:
             if self._starting is None:
-                self._starting = self._loop.create_task(self._start())
+                self._starting = self._receiver.loop.create_task(self._start())
             starting = self._starting
             await asyncio.wait([starting])
             if self.box.closed is not None:
@@ -71,47 +86,52 @@ class Inbox:
     async def _start(self) -> None:
         try:
             if self._consumer is None:
-                consumer = self._make()
+                prefetch = 1 if self._queue.dead else PREFETCH
+                consumer = Consumer(self._receiver, self._queue, prefetch, self._on_message, self._on_lost)
                 try:
                     await consumer.started(self._timeout)
                 except BaseException:
-                    await self._drop(consumer)
+                    await consumer.stop()
                     raise
                 self._consumer = consumer
             else:
                 await self._consumer.renew()
-            self._paused = False
         finally:
             self._starting = None
-            self.arm()
+            self._arm()
 
-    def arm(self) -> None:
+    def _arm(self) -> None:
         """Look after a while whether anyone still receives."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self._idle, self._stop_if_idle) if not self.readers else None
+        idle = min(IDLE, self._expiry / 4)
+        self._timer = self._receiver.loop.call_later(idle, self._stop_if_idle) if not self._readers else None
 
     def _stop_if_idle(self) -> None:
         self._timer = None
-        if self.readers or self._consumer is None or self._paused or self._starting is not None:
+        consumer = self._consumer
+        if self._readers or consumer is None or consumer.paused or self._starting is not None:
             return
-        self._starting = self._loop.create_task(self._rest(self._consumer))
+        self._starting = self._receiver.loop.create_task(self._rest(consumer))
 
     async def _rest(self, consumer: Consumer) -> None:
         """Consume no more. What has been begun stays, to be read to its end."""
         try:
-            self._paused = True
             await consumer.pause()
             begun = self.box.keep_begun()
             for parcel, received in list(self._unread.items()):
                 if parcel is not begun:
                     del self._unread[parcel]
                     received.give_back()
-            if not self._unread and self._consumer is consumer:
-                self._consumer = None
-                await self._drop(consumer)
+            if not self._unread:
+                await self._let_go(consumer)
         finally:
             self._starting = None
+
+    async def _let_go(self, consumer: Consumer) -> None:
+        if self._consumer is consumer:
+            self._consumer = None
+        await consumer.stop()
 
     # The consumer
 
@@ -131,11 +151,13 @@ class Inbox:
         if error is not None:
             self._consumer = None
             self.box.fail(error)
+        elif self._consumer is not None and self._consumer.paused and self._starting is None:
+            self._starting = self._receiver.loop.create_task(self._rest(self._consumer))
 
     # The home of the mailbox
 
     def lose(self, reason: str, count: int, box: Mailbox) -> None:
-        self._dropped(reason, count, box.channel)
+        self._receiver.stats.lose(reason, count, box.channel)
 
     def release(self, parcel: Parcel, box: Mailbox) -> None:
         """All of it has been read."""

@@ -89,7 +89,7 @@ class Lane:
     """
 
     __slots__ = (
-        "again", "declared", "draining", "flying", "held", "keys", "most", "name", "open", "queue", "refused",
+        "again", "declared", "draining", "flying", "held", "keys", "most", "name", "queue", "refused", "size",
         "waiting",
     )  # fmt: skip
 
@@ -99,8 +99,8 @@ class Lane:
         self.most = destination.most
         self.keys = 1 if name == WATCHED else BATCH_KEYS  # what is given back is missing everywhere
         self.again = destination.confirmed  # leaves again after a cut
-        self.waiting: deque[Batch] = deque()
-        self.open: Batch | None = None  # the last in `waiting`, while it takes more
+        self.waiting: deque[Batch] = deque()  # the last takes more
+        self.size = 0  # bytes in `waiting`
         self.refused: list[Batch] = []  # while the broker is asked why
         self.flying = 0
         self.declared = float("-inf")

@@ -162,7 +162,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             if running is not None and loop is running.loop:
                 return running.session
             for old in [each for each in list(self._sessions) if each.is_closed()]:
-                self._sessions.pop(old).abandon()
+                ended = self._sessions.pop(old, None)
+                if ended is not None:  # else another thread was faster
+                    ended.abandon()
             session = self._sessions[loop] = self.make_session()
         return session
 
@@ -305,7 +307,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             mine, queue = self.session(), self.destination(channel).queue
             assert queue is not None
             inbox = await self._in(mine, lambda: mine.receiver.inbox(queue))
-            return await self._fetch(mine, inbox.box, lambda: mine.receiver.fetch(inbox))
+            return await self._fetch(mine, inbox.box, inbox.receive)
         session = self._living(process_of(channel))
         if session is None:
             raise ValueError(

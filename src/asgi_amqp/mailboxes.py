@@ -214,7 +214,7 @@ class Mailbox:
         """Who waited has gone away; whoever comes next takes what it was woken for."""
         self.level_at = float("-inf")
         if woken:
-            self.woken = max(0, self.woken - 1)
+            self.woken -= 1
             if self.count or self.gaps:
                 self.wake()
         elif waiter in self.waiters:

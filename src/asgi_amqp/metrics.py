@@ -93,7 +93,7 @@ class _Collector:
             "asgi_amqp_state", "Buffered bytes, groups, channels and the like", labels=["prefix", "what"]
         )
         for prefix, stats, values in layers:
-            for reason, count in stats.lost.items():
+            for reason, count in list(stats.lost.items()):  # threads may be counting
                 lost.add_metric([prefix, reason], count)
             total, buckets = 0, []
             for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), stats.latency_counts, strict=True):

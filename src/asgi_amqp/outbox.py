@@ -40,12 +40,10 @@ class Outbox:
         self.max_message = max_message - HEAD  # of one event
         self.batch_bytes = min(BATCH_BYTES, self.max_message)
         self.size = self.flying_bytes = 0  # of what waits, and of what is under way
-        self.count = 0  # events that wait
         self.to_declare: list[Queue] = []
         self.to_ask: list[Queue] = []
         self._expiry = expiry
         self._plain = Lane(PLAIN, Destination("", b""))
-        self._plain_size = 0
         self._lanes: dict[str, Lane] = {PLAIN: self._plain}
         self._ready: dict[Lane, None] = {}  # lanes that may have something to take, in turn
         self._confirming: dict[int, Batch] = {}  # under way with confirms, by their tags
@@ -70,7 +68,7 @@ class Outbox:
 
     @property
     def idle(self) -> bool:
-        return not (self.count or self._unsure or any(batch.parts for batch in self))
+        return not (self._unsure or any(batch.parts for batch in self))
 
     @property
     def takable(self) -> bool:
@@ -80,11 +78,11 @@ class Outbox:
     @property
     def crowded(self) -> bool:
         """Whether who sends at most once must wait until the event has left."""
-        return self._plain_size > GATHERED
+        return self._plain.size > GATHERED
 
-    def full(self, destination: Destination) -> bool:
-        """Whether no event may be accepted for this destination."""
-        return self.buffered > (self.limit * 3 // 4 if destination.confirmed else self.limit)
+    def full(self, destination: Destination, more: int = 0) -> bool:
+        """Whether no event may be accepted for this destination, where `more` bytes are on their way here."""
+        return self.buffered + more > (self.limit * 3 // 4 if destination.confirmed else self.limit)
 
     def accept(
         self,
@@ -111,7 +109,7 @@ class Outbox:
             lane = self._lanes[name] = Lane(name, destination)
         if lane.queue is not None and now - lane.declared > self._expiry and not lane.held:
             self._declare(lane, lane.queue)
-        batch = lane.open
+        batch = lane.waiting[-1] if lane.waiting else None
         if (
             batch is None
             or batch.size + size > self.batch_bytes
@@ -120,7 +118,7 @@ class Outbox:
             or (destination.key not in batch.keys and len(batch.keys) >= lane.keys)
         ):
             self._number += 1
-            batch = lane.open = Batch(lane, self._number, now)
+            batch = Batch(lane, self._number, now)
             lane.waiting.append(batch)
             if len(lane.waiting) == 1:
                 self._rouse(lane)
@@ -129,14 +127,12 @@ class Outbox:
             batch.tickets[len(batch.parts)] = ticket
         batch.parts.append(part)
         batch.size += size
-        self._waits(lane, size, 1)
+        self._waits(lane, size)
         self.stats.sent += 1
 
-    def _waits(self, lane: Lane, size: int, count: int) -> None:
+    def _waits(self, lane: Lane, size: int) -> None:
         self.size += size
-        self.count += count
-        if lane is self._plain:
-            self._plain_size += size
+        lane.size += size
 
     def _declare(self, lane: Lane, queue: Queue) -> None:
         lane.held = True
@@ -171,9 +167,7 @@ class Outbox:
 
     def _pop(self, lane: Lane) -> Batch:
         batch = lane.waiting.popleft()
-        if lane.open is batch:
-            lane.open = None
-        self._waits(lane, -batch.size, -len(batch.parts))
+        self._waits(lane, -batch.size)
         batch.withdraw()
         return batch
 
@@ -257,9 +251,10 @@ class Outbox:
             if queue is None or not queue.dead:
                 self._end(batch, ChannelFull(f"the queue of {lane.name[2:]!r} is full"))
             else:
-                lane.refused.append(batch)
-                if queue not in self.to_ask:
+                if not lane.refused:  # else it is being asked
                     self.to_ask.append(queue)
+                lane.refused.append(batch)
+                batch.parts = [b""] * len(batch.parts)  # it is never sent again, and is not counted any more
 
     @staticmethod
     def _end(batch: Batch, error: Exception | None = None) -> None:
@@ -274,7 +269,7 @@ class Outbox:
             place += 1
         if batch.parts:
             waiting.insert(place, batch)
-            self._waits(batch.lane, batch.size, len(batch.parts))
+            self._waits(batch.lane, batch.size)
 
     # What the shell says
 
@@ -352,9 +347,9 @@ class Outbox:
                 waiting = waiting or not ticket.done
         for lane in list(self._lanes.values()):
             for batch in lane.waiting:
-                size, count = batch.size, len(batch.parts)
+                size = batch.size
                 batch.withdraw()
-                self._waits(lane, batch.size - size, len(batch.parts) - count)
+                self._waits(lane, batch.size - size)
             busy = lane.waiting or lane.flying or lane.held or lane.refused or lane is self._plain
             if not busy and now - lane.declared > self._expiry:
                 del self._lanes[lane.name]
@@ -368,11 +363,10 @@ class Outbox:
         self.batch_bytes = min(self.batch_bytes, self.max_message)
         error = MessageTooLarge(f"the broker takes messages of at most {limit} bytes (its max_message_size)")
         for lane in self._lanes.values():
-            batches, lane.open = [self._pop(lane) for _ in range(len(lane.waiting))], None
-            for batch in batches:
+            for batch in [self._pop(lane) for _ in range(len(lane.waiting))]:
                 if batch.size <= self.batch_bytes:
                     lane.waiting.append(batch)
-                    self._waits(lane, batch.size, len(batch.parts))
+                    self._waits(lane, batch.size)
                     continue
                 for place, part in enumerate(batch.parts):
                     ticket = batch.tickets.get(place)
@@ -384,7 +378,7 @@ class Outbox:
                     alone.parts, alone.size = [part], len(part)
                     alone.tickets = {0: ticket} if ticket is not None else {}
                     lane.waiting.append(alone)
-                    self._waits(lane, len(part), 1)
+                    self._waits(lane, len(part))
 
     def close(self, error: Exception) -> None:
         """Nothing leaves any more: everybody who waits hears it, what nobody waits for is counted."""
@@ -397,7 +391,7 @@ class Outbox:
         for lane in self._lanes.values():
             lane.waiting.clear()
             lane.refused.clear()
-            lane.open = None
-        self.size = self.count = self._plain_size = 0
+            lane.size = 0
+        self.size = 0
         if unsent:
             self.stats.lose("unsent", unsent)

@@ -10,8 +10,8 @@ import atexit
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codec import Message
@@ -32,7 +32,8 @@ class Background:
     """The thread, its loop and its session. Made on first use, once per process."""
 
     def __init__(self, make: Callable[[], Session]) -> None:
-        self._inbox: deque[tuple[Destination, bytes, Ticket | None]] = deque()
+        self._lock = threading.Lock()
+        self._inbox: list[tuple[Destination, bytes, Ticket | None]] = []
         self._woken = False
         self.waiting_bytes = 0
         started = threading.Event()
@@ -50,6 +51,8 @@ class Background:
 
             self.loop.run_until_complete(begin())
             self.loop.run_forever()
+            self.loop.close()
+            self._take()  # what came too late hears it
 
         self.thread = threading.Thread(target=run, name="asgi_amqp", daemon=True)
         self.thread.start()
@@ -57,25 +60,26 @@ class Background:
 
     def put(self, destination: Destination, data: bytes, ticket: Ticket | None) -> None:
         """From any thread."""
-        self._inbox.append((destination, data, ticket))
-        self.waiting_bytes += len(data)
-        if not self._woken:
-            self._woken = True
-            self.loop.call_soon_threadsafe(self._take)
+        with self._lock:
+            self._inbox.append((destination, data, ticket))
+            self.waiting_bytes += len(data)
+            woken, self._woken = self._woken, True
+        if not woken:
+            try:
+                self.loop.call_soon_threadsafe(self._take)
+            except RuntimeError:  # it has ended
+                self._take()
 
     def _take(self) -> None:
-        self._woken = False
-        submit = self._sender.submit
-        inbox = self._inbox
-        while inbox:
-            destination, data, ticket = inbox.popleft()
-            self.waiting_bytes -= len(data)
-            submit(destination, data, ticket)
+        with self._lock:
+            events, self._inbox = self._inbox, []
+            self.waiting_bytes, self._woken = 0, False
+        for event in events:
+            self._sender.submit(*event)
 
-    @property
-    def buffered(self) -> int:
-        """Bytes that wait, roughly: threads may be putting more just now."""
-        return self.waiting_bytes + self._sender.outbox.buffered
+    def full(self, destination: Destination) -> bool:
+        """Whether there is no room, roughly: threads may be putting more just now."""
+        return self._sender.outbox.full(destination, self.waiting_bytes)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run a coroutine in the background loop and wait for it from a thread."""
@@ -96,7 +100,7 @@ class Background:
             pass  # the deadline is the promise; what is left is lost with the process
         finally:
             self.loop.call_soon_threadsafe(self.loop.stop)
-            self.thread.join(timeout)
+            self.thread.join(timeout + 1.0)
 
 
 class SyncPublisher:
@@ -111,7 +115,6 @@ class SyncPublisher:
         self._layer = weakref.proxy(layer)
         self._lock = threading.Lock()
         self._background: Background | None = None
-        self._limit = layer.buffer_bytes
         self._stats = layer.stats
         me = weakref.ref(self)
         atexit.register(lambda: _stop(me))
@@ -170,11 +173,11 @@ class SyncPublisher:
             return
         background = self.background
         deadline = time.monotonic() + timeout
-        while background.buffered > self._limit:
+        neediest = max((destination for destination, _ in events), key=attrgetter("confirmed"))
+        while background.full(neediest):
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
-                    f"{background.buffered} bytes wait to be sent, the most that buffer_bytes "
-                    "allows, and the broker takes none"
+                    "as many bytes wait to be sent as buffer_bytes allows, and the broker takes none"
                 )
             time.sleep(0.002)
         ticket = ThreadTicket(len(events), deadline) if wait else None

@@ -10,36 +10,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from copy import copy
 from typing import Any
 
 from . import codec
 from .bindings import Bindings
 from .config import Config
 from .connection import ANSWER, Link, Wire
-from .consumer import Consumer, Received
+from .consumer import Consumer
 from .exceptions import LayerError
-from .inbox import Inbox
+from .inbox import Inbox, wait
 from .mailboxes import Mailbox, Mailboxes, Member
 from .supervisor import Supervisor
 from .topology import Queue
 from .transport import Delivery
 
 log = logging.getLogger("asgi_amqp")
-
-
-async def wait(box: Mailbox) -> None:
-    """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is lost."""
-    if box.closed is not None:
-        raise copy(box.closed)
-    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    box.waiters.append(waiter)
-    try:
-        await waiter
-    except asyncio.CancelledError:
-        box.forsaken(waiter, woken=not waiter.cancelled())
-        raise
-    box.turn()
 
 
 class Receiver:
@@ -55,15 +40,15 @@ class Receiver:
         self.mailboxes = Mailboxes(config, self.stats.lose, control)
         self.supervisor = Supervisor(config.options.named("consumes"), self._setup, self._lost, self._failed)
         self._config = config
-        self._topology = config.topology
+        self.topology = config.topology
         self._wire: Wire | None = None
         self.queue_name = ""
         self._bindings = Bindings()
         self._joining: dict[str, asyncio.Future[None]] = {}  # groups that somebody waits for
-        self._pending: dict[tuple[str, str], int] = {}  # joins under way that made the membership
+        self._pending: dict[tuple[str, str], set[object]] = {}  # joins under way that made the membership
         self._binder: asyncio.Task[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._consumers: set[Consumer] = set()
+        self.consumers: set[Consumer] = set()
         self._inboxes: dict[str, Inbox] = {}
         self._connected_before = False
         self._sweeper = self.loop.call_later(max(1.0, config.expiry / 2), self._sweep)
@@ -85,9 +70,7 @@ class Receiver:
         """The oldest message of a mailbox, once there is one. LayerError when there will be none."""
         while (message := box.take(time.monotonic())) is None:
             if self._wire is None:
-                if self.supervisor.hopeless is not None:
-                    raise self.supervisor.hopeless
-                self.supervisor.start()
+                self._start()
             await wait(box)
         return message
 
@@ -95,41 +78,15 @@ class Receiver:
         """The inbox of a normal channel."""
         inbox = self._inboxes.get(queue.name)
         if inbox is None:
-            inbox = self._inboxes[queue.name] = Inbox(
-                self.consumer, self.drop, self.stats.lose, queue, self._config.expiry, self._config.timeout
-            )
+            inbox = Inbox(self, queue, self._config.expiry, self._config.timeout)
+            self._inboxes[queue.name] = inbox
         return inbox
 
-    async def fetch(self, inbox: Inbox) -> codec.Message:
-        """The next message of a normal channel."""
-        inbox.readers += 1
-        try:
-            while (message := inbox.box.take(time.monotonic())) is None:
-                await inbox.ready()
-                if not inbox.box.count:  # it may have come while we subscribed
-                    await wait(inbox.box)
-            inbox.box.settle()
-            return message
-        finally:
-            inbox.readers -= 1
-            inbox.arm()
-
-    def consumer(
-        self,
-        queue: Queue,
-        prefetch: int,
-        on_message: Callable[[Received], None],
-        on_lost: Callable[[LayerError | None], None],
-    ) -> Consumer:
-        """A consumer of a normal channel over all links, until it is dropped."""
-        consumer = Consumer(self.supervisor, self._topology, self.stats, queue, prefetch, on_message, on_lost)
-        self._consumers.add(consumer)
-        return consumer
-
-    async def drop(self, consumer: Consumer) -> None:
-        """End a consumer; what was delivered and not acknowledged goes back to the queue."""
-        self._consumers.discard(consumer)
-        await consumer.stop()
+    def _start(self) -> None:
+        """Connect; the error where that is hopeless."""
+        if (hopeless := self.supervisor.hopeless) is not None:
+            raise hopeless
+        self.supervisor.start()
 
     async def ready(self, timeout: float) -> None:
         """Until this process can be reached: its queue is declared and consumed."""
@@ -141,26 +98,25 @@ class Receiver:
         """Join; back when the next group_send will reach the channel. Failed or cancelled, it leaves the
         membership as it was.
         """
-        key = (group, channel)
+        key, me = (group, channel), object()
         if self.mailboxes.join(group, channel, member) or key in self._pending:
-            self._pending[key] = self._pending.get(key, 0) + 1
+            self._pending.setdefault(key, set()).add(me)
         self._bindings.want(group)
         try:
             if group not in self._bindings.bound:
                 await self._bound(group, timeout)
             self._pending.pop(key, None)
         except BaseException:
-            if key in self._pending:
-                self._pending[key] -= 1
-                if not self._pending[key]:
+            pending = self._pending.get(key, set())
+            if me in pending:
+                pending.remove(me)
+                if not pending:
                     self.group_discard(group, channel)
             raise
 
     async def _bound(self, group: str, timeout: float) -> None:
         """Until the group is bound. The binding itself is nobody's: who stops waiting disturbs no other."""
-        if self.supervisor.hopeless is not None:
-            raise self.supervisor.hopeless
-        self.supervisor.start()
+        self._start()
         self._bind()
         future = self._joining.get(group)
         if future is None:
@@ -174,6 +130,7 @@ class Receiver:
         self._pending.pop((group, channel), None)
         if self.mailboxes.leave(group, channel):
             self._bindings.unwant(group, time.monotonic())
+            self._joined(group)  # who still waits for it has been taken out
             self._bind()
 
     def _bind(self) -> None:
@@ -199,7 +156,7 @@ class Receiver:
                 calls = [(group, True) for group in bind] + [(group, False) for group in unbind]
                 async with asyncio.timeout(ANSWER):
                     for number, (group, bound) in enumerate(calls, 1):
-                        where = self.queue_name, self._topology.exchange, self._topology.group_key(group)
+                        where = self.queue_name, self.topology.exchange, self.topology.group_key(group)
                         if not bound:
                             await wire.channel.queue_unbind(*where)
                         elif number < len(calls):
@@ -250,7 +207,7 @@ class Receiver:
 
     async def _setup(self, link: Link) -> None:
         wire = await link.wire(on_delivery=self._take_in)
-        channel, topology = wire.channel, self._topology
+        channel, topology = wire.channel, self.topology
         self.queue_name = topology.process_queue(self.process, link.generation)
         gap_queue = topology.gap_queue(self.queue_name)
         await channel.exchange_declare(topology.exchange, exchange_type="direct", durable=True)
@@ -270,13 +227,13 @@ class Receiver:
         await wire.consume(self.queue_name, no_ack=True)
 
         def missed(delivery: Delivery) -> None:
-            self._missed(delivery)
             gaps.ack(delivery.tag)
+            self._missed(delivery)
 
         # One at a time: who cannot keep up must not be sent all that was dropped for it.
         gaps = await link.wire(on_delivery=missed)
         await gaps.consume(gap_queue, prefetch=1)
-        for consumer in list(self._consumers):
+        for consumer in list(self.consumers):
             await consumer.attach(link)
         self._bindings.up(groups, time.monotonic())
         for group in groups:
@@ -289,16 +246,16 @@ class Receiver:
         self.stats.reconnects += 1
         self._wire = None
         self._bindings.down()
-        for consumer in list(self._consumers):
+        for consumer in list(self.consumers):
             consumer.lost(None)
 
     def _failed(self, error: LayerError) -> None:
         """Trying again cannot help: whoever waits must know."""
         for box in self.mailboxes.boxes.values():
             box.fail(error)
-        for consumer in list(self._consumers):
+        for consumer in list(self.consumers):
             consumer.lost(error)
-        self._consumers.clear()
+        self.consumers.clear()
         for future in self._joining.values():
             future.set_exception(error)
             future.exception()  # it may be that nobody waits any more
@@ -332,6 +289,11 @@ class Receiver:
         if self._wire is not None:
             link = await self.supervisor.link(self._config.timeout)
             await link.attempt(lambda channel: channel.queue_purge(self.queue_name))
+
+    def abandon(self) -> None:
+        """Its loop has ended."""
+        self._unhome(self.mailboxes.boxes)
+        self.supervisor.abort()
 
     async def close(self, error: LayerError) -> None:
         """Disconnect; everybody who waits hears `error`."""

@@ -343,6 +343,7 @@ class Sender:
         finally:
             self._closed = error
             self.outbox.close(error)
+            self._link = None  # nothing is accepted on the way out
             for task in list(self._tasks):
                 task.cancel()
             for timer in (self._ticking, self._asking):

@@ -135,4 +135,4 @@ class Session:
         """Its loop has ended without closing it: cut its connections."""
         self.closed = True
         self.sender.supervisor.abort()
-        self.receiver.supervisor.abort()
+        self.receiver.abandon()

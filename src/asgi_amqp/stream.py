@@ -11,6 +11,7 @@ the whole of it for an application.
 """
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ FIRST = "first"
 
 Messages = list[tuple[int, bytes]]
 """Offsets and bodies, in order."""
+
+Waiting = deque[tuple[int, "asyncio.Future[None]"]]
+"""Tags of what was published, and who waits for each, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,12 @@ class StreamReader:
 
     async def attach(self, link: Link) -> None:
         """Start reading."""
-        wire = await link.wire(passing=self._passing, on_delivery=self._arrived)
+        wire: Wire
+
+        def arrived(delivery: Delivery) -> None:
+            self._arrived(delivery, wire)
+
+        wire = await link.wire(passing=self._passing, on_delivery=arrived)
         self._link, self._wire = link, wire
         if self._passing:
             wire.channel.closing.add_done_callback(lambda _: self._ended(wire))
@@ -123,6 +132,7 @@ class StreamReader:
     def detach(self) -> None:
         """Hand over nothing more. Reading ends with the link."""
         self._wire = self._link = None
+        self._handed = 0
         self._inbox.clear()
 
     async def close(self) -> None:
@@ -132,9 +142,9 @@ class StreamReader:
         if wire is not None:
             await wire.close()
 
-    def _arrived(self, delivery: Delivery) -> None:
+    def _arrived(self, delivery: Delivery, wire: Wire) -> None:
         offset = delivery.headers.get("x-stream-offset")
-        if not isinstance(offset, int) or self._wire is None:
+        if not isinstance(offset, int) or wire is not self._wire:
             return
         if not self._inbox:
             asyncio.get_running_loop().call_soon(self._hand_over)
@@ -237,14 +247,16 @@ class StreamWriter:
         self._link: Link | None = None
         self._wire: Wire | None = None
         self._tag = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._out_of_order: set[int] = set()
+        self._waiting: Waiting = deque()
 
     async def attach(self, link: Link) -> None:
         """Open the wire to publish on."""
-        self._wire = await link.wire(on_confirm=self._confirmed, on_return=self._returned)
-        self._tag = 0
-        self._link = link
+        waiting: Waiting = deque()  # a late word from the wire before is for those who waited on that
+        self._wire = await link.wire(
+            on_confirm=functools.partial(self._confirmed, waiting, set()),
+            on_return=lambda _: self._fail(waiting, "there is no such stream"),
+        )
+        self._waiting, self._tag, self._link = waiting, 0, link
 
     def publish(self, body: bytes) -> "asyncio.Future[None]":
         """Append one message."""
@@ -260,26 +272,25 @@ class StreamWriter:
 
     def lost(self, reason: str) -> None:
         """The link is gone: what was not confirmed never will be."""
-        self._link = self._wire = None
-        waiting, self._waiting = self._waiting, deque()
-        for _, future in waiting:
+        self._fail(self._waiting, reason)
+
+    def _fail(self, waiting: Waiting, reason: str) -> None:
+        if waiting is self._waiting:
+            self._link = self._wire = None
+        while waiting:
+            _, future = waiting.popleft()
             if not future.done():
                 future.set_exception(BrokerUnavailable(reason))
                 future.exception()  # whoever has stopped waiting need not hear of it
 
-    def _returned(self, message_id: str) -> None:
-        self.lost("there is no such stream")
-
-    def _confirmed(self, tag: int, multiple: bool, ok: bool) -> None:
+    def _confirmed(self, waiting: Waiting, early: set[int], tag: int, multiple: bool, ok: bool) -> None:
         """Confirms may come in any order; futures are done in the order of the stream."""
-        waiting = self._waiting
         if not ok:
-            self.lost("the broker refused a message")
-            return
+            self._fail(waiting, "the broker refused a message")
         if not multiple:
-            self._out_of_order.add(tag)
-        while waiting and (waiting[0][0] in self._out_of_order or (multiple and waiting[0][0] <= tag)):
+            early.add(tag)
+        while waiting and (waiting[0][0] in early or (multiple and waiting[0][0] <= tag)):
             number, future = waiting.popleft()
-            self._out_of_order.discard(number)
+            early.discard(number)
             if not future.done():
                 future.set_result(None)

@@ -39,18 +39,21 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._waiters: dict[asyncio.Future[Link], None] = {}  # in the order in which they came
         self._failed_at = 0.0
+        self._closed: LayerError | None = None
         self._generation = 0
         self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
 
     @property
     def hopeless(self) -> LayerError | None:
-        """What ended all attempts a moment ago: the broker is not asked again so soon."""
+        """What ended all attempts, for good or a moment ago: the broker is not asked again so soon."""
+        if self._closed is not None:
+            return copy(self._closed)
         ended = self._task is not None and self._task.done()
-        return self.problem if ended and time.monotonic() - self._failed_at < REPEAT else None
+        return copy(self.problem) if ended and time.monotonic() - self._failed_at < REPEAT else None
 
     def start(self) -> None:
         """Begin, unless it is under way or hopeless."""
-        if self._task is None or (self._task.done() and self.hopeless is None):
+        if (self._task is None or self._task.done()) and self.hopeless is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="asgi_amqp supervisor")
 
     async def link(self, timeout: float) -> Link:
@@ -59,8 +62,8 @@ class Supervisor:
         """
         if self.current is not None:
             return self.current
-        if self.hopeless is not None:
-            raise self.hopeless
+        if (hopeless := self.hopeless) is not None:
+            raise hopeless
         self.start()
         waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
@@ -79,12 +82,12 @@ class Supervisor:
         )
 
     async def close(self, error: LayerError | None = None) -> None:
-        """Disconnect; who waits for a link hears `error`."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        self._tell(error or BrokerUnavailable("the connection was closed"))
+        """Disconnect for good; who waits for a link hears `error`."""
+        self._closed = error or BrokerUnavailable("the connection was closed")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._tell(self._closed)
 
     def abort(self) -> None:
         """Cut the connection of an event loop that has ended."""

@@ -66,4 +66,4 @@ class ThreadTicket(Ticket):
                 "no confirm from the broker in time, and the background thread does not answer"
             )
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)

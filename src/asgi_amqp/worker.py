@@ -97,8 +97,8 @@ class Worker:
             raise ValueError(f"{self._channel} is a process-local channel: a worker needs a normal one")
         self._keeps_order = bool(queue.arguments.get("x-single-active-consumer"))
         receiver = self._layer.session().receiver
-        self._consumer = consumer = receiver.consumer(
-            queue, self._concurrency, self._on_message, self._on_lost
+        self._consumer = consumer = Consumer(
+            receiver, queue, self._concurrency, self._on_message, self._on_lost
         )
         with self._signals():
             try:
@@ -110,7 +110,7 @@ class Worker:
                 finally:
                     await self._drain(slots)
             finally:
-                await receiver.drop(consumer)
+                await consumer.stop()
         if self._error is not None:
             raise self._error
 

@@ -284,7 +284,7 @@ async def test_confirmed_events_in_flight_leave_again(make_layer, broker, report
     await broker.do("pause")
     try:
         sending = [asyncio.create_task(layer.send("jobs", {"type": "a", "number": n})) for n in range(300)]
-        await eventually(lambda: sender.outbox.under_way and not sender.outbox.count)
+        await eventually(lambda: sender.outbox.under_way and not sender.outbox.size)
         sender.supervisor.current.abort()
         await eventually(lambda: not layer.gauges()["connected_publishing"])
     finally:
@@ -309,7 +309,7 @@ async def test_in_flight_unconfirmed_events_are_reported(make_layer, broker, rep
     await broker.do("pause")
     for _ in range(25):
         await layer.group_send("g", {"type": "a"})
-    await eventually(lambda: not layer.session().sender.outbox.count)
+    await eventually(lambda: not layer.session().sender.outbox.size)
     try:
         # Killing thaws it: it may confirm some in its last moment.
         await broker.do("kill")

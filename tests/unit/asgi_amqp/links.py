@@ -88,13 +88,14 @@ class Link(connection.Link):
         self.wires = []
         self.passing = Channel()
         self.closed = False
+        self._tasks = set()
 
     async def wire(self, *, passing=False, **callbacks):
         self.wires.append(Wire(self, callbacks))
         return self.wires[-1]
 
     async def attempt(self, call):
-        return await call(self.passing)
+        return await self.own(call(self.passing))
 
     def write(self, data):
         pass
@@ -109,6 +110,8 @@ class Link(connection.Link):
     async def close(self, deadline=2.0):
         self.closed = True
         self.give_up("closed")
+        for task in list(self._tasks):
+            task.cancel()
 
     def abort(self):
         self.closed = True

@@ -1,53 +1,48 @@
-"""Link: what becomes of calls when the link ends, or who waits for them does."""
+"""A connection to a server that is none: whatever ends the attempt, the socket is closed."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
-from asgi_amqp.connection import Link
+from asgi_amqp.connection import connect
 from asgi_amqp.exceptions import BrokerUnavailable
-from tests.unit.asgi_amqp.links import OPTIONS
+from asgi_amqp.options import Options, Target
 
 
-class Connection:
-    """aiormq's, as far as a link that makes no channels uses it."""
+class Silent:
+    """Takes connections and says nothing."""
 
-    connection_tune = SimpleNamespace(frame_max=131072, channel_max=0)
+    async def __aenter__(self):
+        self.taken, self.gone = asyncio.Event(), asyncio.Event()
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.options = Options((Target.parse(f"amqp://127.0.0.1:{port}"),), "test", connect_timeout=0.1)
+        return self
 
-    def __init__(self):
-        self.closing = asyncio.get_running_loop().create_future()
+    async def serve(self, reader, writer):
+        self.taken.set()
+        while await reader.read(1000):
+            pass
+        self.gone.set()
+        writer.close()
 
-    async def close(self):
-        """At once."""
-
-
-@pytest.fixture
-async def link():
-    return Link(OPTIONS.targets[0], 1, Connection(), SimpleNamespace(transport=None), True)
-
-
-@pytest.mark.parametrize("begun", [True, False])
-async def test_who_waits_for_a_call_that_the_link_ends_is_not_cancelled_but_told(link, begun):
-    """As a task that declares a queue: cancelled, it would leave what is held for the queue held for ever."""
-    waiting = asyncio.create_task(link.own(asyncio.sleep(60)))
-    await asyncio.sleep(0.01 if begun else 0)
-    await link.close()
-    with pytest.raises(BrokerUnavailable, match="going"):
-        await asyncio.wait_for(waiting, 2)
+    async def __aexit__(self, *_):
+        self.server.close()
+        await self.server.wait_closed()
 
 
-async def test_a_call_goes_on_when_who_waits_for_it_is_cancelled(link):
-    done = []
+async def test_an_attempt_that_has_no_answer_in_time_closes_its_socket():
+    async with Silent() as silent:
+        with pytest.raises(BrokerUnavailable, match="no answer in time"):
+            await connect(silent.options.targets[0], silent.options, 1)
+        await asyncio.wait_for(silent.gone.wait(), 5)
 
-    async def call():
-        await asyncio.sleep(0.02)
-        done.append(True)
 
-    waiting = asyncio.create_task(link.own(call()))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    await asyncio.sleep(0.05)
-    assert done == [True]
+async def test_an_attempt_that_is_cancelled_closes_its_socket():
+    async with Silent() as silent:
+        attempt = asyncio.create_task(connect(silent.options.targets[0], silent.options, 1, 100))
+        await silent.taken.wait()
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+        assert attempt.cancelled()
+        await asyncio.wait_for(silent.gone.wait(), 5)

@@ -156,11 +156,11 @@ def test_a_number_is_checked_for_kind_and_range(value):
 
 
 def test_channels_that_is_too_old_is_refused_with_the_least_that_works(monkeypatch):
-    for version in ("4.1.0", "3.0.5"):
+    for version in ("4.2.0", "4.1.0", "3.0.5"):
         monkeypatch.setattr(channels, "__version__", version)
         with pytest.raises(ConfigurationError, match=rf"Channels {version} is too old: 4\.2"):
             AMQPChannelLayer()
-    monkeypatch.setattr(channels, "__version__", "4.2.0")
+    monkeypatch.setattr(channels, "__version__", "4.2.1")
     AMQPChannelLayer()
 
 

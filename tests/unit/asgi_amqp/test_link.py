@@ -1,0 +1,53 @@
+"""Link: what becomes of calls when the link ends, or who waits for them does."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from asgi_amqp.connection import Link
+from asgi_amqp.exceptions import BrokerUnavailable
+from tests.unit.asgi_amqp.links import OPTIONS
+
+
+class Connection:
+    """aiormq's, as far as a link that makes no channels uses it."""
+
+    connection_tune = SimpleNamespace(frame_max=131072, channel_max=0)
+
+    def __init__(self):
+        self.closing = asyncio.get_running_loop().create_future()
+
+    async def close(self):
+        """At once."""
+
+
+@pytest.fixture
+async def link():
+    return Link(OPTIONS.targets[0], 1, Connection(), SimpleNamespace(transport=None), True)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_who_waits_for_a_call_that_the_link_ends_is_not_cancelled_but_told(link, begun):
+    """As a task that declares a queue: cancelled, it would leave what is held for the queue held for ever."""
+    waiting = asyncio.create_task(link.own(asyncio.sleep(60)))
+    await asyncio.sleep(0.01 if begun else 0)
+    await link.close()
+    with pytest.raises(BrokerUnavailable, match="going"):
+        await asyncio.wait_for(waiting, 2)
+
+
+async def test_a_call_goes_on_when_who_waits_for_it_is_cancelled(link):
+    done = []
+
+    async def call():
+        await asyncio.sleep(0.02)
+        done.append(True)
+
+    waiting = asyncio.create_task(link.own(call()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.sleep(0.05)
+    assert done == [True]

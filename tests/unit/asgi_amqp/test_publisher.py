@@ -1,0 +1,96 @@
+"""The publisher for threads: what it counts, what it lets through, and what it leaves behind."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+
+import pytest
+
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
+from asgi_amqp.exceptions import ConfigurationError
+from asgi_amqp.tickets import ThreadTicket
+from tests.unit.asgi_amqp.links import Brokers
+from tests.unit.asgi_amqp.test_sessions import sent
+
+
+@pytest.fixture
+def brokers(monkeypatch):
+    return Brokers(monkeypatch)
+
+
+def test_bytes_that_many_threads_put_are_counted_and_let_go_again(brokers, monkeypatch):
+    layer = AMQPChannelLayer("amqp://broker.test")
+    background = layer.publisher.background
+    monkeypatch.setattr(background._sender, "submit", lambda *event: None)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def put():
+        for _ in range(20_000):
+            background.put(None, b"12345", None)
+
+    threads = [threading.Thread(target=put) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    background.run(asyncio.sleep(0.01), 5)
+    assert background.waiting_bytes == 0
+    layer.publisher.close()
+
+
+def test_a_queue_that_withholds_its_confirms_leaves_room_for_what_needs_none(brokers):
+    layer = AMQPChannelLayer("amqp://broker.test", buffer_bytes=10_000, durable=["jobs"])
+    for _ in range(7):
+        layer.publisher.send("jobs", {"x": bytes(1200)}, wait=False)
+    with pytest.raises(BrokerUnavailable):
+        layer.publisher.send("jobs", {"x": bytes(1200)}, 0.05, wait=False)
+    layer.publisher.group_send("g", {"n": 1}, 1.0, wait=False)
+    deadline = time.monotonic() + 5
+    while ("g", {"n": 1}) not in sent(brokers.links[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    layer.publisher.close(0.0)
+
+
+def test_a_publisher_that_was_closed_leaves_nothing_open(brokers):
+    layer = AMQPChannelLayer("amqp://broker.test")
+    layer.publisher.group_send("g", {"n": 1}, wait=False)
+    layer.publisher.close(0.1)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        layer.publisher.group_send("g", {"n": 1}, wait=False)
+        background = layer.publisher.background
+        layer.publisher.close(0.1)
+        assert background.loop.is_closed()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_is_put_too_late_is_counted_or_its_thread_hears_it(brokers):
+    layer = AMQPChannelLayer("amqp://broker.test")
+    background = layer.publisher.background
+    destination = layer.group_destination("g")
+    layer.publisher.close(0.0)
+    background.put(destination, b"x", None)
+    assert layer.stats.lost == {"unsent": 1}
+    ticket = ThreadTicket(1, time.monotonic() + 5)
+    background.put(destination, b"x", ticket)
+    begun = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        ticket.wait()
+    assert time.monotonic() - begun < 1
+
+
+def test_an_error_of_many_threads_is_raised_for_each_on_its_own():
+    error = ConfigurationError("wrong password")
+    for _ in range(3):
+        ticket = ThreadTicket(1, time.monotonic() + 5)
+        ticket.give_up(error)
+        with pytest.raises(ConfigurationError) as caught:
+            ticket.wait()
+        assert caught.value is not error

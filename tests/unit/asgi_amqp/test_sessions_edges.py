@@ -1,0 +1,336 @@
+"""Sessions on links that a test answers for, at the moments when two things happen at once."""
+
+import asyncio
+
+import pytest
+
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
+from asgi_amqp.exceptions import ConfigurationError
+from asgi_amqp.worker import Worker
+from tests.unit.asgi_amqp.links import Brokers, Link, Wire, until
+from tests.unit.asgi_amqp.test_sessions import body, consuming, publishing, sent
+
+
+@pytest.fixture
+def brokers(monkeypatch):
+    return Brokers(monkeypatch)
+
+
+@pytest.fixture
+async def make(brokers):
+    layers = []
+
+    def make(**options):
+        layers.append(AMQPChannelLayer("amqp://broker.test", **options))
+        return layers[-1]
+
+    yield make
+    for layer in layers:
+        await layer.close()
+
+
+class Gated(Wire):
+    """Begins and ends to consume when the gates of its link are open."""
+
+    async def consume(self, queue, *, prefetch=0, **options):
+        tag = await super().consume(queue, prefetch=prefetch, **options)
+        await self.link.may_consume.wait()
+        return tag
+
+    async def cancel(self, tag):
+        await super().cancel(tag)
+        await self.link.may_cancel.wait()
+
+
+class GatedLink(Link):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.may_consume, self.may_cancel = asyncio.Event(), asyncio.Event()
+        self.may_consume.set()
+        self.may_cancel.set()
+
+    async def wire(self, *, passing=False, **callbacks):
+        self.wires.append(Gated(self, callbacks))
+        return self.wires[-1]
+
+
+def consumed(link, queue):
+    """The wires of a link on which a queue is consumed."""
+    return [wire for wire in link.wires if queue in [name for name, _ in wire.consuming]]
+
+
+# Sending
+
+
+async def test_a_queue_is_declared_on_the_next_link_where_the_first_went_meanwhile(make, brokers):
+    """Given up by this side: the socket stands, and nothing but the cancelled call says that it has ended."""
+    layer = make()
+    link = await publishing(layer, brokers)
+    link.passing.gate.clear()
+    sending = asyncio.create_task(layer.send("q", {"n": 1}))
+    await until(lambda: link.passing.named("queue_declare"))
+    link.give_up("the broker ended a consumer")
+    await until(lambda: len(brokers.links) == 2)
+    await until(lambda: sent(brokers.links[1]) == [("q", {"n": 1})])
+    brokers.links[1].wires[0].callbacks["on_confirm"](1, False, True)
+    await sending
+
+
+async def test_whoever_waits_for_a_call_on_a_link_that_goes_hears_that_and_is_not_cancelled(brokers):
+    link = Link()
+    link.passing.gate.clear()
+    waiting = asyncio.create_task(link.attempt(lambda channel: channel.queue_declare("q")))
+    await until(lambda: link.passing.calls)
+    await link.close()
+    with pytest.raises(BrokerUnavailable):
+        await waiting
+
+
+async def test_a_close_that_has_begun_takes_nothing_more(make, brokers):
+    layer = make()
+    link = await publishing(layer, brokers)
+    session = layer.session()
+    closing = asyncio.create_task(session.close(0.0))
+    await asyncio.sleep(0)
+    assert session.sender._closed is not None
+    with pytest.raises(BrokerUnavailable):
+        await session.sender.send(layer.group_destination("g"), layer.encode({"n": 1}), 0.1)
+    await closing
+    assert sent(link) == []
+
+
+async def test_a_closed_session_never_connects_again(make, brokers):
+    layer = make(timeout=0.1)
+    link = await publishing(layer, brokers)
+    session = layer.session()
+    await layer.close()
+    for call in (
+        session.sender.supervisor.link(0.1),
+        session.receiver.ready(0.1),
+        (await session.receiver.inbox(layer.destination("q").queue)).receive(),
+    ):
+        with pytest.raises(BrokerUnavailable):
+            await call
+    assert brokers.links == [link]
+
+
+async def test_a_worker_that_starts_while_its_layer_is_closed_ends(make, brokers):
+    brokers.found = [BrokerUnavailable("down")]
+    layer = make()
+    working = asyncio.create_task(Worker(layer, print, "jobs", handle_signals=False).run())
+    await until(lambda: brokers.tried)
+    await layer.close()
+    brokers.found = [Link]
+    with pytest.raises(BrokerUnavailable):
+        await working
+    assert brokers.links == []
+
+
+async def test_who_hears_twice_what_ended_all_attempts_hears_it_each_for_himself(make, brokers):
+    brokers.found = [ConfigurationError("wrong password")]
+    layer = make()
+    heard = []
+    for _ in range(3):
+        with pytest.raises(ConfigurationError) as caught:
+            await layer.new_channel()
+        heard.append(caught.value)
+    assert len({id(error) for error in heard}) == 3  # a traceback grows with each who raises it
+
+
+# Groups
+
+
+async def test_a_join_that_fails_takes_no_later_one_away(make, brokers):
+    layer = make()
+    channel = await layer.new_channel()
+    (link,) = brokers.links
+    link.wires[0].channel.gate.clear()
+    first = asyncio.create_task(layer.group_add("g", channel))
+    await asyncio.sleep(0)
+    await layer.group_discard("g", channel)
+    second = asyncio.create_task(layer.group_add("g", channel))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    link.wires[0].channel.gate.set()
+    await second
+    assert list(layer.session().receiver.mailboxes.groups["g"]) == [channel]
+
+
+async def test_groups_that_nobody_could_join_leave_nothing_behind(make, brokers):
+    layer = make(timeout=0.01)
+    channel = await layer.new_channel()
+    brokers.found = [BrokerUnavailable("down")]
+    brokers.links[0].give_up("cut")
+    receiver = layer.session().receiver
+    await until(lambda: receiver._wire is None)
+    for number in range(10):
+        with pytest.raises(BrokerUnavailable):
+            await layer.group_add(f"g{number}", channel)
+    assert not receiver._joining
+    assert not receiver._pending
+    assert not receiver.mailboxes.groups
+
+
+async def test_who_joins_is_not_kept_waiting_by_all_who_left(make, brokers, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.bindings.LINGER", 0.0)
+    layer = make()
+    channel = await layer.new_channel()
+    wire = brokers.links[0].wires[0]
+    for number in range(1000):
+        await layer.group_add(f"g{number}", channel)
+    wire.channel.gate.clear()
+    for number in range(1000):
+        await layer.group_discard(f"g{number}", channel)
+    joining = asyncio.create_task(layer.group_add("late", channel))
+    await until(lambda: wire.channel.named("queue_unbind"))
+    wire.channel.gate.set()
+    await joining
+    calls = [(name, where[-1]) for name, *where in wire.channel.calls]
+    assert [name for name, _ in calls[: calls.index(("queue_bind", "g.late"))]].count("queue_unbind") <= 100
+
+
+# Receiving
+
+
+async def test_a_reader_that_comes_while_an_inbox_goes_to_rest_is_heard(make, brokers, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.01)
+    brokers.found = [GatedLink]
+    layer = make(durable=["jobs"])
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    link = brokers.links[0]
+    link.may_cancel.clear()
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    assert await receiving == {"n": 1}
+    await until(lambda: ("cancel", "tag-1") in wire.answers)
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    await asyncio.sleep(0.01)
+    link.may_cancel.set()
+    await until(lambda: sum(len(each.consuming) for each in consumed(link, "asgi.d.jobs")) == 2)
+    consumed(link, "asgi.d.jobs")[-1].deliver(body("jobs", {"n": 2}), tag=2)
+    assert await receiving == {"n": 2}
+
+
+async def test_an_inbox_that_rests_when_the_link_is_cut_fetches_nothing_for_nobody(
+    make, brokers, monkeypatch
+):
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.01)
+    layer = make(durable=["jobs"])
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}, {"n": 2}), tag=1)  # begun: the second stays here to be read
+    assert await receiving == {"n": 1}
+    await until(lambda: ("cancel", "tag-1") in wire.answers)
+    brokers.links[0].give_up("cut")
+    await until(lambda: layer.session().receiver._wire not in (None, wire) and len(brokers.links) == 2)
+    assert consumed(brokers.links[1], "asgi.d.jobs") == []
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    await until(lambda: consumed(brokers.links[1], "asgi.d.jobs"))
+    consumed(brokers.links[1], "asgi.d.jobs")[0].deliver(body("jobs", {"n": 2}), tag=1)
+    assert await receiving == {"n": 2}
+
+
+async def test_a_worker_that_drains_takes_nothing_new_from_the_next_link(make, brokers):
+    layer = make(durable=["jobs"])
+    finish, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(message):
+        begun.set()
+        await finish.wait()
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    working = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"type": "x"}), tag=1)
+    await begun.wait()
+    worker.stop()
+    await until(lambda: ("cancel", "tag-1") in wire.answers)
+    brokers.links[0].give_up("cut")
+    await until(lambda: layer.session().receiver._wire is not None and len(brokers.links) == 2)
+    assert consumed(brokers.links[1], "asgi.d.jobs") == []
+    finish.set()
+    await working
+
+
+async def test_a_consumer_that_came_too_late_for_who_wanted_it_holds_nothing(make, brokers):
+    brokers.found = [GatedLink]
+    layer = make(durable=["jobs"], timeout=0.05)
+    link = await layer.session().receiver.supervisor.link(5)
+    link.may_consume.clear()
+    with pytest.raises(BrokerUnavailable):
+        await layer.receive("jobs")
+    await until(lambda: all(wire.closed for wire in consumed(link, "asgi.d.jobs")))
+    link.may_consume.set()
+
+
+async def test_a_gap_that_says_nonsense_is_followed_by_the_next(make, brokers):
+    layer = make(gap_type="gap")
+    channel = await layer.new_channel()
+    gaps = brokers.links[0].wires[1]
+    with pytest.raises(AttributeError):
+        gaps.deliver(b"", tag=1, headers={"x-death": ["nonsense"]})
+    assert gaps.answers == [("ack", 1)]  # one at a time: unacknowledged, it would be the last
+    gaps.deliver(b"", tag=2, headers={"x-death": [{"reason": "expired"}]})
+    assert await layer.receive(channel) == {"type": "gap", "reason": "expired", "count": None}
+
+
+async def test_a_worker_whose_queue_holds_what_is_no_message_goes_on(make, brokers):
+    layer = make(durable=["jobs"])
+    done = []
+
+    async def handler(message):
+        done.append(message["n"])
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    working = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(b"\xdd\x00\x00\x00\x02\xa0\x05", tag=1)  # a batch of the number 5
+    wire.deliver(body("jobs", {"n": 1}), tag=2)
+    await until(lambda: done == [1])
+    assert ("reject", 1, False) in wire.answers
+    assert layer.stats.lost == {"undecodable": 1}
+    worker.stop()
+    await working
+
+
+async def test_one_reader_that_fails_and_goes_away_takes_no_turn_from_another(make, brokers):
+    layer = make()
+    channel = await layer.new_channel()
+    box = layer.session().receiver.box(channel)
+    staying, going = (asyncio.create_task(layer.receive(channel)) for _ in range(2))
+    await until(lambda: len(box.waiters) == 2)
+    box.wake()
+    box.fail(BrokerUnavailable("no"))
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
+    assert box.woken == 0
+    staying.cancel()
+    await asyncio.gather(staying, return_exceptions=True)
+    assert box.woken == 0
+
+
+# Loops that ended
+
+
+def test_channels_of_loops_that_ended_are_forgotten(brokers):
+    layer = AMQPChannelLayer("amqp://broker.test")
+
+    async def use():
+        await layer.new_channel()
+
+    for _ in range(5):
+        asyncio.run(use())
+    assert len(layer._homes) <= 1
+
+
+async def test_two_threads_may_find_the_same_loop_that_ended(make, brokers):
+    layer = make()
+
+    class Ended:
+        def is_closed(self):
+            layer._sessions.pop(self, None)  # as another thread does just then
+            return True
+
+    layer._sessions[Ended()] = None
+    assert layer.session().living

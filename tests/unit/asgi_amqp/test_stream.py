@@ -1,0 +1,73 @@
+"""Streams on a link that a test answers for: what belongs to one attachment ends with it."""
+
+from asgi_amqp.stream import StreamReader, StreamWriter
+from tests.unit.asgi_amqp.links import Link, until
+
+
+async def attached(writer):
+    link = Link()
+    await writer.attach(link)
+    return link.wires[-1].callbacks["on_confirm"], link.wires[-1].callbacks["on_return"]
+
+
+async def test_confirms_in_any_order_are_told_in_the_order_of_the_stream():
+    writer = StreamWriter("s")
+    confirm, _ = await attached(writer)
+    futures = [writer.publish(b"x") for _ in range(4)]
+    confirm(3, False, True)
+    confirm(2, False, True)
+    assert [future.done() for future in futures] == [False] * 4
+    confirm(1, False, True)
+    assert [future.done() for future in futures] == [True, True, True, False]
+    confirm(4, True, True)
+    assert futures[3].done()
+
+
+async def test_a_confirm_of_the_link_before_confirms_nothing_on_the_next():
+    writer = StreamWriter("s")
+    confirm, _ = await attached(writer)
+    for _ in range(3):
+        writer.publish(b"x")
+    confirm(3, False, True)  # before the first two
+    writer.lost("cut")
+    confirm, _ = await attached(writer)
+    futures = [writer.publish(b"x") for _ in range(3)]
+    confirm(2, True, True)
+    assert [future.done() for future in futures] == [True, True, False]
+
+
+async def test_a_confirm_of_what_came_back_confirms_nothing_later():
+    """The broker confirms what it could give to no queue, after it has given it back."""
+    writer = StreamWriter("s")
+    confirm, give_back = await attached(writer)
+    failed = [writer.publish(b"x") for _ in range(2)]
+    confirm(1, False, True)
+    give_back("2")
+    confirm(2, False, True)
+    assert [future.exception() is None for future in failed] == [True, False]
+    late = confirm
+    confirm, _ = await attached(writer)
+    futures = [writer.publish(b"x") for _ in range(2)]
+    late(1, True, True)
+    assert not futures[0].done()
+    confirm(1, False, True)
+    assert [future.done() for future in futures] == [True, False]
+
+
+async def test_what_was_handed_over_on_one_link_is_not_acknowledged_on_the_next():
+    messages = []
+    reader = StreamReader("s", 0, messages.extend, manual=True)
+    first, second = Link(), Link()
+    await reader.attach(first)
+    first.wires[0].deliver(b"a", tag=7, headers={"x-stream-offset": 0})
+    await until(lambda: messages)
+    reader.detach()
+    await reader.attach(second)
+    first.wires[0].deliver(b"b", tag=8, headers={"x-stream-offset": 1})  # on its way when the link went
+    reader.acknowledge()
+    assert (first.wires[0].answers, second.wires[0].answers) == ([], [])
+    second.wires[0].deliver(b"b", tag=1, headers={"x-stream-offset": 1})
+    await until(lambda: len(messages) > 1)
+    reader.acknowledge()
+    assert second.wires[0].answers == [("ack", 1)]
+    assert messages == [(0, b"a"), (1, b"b")]
