@@ -2,15 +2,15 @@
 
 It is what `aiormq.Connection` would be, so the layer's own `connection`, `supervisor`, `sender`, `receiver`,
 `consumer` and `stream` run on it unchanged (on the path without frames of their own). It holds to what
-RabbitMQ promises and to nothing more: a quorum queue keeps what it confirmed; a stream confirms what a loss of
-power may take; offsets skip one now and then; a delivery that was not acknowledged comes again, first.
+RabbitMQ promises and to nothing more: a quorum queue keeps what it confirmed; a stream confirms what a loss
+of power may take; offsets skip one now and then; a delivery that was not acknowledged comes again, first.
 """
 
 import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import aiormq
@@ -223,7 +223,8 @@ class Broker:
                 self.feed(queue, consumer)
             return
         while queue.messages:
-            ready = [each for each in ([*queue.consumers][:1] if queue.single else queue.consumers) if each.hungry]
+            first = [*queue.consumers][:1] if queue.single else queue.consumers
+            ready = [each for each in first if each.hungry]
             if not ready:
                 return
             consumer = ready[0]
@@ -517,7 +518,7 @@ class Channel:
 
         await self.call(act)
 
-    async def basic_publish(self, body, *, exchange="", routing_key="", properties=None, mandatory=False, **_):
+    async def basic_publish(self, body, *, exchange="", routing_key="", properties=None, mandatory=False):
         properties = properties or Basic.Properties()
         headers = dict(properties.headers or {})
         keys = [routing_key, *headers.pop("CC", ())]
@@ -558,7 +559,10 @@ class Channel:
             consumer.unacknowledged += 1
         properties = Basic.Properties(headers=headers)
         arrived = SimpleNamespace(
-            body=body, delivery_tag=tag, redelivered=redelivered, header=SimpleNamespace(properties=properties)
+            body=body,
+            delivery_tag=tag,
+            redelivered=redelivered,
+            header=SimpleNamespace(properties=properties),
         )
 
         def here():

@@ -88,7 +88,8 @@ class Peer:
 
     async def _run(self) -> None:
         self.layer = AMQPChannelLayer(URL, gap_type="gap", capacity=1000, durable=["durable"])
-        await asyncio.gather(*(member.run() for member in self.members), self._send(), self._work(), self._take())
+        own = self._send(), self._work(), self._take()
+        await asyncio.gather(*(member.run() for member in self.members), *own)
 
     async def _work(self) -> None:
         """Sends to the durable channel, each until it is confirmed."""
@@ -163,7 +164,8 @@ class World(Faults):
         self.calm.set()
         self.say("all is calm")
         await asyncio.sleep(CALM)
-        self.last = {(peer.process.name, group): await peer.send(group) for peer in self.peers for group in GROUPS}
+        each = [(peer, group) for peer in self.peers for group in GROUPS]
+        self.last = {(peer.process.name, group): await peer.send(group) for peer, group in each}
         await asyncio.sleep(1)
 
     def problems(self) -> list[str]:

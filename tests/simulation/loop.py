@@ -2,8 +2,8 @@
 
 One event loop runs everything: all processes, the broker, the database and the clients. It never sleeps: when
 no callback is ready, the clock jumps to the next timer. So a simulated hour takes as long as its work takes,
-and the same seed gives the same run. Every part draws from a source of chance of its own (`Chance.of`), so that
-what one part draws does not depend on what another did.
+and the same seed gives the same run. Every part draws from a source of chance of its own (`Chance.of`), so
+that what one part draws does not depend on what another did.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import random
 import selectors
-import time
 from collections.abc import Iterator
 from unittest import mock
 
@@ -56,6 +55,10 @@ class Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now
 
+    def wall(self) -> float:
+        """Seconds since 1970."""
+        return START + self._clock.now
+
 
 class Chance(random.Random):
     """A source of chance for one part of the run."""
@@ -81,7 +84,7 @@ def simulated(seed: int) -> Iterator[Loop]:
         with (
             mock.patch("time.monotonic", loop.time),
             mock.patch("asgi_amqp.layer.monotonic", loop.time),
-            mock.patch("time.time", lambda: START + loop.time()),
+            mock.patch("time.time", loop.wall),
             mock.patch("os.urandom", chance.randbytes),
             mock.patch("secrets.token_hex", lambda size: f"{next(numbers):0{2 * size}x}"),
         ):
@@ -93,8 +96,3 @@ def simulated(seed: int) -> Iterator[Loop]:
                 task.cancel()
             loop.run_until_complete(asyncio.wait_for(asyncio.sleep(0), 1))
         loop.close()
-
-
-def real_seconds() -> float:
-    """Seconds of the machine's own clock, while the simulated one is in place."""
-    return time.perf_counter()

@@ -1,7 +1,7 @@
 """Everything at once: emitters, relays, tails, clients, the broker and the database, in one seeded loop.
 
-What runs is the code itself: the channel layer, the relay, the row of epochs, the tail, the hub, its window and
-the replays. Modelled are the broker (`broker`), the database's delays and failures (the queries are the real
+What runs is the code itself: the channel layer, the relay, the row of epochs, the tail, the hub, its window
+and the replays. Modelled are the broker (`broker`), the database's delays and failures (the queries are the real
 ones, on SQLite), the network to the clients, and the clients.
 """
 
@@ -116,9 +116,7 @@ class Daphne:
     async def _run(self):
         world = self.world
         self.hub = Hub(Window(WINDOW_BYTES))
-        self.tail = Tail(
-            world.options("tail"), self.hub, world.heads.current, self._gap
-        )
+        self.tail = Tail(world.options("tail"), self.hub, world.heads.current, self._gap)
         self.replayer = Replayer(world.options("replay"), self.hub, patience=10.0)
         self.tail.start()
         await self.tail.level.wait()
@@ -132,7 +130,7 @@ class Daphne:
 
 
 class Client:
-    """Hears some groups, remembers where it was, and comes back. It keeps a record of all that it was told."""
+    """Hears some groups, remembers where it was, and comes back. It records all that it was told."""
 
     def __init__(self, world, number: int) -> None:
         self.world = world
@@ -172,8 +170,8 @@ class Client:
     async def _stay(self, daphne) -> None:
         socket = self.socket = Socket(self, daphne)
         joined = daphne.process.start(self._join(daphne, socket))
-        leaving = asyncio.sleep(self.chance.uniform(0.2, 5)) if not self.world.calm else self.world.over.wait()
-        leaving = asyncio.ensure_future(leaving)
+        seconds = self.chance.uniform(0.2, 5)
+        leaving = asyncio.ensure_future(self.world.over.wait() if self.world.calm else asyncio.sleep(seconds))
         dying = asyncio.ensure_future(daphne.dead.wait())
         await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
         for task in (leaving, dying, joined):
@@ -234,7 +232,8 @@ class Emitter:
     async def emit(self, group: str) -> bytes:
         self.number += 1
         id = f"{self.name[8:]:>4}{self.number:>12}".encode()
-        message = {"id": id, "group": group, "text": json.dumps({"n": self.number}), "audience": None, "stamp": 1}
+        text = json.dumps({"n": self.number})
+        message = {"id": id, "group": group, "text": text, "audience": None, "stamp": 1}
         self.world.begun[id] = asyncio.get_running_loop().time(), group
         while True:
             try:
@@ -271,9 +270,7 @@ class World(Faults):
         self.broker = Broker(seed)
         model.broker.set(self.broker)
         self.database = Database(seed)
-        self.heads = SimpleNamespace(
-            **{name: self.database.wrap(getattr(heads, name)) for name in QUERIES}
-        )
+        self.heads = SimpleNamespace(**{name: self.database.wrap(getattr(heads, name)) for name in QUERIES})
         self.calm = False
         self.over = asyncio.Event()
         self.last: dict[str, bytes] = {}  # of each group, when all is calm
@@ -397,5 +394,3 @@ class World(Faults):
         for group in client.groups:
             if self.last[group] not in seen:
                 yield f"it is deaf: the last event of group {group} did not come"
-
-

@@ -2,8 +2,8 @@
 
     python -m tests.simulation [path|layer] --seeds 0-1999 --seconds 120 --jobs 2
 
-A seed decides everything, so `--seeds 125 --log` runs the one that failed again, with every log line under its
-simulated time.
+A seed decides everything, so `--seeds 125 --log` runs the one that failed again, with every log line under
+its simulated time.
 """
 
 import argparse
@@ -74,11 +74,9 @@ def failing(name: str, seeds: Iterable[int], deadline: float = float("inf")) -> 
 
 def several(arguments: list[str], jobs: int, first: int, last: int) -> int:
     """The seeds shared out over some processes: every one takes each `jobs`th."""
-    running = [
-        subprocess.Popen([sys.executable, "-m", "tests.simulation", *arguments, "--seeds", f"{first + job}-{last}:{jobs}"])
-        for job in range(jobs)
-    ]
-    return int(any([process.wait() for process in running]))
+    program = [sys.executable, "-m", "tests.simulation", *arguments, "--seeds"]
+    running = [subprocess.Popen([*program, f"{first + job}-{last}:{jobs}"]) for job in range(jobs)]
+    return max(process.wait() for process in running)
 
 
 def main() -> int:

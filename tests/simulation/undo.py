@@ -84,7 +84,7 @@ def what_was_in_flight_is_sent_again() -> Iterator[None]:
     true = outbox.Outbox.lost
 
     def lost(self, reason):
-        gone = [batch for batch in getattr(self, "_sent", [])]
+        gone = list(getattr(self, "_sent", []))
         true(self, reason)
         for batch in gone:
             self._put_back(batch)
