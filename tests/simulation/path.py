@@ -1,8 +1,8 @@
 """Everything at once: emitters, relays, tails, clients, the broker and the database, in one seeded loop.
 
 What runs is the code itself: the channel layer, the relay, the row of epochs, the tail, the hub, its window
-and the replays. Modelled are the broker (`broker`), the database's delays and failures (the queries are the real
-ones, on SQLite), the network to the clients, and the clients.
+and the replays. Modelled are the broker (`broker`), the database's delays and failures (the queries are the
+real ones, on SQLite), the network to the clients, and the clients.
 """
 
 import asyncio
