@@ -1,4 +1,4 @@
-"""Whose rights are in question, since when, and which answers are stale. Pure: no clock, no task, no database.
+"""Whose rights are in question, since when, and which answers are stale. Pure: no clock, task or database.
 
     KNOWN ──changed()──> HELD ──ask()──> HELD, ASKED ──answered(), nothing newer──> KNOWN
                           ^                   │

@@ -285,9 +285,8 @@ class Session:
             hub.retag(self.outlet, identity.tags)
         if groups != self.groups.keys():
             kept = {name: key for name, key in self.groups.items() if name in groups}
-            self._replace(
-                kept, [protocol.denied(*self.groups[name]) for name in self.groups if name not in kept]
-            )
+            lost = [key for name, key in self.groups.items() if name not in groups]
+            self._replace(kept, [protocol.denied(*key) for key in lost])
         self.outlet.release()
         hub.feeder.ready(self.outlet)
         self._wake()
