@@ -7,7 +7,7 @@ class CarillonConfig(AppConfig):
 
     def ready(self) -> None:
         from carillon import conf
-        from carillon.sockets import control, rights  # noqa: F401  (their families and receivers)
+        from carillon.sockets import control, signals  # noqa: F401  (their families and receivers)
 
         conf.check()
         # Every app's families.py registers what that app emits.

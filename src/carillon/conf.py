@@ -28,8 +28,10 @@ DEFAULTS: dict[str, Any] = {
     "PUBLISH_SECONDS": 5.0,
     "PUBLISH_EVENTS": 1000,
     "PUBLISH_CHARACTERS": 256 * 1024,
-    # A socket. Bytes that wait for its reader before it is closed with 4408, or falls behind where its
-    # protocol lets it; messages of the client that wait for their consumer before it is read no further.
+    # A socket. Bytes that wait for its reader in this process, whatever it does; what is more it gets later,
+    # from the window or the log. Bytes that a reader of version 1 may be behind before it is closed with
+    # 4408. Messages of the client that wait for their consumer before it is read no further.
+    "SOCKET_BUFFER_BYTES": 2**18,
     "SOCKET_BACKLOG_BYTES": 2**20,
     "SOCKET_INBOUND_MESSAGES": 32,
     # Bytes of the largest message that any client may send, one of a project's own consumers included: a

@@ -1,15 +1,17 @@
 """The local fan-out: which listeners of this process hear which group, and one write per listener and batch.
 
 Subscribing is a dictionary entry: it costs the broker nothing. All of this runs on the event loop's thread
-and never awaits, so a replay from the window and joining the live events are one step: nothing falls between.
+and never awaits, so a piece from the window and joining the live events are one step: nothing falls between.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 
+from asgi_amqp.position import Position
 from carillon.events.event import EVERYONE
 from carillon.events.seen import Seen
+from carillon.fanout.cursor import PIECE, Cursor
+from carillon.fanout.feeder import Feeder
 from carillon.fanout.window import Window
 
 logger = logging.getLogger(__name__)
@@ -18,38 +20,53 @@ INTERNAL = b"!"[0]
 """Groups that begin with this byte carry the system's own events: no client can name them."""
 
 
-class Listener:
+class Listener(Cursor):
     """One subscriber: a socket, or an SSE response. Subclasses say how to write.
 
     `form` is one of `carillon.fanout.forms`; `tags` what the listener is (`u5`, `t3`, `*` for a superuser),
-    matched against an event's audience.
+    matched against an event's audience; `owner` hears of its resume; `page` is a part of the log that was
+    read for it.
     """
 
-    __slots__ = ("form", "groups", "level", "tags")
-
-    piece: int | None = None
-    """The most bytes that it is given of its past at once; None: all there is."""
+    __slots__ = ("feeder", "form", "owner", "page", "tags")
 
     def __init__(self, form, tags=frozenset()):
+        super().__init__()
         self.form = form
         self.tags = tags
-        self.groups: frozenset[bytes] = frozenset()
-        self.level = True
-        """False while some of its past is still to come: where the stream is, it is not."""
+        self.owner = self.feeder = self.page = None
 
     def write(self, data, number: int) -> None:
-        """Write what `form.join` made; `number` is that of its last event. Must neither block nor raise."""
+        """Write what `form.join` made, or later() where it cannot be now; `number` is that of its last event.
+        Must neither block nor raise."""
         raise NotImplementedError
 
     def give(self, data, number: int) -> None:
-        """Write some of its past: the same, where nothing depends on it."""
-        self.write(data, number)
+        """Write a piece of what it was behind in: there is room()."""
+        raise NotImplementedError
 
-    held = 0
-    """Bytes that wait in this process for the reader."""
+    def room(self) -> bool:
+        """Whether its reader takes a piece. If not, feeder.ready() is called as soon as it does."""
+        raise NotImplementedError
 
-    async def room(self) -> None:
-        """Until it can take a piece of its past."""
+    def too_slow(self, at) -> None:
+        """It is given up; up to the position `at` everything has been written."""
+        raise NotImplementedError
+
+    def failed(self) -> None:
+        """It cannot be served: a mistake of ours."""
+        raise NotImplementedError
+
+    def later(self, size: int) -> None:
+        """It does not take what has come now."""
+        if self.ended:
+            return
+        if self.live:
+            hub = self.feeder.hub
+            self.fell(hub.position._replace(number=max(hub.number, self.sent)), size)
+        else:
+            self.arrived(size)
+        self.feeder.ready(self)
 
     def hears(self, event) -> bool:
         """Whether the event's audience includes this listener."""
@@ -70,7 +87,12 @@ class Hub:
         self._groups: dict[bytes, set[Listener]] = {}
         self._tags: dict[str, set[Listener]] = {}
         self._internal: dict[bytes, Callable] = {}
-        self._waiting: list[tuple[int, asyncio.Future]] = []
+        self.feeder = Feeder(self)
+
+    @property
+    def position(self) -> Position:
+        """Behind the last event that was fanned out."""
+        return Position(self.epoch, self.number)
 
     def on(self, group: bytes, handler: Callable) -> None:
         """Call `handler(event)` for every event of an internal group."""
@@ -78,32 +100,34 @@ class Hub:
 
     # Listeners
 
-    def subscribe(self, listener: Listener, groups: frozenset[bytes]) -> None:
-        """Replace the listener's whole subscription. Groups in both sets lose nothing."""
-        if not listener.groups and groups:
-            for tag in listener.tags:
-                self._tags.setdefault(tag, set()).add(listener)
-        for group in listener.groups - groups:
-            self._leave(group, listener)
-        for group in groups - listener.groups:
-            self._groups.setdefault(group, set()).add(listener)
-        listener.groups = groups
-        if not groups:
-            for tag in listener.tags:
-                members = self._tags.get(tag)
-                if members is not None:
-                    members.discard(listener)
-                    if not members:
-                        del self._tags[tag]
+    def subscribe(self, listener: Listener, groups: frozenset[bytes], since: Position | None = None) -> None:
+        """Replace the listener's whole subscription. Groups in both sets lose nothing; those that are new
+        begin behind `since`, or now."""
+        self._index(listener, listener.groups, groups)
+        listener.feeder = self.feeder
+        listener.subscribed(groups, self.position, since)
+        self.feeder.ready(listener)
 
     def retag(self, listener: Listener, tags: frozenset[str]) -> None:
         """The listener's teams or rank changed: what it hears from now on follows `tags`."""
         groups = listener.groups
-        if groups:
-            self.subscribe(listener, frozenset())
+        self._index(listener, groups, frozenset())
         listener.tags = tags
-        if groups:
-            self.subscribe(listener, groups)
+        self._index(listener, frozenset(), groups)
+
+    def _index(self, listener, old, new):
+        for table, gone, come in (
+            (self._groups, old - new, new - old),
+            (self._tags, listener.tags if old and not new else (), listener.tags if new and not old else ()),
+        ):
+            for key in gone:
+                members = table.get(key)
+                if members is not None:
+                    members.discard(listener)
+                    if not members:
+                        del table[key]
+            for key in come:
+                table.setdefault(key, set()).add(listener)
 
     def members(self, group: bytes) -> frozenset[Listener]:
         """Who is subscribed to `group` in this process."""
@@ -116,13 +140,6 @@ class Hub:
     def groups(self):
         """Every group that has a listener here."""
         return self._groups.keys()
-
-    def _leave(self, group, listener):
-        members = self._groups.get(group)
-        if members is not None:
-            members.discard(listener)
-            if not members:
-                del self._groups[group]
 
     # Events
 
@@ -156,36 +173,14 @@ class Hub:
         if events:
             self.number = events[-1].number
             self.window.mark(self.number)
-        if self._waiting:
-            self._wake()
+        self.feeder.advanced()
 
     def advance(self, number: int) -> None:
         """The stream has been read up to `number`, and there was no event since the last one delivered."""
         if number > self.number:
             self.number = number
             self.window.mark(number)
-            if self._waiting:
-                self._wake()
-
-    async def reached(self, number: int, timeout: float) -> bool:
-        """Wait until everything up to `number` has been fanned out, at most `timeout` seconds; whether it
-        was."""
-        if number <= self.number:
-            return True
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((number, future))
-        try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting = [entry for entry in self._waiting if entry[1] is not future]
-
-    def _wake(self):
-        for number, future in self._waiting:
-            if number <= self.number and not future.done():
-                future.set_result(True)
+            self.feeder.advanced()
 
     def _handle(self, handler, event):
         try:
@@ -241,8 +236,12 @@ class Hub:
             self._write(listeners, events, pieces)
 
     def _write(self, listeners, events, pieces=None):
-        """Write `events` to each of `listeners`, made once per form. `pieces` keeps the single events of a
-        batch."""
+        """Write `events` to each of `listeners`, made once per form and no more than a piece at once: what a
+        reader does not take of a burst, it gets later. `pieces` keeps the single events of a batch."""
+        if len(events) > 1 and sum([len(event.text) for event in events]) > PIECE:
+            for part in _parts(events):
+                self._write(listeners, part, pieces)
+            return
         made = {}
         epoch = self.epoch
         last = events[-1].number
@@ -265,18 +264,17 @@ class Hub:
             listener.write(data, last)
         self.delivered += len(events) * len(listeners)
 
-    # Resuming
 
-    def missed(self, listener: Listener, groups, number: int) -> list | None:
-        """What the window has of `groups` behind `number` and the listener may hear. None: not covered."""
-        events = self.window.after(groups, number)
-        return None if events is None else [event for event in events if listener.hears(event)]
-
-    def tell(self, listener: Listener, events) -> None:
-        """Write events of the past to one listener."""
-        if events:
-            form = listener.form
-            listener.give(form.join([form.piece(event, self.epoch) for event in events]), events[-1].number)
+def _parts(events):
+    """Cut where a part would have more than a piece."""
+    part, size = [], 0
+    for event in events:
+        size += len(event.text)
+        if part and size > PIECE:
+            yield part
+            part, size = [], len(event.text)
+        part.append(event)
+    yield part
 
 
 def _number(event):

@@ -1,114 +1,71 @@
-"""Positions older than the window: read again from the stream, for everyone who waits for it at once.
+"""What lies before the window: read again from the stream, for everyone who waits for it at once.
 
-A scan begins at the oldest position wanted and ends where the window takes over; there each rider is served
-the rest from the window and joins the live events, in one step. A listener that takes its past in pieces is
-given the next one when there is room; one that is slower than a scan leaves it, and has another when there is
-room again. A resume is whole or it is refused: `Unrecoverable` says why.
+A pass begins at the oldest position wanted and goes on page by page; a page is what came from the stream
+last, and each rider is fed from it as its reader takes it. A rider leaves where the window has the rest. The
+pass goes at the pace of its readers, up to a point: one that is slower than the others leaves it, and has
+another when it wants more.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import sys
 
 from asgi_amqp import stream
 from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.options import Options
-from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
 from carillon.events.event import Malformed, unpack
 from carillon.events.seen import Seen
-from carillon.fanout.hub import Hub, Listener
+from carillon.fanout.cursor import AHEAD
+from carillon.fanout.feeder import Feeder
+from carillon.fanout.hub import Listener
 from carillon.fanout.log import Reading, locate, stream_name
+from carillon.fanout.window import Window
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 5.0
-"""Seconds that this process may be behind the one a client comes from."""
+CHUNK = 8
+"""Stream messages in hand, half a megabyte each at most, while the riders' readers take what is in them."""
 
-CHUNK = 32
-"""Stream messages in hand while the riders' sockets take what was written."""
+LATE = 1.0
+"""Seconds that a pass waits for its slow riders once another has read the page."""
 
-
-class Unrecoverable(Exception):
-    """What was missed cannot be had, or not in time: the client must fetch its state anew. `reason` is one
-    word."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+STILL = 10.0
+"""Seconds that it waits for anyone to read on."""
 
 
-class Past:
-    """What one listener has not heard yet: `groups` behind `since`, which moves on as it hears them. When
-    `closed`, nothing more of it is written."""
+class Page(Window):
+    """A part of the log."""
 
-    __slots__ = ("closed", "groups", "since")
-
-    def __init__(self, groups: frozenset[bytes], since: Position):
-        self.groups = groups
-        self.since = since
-        self.closed = False
-
-
-class Rider:
-    """One listener in a scan. `done`: its past has moved on to where the window, or another scan, has the
-    rest."""
-
-    __slots__ = ("done", "listener", "past")
-
-    def __init__(self, listener: Listener, past: Past):
-        self.listener = listener
-        self.past = past
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, start: int):
+        super().__init__(sys.maxsize)
+        self.moved = asyncio.Event()
+        self.mark(start)
 
 
 class Replayer:
-    """Resumes listeners of `hub`: at most `scans` at once, whoever comes later waits for the next; each may
-    take `patience` seconds before its riders are told to fetch their state anew. `budget`: bytes that a
-    reader may leave waiting."""
+    """Reads pages for listeners of `feeder`: at most `scans` passes at once, whoever comes later waits for
+    the next."""
 
-    def __init__(
-        self,
-        options: Options,
-        hub: Hub,
-        *,
-        patience: float = 30.0,
-        scans: int = 2,
-        budget: int = 1024 * 1024,
-    ):
-        self.hub = hub
-        self._patience = patience
-        self._most = scans
+    def __init__(self, options: Options, feeder: Feeder, *, scans: int = 2):
         self.scans = 0
+        self._feeder = feeder
+        self._hub = feeder.hub
+        self._most = scans
         self._options = options
-        self._budget = budget
-        self._riders: list[Rider] = []
+        self._wanting: dict[Listener, None] = {}
         self._tasks: set[asyncio.Task] = set()
 
-    async def resume(self, listener: Listener, past: Past, join) -> None:
-        """Write to the listener what it missed, then call `join()` in the same step: it subscribes. Raises
-        Unrecoverable; join() has not been called then."""
-        hub, since = self.hub, past.since
-        if since.epoch != hub.epoch:
-            raise Unrecoverable("epoch")
-        if since.number > hub.number and not await hub.reached(since.number, AHEAD):
-            raise Unrecoverable("ahead")
-        while not await from_window(hub, listener, past, join):
-            rider = Rider(listener, past)
-            self._riders.append(rider)
-            self._dispatch()
-            try:
-                async with asyncio.timeout(self._patience):
-                    await rider.done
-            except TimeoutError:
-                raise Unrecoverable("timeout") from None
-            finally:
-                rider.done.cancel()
+    def want(self, listener: Listener) -> None:
+        """This listener needs what lies before the window."""
+        self._wanting[listener] = None
+        self._dispatch()
 
     def _dispatch(self):
-        if self._riders and len(self._tasks) < self._most:
-            riders, self._riders = self._riders, []
+        riders = {listener for listener in self._wanting if self._rides(listener)}
+        if riders and len(self._tasks) < self._most:
+            self._wanting = {}
             task = asyncio.get_running_loop().create_task(self._scan(riders))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
@@ -116,20 +73,27 @@ class Replayer:
     def _ended(self, task):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            logger.error("A scan of the stream failed", exc_info=task.exception())
+            logger.error("A pass over the stream failed", exc_info=task.exception())
         self._dispatch()
 
+    def _rides(self, listener):
+        """Whether it still needs more than the window has."""
+        if listener.live or listener.ended:
+            return False
+        wanted = listener.wanted()
+        return wanted < self._hub.number and not self._hub.window.covers(wanted)
+
     async def _scan(self, riders):
-        """One pass over the stream; every rider's future ends, or holds Unrecoverable."""
+        """One pass over the stream."""
         self.scans += 1
-        epoch = self.hub.epoch
+        epoch = self._hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
         name = stream_name(epoch)
         reader = stream.StreamReader(name, 0, messages.put_nowait, prefetch=CHUNK, manual=True)
         attached: list[Link] = []
 
         async def attach(link: Link) -> None:
-            reader.next = await locate(link, name, min(rider.past.since.number for rider in riders))
+            reader.next = await locate(link, name, min(rider.wanted() for rider in riders))
             await reader.attach(link)
             attached.append(link)
 
@@ -142,127 +106,76 @@ class Replayer:
             await supervisor.link(AHEAD)
             await self._ride(epoch, riders, messages, reader)
         except LayerError:
-            self._fail(riders, "unavailable")
+            pass
         finally:
             reader.detach()
             await supervisor.close()
-            self._fail(riders, "unavailable")
+            for rider in riders:
+                self._let_go(rider, "unavailable")
+
+    def _let_go(self, rider, reason: str = "", before: int | None = None):
+        """It rides no more; with a reason, because what it wants cannot be had."""
+        rider.page = None
+        if reason and self._rides(rider):
+            self._feeder.lose(rider, reason, before)
+        self._feeder.ready(rider)
+
+    def _gone(self, riders, missing: int):
+        """The log does not have all that comes up to `missing`."""
+        for rider in [rider for rider in riders if self._rides(rider) and rider.wanted() < missing]:
+            riders.discard(rider)
+            self._let_go(rider, "retention", missing)
 
     async def _ride(self, epoch, riders, messages, reader):
-        seen = Seen()
-        reading = Reading()
+        """Page after page, until nobody needs more. Who is among `riders` in the end could not be served."""
+        seen, reading = Seen(), Reading()
+        start = None
         while riders:
             chunk = await messages.get()
-            if chunk is None:
+            if chunk is None or self._hub.epoch != epoch:
                 return
+            page = None
             for offset, body in chunk:
                 try:
                     found, missing = reading.take(unpack(body))
                 except Malformed:
                     logger.error("Stream message %d is no batch of events: skipped", offset)
                     continue
-                if reading.last is None:
-                    continue
-                for rider in riders:
-                    if rider.past.since.number < missing:
-                        _settle(rider, Unrecoverable("retention"))
-                events = [event for event in found if seen.add(event.id)]
-                reached = reading.last
-                riders = [rider for rider in riders if not rider.done.done()]
-                for rider in riders:
-                    self._serve(rider, events, Position(epoch, reached))
-                if self.hub.epoch != epoch:
-                    self._fail(riders, "epoch")
-                if self.hub.window.covers(reached):
-                    for rider in riders:
-                        _settle(rider)
-                    return
-                await self._wait_for_readers(riders)
+                self._gone(riders, missing)
+                if page is None:
+                    start = min((rider.wanted() for rider in riders), default=0) if start is None else start
+                    page = Page(start)
+                page.extend([event for event in found if seen.add(event.id)])
+                if reading.last is not None:
+                    page.mark(reading.last)
+            if page is not None and page.end > start:
+                await self._read(page, riders)
+                start = page.end
             reader.acknowledge()
 
-    def _serve(self, rider, events, reached: Position):
-        past = rider.past
-        if past.closed or reached.number <= past.since.number:
-            return
-        self.hub.tell(
-            rider.listener,
-            [
-                event
-                for event in events
-                if event.number > past.since.number
-                and event.group in past.groups
-                and rider.listener.hears(event)
-            ],
-        )
-        past.since = reached
-
-    async def _wait_for_readers(self, riders):
-        """The scan goes at the pace of the slowest reader, up to a point: then that one leaves it, or is cut
-        off by its budget."""
-        for _ in range(100):
-            slow = [rider for rider in riders if rider.listener.held >= self._budget // 2]
-            if not slow:
-                return
-            await asyncio.sleep(0.01)
-        for rider in slow:
-            if rider.listener.piece is not None:
-                _settle(rider)
-
-    def _fail(self, riders, reason):
+    async def _read(self, page, riders):
+        """Until the riders have read the page; those who no longer need a page, or are late, leave."""
         for rider in riders:
-            _settle(rider, Unrecoverable(reason))
+            rider.page = page
+            self._feeder.ready(rider)
+        loop, latest = asyncio.get_running_loop(), None
+        while True:
+            reading = {rider for rider in riders if self._rides(rider) and rider.wanted() < page.end}
+            if not reading:
+                break
+            if latest is None and len(reading) < len(riders):
+                latest = loop.time() + LATE
+            page.moved.clear()
+            try:
+                async with asyncio.timeout_at(latest or loop.time() + STILL):
+                    await page.moved.wait()
+            except TimeoutError:
+                break
+        for rider in [rider for rider in riders if rider in reading or not self._rides(rider)]:
+            riders.discard(rider)
+            self._let_go(rider)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def from_window(hub: Hub, listener: Listener, past: Past, join) -> bool:
-    """Write what the window has of a listener's past, and join(). False: it does not have all of it. Raises
-    Unrecoverable."""
-    while True:
-        await listener.room()
-        # From here on nothing is awaited until a piece has been written, or the listener has joined.
-        if past.since.epoch != hub.epoch:
-            raise Unrecoverable("epoch")
-        events = hub.missed(listener, past.groups, past.since.number)
-        if events is None:
-            return False
-        pieces = list(_pieces(events, listener.piece))
-        if len(pieces) <= 1:
-            hub.tell(listener, events)
-            join()
-            return True
-        for piece in pieces:
-            hub.tell(listener, piece)
-            past.since = Position(past.since.epoch, piece[-1].number)
-            await listener.room()
-            if past.since.epoch != hub.epoch:
-                raise Unrecoverable("epoch")
-
-
-def _pieces(events: list, most: int | None) -> Iterator[list]:
-    """The events, cut where a piece has reached `most` bytes."""
-    if most is None:
-        yield events
-        return
-    piece, size = [], 0
-    for event in events:
-        piece.append(event)
-        size += event.size
-        if size >= most:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
-
-
-def _settle(rider, problem: Unrecoverable | None = None):
-    if rider.done.done():
-        return
-    if problem is None:
-        rider.done.set_result(None)
-    else:
-        rider.done.set_exception(problem)
-        rider.done.exception()

@@ -7,12 +7,11 @@ import logging
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position
 from carillon.conf import conf
 from carillon.events import broker, heads
-from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.replay import Past, Replayer, Unrecoverable, from_window
+from carillon.fanout.hub import Hub
+from carillon.fanout.replay import Replayer
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 
@@ -41,13 +40,10 @@ class Station:
         elif self.tail is None:
             options = broker.options("carillon tail")
             self.tail = Tail(options, self.hub, heads.current, self._gap)
-            self.replayer = Replayer(
-                broker.options("carillon replay"),
-                self.hub,
-                patience=conf.RESUME_SECONDS,
-                scans=conf.RESUME_SCANS,
-                budget=conf.SOCKET_BACKLOG_BYTES,
+            self.replayer = self.hub.feeder.log = Replayer(
+                broker.options("carillon replay"), self.hub.feeder, scans=conf.RESUME_SCANS
             )
+            self.hub.feeder.patience = conf.RESUME_SECONDS
             self.tail.start()
 
     async def ready(self, timeout: float) -> None:
@@ -63,18 +59,7 @@ class Station:
     @property
     def position(self) -> Position:
         """Behind the last event that was written to this process's listeners."""
-        return Position(self.hub.epoch, self.hub.number)
-
-    async def resume(self, listener: Listener, past: Past, join) -> None:
-        """See Replayer.resume. Raises Unrecoverable."""
-        if self.replayer is None:
-            if not await from_window(self.hub, listener, past, join):
-                raise Unrecoverable("retention")
-            return
-        try:
-            await self.replayer.resume(listener, past, join)
-        except LayerError:
-            raise Unrecoverable("unavailable") from None
+        return self.hub.position
 
     def _gap(self, reason: str) -> None:
         logger.error(

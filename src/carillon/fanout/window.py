@@ -1,7 +1,10 @@
 """The recent events of this process, in memory: what most resumes are served from, without asking the
 broker."""
 
+from bisect import bisect_right
 from collections import deque
+from heapq import merge
+from itertools import chain
 
 
 class Window:
@@ -58,22 +61,36 @@ class Window:
         self.__init__(self.limit)
 
     def covers(self, number: int) -> bool:
-        """Whether after(…, number) would be complete."""
+        """Whether nothing is missing behind `number`."""
         return self.start is not None and self.start <= number <= self.end
 
-    def after(self, groups, number: int) -> list | None:
-        """The events of `groups` behind `number` in the stream's order, or None where the window does not
-        cover it."""
+    def between(self, groups, number: int, upto: int, most: int) -> tuple[list, int] | None:
+        """The events of `groups` behind `number` and up to `upto` in the stream's order, at most `most` bytes
+        of them or one, and how far that goes. None where the window does not cover it."""
         if not self.covers(number):
             return None
-        found = []
+        upto = min(upto, self.end)
+        runs = []
         for group in groups:
-            for event in reversed(self._groups.get(group, ())):
-                if event.number <= number:
-                    break
-                found.append(event)
-        found.sort(key=_number)
-        return found
+            held = self._groups.get(group)
+            if held is not None and held[-1].number > number:
+                runs.append(_run(held, bisect_right(held, number, key=_number)))
+        found, size = [], 0
+        for event in merge(*runs, key=_number) if len(runs) > 1 else chain(*runs):
+            if event.number > upto:
+                break
+            size += event.size
+            if found and size > most:
+                return found, found[-1].number
+            found.append(event)
+        return found, upto
+
+
+def _run(events, place: int):
+    """Those from `place` on; the first without walking to it."""
+    while place < len(events):
+        yield events[place]
+        place += 1
 
 
 def _number(event):

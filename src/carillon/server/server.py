@@ -3,7 +3,7 @@ Daphne's own arguments.
 
 - The scope of a websocket carries `carillon.outlet`: events go from the hub to the file descriptor without
 passing
-  through the ASGI application, and a reader that is too slow is closed with 4408 and its position.
+  through the ASGI application. What the application itself sends waits while its reader does not take it.
 - Nothing walks all sockets: pings come from a timer wheel, an application that ends tidies up after itself.
 - What a client sends is bounded in number: when its application does not read, nothing more is read from the
 socket.
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.1
 """Seconds between two ticks of the wheel that pings."""
 
-RESTART = 1012
+RESTART, TRY_LATER = 1012, 1013
 
 
 class Inbound:
@@ -131,23 +131,27 @@ class SocketProtocol(WebSocketProtocol):
 
     def serverSend(self, content, binary=False):
         if binary:
-            self.outlet.write(frame(content, 0x82), 0)
+            self.outlet.put(frame(content, 0x82))
         else:
             self.outlet.text(content)
 
     def serverClose(self, code=None, reason=""):
         """Close with any code: Autobahn's own sendClose() refuses 1008, 1012 and 1013."""
         if self.state == self.STATE_OPEN:
-            self.outlet.flush()
             self.outlet.stop()
             self.sendCloseFrame(code=1000 if code is None else code, reasonUtf8=reason.encode()[:123])
 
-    def too_slow(self, number: int) -> None:
-        """The outlet has given up on the reader, who gets 4408 and where to go on from."""
+    def too_slow(self, at: Position) -> None:
+        """The reader is given up: 4408, and where to go on from."""
         self.server.slow += 1
-        position = str(self.server.hub_position()._replace(number=number)) if number else ""
-        if self.state == self.STATE_OPEN:
-            self.sendCloseFrame(code=TOO_SLOW, reasonUtf8=position.encode())
+        self.serverClose(TOO_SLOW, str(at))
+
+    def failed(self) -> None:
+        self.serverClose(TRY_LATER, "the server has failed: try again later")
+
+    def taken(self) -> None:
+        """The reader has taken what waited."""
+        self.heard = self.server.now
 
 
 class Upgrade:
@@ -171,7 +175,7 @@ class DeliveryServer(Server):
     for its application before its socket is read no further, `drain_seconds` how long TERM may spread the
     closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come back."""
 
-    write_budget = 1024 * 1024
+    write_budget = 256 * 1024
     inbound_messages = 32
     drain_seconds = 5.0
     reconnect_within = 2000
@@ -234,6 +238,12 @@ class DeliveryServer(Server):
         task.add_done_callback(partial(self._finished, protocol))
         return inbound
 
+    async def handle_reply(self, protocol, message):
+        """As Daphne's; what an application sends to a slow reader waits for him."""
+        await super().handle_reply(protocol, message)
+        if message["type"] == "websocket.send" and protocol.outlet is not None:
+            await protocol.outlet.drained()
+
     def protocol_disconnected(self, protocol):
         details = self.connections.get(protocol)
         if details is None or "disconnected" in details:
@@ -290,14 +300,17 @@ class DeliveryServer(Server):
         epoch, number = self.hub_position()
         dead = self.now - self.ping_interval - self.ping_timeout
         for socket in self._wheel.tick():
+            outlet = socket.outlet
+            if socket.heard < self.now - self.ping_interval and outlet.moved():
+                socket.heard = self.now  # slow, not dead: a ping waits behind all that it has not read
             if socket.heard < dead:
                 socket.dropConnection(abort=True)
                 continue
-            outlet = socket.outlet
-            outlet.write(PING, 0)
-            if outlet.form is Frames2 and outlet.groups and outlet.level and outlet.sent != number:
+            outlet.put(PING)
+            if outlet.form is Frames2 and outlet.groups and outlet.live and outlet.sent != number:
                 # A quiet client's position does not grow old: it moves on with the stream.
-                outlet.text(f'{{"position": "{epoch}:{number}"}}', number)
+                outlet.text(f'{{"position": "{epoch}:{number}"}}')
+                outlet.sent = number
         asyncio.get_event_loop().call_later(TICK, self._tick)
 
     # Going down
@@ -353,7 +366,7 @@ class CarillonServer(DeliveryServer):
         from carillon.conf import conf
         from carillon.fanout.station import station
 
-        self.write_budget = conf.SOCKET_BACKLOG_BYTES
+        self.write_budget = conf.SOCKET_BUFFER_BYTES
         self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
         self.drain_seconds = conf.DRAIN_SECONDS
         self.reconnect_within = conf.RECONNECT_WITHIN_MS

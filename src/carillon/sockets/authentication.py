@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
+from django.db import DatabaseError
 from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
 from django.utils.crypto import constant_time_compare
@@ -164,12 +165,35 @@ def by_token(token: str) -> Identity | None:
     return _identity(found.user, found.expires, token_id=found.pk)
 
 
-def revalidate(identity: Identity) -> Identity | None:
-    """The same identity as the database knows it now; None when it is no longer good. Asks the database."""
-    if identity.session_key is not None:
-        return _by_session(identity.session_key)
-    token = ApiToken.objects.valid().select_related("user").filter(pk=identity.token_id).first()
-    return _identity(token.user, token.expires, token_id=token.pk) if token else None
+def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception | None]:
+    """The same identities as the database knows them now; None: no longer good. Three queries for those with
+    tokens; sessions are asked for one by one, and may have an engine that fails. Raises DatabaseError."""
+    ids = {identity.token_id for identity in identities} - {None}
+    tokens = ApiToken.objects.valid().select_related("user").in_bulk(ids) if ids else {}
+    holders: dict[str | None, tuple[Any, datetime] | Exception | None] = {}
+    for key in {identity.session_key for identity in identities} - {None}:
+        try:
+            holders[key] = _holder(key)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            holders[key] = error
+    users = {token.user_id for token in tokens.values()}
+    users.update(holder[0].pk for holder in holders.values() if isinstance(holder, tuple))
+    teams = _teams(users)
+    answers: list[Identity | Exception | None] = []
+    for identity in identities:
+        holder: Any
+        if identity.session_key is not None:
+            holder = holders[identity.session_key]
+        else:
+            token = tokens.get(identity.token_id)
+            holder = None if token is None else (token.user, token.expires)
+        if isinstance(holder, tuple):
+            user, expires = holder
+            holder = Identity(user, teams[user.pk], expires, identity.token_id, identity.session_key)
+        answers.append(holder)
+    return answers
 
 
 def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity:
@@ -187,7 +211,13 @@ def _teams(user_ids: set[int]) -> dict[int, frozenset[int]]:
 
 
 def _by_session(key: str) -> Identity | None:
-    """Not `django.contrib.auth.get_user`: that may change the session's key, and a socket sets no cookie."""
+    holder = _holder(key)
+    return None if holder is None else _identity(*holder, session_key=key)
+
+
+def _holder(key: str) -> tuple[Any, datetime] | None:
+    """Whose session it is, and when it ends. Not `django.contrib.auth.get_user`: that may change the
+    session's key, and a socket sets no cookie."""
     session = SessionStore(key)
     if SESSION_KEY not in session or session.get(BACKEND_SESSION_KEY) not in settings.AUTHENTICATION_BACKENDS:
         return None
@@ -198,4 +228,4 @@ def _by_session(key: str) -> Identity | None:
     hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
     if not any(constant_time_compare(known, valid) for valid in hashes):
         return None
-    return _identity(user, session.get_expiry_date(), session_key=key)
+    return user, session.get_expiry_date()

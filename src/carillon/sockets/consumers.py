@@ -18,7 +18,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from channels.db import database_sync_to_async
 from channels.routing import URLRouter
 from django.contrib.auth.models import AnonymousUser
 from django.db import DatabaseError
@@ -27,12 +26,14 @@ from django.utils import timezone
 
 from carillon.conf import conf
 from carillon.sockets import authentication, protocol
+from carillon.sockets.questions import Groups
 from carillon.sockets.session import Close
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "/websocket/"
+NONE: Groups = {}
 DISCONNECT_SECONDS = 5.0
 """Seconds that a consumer has for its `disconnect()` when its socket is ended; then it is cancelled."""
 
@@ -53,8 +54,6 @@ class ProjectConsumer:
         self._ending: Close | None = None
         self._ended = asyncio.Event()
         self._receiving: asyncio.Task[dict[str, Any]] | None = None
-        self._checking: asyncio.Task[None] | None = None
-        self._again = False
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -89,8 +88,6 @@ class ProjectConsumer:
                 here.discard(self)
             if self._timer is not None:
                 self._timer.cancel()
-            if self._checking is not None:
-                self._checking.cancel()
 
     async def _turn_away(self, close: Close) -> None:
         """Accept and close: a browser is shown neither code nor reason of a handshake that was refused."""
@@ -138,14 +135,32 @@ class ProjectConsumer:
         if self._ending is None:
             await self.send(message)
 
-    # Who it is, now. `Sockets` calls these two.
+    # Who it is, now: what `Sockets` asks and tells.
 
-    def access_changed(self, number: int) -> None:
-        """Somebody's rights changed, perhaps this one's: look."""
-        self._look()
+    def hold(self, number: int) -> None:
+        """Not needed: what it hears is its consumer's affair, which hears when the socket has to end."""
+
+    def question(self) -> tuple[authentication.Identity, Groups]:
+        return self.identity, NONE
 
     def interrupted(self, reason: str) -> None:
         """Of no concern here: these sockets do not hear of Carillon's events."""
+
+    def unanswered(self, error: Exception, held: bool) -> None:
+        away = isinstance(error, DatabaseError | TimeoutError)
+        logger.warning("A socket's login cannot be checked", exc_info=None if away else error)
+        why = "cannot reach its database" if away else "has failed: try again later"
+        self._end(Close(protocol.TRY_LATER, reason=f"the server {why}"))
+
+    def answer(self, identity: authentication.Identity | None, groups: set[str]) -> None:
+        if identity is None:
+            self._end(Close(protocol.UNAUTHENTICATED, reason="the session or token has ended"))
+        elif identity.tags != self.identity.tags:
+            # The consumer decided by the rights of before: let it decide anew.
+            self._end(Close(protocol.RESTART, reason="your rights have changed: connect again"))
+        else:
+            self.identity = identity
+            self._watch()
 
     def _watch(self) -> None:
         """Look when the login expires, and now and then even if no word came that it changed."""
@@ -153,37 +168,9 @@ class ProjectConsumer:
         if self.identity.expires is not None:
             left = (self.identity.expires - timezone.now()).total_seconds()
             wait = min(wait, max(left, 0.0) + 0.05)
-        self._timer = asyncio.get_running_loop().call_later(wait, self._look)
-
-    def _look(self) -> None:
-        self._again = True
-        if self._checking is None or self._checking.done():
-            self._checking = asyncio.get_running_loop().create_task(self._check())
-
-    async def _check(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        while self._again:
-            self._again = False
-            try:
-                identity = await database_sync_to_async(authentication.revalidate)(self.identity)
-            except DatabaseError as error:
-                logger.warning("A socket's login cannot be checked: %s", type(error).__name__)
-                self._end(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
-                return
-            except Exception:  # a session engine's, say
-                logger.exception("A socket's login cannot be checked")
-                self._end(Close(protocol.TRY_LATER, reason="the server has failed: try again later"))
-                return
-            if identity is None:
-                self._end(Close(protocol.UNAUTHENTICATED, reason="the session or token has ended"))
-                return
-            if identity.tags != self.identity.tags:
-                # The consumer decided by the rights of before: let it decide anew.
-                self._end(Close(protocol.RESTART, reason="your rights have changed: connect again"))
-                return
-            self.identity = identity
-        self._watch()
+        self._timer = asyncio.get_running_loop().call_later(wait, sockets().look, self)
 
 
 @cache

@@ -1,91 +1,128 @@
-"""When a user, a team, a token or a session changes: sockets look again at what they may do."""
+"""Whose rights are in question, since when, and which answers are stale. Pure: no clock, task or database.
+
+    KNOWN ──changed()──> HELD ──ask()──> HELD, ASKED ──answered(), nothing newer──> KNOWN
+                          ^                   │
+                          └──something newer──┘        overdue(): it has taken too long, the socket is closed
+
+A socket is held from the moment at which the word of a change is heard. However many changes there are, it is
+asked about once at a time; an answer that was asked for before the last change is none. A look now and then,
+without a word of a change, is the same without being held.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Hashable, Iterable
 
-from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.contrib.auth.signals import user_logged_in
-from django.contrib.sessions.models import Session
-from django.db import transaction
-from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
-from django.dispatch import receiver
+CHANGES = 4096
+"""Users and groups whose last change of rights is remembered; of the others it may have been just now."""
 
-from carillon.accounts.models import ApiToken, Team, UserSession
-from carillon.conf import conf
-from carillon.events import Notification, access_changed, emit_in_transaction
+MOST = 1000
+"""Sockets in one question: others want the database's thread, too."""
+
+PATIENCE = 10.0
+"""Seconds that a socket may be held."""
 
 
-@receiver(user_logged_in)
-def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
-    """Note the new session; end the oldest ones beyond SESSIONS_PER_USER and say so to the user."""
-    if request.session.session_key is None:
-        request.session.create()
-    else:
-        request.session.save()
-    with transaction.atomic():
-        # One login at a time per user: two at once would each count without the other.
-        get_user_model().objects.select_for_update(no_key=True).get(pk=user.pk)
-        UserSession.objects.get_or_create(
-            session_id=request.session.session_key, defaults={"user_id": user.pk}
-        )
-        limit = conf.SESSIONS_PER_USER
-        if limit < 0:
-            return
-        keys = list(
-            UserSession.objects.filter(user=user)
-            .order_by("-created", "-pk")
-            .values_list("session_id", flat=True)
-        )
-        if evicted := keys[max(limit, 1) :]:
-            # First the word, then the end of the sessions, which closes their sockets.
-            group = f"control-limit_reached_{user.pk}"
-            emit_in_transaction([Notification(group, {"group_name": "control", "reason": "limit_reached"})])
-            Session.objects.filter(pk__in=evicted).delete()
+class Doubt:
+    """`words`: how often its socket was put in question, `asked`: how often it had been when it was asked
+    about last; `held` since when, if it is."""
+
+    __slots__ = ("asked", "held", "words")
+
+    def __init__(self) -> None:
+        self.words = self.asked = 0
+        self.held: float | None = None
 
 
-@receiver(post_delete, sender=UserSession)
-def session_ended(sender: Any, instance: UserSession, **kwargs: Any) -> None:
-    """Log out, eviction, clean-up: whatever deletes a session deletes this row with it, in one transaction.
+class Rights:
+    """Those of the sockets of one process, which may be anything that can be a key."""
 
-    Not Django's signal of a logout: that comes while the session is still there.
-    """
-    access_changed([instance.user_id])
+    def __init__(self) -> None:
+        self.changes = 0
+        """Number of the last change that was heard of: see changed_since()."""
+        self._changed: dict[int | str, int] = {}  # user or group: number of its last change; the newest last
+        self._forgotten = 0
+        self._doubts: dict[Hashable, Doubt] = {}
+        self._to_ask: dict[Hashable, None] = {}
 
+    # What happened
 
-@receiver(post_save, sender=settings.AUTH_USER_MODEL)
-def user_changed(sender: Any, instance: Any, created: bool, update_fields: Any = None, **kwargs: Any) -> None:
-    # Every login saves last_login: that changes nothing that anybody may do.
-    if not created and (update_fields is None or set(update_fields) != {"last_login"}):
-        access_changed([instance.pk])
+    def changed(self, whose: Iterable[int | str]) -> None:
+        """Rights of these users, or in these groups, changed."""
+        self.changes += 1
+        for each in whose:
+            self._changed.pop(each, None)
+            self._changed[each] = self.changes
+        while len(self._changed) > CHANGES:
+            self._forgotten = self._changed.pop(next(iter(self._changed)))
 
+    def unknown(self) -> None:
+        """Whose rights changed meanwhile is not known: perhaps everybody's."""
+        self.changes += 1
+        self._forgotten = self.changes
 
-@receiver(pre_delete, sender=settings.AUTH_USER_MODEL)
-def user_deleted(sender: Any, instance: Any, **kwargs: Any) -> None:
-    access_changed([instance.pk])
+    def changed_since(self, before: int, whose: Iterable[int | str]) -> bool:
+        """Whether rights of any of these changed after change number `before`.
 
+        Who asks the database about rights notes `changes` first and asks this afterwards: a change that comes
+        in between does not reach a socket that is not registered for it yet.
+        """
+        if self.changes == before:
+            return False
+        return before < self._forgotten or any(self._changed.get(what, 0) > before for what in whose)
 
-@receiver(m2m_changed, sender=Team.members.through)
-def members_changed(
-    sender: Any, instance: Any, action: str, reverse: bool, pk_set: Iterable[int] | None, **kwargs: Any
-) -> None:
-    if action not in ("post_add", "post_remove", "pre_clear"):
-        return
-    if reverse:
-        access_changed([instance.pk])
-    elif action == "pre_clear":
-        access_changed(instance.members.values_list("pk", flat=True))
-    else:
-        access_changed(pk_set or ())
+    def doubt(self, socket: Hashable, held_at: float | None = None) -> bool:
+        """The socket is to be asked about; with a time: and held until then. Whether it is to be held now."""
+        doubt = self._doubts.get(socket)
+        if doubt is None:
+            doubt = self._doubts[socket] = Doubt()
+            self._to_ask[socket] = None
+        doubt.words += 1
+        if held_at is None or doubt.held is not None:
+            return False
+        doubt.held = held_at
+        return True
 
+    def forget(self, socket: Hashable) -> None:
+        """It is gone, or its question came to nothing."""
+        self._doubts.pop(socket, None)
+        self._to_ask.pop(socket, None)
 
-@receiver(pre_delete, sender=Team)
-def team_deleted(sender: Any, instance: Team, **kwargs: Any) -> None:
-    access_changed(instance.members.values_list("pk", flat=True))
+    # What to do
 
+    def ask(self) -> list:
+        """About whom to ask now."""
+        asked = list(self._to_ask)[:MOST]
+        for socket in asked:
+            del self._to_ask[socket]
+            doubt = self._doubts[socket]
+            doubt.asked = doubt.words
+        return asked
 
-@receiver(post_delete, sender=ApiToken)
-def token_revoked(sender: Any, instance: ApiToken, **kwargs: Any) -> None:
-    access_changed([instance.user_id])
+    def answered(self, socket: Hashable) -> bool:
+        """Whether the answer holds, and ends the doubt; otherwise the socket is asked about again."""
+        doubt = self._doubts.get(socket)
+        if doubt is None:
+            return False
+        if doubt.words != doubt.asked:
+            self._to_ask[socket] = None
+            return False
+        self.forget(socket)
+        return True
+
+    def holds(self, socket: Hashable) -> bool:
+        doubt = self._doubts.get(socket)
+        return doubt is not None and doubt.held is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anybody is in question."""
+        return bool(self._doubts)
+
+    def overdue(self, now: float) -> list:
+        """Who has been held for too long: to be closed."""
+        return [
+            socket
+            for socket, doubt in self._doubts.items()
+            if doubt.held is not None and now - doubt.held >= PATIENCE
+        ]

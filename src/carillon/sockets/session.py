@@ -25,11 +25,11 @@ from asgi_amqp.position import Position
 from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2
-from carillon.fanout.replay import Past, Unrecoverable
 from carillon.fanout.station import StreamUnavailable
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
+from carillon.sockets.questions import Groups
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
@@ -54,31 +54,11 @@ class Gone(Exception):
     """The client has left."""
 
 
-class Late(Past):
-    """Groups of a socket that are not live: their past comes first. `asked`: the client asked for it, and is
-    told how that ended."""
-
-    __slots__ = ("asked", "ended")
-
-    def __init__(self, groups: frozenset[bytes], since: Position, asked: bool = False) -> None:
-        super().__init__(groups, since)
-        self.asked = asked
-        self.ended = asyncio.Event()
-
-    def anew(self) -> Late:
-        """The same, for whoever goes on with it; to this one nothing more is written."""
-        self.closed = True
-        other = Late(self.groups, self.since, self.asked)
-        other.ended = self.ended
-        return other
-
-
 class Session:
     """One connection, from handshake to goodbye.
 
-    Each of its groups is in one of three states. *Live*: the hub writes its events as they come. *Late*: its
-    past is written first, then it goes live. *Held*: somebody's rights have changed, and until the database
-    has said what is left of them, nothing is written; then what was held back is late.
+    What it hears is its outlet's affair, which is a cursor: `carillon.fanout.cursor`. What it may hear is in
+    question whenever a change is heard of: `carillon.sockets.rights`.
     """
 
     def __init__(
@@ -100,21 +80,13 @@ class Session:
         self.identity: authentication.Identity | None = None
         self.entry: uuid.UUID | None = None
         self.groups: dict[str, tuple[str, str]] = {}  # name: (family, key)
-        # One change of `groups` or `identity` at a time. Never held while a past is written: a change of
-        # rights must not wait for that.
-        self.changing = asyncio.Lock()
         self.messages = protocol.Allowance(limits.message_burst, limits.message_rate)
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
         self._gone = False
         self._timer: asyncio.TimerHandle | None = None
-        self._checking: asyncio.Task[None] | None = None
-        self._asked = 0  # how often it was asked to look at the identity
-        self._must = False  # whether a word of changed rights was among that
-        self._held = False
-        self._late: list[Late] = []
-        self._catching_up: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         self.task = asyncio.current_task()
@@ -160,12 +132,13 @@ class Session:
                 wanted = protocol.parse(message.get("text"), self.limits, self._xrftoken(), self.version)
                 if isinstance(wanted, protocol.Refresh):
                     await self._refresh(wanted)
-                elif late := await self._subscribe(wanted):
-                    await late.ended.wait()
+                else:
+                    await self._subscribe(wanted)
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
                     raise Close(protocol.POLICY, "too many invalid messages") from None
                 self._text(protocol.error(refusal.error))
+            await self.outlet.drained()  # who does not read what he is told need not be heard
 
     # The handshake
     # -------------------------------------------------------------------------------------------
@@ -184,16 +157,14 @@ class Session:
                 Texts2 if self.version == 2 else Texts1,
                 self.send,
                 lambda text: {"type": "websocket.send", "text": text},
-                self._too_slow,
-                self._fall_behind,
-                budget=conf.SOCKET_BACKLOG_BYTES,
+                budget=conf.SOCKET_BUFFER_BYTES,
             )
         elif self.version == 2:
             self.outlet.form = Frames2
         else:
             self.outlet.form = Frames1
         here = sockets()
-        before = here.changes
+        before = here.rights.changes
         try:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
@@ -216,12 +187,16 @@ class Session:
         """From here on this socket hears when its user's rights change; if any did since `before`, when its
         login was asked for, it looks once more."""
         here = sockets()
+        self.outlet.owner = self
         self.outlet.tags = self.identity.tags
+        if self.version == 1:
+            self.outlet.most = conf.SOCKET_BACKLOG_BYTES
+        here.station.hub.subscribe(self.outlet, frozenset())
         self.entry = presence().join(self.identity.user.pk, self.address, self.handshake.user_agent)
         self.handshake = None
         here.add(self)
-        if here.changed_since(before, self.identity.user.pk):
-            self.access_changed(here.station.hub.number)
+        if here.rights.changed_since(before, (self.identity.user.pk,)):
+            here.suspect(self)
 
     # What the client says
     # ---------------------------------------------------------------------------------------
@@ -230,142 +205,52 @@ class Session:
         """What a message must carry: only a session's socket can be opened by somebody else's page."""
         return self.csrftoken if self.identity.session_key is not None else None
 
-    async def _subscribe(self, wanted: protocol.Subscribe) -> Late | None:
+    async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
-        begins at `since`, or now. Returns what is on its way, where there is a `since`."""
-        while self._held and self._checking is not None:
-            await asyncio.wait({self._checking})
+        begins at `since`, or now. Where there is a `since`, until all behind it has been written."""
+        await self._until(lambda: not self.outlet.held)
         here = sockets()
-        async with self.changing:
-            before = here.changes
-            groups, errors = await self._permitted(
-                (family, key) for family, keys in wanted.groups.items() for key in keys
-            )
-            if here.changed_since(before, self.identity.user.pk, groups):
-                # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
-                self.access_changed(here.station.hub.number)
-            unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
-            late = None
-            if wanted.since is not None:
-                late = Late(_names(groups.keys() - self.groups.keys()), wanted.since, asked=True)
-            self._replace(groups, [*unknown, *errors], late)
-            return late
+        before = here.rights.changes
+        groups, errors = await here.permitted(self.identity.user, wanted.groups)
+        if here.rights.changed_since(before, (self.identity.user.pk, *groups)):
+            # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
+            here.suspect(self)
+        unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
+        self._replace(groups, [*unknown, *errors], wanted.since)
+        await self._until(lambda: self.outlet.asked is None)
 
-    async def _permitted(
-        self, wanted: Iterable[tuple[str, str]]
-    ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-        """Of (family, key)s: those that the user may hear, by group name, and an error frame for each other
-        one."""
-        by_family: dict[str, list[str]] = {}
-        for family, key in wanted:
-            by_family.setdefault(family, []).append(key)
-        user = self.identity.user
-        groups: dict[str, tuple[str, str]] = {}
-        errors = []
-        for name, texts in by_family.items():
-            family = registry.get(name)
-            if family is None:
-                continue
-            keys = {text: family.parse_key(text) for text in texts}
-            known = {key for key in keys.values() if key is not None}
-            if not family.asks:
-                allowed = family.allowed(user, known)
-            else:
-                allowed = await sockets().allowed(family, user, known) if known else set()
-            for text, key in keys.items():
-                if key in allowed:
-                    groups[f"{name}-{text}"] = (name, text)
-                else:
-                    errors.append(protocol.denied(name, text))
-        return groups, errors
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Until something is so, or the client has left."""
+        while not (done() or self.outlet.ended):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _replace(
-        self, groups: dict[str, tuple[str, str]], errors: Iterable[str], late: Late | None = None
+        self, groups: dict[str, tuple[str, str]], errors: Iterable[str], since: Position | None = None
     ) -> None:
         """In one step: what is no longer wanted is left, what is new is joined, and the client is told."""
-        old = self.groups
         for frame in errors:
             self._text(frame)
-        self._text(protocol.groups_reply(old, groups))
-        if late is not None:
-            self._late.append(late)
-        self._listen(groups)
-
-    def _listen(self, groups: dict[str, tuple[str, str]]) -> None:
-        """Be subscribed to these: those that are late as soon as they are level, the others now."""
+        self._text(protocol.groups_reply(self.groups, groups))
         self.groups = groups
         if self.entry is not None:
             presence().watch(self.entry, groups)
-        hub = sockets().station.hub
-        wanted = _names(groups)
-        for late in self._late:
-            late.groups &= wanted
-        self._late = [late for late in self._late if late.groups or late.asked]
-        live = wanted.difference(*(late.groups for late in self._late))
-        if self._held:
-            if live:
-                self._late.append(Late(live, Position(hub.epoch, hub.number)))
-            live = frozenset()
-        hub.subscribe(self.outlet, live)
-        self.outlet.level = not self._held and not self._late
-        sockets().wait_for(self, not self.outlet.level)
-        if self._late and not self._held and self._catching_up is None:
-            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
-
-    async def _catch_up(self) -> None:
-        """Write what is late, one after the other."""
-        station = sockets().station
-        try:
-            # Held meanwhile, or cancelled: then it is no longer this task's to write.
-            while self._late and self._catching_up is asyncio.current_task():
-                late = self._late[0]
-
-                def join(late: Late = late) -> None:
-                    self._leave_behind(late)
-                    if late.asked:
-                        self._text(protocol.recovered(station.position))
-
-                try:
-                    await station.resume(self.outlet, late, join)
-                except Unrecoverable as gone:
-                    self._leave_behind(late)
-                    if late.asked:
-                        self._text(protocol.unrecoverable(station.position, gone.reason))
-                    else:
-                        self.interrupted(gone.reason)
-        except Exception:
-            logger.exception("A socket cannot be brought up to date")
-            self.end(Close(protocol.TRY_LATER, "the server has failed: try again later"))
-        finally:
-            if self._catching_up is asyncio.current_task():
-                self._catching_up = None
-
-    def _leave_behind(self, late: Late) -> None:
-        """These groups are live from here on."""
-        self._late.remove(late)
-        self._listen(self.groups)
-        late.ended.set()
-
-    def _set_back(self, number: int) -> None:
-        """What is live becomes late, from behind `number`."""
-        hub = sockets().station.hub
-        if self.outlet.groups:
-            self._late.append(Late(self.outlet.groups, Position(hub.epoch, number)))
-
-    def _fall_behind(self, number: int) -> None:
-        """The reader is slower than the events: it gets them at its own pace, beginning behind `number`."""
-        self._set_back(number)
-        self._listen(self.groups)
+        names = frozenset(name.encode() for name in groups)
+        sockets().station.hub.subscribe(self.outlet, names, since)
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
         """Version 2: the socket lives on with a new token of the same user."""
-        async with self.changing:
-            identity = await database_sync_to_async(authentication.by_token)(wanted.token)
-            if identity is None or identity.user.pk != self.identity.user.pk:
-                raise protocol.Refusal("refresh refused: not a valid token of this user")
-            await self._become(identity)
+        identity = await database_sync_to_async(authentication.by_token)(wanted.token)
+        if identity is None or identity.user.pk != self.identity.user.pk:
+            raise protocol.Refusal("refresh refused: not a valid token of this user")
+        self.identity = identity
         expires = identity.expires
         self._text(protocol.refreshed(expires.isoformat() if expires else None))
+        sockets().suspect(self)  # of the old one it may have been asked already
 
     # Who it is, now
     # ---------------------------------------------------------------------------------------------
@@ -378,101 +263,89 @@ class Session:
         left = _seconds_until(self.identity.expires)
         self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
 
-    def recheck(self, must: bool = False) -> None:
-        """Look at the identity and the groups now; the socket goes on, with less, or ends. `must`: something
-        has changed, so an answer of before will not do."""
-        if self._gone:
+    def recheck(self) -> None:
+        """Look at the identity and the groups now; the socket goes on, with less, or ends."""
+        sockets().look(self)
+
+    # What `Sockets` asks and tells
+
+    def hold(self, number: int) -> None:
+        self.outlet.hold(sockets().station.position._replace(number=number))
+
+    def question(self) -> tuple[authentication.Identity, Groups]:
+        return self.identity, self.groups
+
+    def answer(self, identity: authentication.Identity | None, groups: set[str]) -> None:
+        if identity is None:
+            self.end(Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again"))
             return
-        self._asked += 1
-        self._must |= must
-        if self._checking is None or self._checking.done():
-            self._checking = asyncio.get_running_loop().create_task(self._recheck())
-
-    def access_changed(self, number: int) -> None:
-        """Rights changed with the event at `number`. What follows it is held back until it is clear who may
-        hear it, and is then read from the window: neither too much is heard nor too little."""
-        if self._gone:
-            return
-        if not self._held:
-            self._set_back(number)
-            self._held = True
-            # Whoever writes its past at the moment stops here, even before he hears that he is cancelled.
-            self._late = [late.anew() for late in self._late]
-            if self._catching_up is not None:
-                self._catching_up.cancel()
-                self._catching_up = None
-            self._listen(self.groups)
-        self.recheck(must=True)
-
-    async def _recheck(self) -> None:
-        """Is the user still who he was, and may he still hear what he subscribed to? Again, until nothing has
-        changed since the last answer was asked for."""
-        answered = -1
-        try:
-            while answered != self._asked:
-                answered = self._asked
-                async with self.changing:
-                    identity = await database_sync_to_async(authentication.revalidate)(self.identity)
-                    if identity is None:
-                        self.end(
-                            Close(protocol.UNAUTHENTICATED, "the session or token has ended: log in again")
-                        )
-                        return
-                    await self._become(identity)
-        except DatabaseError as error:
-            # A database that is away for a moment is no reason to send everybody away: a change is, and an
-            # expiry.
-            if self._must or _seconds_until(self.identity.expires) <= 0:
-                logger.warning("A socket's login cannot be checked: %s", type(error).__name__)
-                self.end(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
-                return
-            self._watch(RECHECK_SOON)
-        except Exception:  # a project's rule, or its session engine
-            logger.exception("A socket's rights cannot be checked")
-            self.end(Close(protocol.TRY_LATER, "the server cannot tell what you may hear: try again later"))
-        else:
-            self._must = False
-            if self._held:
-                self._held = False
-                self._listen(self.groups)
-            self._watch()
-
-    async def _become(self, identity: authentication.Identity) -> None:
-        """Go on as this identity: hear what it may hear of what was subscribed to, and no more."""
-        here = sockets()
         self.identity = identity
+        hub = sockets().station.hub
         if identity.tags != self.outlet.tags:
-            here.station.hub.retag(self.outlet, identity.tags)
-        groups, errors = await self._permitted(self.groups.values())
-        if groups.keys() != self.groups.keys():
-            self._replace(groups, errors)
+            hub.retag(self.outlet, identity.tags)
+        if groups != self.groups.keys():
+            kept = {name: key for name, key in self.groups.items() if name in groups}
+            lost = [key for name, key in self.groups.items() if name not in groups]
+            self._replace(kept, [protocol.denied(*key) for key in lost])
+        self.outlet.release()
+        hub.feeder.ready(self.outlet)
+        self._wake()
         self._watch()
+
+    def unanswered(self, error: Exception, held: bool) -> None:
+        away = isinstance(error, DatabaseError | TimeoutError)
+        if away and not held and _seconds_until(self.identity.expires) > 0:
+            # A database that is away for a moment is no reason to send everybody away: a change is.
+            self._watch(RECHECK_SOON)
+            return
+        logger.warning("A socket's rights cannot be checked", exc_info=None if away else error)
+        why = (
+            "cannot reach its database or broker"
+            if away
+            else "cannot tell what you may hear: try again later"
+        )
+        self.end(Close(protocol.TRY_LATER, f"the server {why}"))
+
+    def interrupted(self, reason: str) -> None:
+        """Version 2 is told, version 1 is to come back and look. A change of rights may be among what was
+        missed."""
+        if self.version == 2:
+            self.outlet.interrupted(sockets().station.position)
+            self.lost(reason)
+            sockets().suspect(self)
+        else:
+            self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
+
+    # What its outlet tells
+
+    def recovered(self, at: Position) -> None:
+        self._text(protocol.recovered(at))
+        self._wake()
+
+    def lost(self, reason: str, asked: bool = False) -> None:
+        """It goes on from here: what it wanted of before cannot be had."""
+        if self.version == 2:
+            self._text(protocol.unrecoverable(sockets().station.position, reason))
+            self._wake()
+        else:
+            self.end(Close(protocol.TOO_SLOW, reason=reason))
+
+    def too_slow(self, at: Position | None) -> None:
+        """Its outlet, which is not our server's, has given up on the reader."""
+        self.end(Close(protocol.TOO_SLOW, reason=str(at or "")))
+
+    def failed(self) -> None:
+        self.end(Close(protocol.TRY_LATER, "the server has failed: try again later"))
+
+    def stopped(self) -> None:
+        """Its outlet takes nothing more."""
+        self._wake()
 
     def _text(self, text: str) -> None:
         self.outlet.text(text)
 
     # The end
     # --------------------------------------------------------------------------------------------------------
-
-    def _too_slow(self, number: int) -> None:
-        """An outlet that is not our server's has given up on the reader."""
-        at = sockets().station.position._replace(number=number)
-        self.end(Close(protocol.TOO_SLOW, reason=str(at) if number else ""))
-
-    def interrupted(self, reason: str) -> None:
-        """This process cannot know what the client missed: version 2 is told, version 1 is to come back and
-        look. A change of rights may be among it."""
-        if self.version == 2:
-            for late in self._late:
-                late.closed = True
-                late.ended.set()
-            self._late = []
-            self._text(protocol.unrecoverable(sockets().station.position, reason))
-            if self._held:
-                self._listen(self.groups)
-            self.access_changed(sockets().station.hub.number)
-        else:
-            self.end(Close(protocol.TRY_LATER, "the server lost the event stream: events may be missing"))
 
     async def _close(self, close: Close) -> None:
         if close.error is not None:
@@ -495,16 +368,11 @@ class Session:
         self._gone = True  # whoever still looks at the identity must not bring it back to the hub
         if self._timer is not None:
             self._timer.cancel()
-        for task in (self._checking, self._catching_up):
-            if task is not None:
-                task.cancel()
         sockets().discard(self)
         entry, self.entry = self.entry, None
         if self.outlet is not None:
-            for late in self._late:
-                late.closed = True
-            self._late, self._held = [], False
-            self._listen({})
+            self.outlet.end()
+            sockets().station.hub.subscribe(self.outlet, frozenset())
             if not self.direct:
                 self.outlet.cancel()
         if entry is not None:
@@ -523,10 +391,6 @@ def allowed_limits() -> protocol.Limits:
         message_burst=conf.MESSAGE_BURST,
         message_rate=conf.MESSAGE_RATE,
     )
-
-
-def _names(groups: Iterable[str]) -> frozenset[bytes]:
-    return frozenset(name.encode() for name in groups)
 
 
 def _seconds_until(moment: datetime | None) -> float:

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
+
+from channels.db import database_sync_to_async
 
 from carillon.events import access
 from carillon.events.event import Event
-from carillon.events.families import Family, Key
+from carillon.events.families import registry
 from carillon.fanout.station import Station, station
-from carillon.sockets import authentication
+from carillon.sockets import authentication, protocol, questions
 from carillon.sockets.batching import Batched
+from carillon.sockets.questions import Groups
+from carillon.sockets.rights import Rights
 
-if TYPE_CHECKING:
-    from carillon.sockets.session import Session
+GATHER = 0.05
+"""Seconds that changes are gathered for, once an answer has come too late for the last of them."""
 
-CHANGES = 4096
-"""Users and groups whose last change of rights is remembered; of the others it may have been just now."""
+SLICE = 50
+"""Answers that sockets are given before others have their turn."""
+
+
+class Asked(Protocol):
+    """What has an identity and, perhaps, groups: a socket, or one of a project's consumers."""
+
+    identity: authentication.Identity
+    outlet: object
+
+    def hold(self, number: int) -> None:
+        """Rights changed with the event of that number: nothing behind it may be heard by the old ones."""
+
+    def question(self) -> tuple[authentication.Identity, Groups]:
+        """What to ask the database. The same objects again: nothing has changed here."""
+
+    def answer(self, identity: authentication.Identity | None, groups: set[str]) -> None:
+        """Who it is, and which of its groups it may hear. It is no longer held."""
+
+    def unanswered(self, error: Exception, held: bool) -> None:
+        """The database could not be asked; `held`: because of a change, which may have taken rights."""
+
+    def interrupted(self, reason: str) -> None:
+        """Nobody knows what it missed."""
 
 
 class Sockets:
@@ -27,24 +53,23 @@ class Sockets:
 
     def __init__(self, here: Station) -> None:
         self.station = here
-        self.changes = 0
-        """Number of the last change of rights that this process has heard of: see changed_since()."""
-        self._changed: dict[int | str, int] = {}  # user or group: number of its last change; the newest last
-        self._forgotten = 0
-        self._by_user: dict[int, set[Session]] = {}
-        self._by_outlet: dict[object, Session] = {}
-        self._waiting: set[Session] = set()
+        self.rights = Rights()
+        self._by_user: dict[int, set[Asked]] = {}
+        self._by_outlet: dict[object, Asked] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         here.hub.on(access.ACCESS.encode(), self._access_changed)
         here.gaps.append(self._interrupted)
-        # Not the function itself: it is looked up when it is called.
+        # Not the functions themselves: they are looked up when they are called.
         self._logins = Batched(lambda handshakes: authentication.authenticate(handshakes))
-        self._rights = Batched(_allowed)
+        self._allowed = Batched(lambda asked: questions.allowed(asked))
 
-    def add(self, socket: Session) -> None:
+    def add(self, socket: Asked) -> None:
         self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
         self._by_outlet[socket.outlet] = socket
 
-    def discard(self, socket: Session) -> None:
+    def discard(self, socket: Asked) -> None:
+        self.rights.forget(socket)
         self._by_outlet.pop(socket.outlet, None)
         if socket.identity is not None:
             mine = self._by_user.get(socket.identity.user.pk)
@@ -53,38 +78,50 @@ class Sockets:
                 if not mine:
                     del self._by_user[socket.identity.user.pk]
 
-    def wait_for(self, socket: Session, waits: bool) -> None:
-        """Note whether some of the socket's groups are not live: the hub does not know of them then."""
-        if waits:
-            self._waiting.add(socket)
-        else:
-            self._waiting.discard(socket)
-
-    def changed_since(self, before: int, user: int, groups: Iterable[str] = ()) -> bool:
-        """Whether rights of this user or in these groups changed after change number `before`.
-
-        Who asks the database about rights notes `changes` first and asks this afterwards: a change that comes
-        in between does not reach a socket that is not registered for it yet.
-        """
-        if self.changes == before:
-            return False
-        return before < self._forgotten or any(
-            self._changed.get(what, 0) > before for what in (user, *groups)
-        )
-
     async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
         """Who a handshake is. Raises Refused, DatabaseError."""
         return await self._logins.ask(handshake)
 
-    async def allowed(self, family: Family, user: Any, keys: set[Key]) -> set[Key]:
-        """Those of a family's keys that a user may hear. Raises DatabaseError."""
-        return await self._rights.ask((family, user, keys))
+    async def permitted(
+        self, user: Any, wanted: Mapping[str, Iterable[str]]
+    ) -> tuple[dict[str, tuple[str, str]], list[str]]:
+        """Of families and their keys: those groups that the user may hear, and an error for each other key.
+        Raises DatabaseError, and what a project's rule raises."""
+        groups: dict[str, tuple[str, str]] = {}
+        errors = []
+        for name, texts in wanted.items():
+            family = registry.get(name)
+            if family is None:
+                continue
+            keys = {text: family.parse_key(text) for text in texts}
+            known = {key for key in keys.values() if key is not None}
+            if known and family.asks:
+                may = await self._allowed.ask((family, user, known))
+            else:
+                may = family.allowed(user, known)
+            for text, key in keys.items():
+                if key in may:
+                    groups[f"{name}-{text}"] = (name, text)
+                else:
+                    errors.append(protocol.denied(name, text))
+        return groups, errors
+
+    # Rights: the shell of their core
+
+    def suspect(self, socket: Asked) -> None:
+        """Its rights may have changed just now: it is held, and asked about."""
+        self._hold((socket,), self.station.hub.number)
+
+    def look(self, socket: Asked) -> None:
+        """Ask about it, without a word that anything has changed."""
+        self.rights.doubt(socket)
+        self._ask()
 
     def _access_changed(self, event: Event) -> None:
-        """Somebody's rights have changed: those whom it concerns look again."""
+        """Somebody's rights have changed: those whom it concerns are held."""
         what = json.loads(event.text)
-        self._note((*what["users"], *what["groups"]))
-        concerned = set()
+        self.rights.changed((*what["users"], *what["groups"]))
+        concerned: set[Asked] = set()
         for user in what["users"]:
             concerned |= self._by_user.get(user, set())
         for group in what["groups"]:
@@ -92,45 +129,60 @@ class Sockets:
                 socket = self._by_outlet.get(listener)
                 if socket is not None:
                     concerned.add(socket)
-        concerned.update(
-            socket for socket in self._waiting if not socket.groups.keys().isdisjoint(what["groups"])
-        )
-        for socket in concerned:
-            socket.access_changed(event.number)
+        self._hold(concerned, event.number)
 
-    def _note(self, whose: Iterable[int | str]) -> None:
-        self.changes += 1
-        changed = self._changed
-        for each in whose:
-            changed.pop(each, None)
-            changed[each] = self.changes
-        while len(changed) > CHANGES:
-            oldest = next(iter(changed))
-            self._forgotten = changed.pop(oldest)
+    def _hold(self, sockets: Iterable[Asked], number: int) -> None:
+        loop = asyncio.get_running_loop()
+        for socket in sockets:
+            if self.rights.doubt(socket, loop.time()):
+                socket.hold(number)
+        if self._overdue is None:
+            self._overdue = loop.call_later(1.0, self._close_overdue)
+        self._ask()
+
+    def _close_overdue(self) -> None:
+        loop = asyncio.get_running_loop()
+        for socket in self.rights.overdue(loop.time()):
+            self.rights.forget(socket)
+            socket.unanswered(TimeoutError("the database does not answer"), True)
+        self._overdue = loop.call_later(1.0, self._close_overdue) if self.rights.waiting else None
+
+    def _ask(self) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._inquire())
+
+    async def _inquire(self) -> None:
+        """One question for all that wait, until nobody does."""
+        rights = self.rights
+        while asked := rights.ask():
+            stale = False
+            question = [socket.question() for socket in asked]
+            answers: Sequence[Any]
+            try:
+                answers = await database_sync_to_async(questions.again)(question)
+            except Exception as error:
+                answers = [error] * len(asked)
+            for place, (socket, was, answer) in enumerate(zip(asked, question, answers, strict=True)):
+                if place % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
+                if isinstance(answer, Exception):
+                    held = rights.holds(socket)
+                    rights.forget(socket)
+                    socket.unanswered(answer, held)
+                    continue
+                if any(new is not old for new, old in zip(socket.question(), was, strict=True)):
+                    rights.doubt(socket)
+                if rights.answered(socket):
+                    socket.answer(*answer)
+                else:
+                    stale = True
+            if stale:
+                await asyncio.sleep(GATHER)
 
     def _interrupted(self, reason: str) -> None:
-        self.changes += 1
-        self._forgotten = self.changes  # whose rights changed meanwhile is not known: perhaps everybody's
+        self.rights.unknown()
         for socket in list(self._by_outlet.values()):
             socket.interrupted(reason)
-
-
-def _allowed(questions: Sequence[tuple[Family, Any, set[Key]]]) -> list[set[Key] | Exception]:
-    """An answer to each; those of a family whose rule is for many, in one question to it."""
-    together: dict[object, list[int]] = {}
-    for place, (family, _, _) in enumerate(questions):
-        together.setdefault(place if family.permitted_many is None else family, []).append(place)
-    answers: list[set[Key] | Exception] = [set()] * len(questions)
-    for places in together.values():
-        asked = [questions[place] for place in places]
-        found: Sequence[set[Key] | Exception]
-        try:
-            found = asked[0][0].allowed_each([(user, keys) for _, user, keys in asked])
-        except Exception as error:
-            found = [error] * len(asked)  # of these alone
-        for place, answer in zip(places, found, strict=True):
-            answers[place] = answer
-    return answers
 
 
 _sockets: WeakKeyDictionary[asyncio.AbstractEventLoop, Sockets] = WeakKeyDictionary()

@@ -82,7 +82,7 @@ class SseSession(Session):
             await self._answer(400, {"detail": str(wrong)})
             return
         here = sockets()
-        before = here.changes
+        before = here.rights.changes
         try:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
@@ -106,9 +106,7 @@ class SseSession(Session):
             Sse,
             self.send,
             lambda data: {"type": "http.response.body", "body": data, "more_body": True},
-            self._too_slow,
-            self._fall_behind,
-            budget=conf.SOCKET_BACKLOG_BYTES,
+            budget=conf.SOCKET_BUFFER_BYTES,
             buffered=self._buffered,
         )
         self._arrive(before)
@@ -124,11 +122,10 @@ class SseSession(Session):
                     if (await self.receive())["type"] == "http.disconnect":
                         raise Gone
             except TimeoutError:
-                if not self.outlet.level:
-                    continue  # what is on its way has positions of its own
-                at = sockets().station.position
-                # An id without data moves Last-Event-ID on: a quiet stream does not grow old.
-                self.outlet.write(b"id: %s\n: still here\n\n" % str(at).encode(), 0)
+                # An id without data moves Last-Event-ID on: a quiet stream does not grow old. While it is
+                # behind, or held, there is more to come from before.
+                at = f"id: {sockets().station.position}\n" if self.outlet.live else ""
+                self.outlet.put(f"{at}: still here\n\n".encode())
 
     async def _answer(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -147,7 +144,7 @@ class SseSession(Session):
 
     def _say(self, event: str, data: dict[str, Any], at: str = "") -> None:
         prefix = f"id: {at}\n" if at else ""
-        self.outlet.write(f"{prefix}event: {event}\ndata: {json.dumps(data)}\n\n".encode(), 0)
+        self.outlet.put(f"{prefix}event: {event}\ndata: {json.dumps(data)}\n\n".encode())
 
     async def _close(self, close: Close) -> None:
         if self.outlet is None:

@@ -1,11 +1,15 @@
 """The local fan-out against a model: who hears what, in which order, how often written."""
 
+import asyncio
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asgi_amqp.position import Position
 from carillon.events.event import Event
 from carillon.events.seen import Seen
+from carillon.fanout.cursor import PIECE
 from carillon.fanout.forms import Texts1, Texts2
 from carillon.fanout.hub import Hub, Listener
 from carillon.fanout.window import Window
@@ -15,24 +19,39 @@ GROUPS = [b"a-1", b"b-1", b"c-1", b"d-1"]
 
 
 class Ear(Listener):
-    __slots__ = ("heard", "writes")
+    __slots__ = ("heard", "told", "writes")
 
     def __init__(self, form=Texts1, tags=()):
         super().__init__(form, frozenset(tags))
         self.heard = []
         self.writes = 0
+        self.owner = self
+        self.told = []
+
+    def room(self):
+        return True
+
+    def give(self, data, number):
+        self.heard += data
+
+    def recovered(self, at):
+        self.told.append(str(at))
+
+    def lost(self, reason, asked):
+        self.told.append(reason)
 
     def write(self, data, number):
+        if not self.live:
+            self.later(sum(map(len, data)))
+            return
         self.writes += 1
         self.heard += data
 
 
-def replay(hub, ear, groups, number):
-    """What a resume from the window does; whether it could."""
-    events = hub.missed(ear, groups, number)
-    if events is not None:
-        hub.tell(ear, events)
-    return events is not None
+async def fed(hub):
+    """Until the feeder has nothing to do."""
+    while hub.feeder._feeding is not None:
+        await asyncio.sleep(0)
 
 
 def hub_of(limit=10**6):
@@ -90,28 +109,40 @@ def test_everyone_hears_what_is_his_in_order_and_once(tags, steps):
 
 
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(300, 3000))
-def test_a_resume_and_the_live_events_are_seamless(since, joined, limit):
-    """Whatever the moment: missed, then live, nothing twice, or not at all."""
+async def test_a_resume_and_the_live_events_are_seamless(since, joined, limit):
+    """Whatever the moment: missed, then live, nothing twice; or it is said."""
     hub = hub_of(limit)
     ear = Ear(Texts2)
-    missed = None
+    begin = None
     for number in range(1, 31):
         hub.deliver([event(number)])
         if number == joined:
-            missed = replay(hub, ear, frozenset(GROUPS), since)
-            if missed:
-                hub.subscribe(ear, frozenset(GROUPS))
-    expected = range(since + 1, 31) if missed else []
-    assert [text.split('"')[3] for text in ear.heard] == [f"ep:{number}" for number in expected]
-    assert missed or since > joined or since < hub.window.start
+            covered = hub.window.start <= since
+            hub.subscribe(ear, frozenset(GROUPS), Position("ep", min(since, joined)))
+            await fed(hub)
+            assert ear.told == [(f"ep:{joined}" if covered or since > joined else "retention")]
+            begin = min(since, joined) if covered or since > joined else joined
+    assert [text.split('"')[3] for text in ear.heard] == [f"ep:{number}" for number in range(begin + 1, 31)]
 
 
-def test_a_replay_minds_the_audience():
+async def test_a_resume_minds_the_audience():
     hub = hub_of()
     hub.deliver([event(1, audience=("u1",)), event(2, audience=("t1",)), event(3)])
     ear = Ear(tags=["u1"])
-    assert replay(hub, ear, {b"a-1"}, 0)
+    hub.subscribe(ear, frozenset([b"a-1"]), Position("ep", 0))
+    await fed(hub)
     assert ear.heard == ["1", "3"]
+    assert ear.live
+
+
+async def test_who_may_hear_little_of_much_is_not_left_behind():
+    hub = hub_of()
+    hub.deliver([event(number, audience=("u2",)) for number in range(1, 2000)])
+    ear = Ear(tags=["u1"])
+    hub.subscribe(ear, frozenset([b"a-1"]), Position("ep", 0))
+    await fed(hub)
+    assert ear.live
+    assert ear.told == ["ep:1999"]
 
 
 def test_an_internal_event_comes_between_those_around_it():
@@ -127,23 +158,153 @@ def test_an_internal_event_comes_between_those_around_it():
     assert ear.heard == ["1", "5"]
 
 
-async def test_waiting_for_a_position():
+async def test_who_comes_from_a_process_that_is_ahead():
     hub = hub_of()
-    assert await hub.reached(0, 0)
-    assert not await hub.reached(5, 0.01)
-    waiting = hub.reached(5, 5)
+    ear = Ear()
+    hub.subscribe(ear, frozenset([b"a-1", b"b-1"]), Position("ep", 5))
+    await fed(hub)
+    hub.deliver([event(4)])
+    await fed(hub)
+    assert (ear.told, ear.heard) == ([], [])
     hub.advance(5)
-    assert await waiting
+    await fed(hub)
+    assert (ear.told, ear.live) == (["ep:5"], True)
+    hub.deliver([event(6)])
+    assert ear.heard == ["6"]
 
 
-def test_a_new_beginning_forgets():
+async def test_a_new_beginning_forgets():
     hub = hub_of()
     hub.deliver([event(1)])
     hub.begin("next", 99)
+    before, after = Ear(), Ear()
+    hub.subscribe(before, frozenset([b"a-1"]), Position("next", 1))
+    hub.subscribe(after, frozenset([b"a-1"]), Position("next", 99))
+    await fed(hub)
+    assert (before.told, after.told) == (["retention"], ["next:99"])
+    assert (before.heard, after.heard) == ([], [])
+
+
+class Slow(Ear):
+    """Takes pieces when it is told to."""
+
+    __slots__ = ("may",)
+
+    def __init__(self, form=Texts1, tags=()):
+        super().__init__(form, tags)
+        self.may = True
+
+    def write(self, data, number):
+        if self.live and self.may:
+            super().write(data, number)
+            self.sent = number
+        else:
+            self.later(sum(map(len, data)))
+
+    def room(self):
+        return self.may
+
+
+async def test_a_slow_reader_has_everything_in_the_end():
+    hub = hub_of()
+    ear, other = Slow(), Ear()
+    for each in (ear, other):
+        hub.subscribe(each, frozenset([b"a-1"]))
+    for number in range(1, 100, 3):
+        ear.may = number % 4 == 0
+        hub.deliver([event(number), event(number + 1), event(number + 2, b"b-1")])
+        hub.feeder.ready(ear)
+        await fed(hub)
+    ear.may = True
+    hub.feeder.ready(ear)
+    await fed(hub)
+    assert ear.live
+    assert ear.heard == other.heard
+
+
+async def test_a_burst_is_cut_into_pieces():
+    """Who takes the first of it has the rest later, once, in order."""
+    hub = hub_of(10**8)
+
+    class Once(Slow):
+        __slots__ = ()
+
+        def write(self, data, number):
+            super().write(data, number)
+            assert sum(map(len, data)) <= PIECE
+            self.may = False
+
+    ear, other = Once(), Ear()
+    for each in (ear, other):
+        hub.subscribe(each, frozenset([b"a-1", b"b-1"]))
+    hub.deliver([Event(GROUPS[n % 2], b"%05d" % n + b"x" * 3000, None, b"", 0, n) for n in range(1, 200)])
+    assert 0 < len(ear.heard) < 30
+    assert other.writes > 8
+    ear.may = True
+    hub.feeder.ready(ear)
+    await fed(hub)
+    assert ear.heard == other.heard
+    assert len(ear.heard) == 199
+
+
+async def test_feeding_many_gives_way(monkeypatch):
+    """After each piece, where it takes longer than a moment; and each piece goes to another one."""
+    monkeypatch.setattr("carillon.fanout.feeder.MOMENT", -1.0)
+    hub = hub_of(10**8)
+    hub.deliver([Event(b"a-1", b"x" * 60_000, None, b"", 0, number) for number in range(1, 20)])
+    given = []
+
+    class Counted(Ear):
+        __slots__ = ()
+
+        def give(self, data, number):
+            super().give(data, number)
+            given.append(self)
+
+    ears = [Counted() for _ in range(50)]
+    for ear in ears:
+        hub.subscribe(ear, frozenset([b"a-1"]), Position("ep", 0))
+    while hub.feeder._feeding is not None:
+        before = len(given)
+        await asyncio.sleep(0)
+        assert len(given) - before <= 1
+    assert given == ears * 19
+    assert all(len(ear.heard) == 19 for ear in ears)
+
+
+async def test_a_mistake_while_one_is_fed_is_nobody_else_s():
+    hub = hub_of()
+    hub.deliver([event(1)])
+
+    class Broken(Ear):
+        __slots__ = ()
+
+        def give(self, data, number):
+            raise ZeroDivisionError
+
+        def failed(self):
+            self.end()
+            self.told.append("failed")
+
+    ears = [Broken(), Ear()]
+    for ear in ears:
+        hub.subscribe(ear, frozenset([b"a-1"]), Position("ep", 0))
+    await fed(hub)
+    assert [ear.told for ear in ears] == [["failed"], ["ep:1"]]
+
+
+async def test_what_waits_too_long_is_given_up(monkeypatch):
+    monkeypatch.setattr("carillon.fanout.feeder.TICK", 0.01)
+    monkeypatch.setattr("carillon.fanout.cursor.AHEAD", 0.05)
+    hub = hub_of()
     ear = Ear()
-    assert not replay(hub, ear, {b"a-1"}, 1)
-    assert replay(hub, ear, {b"a-1"}, 99)
-    assert (hub.epoch, hub.number, ear.heard) == ("next", 99, [])
+    hub.subscribe(ear, frozenset([b"a-1"]), Position("ep", 5))
+    async with asyncio.timeout(5):
+        while not ear.told:
+            await asyncio.sleep(0.01)
+    assert ear.told == ["ahead"]
+    await fed(hub)
+    assert ear.live
 
 
 def test_ids_are_remembered_up_to_a_limit():

@@ -170,8 +170,8 @@ def test_the_hub_hears_what_the_core_says():
     assert tail.level.is_set()
     tail._arrived([(9, message(7, b"c"))])
     assert (ear.heard, gaps) == (["a", "b", "c"], ["retention"])
-    assert hub.window.after([b"a-1"], 2) is None, "nobody resumes over the gap"
-    assert [event.text for event in hub.window.after([b"a-1"], 6)] == [b"c"]
+    assert hub.window.between([b"a-1"], 2, 10**6, 10**6) is None, "nobody resumes over the gap"
+    assert [event.text for event in hub.window.between([b"a-1"], 6, 10**6, 10**6)[0]] == [b"c"]
 
 
 async def test_the_end_of_an_epoch_has_the_row_looked_at():

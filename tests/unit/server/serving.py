@@ -4,10 +4,16 @@ own."""
 import asyncio
 import json
 
+from carillon.events.event import Event
 from carillon.fanout.forms import Frames1, Frames2
+from carillon.fanout.hub import Hub
+from carillon.fanout.window import Window
 from carillon.server.server import DeliveryServer, Launcher, WebSocketProtocol
 
 received = 0
+hub = Hub(Window(2**26))
+hub.begin("ep", 0)
+opened: list = []
 
 
 async def application(scope, receive, send):
@@ -17,6 +23,7 @@ async def application(scope, receive, send):
         await send({"type": "http.response.body", "body": str(received).encode()})
         return
     outlet = scope["carillon.outlet"]
+    opened.append(outlet)
     await receive()
     await send({"type": "websocket.accept", "subprotocol": (scope["subprotocols"] or [None])[0]})
     outlet.form = Frames2 if scope["subprotocols"] else Frames1
@@ -27,11 +34,18 @@ async def application(scope, receive, send):
         received += 1
         order = json.loads(message["text"])
         if order["do"] == "flood":
-            piece = Frames1.piece(type("E", (), {"text": b"x" * order["size"]}), "")
+            outlet.most = order.get("most")
+            hub.subscribe(outlet, frozenset([b"a-1"]))
             for number in range(order["count"]):
-                outlet.write(piece, number + 1)
+                text = b'{"n": %d, "pad": "%s"}' % (number, b"x" * order["size"])
+                hub.deliver([Event(b"a-1", text, number=hub.number + 1)])
                 if number % 50 == 0:
                     await asyncio.sleep(0)
+        elif order["do"] == "talk":
+            for number in range(order["count"]):
+                await send({"type": "websocket.send", "text": str(number) + "x" * order["size"]})
+        elif order["do"] == "waiting":
+            outlet.text(json.dumps(max(each.waiting for each in opened)))
         elif order["do"] == "mixed":
             for number in range(order["count"]):
                 outlet.text(f"direct {number}")
@@ -54,7 +68,9 @@ class Server(DeliveryServer):
     drain_seconds = 0.5
 
     def hub_position(self):
-        return super().hub_position()._replace(epoch="ep")
+        from tests.unit.server import serving  # the application's: this module runs under another name
+
+        return serving.hub.position
 
 
 class Run(Launcher):

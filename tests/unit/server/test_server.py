@@ -15,6 +15,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from carillon.fanout.cursor import SLOW
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -56,6 +58,14 @@ def server():
     running.stop()
 
 
+@pytest.fixture
+def patient_server():
+    """One that does not take who reads nothing for dead."""
+    running = Running()
+    yield running
+    running.stop()
+
+
 async def say(client, **order):
     await client.send(json.dumps(order))
 
@@ -81,7 +91,7 @@ async def test_more_than_the_network_takes_at_once(server):
     async with server.connect() as client:
         await say(client, do="flood", count=400, size=2000)
         await asyncio.sleep(0.3)
-        assert [len(await client.recv()) for _ in range(400)] == [2000] * 400
+        assert [json.loads(await client.recv())["n"] for _ in range(400)] == list(range(400))
 
 
 @pytest.mark.parametrize("code", [1008, 1012, 1013, 4401])
@@ -98,25 +108,77 @@ async def test_empty_messages_are_messages(server):
             assert [await client.recv(), await client.recv()] == ["", b""]
 
 
-async def test_a_slow_reader_is_closed_and_told_where_it_was(server):
+async def waiting(client):
+    """The most bytes that wait for anybody's reader in the server's process."""
+    await say(client, do="waiting")
+    return json.loads(await client.recv())
+
+
+async def trickle(client, seconds):
+    """It takes a little now and then: slow, not dead."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        client.transport.resume_reading()
+        await asyncio.sleep(0.01)
+        client.transport.pause_reading()
+        await asyncio.sleep(0.2)
+    client.transport.resume_reading()
+
+
+async def test_a_slow_reader_of_version_1_is_closed_and_told_where_it_was(patient_server):
+    server = patient_server
     async with server.connect(max_queue=1) as slow, server.connect() as other:
         slow.transport.pause_reading()
-        await say(slow, do="flood", count=400, size=100_000)
+        await say(slow, do="flood", count=400, size=100_000, most=2**20)
         begun = time.monotonic()
         await say(other, do="mixed", count=1)
         assert await other.recv() == "direct 0"
         assert time.monotonic() - begun < 5, "nobody else waits"
-        await asyncio.sleep(0.5)
+        assert await other.recv() == "asgi 0"
+        assert await waiting(other) <= 2**18
+        await asyncio.sleep(SLOW + 1)
         slow.transport.resume_reading()
         seen = 0
         with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - it counts until then
             async with asyncio.timeout(20):
                 while True:
-                    assert len(await slow.recv()) == 100_000
+                    assert json.loads(await slow.recv())["n"] == seen
                     seen += 1
         assert closed.value.rcvd.code == 4408
         assert closed.value.rcvd.reason == f"ep:{seen}"
         assert 0 < seen < 400
+
+
+async def test_a_slow_reader_of_version_2_lags_and_has_everything_in_the_end(server):
+    """For longer than a ping is waited for; and costs next to nothing meanwhile."""
+    async with (
+        server.connect(max_queue=1, subprotocols=["carillon.v2"], ping_interval=None) as slow,
+        server.connect() as other,
+    ):
+        slow.transport.pause_reading()
+        await say(slow, do="flood", count=400, size=100_000)
+        assert await waiting(other) <= 2**18
+        await trickle(slow, 4)
+        assert await waiting(other) <= 2**18
+        async with asyncio.timeout(20):
+            seen = []
+            while len(seen) < 400:
+                frame = json.loads(await slow.recv())
+                if "event" in frame:
+                    seen.append((frame["position"], frame["event"]["n"]))
+        assert seen == [(f"ep:{number + 1}", number) for number in range(400)]
+
+
+async def test_an_application_that_says_much_waits_for_its_reader(server):
+    """It is not closed, and what it said is not dropped."""
+    async with server.connect(max_queue=1, ping_interval=None) as slow, server.connect() as other:
+        slow.transport.pause_reading()
+        await say(slow, do="talk", count=400, size=100_000)
+        await asyncio.sleep(0.5)
+        assert await waiting(other) <= 2**18
+        slow.transport.resume_reading()
+        async with asyncio.timeout(20):
+            assert [int((await slow.recv()).rstrip("x")) for _ in range(400)] == list(range(400))
 
 
 async def test_what_a_client_sends_is_bounded(server):

@@ -141,10 +141,10 @@ async def test_a_look_that_finds_nothing_new(people):
 async def test_a_database_that_is_away_when_rights_change(people, monkeypatch):
     client = await open_one(people, people.ann)
 
-    def away(identity):
+    def away(identities):
         raise OperationalError("away")
 
-    monkeypatch.setattr(authentication, "revalidate", away)
+    monkeypatch.setattr(authentication, "revalidate_each", away)
     await change(people.team.members.remove, people.ann)
     assert await client.close_code() == 1013
 

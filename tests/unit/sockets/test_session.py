@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import timedelta
 
 import pytest
+from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.db import DatabaseError
@@ -15,7 +17,7 @@ from django.utils import timezone
 from carillon.accounts.models import ApiToken
 from carillon.events import Family, aemit_channel_notification
 from carillon.fanout.station import Station, StreamUnavailable, station
-from carillon.sockets import protocol, session
+from carillon.sockets import protocol, questions, session
 from carillon.sockets.consumers import ProjectConsumer
 from carillon.sockets.models import Connection
 from carillon.sockets.sockets import Sockets
@@ -227,15 +229,15 @@ class TestSubscribing:
     async def test_a_group_in_both_is_never_left(self, people, monkeypatch):
         client = await client_of(people, people.ann)
         await client.subscribe({"jobs": ["status_changed"]})
-        permitted = session.Session._permitted
+        permitted = Sockets.permitted
 
-        async def slow(self, wanted):
+        async def slow(self, user, wanted):
             # In the middle of the change of groups something happens in the one that stays.
             await aemit_channel_notification("jobs-status_changed", STATUS)
             await pump()
-            return await permitted(self, wanted)
+            return await permitted(self, user, wanted)
 
-        monkeypatch.setattr(session.Session, "_permitted", slow)
+        monkeypatch.setattr(Sockets, "permitted", slow)
         assert await client.subscribe({"jobs": ["status_changed", "summary"]}) == STATUS
         assert (await client.frame())["groups_joined"] == ["jobs-summary"]
 
@@ -448,10 +450,10 @@ class TestPermissionsThatChange:
     async def test_somebody_else_s_change_is_no_work(self, people, monkeypatch):
         client = await client_of(people, people.ann)
 
-        def fail(identity):
+        def fail(identities):
             raise AssertionError("looked at")
 
-        monkeypatch.setattr("carillon.sockets.authentication.revalidate", fail)
+        monkeypatch.setattr("carillon.sockets.authentication.revalidate_each", fail)
         people.carl.is_superuser = True
         await people.carl.asave()
         await pump()
@@ -477,17 +479,17 @@ class TestPermissionsThatChange:
     async def test_a_job_that_moves_while_it_is_subscribed_to(self, people, monkeypatch):
         job = await Job.objects.acreate(name="x", owner=people.carl, team=people.team)
         client = await client_of(people, people.ann)
-        permitted = session.Session._permitted
+        permitted = Sockets.permitted
 
-        async def and_then_it_moves(self, wanted):
+        async def and_then_it_moves(self, user, wanted):
             monkeypatch.undo()
-            found = await permitted(self, wanted)
+            found = await permitted(self, user, wanted)
             job.team = None
             await job.asave()
             await pump()
             return found
 
-        monkeypatch.setattr(session.Session, "_permitted", and_then_it_moves)
+        monkeypatch.setattr(Sockets, "permitted", and_then_it_moves)
         assert (await client.subscribe({"job_events": [job.pk]}))["groups_joined"] == [f"job_events-{job.pk}"]
         assert "access denied" in (await client.frame())["error"]
         assert (await client.frame())["groups_left"] == [f"job_events-{job.pk}"]
@@ -496,16 +498,18 @@ class TestPermissionsThatChange:
         """What the first check was told is not good enough to hear anything by."""
         client = await client_of(people, people.ann)
         await client.subscribe({"jobs": ["summary"]})
-        become = session.Session._become
+        again = questions.again
 
-        async def and_then_it_is_revoked(self, identity):
+        def and_then_it_is_revoked(asked):
             monkeypatch.undo()
-            await become(self, identity)
-            await database_sync_to_async(ApiToken.objects.filter(user=people.ann).delete)()
-            await aemit_channel_notification("jobs-summary", {"n": 1})
-            await pump()
+            answers = again(asked)
+            ApiToken.objects.filter(user=people.ann).delete()
+            async_to_sync(aemit_channel_notification)("jobs-summary", {"n": 1})
+            asyncio.run_coroutine_threadsafe(pump(), loop).result(5)
+            return answers
 
-        monkeypatch.setattr(session.Session, "_become", and_then_it_is_revoked)
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(questions, "again", and_then_it_is_revoked)
         people.ann.first_name = "Ann"
         await people.ann.asave()
         await pump()
@@ -515,21 +519,21 @@ class TestPermissionsThatChange:
     async def test_the_database_is_away_when_a_change_comes(self, people, monkeypatch):
         """While something else about the socket is being changed: the change is not forgotten."""
         client = await client_of(people, people.ann)
-        permitted = session.Session._permitted
+        permitted = Sockets.permitted
 
-        async def and_then_a_change(self, wanted):
-            found = await permitted(self, wanted)
-            monkeypatch.setattr(session.Session, "_permitted", permitted)
-            monkeypatch.setattr("carillon.sockets.authentication.revalidate", broken)
+        async def and_then_a_change(self, user, wanted):
+            found = await permitted(self, user, wanted)
+            monkeypatch.setattr(Sockets, "permitted", permitted)
+            monkeypatch.setattr("carillon.sockets.authentication.revalidate_each", broken)
             people.ann.first_name = "Ann"
             await people.ann.asave()
             await pump()
             return found
 
-        def broken(identity):
+        def broken(identities):
             raise DatabaseError
 
-        monkeypatch.setattr(session.Session, "_permitted", and_then_a_change)
+        monkeypatch.setattr(Sockets, "permitted", and_then_a_change)
         assert (await client.subscribe({"jobs": ["summary"]}))["groups_joined"] == ["jobs-summary"]
         assert "cannot reach" in (await client.frame())["error"]
         assert await client.close_code() == 1013
@@ -557,16 +561,9 @@ class TestPermissionsThatChange:
 
     async def test_a_session_engine_that_fails_ends_a_project_s_consumer_too(self, people, monkeypatch):
         consumer = ProjectConsumer({}, None, None)
-        consumer.identity = object()
         ended = []
         monkeypatch.setattr(consumer, "_end", ended.append)
-
-        def fails(identity):
-            raise ConnectionError("the session engine")
-
-        monkeypatch.setattr("carillon.sockets.authentication.revalidate", fails)
-        consumer._again = True
-        await consumer._check()
+        consumer.unanswered(ConnectionError("the session engine"), held=False)
         assert [close.code for close in ended] == [1013]
 
 

@@ -1,0 +1,91 @@
+"""When a user, a team, a token or a session changes: sockets look again at what they may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_in
+from django.contrib.sessions.models import Session
+from django.db import transaction
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
+from django.dispatch import receiver
+
+from carillon.accounts.models import ApiToken, Team, UserSession
+from carillon.conf import conf
+from carillon.events import Notification, access_changed, emit_in_transaction
+
+
+@receiver(user_logged_in)
+def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
+    """Note the new session; end the oldest ones beyond SESSIONS_PER_USER and say so to the user."""
+    if request.session.session_key is None:
+        request.session.create()
+    else:
+        request.session.save()
+    with transaction.atomic():
+        # One login at a time per user: two at once would each count without the other.
+        get_user_model().objects.select_for_update(no_key=True).get(pk=user.pk)
+        UserSession.objects.get_or_create(
+            session_id=request.session.session_key, defaults={"user_id": user.pk}
+        )
+        limit = conf.SESSIONS_PER_USER
+        if limit < 0:
+            return
+        keys = list(
+            UserSession.objects.filter(user=user)
+            .order_by("-created", "-pk")
+            .values_list("session_id", flat=True)
+        )
+        if evicted := keys[max(limit, 1) :]:
+            # First the word, then the end of the sessions, which closes their sockets.
+            group = f"control-limit_reached_{user.pk}"
+            emit_in_transaction([Notification(group, {"group_name": "control", "reason": "limit_reached"})])
+            Session.objects.filter(pk__in=evicted).delete()
+
+
+@receiver(post_delete, sender=UserSession)
+def session_ended(sender: Any, instance: UserSession, **kwargs: Any) -> None:
+    """Log out, eviction, clean-up: whatever deletes a session deletes this row with it, in one transaction.
+
+    Not Django's signal of a logout: that comes while the session is still there.
+    """
+    access_changed([instance.user_id])
+
+
+@receiver(post_save, sender=settings.AUTH_USER_MODEL)
+def user_changed(sender: Any, instance: Any, created: bool, update_fields: Any = None, **kwargs: Any) -> None:
+    # Every login saves last_login: that changes nothing that anybody may do.
+    if not created and (update_fields is None or set(update_fields) != {"last_login"}):
+        access_changed([instance.pk])
+
+
+@receiver(pre_delete, sender=settings.AUTH_USER_MODEL)
+def user_deleted(sender: Any, instance: Any, **kwargs: Any) -> None:
+    access_changed([instance.pk])
+
+
+@receiver(m2m_changed, sender=Team.members.through)
+def members_changed(
+    sender: Any, instance: Any, action: str, reverse: bool, pk_set: Iterable[int] | None, **kwargs: Any
+) -> None:
+    if action not in ("post_add", "post_remove", "pre_clear"):
+        return
+    if reverse:
+        access_changed([instance.pk])
+    elif action == "pre_clear":
+        access_changed(instance.members.values_list("pk", flat=True))
+    else:
+        access_changed(pk_set or ())
+
+
+@receiver(pre_delete, sender=Team)
+def team_deleted(sender: Any, instance: Team, **kwargs: Any) -> None:
+    access_changed(instance.members.values_list("pk", flat=True))
+
+
+@receiver(post_delete, sender=ApiToken)
+def token_revoked(sender: Any, instance: ApiToken, **kwargs: Any) -> None:
+    access_changed([instance.user_id])
