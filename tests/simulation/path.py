@@ -10,17 +10,20 @@ import collections
 import contextvars
 import json
 from types import SimpleNamespace
+from unittest import mock
 
 from django.db import OperationalError
 
 from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
 from asgi_amqp.options import Options, Target
-from asgi_amqp.position import Position
+from asgi_amqp.position import parse
 from asgi_amqp.stream import Stream
+from carillon.client import protocol
 from carillon.events import heads
 from carillon.events.models import Head
+from carillon.fanout.forms import envelope
 from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.replay import Past, Replayer, Unrecoverable
+from carillon.fanout.replay import Replayer
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 from carillon.relay.relay import Relay
@@ -37,6 +40,8 @@ GROUPS = ("a", "b", "c")
 QUERIES = ("current", "begin", "reserve", "extend", "note")  # of `heads`
 CALM = 9.0  # seconds after the last fault, within which everybody is to be where the others are
 UNSURE = {"unavailable", "timeout", "ahead"}  # a server that cannot look says so
+PIECE = 1_000
+BUDGET = 3_000  # bytes that may wait in a process for a client
 WINDOW_BYTES = 6_000  # some twenty events: resumes come from the window and from the stream
 
 
@@ -70,36 +75,83 @@ class Database:
         return asked
 
 
-class Form:
-    """Events as they are: with the epoch in which they were written."""
+class Lines:
+    """Version 2's frames, a line each."""
 
     @staticmethod
     def piece(event, epoch):
-        return (Position(epoch, event.number), event)
+        return envelope(event, epoch) + b"\n"
 
-    @staticmethod
-    def join(pieces):
-        return list(pieces)
+    join = b"".join
 
 
 class Socket(Listener):
-    """One connection of a client to a daphne: what is written arrives a moment later, or never."""
+    """One connection of a client to a daphne, and what the session does there. What is written leaves at the
+    client's pace, and arrives a moment later, or never."""
+
+    __slots__ = ("_last", "_starved", "client", "daphne", "most_waiting", "open", "speed", "waiting")
 
     def __init__(self, client, daphne) -> None:
-        super().__init__(Form)
+        super().__init__(Lines)
         self.client = client
         self.daphne = daphne
+        self.owner = self
         self.open = True
+        self.speed = client.chance.choice([1e9, 1e9, 20_000, 500])  # bytes in a second
+        self.waiting = self.most_waiting = 0
         self._last = 0.0
+        self._starved = False
+
+    # What the hub and the feeder ask
 
     def write(self, data, number) -> None:
-        self.send(lambda: self.client.heard(self, data))
+        if not self.live or self.waiting + len(data) > BUDGET:
+            self.later(len(data))
+        else:
+            self.sent = number
+            self.put(data)
 
-    def send(self, arrive) -> None:
+    def give(self, data, number) -> None:
+        self.put(data)
+
+    def room(self) -> bool:
+        self._starved = bool(self.waiting)
+        return not self.waiting
+
+    def failed(self) -> None:
+        self.client.world.wrong(f"{self.client.name} could not be served")
+
+    def recovered(self, at) -> None:
+        self.text({"recovered": True, "position": str(at)})
+
+    def lost(self, reason, asked=False) -> None:
+        self.text({"recovered": False, "reason": reason, "position": str(self.daphne.hub.position)})
+
+    # The network
+
+    def text(self, frame) -> None:
+        self.put(json.dumps(frame).encode() + b"\n")
+
+    def put(self, data: bytes) -> None:
+        if self.held and b'"event"' in data:
+            self.client.world.wrong(f"{self.client.name} hears something while its rights are not known")
         loop = asyncio.get_running_loop()
-        self._last = max(self._last + 1e-6, loop.time() + self.client.chance.expovariate(1 / 0.002))
+        self.waiting += len(data)
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        delay = self.client.chance.expovariate(1 / 0.002)
+        self._last = max(self._last + 1e-6, loop.time() + delay) + len(data) / self.speed
         if not self.daphne.process.dead:
-            loop.call_at(self._last, lambda: arrive() if self.open else None)
+            loop.call_at(self._last, self._leave, data)
+
+    def _leave(self, data: bytes) -> None:
+        if not self.open or self.daphne.process.dead:
+            return
+        self.waiting -= len(data)
+        for line in data.splitlines():
+            self.client.heard(line.decode())
+        if self._starved and not self.waiting:
+            self._starved = False
+            self.feeder.ready(self)
 
 
 class Daphne:
@@ -108,7 +160,7 @@ class Daphne:
     def __init__(self, world, name: str) -> None:
         self.world = world
         self.process = Process(name)
-        self.sockets: set[Socket] = set()
+        self.sockets: dict[Socket, None] = {}
         self.ready = False
         self.dead = asyncio.Event()
         self.process.start(self._run())
@@ -117,47 +169,55 @@ class Daphne:
         world = self.world
         self.hub = Hub(Window(WINDOW_BYTES))
         self.tail = Tail(world.options("tail"), self.hub, world.heads.current, self._gap)
-        self.replayer = Replayer(world.options("replay"), self.hub, patience=10.0)
+        self.replayer = self.hub.feeder.log = Replayer(world.options("replay"), self.hub.feeder)
+        self.hub.feeder.patience = 10.0
         self.tail.start()
         await self.tail.level.wait()
         self.ready = True
 
     def _gap(self, reason: str) -> None:
+        for socket in list(self.sockets):
+            socket.interrupted(self.hub.position)
+            socket.lost(reason)
+
+    def leave(self, socket) -> None:
+        self.sockets.pop(socket, None)
+        socket.end()
         if not self.process.dead:
-            position = Position(self.hub.epoch, self.hub.number)
-            for socket in list(self.sockets):
-                socket.send(lambda socket=socket: socket.client.told(socket, reason, position))
+            self.hub.subscribe(socket, frozenset())
 
 
 class Client:
-    """Hears some groups, remembers where it was, and comes back. It records all that it was told."""
+    """Hears some groups, remembers where it was as the Python client does, and comes back. It records all
+    that it was told."""
 
     def __init__(self, world, number: int) -> None:
         self.world = world
         self.name = f"client {number}"
         self.chance = Chance.of(world.seed, self.name)
         self.groups = tuple(sorted(self.chance.sample(GROUPS, self.chance.randint(1, 2))))
-        self.position: Position | None = None
+        self.memory = protocol.Memory()
         self.socket: Socket | None = None
         self.since: float | None = None  # when it first heard its groups
         self.record: list[tuple] = []  # ("event", id, group) and ("told", reason, when)
-        self.rest = 0.0
         self.process = Process(self.name)
         self.process.start(self._run())
 
-    def heard(self, socket, pieces) -> None:
-        if socket is not self.socket:
-            return
-        for position, event in pieces:
-            self.position = position
-            self.record.append(("event", event.id, event.group.decode()))
-
-    def told(self, socket, reason: str, position: Position) -> None:
-        """The server does not know what it missed: it begins anew at `position`."""
-        if socket is not self.socket:
-            return
-        self.record.append(("told", reason, asyncio.get_running_loop().time()))
-        self.position = position
+    def heard(self, line: str) -> None:
+        frame = protocol.classify(line)
+        if isinstance(frame, protocol.Welcome):
+            self.memory.welcome(frame.position)
+        elif isinstance(frame, protocol.Subscription):
+            self.since = self.since or asyncio.get_running_loop().time()
+        elif isinstance(frame, protocol.Event):
+            if self.memory.is_new(frame):
+                self.record.append(("event", frame.payload["id"].encode(), frame.group))
+        elif isinstance(frame, protocol.Recovery):
+            self.memory.settled(frame.position)
+            if not frame.whole:
+                self.record.append(("told", frame.reason, asyncio.get_running_loop().time()))
+        else:
+            self.world.wrong(f"{self.name} was sent {line}")
 
     async def _run(self):
         while True:
@@ -168,46 +228,31 @@ class Client:
                 await asyncio.sleep(0 if self.world.calm else self.chance.choice([0, 0.1, 2.0]))
 
     async def _stay(self, daphne) -> None:
+        """One connection: what a session does with `{"groups": …, "since": …}`, and some time to listen."""
         socket = self.socket = Socket(self, daphne)
-        joined = daphne.process.start(self._join(daphne, socket))
+        hub, since = daphne.hub, self.memory.since
+        if self.world.calm:
+            socket.speed = 1e9
+        daphne.sockets[socket] = None
+        hub.subscribe(socket, frozenset())
+        socket.text({"accept": True, "user": 1, "position": str(hub.position)})
+        socket.text({"groups_current": self.groups})
+        if since is not None:
+            self.memory.asked(since)
+        hub.subscribe(
+            socket, frozenset(name.encode() for name in self.groups), None if since is None else parse(since)
+        )
         seconds = self.chance.uniform(0.2, 5)
         leaving = asyncio.ensure_future(self.world.over.wait() if self.world.calm else asyncio.sleep(seconds))
         dying = asyncio.ensure_future(daphne.dead.wait())
         await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
-        for task in (leaving, dying, joined):
-            task.cancel()
+        leaving.cancel()
+        dying.cancel()
         socket.open = False
         self.socket = None
-        daphne.sockets.discard(socket)
-        if not daphne.process.dead:
-            daphne.hub.subscribe(socket, frozenset())
-
-    async def _join(self, daphne, socket) -> None:
-        """What a session does with `{"groups": …, "since": …}`."""
-        groups = frozenset(name.encode() for name in self.groups)
-        hub = daphne.hub
-
-        def join():
-            hub.subscribe(socket, groups)
-            daphne.sockets.add(socket)
-
-        if self.position is None:
-            join()
-            at = Position(hub.epoch, hub.number)
-            socket.send(lambda: self.began(socket, at))
-            return
-        try:
-            await daphne.replayer.resume(socket, Past(groups, self.position), join)
-        except Unrecoverable as lost:
-            join()
-            at = Position(hub.epoch, hub.number)
-            reason = lost.reason
-            socket.send(lambda: self.told(socket, reason, at))
-
-    def began(self, socket, position: Position) -> None:
-        if socket is self.socket and self.position is None:
-            self.position = position
-            self.since = asyncio.get_running_loop().time()
+        daphne.leave(socket)
+        if socket.most_waiting > BUDGET + PIECE + 2_000:
+            self.world.wrong(f"{socket.most_waiting} bytes waited for {self.name}")
 
 
 class Emitter:
@@ -232,7 +277,7 @@ class Emitter:
     async def emit(self, group: str) -> bytes:
         self.number += 1
         id = f"{self.name[8:]:>4}{self.number:>12}".encode()
-        text = json.dumps({"n": self.number})
+        text = json.dumps({"id": id.decode(), "text": "x" * self.chance.choice([1, 50, 600])})
         message = {"id": id, "group": group, "text": text, "audience": None, "stamp": 1}
         self.world.begun[id] = asyncio.get_running_loop().time(), group
         while True:
@@ -271,6 +316,11 @@ class World(Faults):
         model.broker.set(self.broker)
         self.database = Database(seed)
         self.heads = SimpleNamespace(**{name: self.database.wrap(getattr(heads, name)) for name in QUERIES})
+        self.patches = [
+            mock.patch("carillon.fanout.cursor.PIECE", 1_000),
+            mock.patch("carillon.fanout.hub.PIECE", 1_000),
+        ]
+        self.found: list[str] = []
         self.calm = False
         self.over = asyncio.Event()
         self.last: dict[str, bytes] = {}  # of each group, when all is calm
@@ -287,6 +337,9 @@ class World(Faults):
 
     def layer(self) -> AMQPChannelLayer:
         return AMQPChannelLayer(URL, durable={"notifications": {"single": True, "delivery_limit": None}})
+
+    def wrong(self, what: str) -> None:
+        self.found.append(what)
 
     # Faults
 
@@ -317,6 +370,19 @@ class World(Faults):
         self.say(f"{what.process.name} is killed")
         self.broker.kill(what.process)
 
+    async def rights(self) -> None:
+        """Somebody's rights change: nothing is written to it until they are known."""
+        daphne = self.chance.choice(self.daphnes)
+        held = [socket for socket in daphne.sockets if self.chance.often(0.5)]
+        self.say(f"{daphne.process.name} holds {len(held)} clients")
+        for socket in held:
+            socket.hold(daphne.hub.position)
+        await asyncio.sleep(self.chance.uniform(0, 1))
+        for socket in held:
+            if socket in daphne.sockets:
+                socket.release()
+                daphne.hub.feeder.ready(socket)
+
     async def database_away(self) -> None:
         self.say("the database is away")
         self.database.running = False
@@ -329,8 +395,8 @@ class World(Faults):
     async def run(self, seconds: float = 6.0) -> None:
         """Faults, then calm; then one last event for each group, which everybody must hear soon."""
         syncing = asyncio.get_running_loop().create_task(self._sync())
-        kinds = [self.kill_runworker, self.kill_daphne, self.cut, self.broker_away, self.slow,
-                 self.database_away, self.partition]  # fmt: skip
+        kinds = [self.kill_runworker, self.kill_daphne, self.cut, self.broker_away, self.slow, self.rights,
+                 self.rights, self.database_away, self.partition]  # fmt: skip
         if self.chance.often(0.5):
             kinds += [self.power, self.power]
         await self.suffer(seconds, kinds)
@@ -356,7 +422,7 @@ class World(Faults):
 
     def problems(self) -> list[str]:
         """What should not be so, in words."""
-        found = []
+        found = list(self.found)
         for client in self.clients:
             found += [f"{client.name}: {problem}" for problem in self._problems_of(client)]
         return found
