@@ -32,7 +32,7 @@ LATE = 1.0
 """Seconds that a pass waits for its slow riders once another has read the page."""
 
 STILL = 10.0
-"""Seconds that it waits for anyone to read on."""
+"""Seconds that it waits for anyone to read on, while nobody else waits for a pass."""
 
 
 class Page(Window):
@@ -158,7 +158,8 @@ class Replayer:
         for rider in riders:
             rider.page = page
             self._feeder.ready(rider)
-        loop, latest = asyncio.get_running_loop(), None
+        loop = asyncio.get_running_loop()
+        latest, still = None, loop.time() + STILL
         while True:
             reading = {rider for rider in riders if self._rides(rider) and rider.wanted() < page.end}
             if not reading:
@@ -167,10 +168,12 @@ class Replayer:
                 latest = loop.time() + LATE
             page.moved.clear()
             try:
-                async with asyncio.timeout_at(latest or loop.time() + STILL):
+                async with asyncio.timeout_at(min(latest or still, loop.time() + LATE)):
                     await page.moved.wait()
+                still = loop.time() + STILL
             except TimeoutError:
-                break
+                if self._wanting or loop.time() >= (latest or still):
+                    break
         for rider in [rider for rider in riders if rider in reading or not self._rides(rider)]:
             riders.discard(rider)
             self._let_go(rider)
