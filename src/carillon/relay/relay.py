@@ -61,8 +61,8 @@ class Relay:
     """Moves events from `queue` to the stream of the current epoch.
 
     `heads` keeps the row (`carillon.events.heads`), `declaration(name)` says how a stream is made,
-    `counted(what, count)` hears of `relayed`, `double` and `poison`, and `letters(count)` how many dead letters
-    there are.
+    `counted(what, count)` hears of `relayed`, `double` and `poison`, and `letters(count)` of how many dead
+    letters there are.
     """
 
     def __init__(
