@@ -89,12 +89,14 @@ class Replayer:
     async def resume(self, listener: Listener, past: Past, join) -> None:
         """Write to the listener what it missed, then call `join()` in the same step: it subscribes. Raises
         Unrecoverable; join() has not been called then."""
-        hub, since = self.hub, past.since
-        if since.epoch != hub.epoch:
+        hub = self.hub
+        if past.since.epoch != hub.epoch:
             raise Unrecoverable("epoch")
-        if since.number > hub.number and not await hub.reached(since.number, AHEAD):
-            raise Unrecoverable("ahead")
-        while not await from_window(hub, listener, past, join):
+        while True:
+            if past.since.number > hub.number and not await hub.reached(past.since.number, AHEAD):
+                raise Unrecoverable("ahead")
+            if await from_window(hub, listener, past, join):
+                return
             rider = Rider(listener, past)
             self._riders.append(rider)
             self._dispatch()
@@ -166,6 +168,7 @@ class Replayer:
                 for rider in riders:
                     if rider.past.since.number < missing:
                         _settle(rider, Unrecoverable("retention"))
+                    rider.past.since = Position(epoch, reading.carried(rider.past.since.number))
                 events = [event for event in found if seen.add(event.id)]
                 reached = reading.last
                 riders = [rider for rider in riders if not rider.done.done()]

@@ -16,6 +16,7 @@ class Window:
         self.size = 0
         self.start: int | None = None
         self.end: int | None = None
+        self._jumps: list[tuple[int, int]] = []
         self._events = deque()
         self._groups: dict[bytes, deque] = {}
 
@@ -28,6 +29,10 @@ class Window:
             self.start = number
         if self.end is None or number > self.end:
             self.end = number
+
+    def jump(self, before: int, after: int) -> None:
+        """No event that is here has a number between these. Who holds one has heard what is not here."""
+        self._jumps = [*(each for each in self._jumps if each[1] > self.start), (before, after)]
 
     def extend(self, events) -> None:
         """Add events in the stream's order; they follow what is here without a gap."""
@@ -59,7 +64,11 @@ class Window:
 
     def covers(self, number: int) -> bool:
         """Whether after(…, number) would be complete."""
-        return self.start is not None and self.start <= number <= self.end
+        return (
+            self.start is not None
+            and self.start <= number <= self.end
+            and not any(before < number < after for before, after in self._jumps)
+        )
 
     def after(self, groups, number: int) -> list | None:
         """The events of `groups` behind `number` in the stream's order, or None where the window does not

@@ -18,7 +18,8 @@ FENCE = b"fence "
 
 
 class Held(NamedTuple):
-    """A queue message that the log has, or soon: it is done with when the row says `number`."""
+    """A queue message that the log has, or soon: it is done with when the row says `number`. The mark is one
+    too, with the tag 0."""
 
     number: int
     tag: int
@@ -33,7 +34,7 @@ class RelayCore:
     or the queue gives it out again.
 
     Told: `arrived`, `fenced_by`, `read`, `took_over`, `extended`, `confirmed`, `noted`, `lost`. Asked:
-    `fenced`, `active`, `send`, `to_note`, `done`, `settled`, `short`.
+    `fenced`, `last`, `active`, `send`, `to_note`, `done`, `settled`, `short`.
     """
 
     def __init__(self, remembered: int = 250_000) -> None:
@@ -62,7 +63,9 @@ class RelayCore:
         self._ids: list[bytes] = []  # of the events that were sent of a queue message that is not yet whole
         self._flight: deque[int] = deque()
         self._held: deque[Held] = deque()
-        self._first = self._number = self._confirmed = self._noted = 0
+        self._first = self._number = self._confirmed = 0
+        self.in_row = 0
+        """The number that was noted last."""
 
     # Taking over
 
@@ -94,6 +97,7 @@ class RelayCore:
         the mark to send. Nothing else is sent before it has been read."""
         self._first, self._number, self.reserved = first, first - 1, reserved
         self._flight.append(self._number)
+        self._held.append(Held(self._number, 0, []))
         return pack([], first, noted)
 
     def extended(self, reserved: int) -> None:
@@ -148,23 +152,22 @@ class RelayCore:
 
     # From the log to the row and back to the queue
 
-    @property
-    def reached(self) -> Position | None:
-        """Behind the last event that the log has confirmed to this relay."""
-        return Position(self.epoch, self._confirmed) if self._confirmed else None
-
     def to_note(self) -> Position | None:
-        """What the row does not have yet."""
-        return self.reached if self.active and self._confirmed > self._noted else None
+        """What the row does not have yet: behind the last queue message that the log has whole. What follows
+        comes again in its order, should this relay be lost."""
+        for held in reversed(self._held):
+            if held.number <= self._confirmed:
+                return Position(self.epoch, held.number) if held.number > self.in_row else None
+        return None
 
     def noted(self, number: int) -> None:
         """The row has it."""
-        self._noted = max(self._noted, number)
+        self.in_row = max(self.in_row, number)
 
     def done(self) -> int:
         """The tag up to which the queue's messages are done with since it was asked last; 0: none."""
         tag = 0
-        while self._held and self._held[0].number <= self._noted:
+        while self._held and self._held[0].number <= self.in_row:
             tag = self._held.popleft().tag
         return tag
 

@@ -20,6 +20,7 @@ from asgi_amqp import codec, declare, stream
 from asgi_amqp.connection import Link, Wire
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.options import Options
+from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
 from asgi_amqp.topology import Topology
 from asgi_amqp.transport import Delivery
@@ -280,8 +281,8 @@ class Relay:
                 if core.short(NUMBERS // 2):
                     core.extended(await heads.extend(core.epoch, core.reserved, NUMBERS))
                 reached = core.to_note()
-                if reached is None and loop.time() - looked >= LOOK:
-                    reached = core.reached
+                if reached is None and core.in_row and loop.time() - looked >= LOOK:
+                    reached = Position(core.epoch, core.in_row)
                 if reached is not None:
                     await heads.note(reached, core.reserved)
                     core.noted(reached.number)

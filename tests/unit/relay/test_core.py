@@ -45,7 +45,7 @@ def sent(core) -> list[tuple[int, int, list[bytes]]]:
 
 def test_a_takeover_sends_nothing_before_its_own_mark_has_been_read():
     core = RelayCore()
-    assert (core.fenced, core.send(), core.reached) == (False, None, None)
+    assert (core.fenced, core.send(), core.to_note()) == (False, None, None)
     fence = unpack(core.fenced_by("ep", TOKEN))
     assert (fence.number, fence.events, fence.word) == (0, [], b"fence " + TOKEN)
     core.read(unpack(pack([], word=b"fence " + b"u" * 16)))  # another's
@@ -75,7 +75,7 @@ def test_what_is_done_with_is_in_the_row():
     assert sent(core) == [(1, 0, [b"a", b"b", b"c"])]
     assert (core.done(), core.to_note(), core.settled) == (0, None, False)
     assert core.confirmed() == 3
-    assert core.to_note() == core.reached == Position("ep", 3)
+    assert core.to_note() == Position("ep", 3)
     assert core.done() == 0
     core.noted(2)
     assert (core.done(), core.settled) == (1, False)
@@ -158,13 +158,7 @@ def test_a_lost_link_forgets_what_the_queue_gives_out_again():
     sent(core)
     core.arrived(5, [event("e")])
     core.lost()
-    assert (core.epoch, core.active, core.fenced, core.settled, core.reached) == (
-        "",
-        False,
-        False,
-        True,
-        None,
-    )
+    assert (core.epoch, core.active, core.fenced, core.settled) == ("", False, False, True)
     take_over(core, 3, 2000, 3000)
     assert core.arrived(1, [event(name) for name in "abcde"]) == 1, "only the first was done with"
     core.confirmed()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from asgi_amqp.position import Position
-from carillon.events.event import Event, unpack
+from carillon.events.event import Event, pack, unpack
 from carillon.events.heads import Superseded
 from carillon.events.seen import Seen
 from carillon.fanout.core import TailCore
@@ -52,8 +52,10 @@ class OneRelay:
     inbox: list[int] = field(default_factory=list)
     seen_of_log: int = 0
     state: str = "standing by"
+    acks_lost: bool = False
 
     def lose(self) -> list[bytes]:
+        self.acks_lost |= bool(self.core.done())
         late, self.wire = self.wire, []
         self.core.lost()
         self.unconfirmed, self.seen_of_log, self.state = 0, 0, "standing by"
@@ -80,7 +82,9 @@ class World(RuleBasedStateMachine):
         self.given: dict[int, bytes] = {}
         self.tail = TailCore()
         self.tail.attached(Position("ep", 0))
-        self.place = 0
+        self.log.append(pack([], 1, 0))
+        self.tail.arrived([(0, self.log[0])])
+        self.place = 1
         self.page = Page("tail", 0)
         self.seen = Seen()
         self.positions: list[tuple[int, int]] = []
@@ -286,20 +290,23 @@ class World(RuleBasedStateMachine):
     def resume_from_everywhere(self):
         """From the position of every event that was heard: what follows comes, or the client is told."""
         for position, index in self.positions:
-            reading, told, heard = Reading(), False, []
+            reading, told, heard, since = Reading(), False, [], position
             for body in self.log:
                 events, missing = reading.take(unpack(body))
-                told |= position < missing
-                heard += [int(each.text) for each in events if each.number > position]
+                told |= since < missing
+                since = reading.carried(since)
+                heard += [int(each.text) for each in events if each.number > since]
             wanted = list(range(index + 1, self.emitted))
             if not self.cuts:
-                assert (told, heard) == (False, wanted)
-            elif not told:
-                assert [each for each in heard if each > index] == wanted
+                assert not told
+            if any(relay.acks_lost for relay in self.relays):
+                # What is lost of the log and comes again, from before what the row says, may be a double.
+                heard = [each for each in heard if each > index]
+            assert told or heard == wanted
 
 
 World.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestCores = World.TestCase
 
