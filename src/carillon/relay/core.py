@@ -2,6 +2,7 @@
 numbers their events get, what the log has confirmed, and what may be taken off the queue."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from asgi_amqp.position import Position
@@ -13,6 +14,9 @@ BATCH_EVENTS = 1024
 BATCH_BYTES = 512 * 1024
 IN_FLIGHT = 4
 """Stream messages that wait for their confirm; events that come meanwhile gather into larger ones."""
+
+SENT = 1024
+"""Queue messages that are remembered with their numbers after they were done with."""
 
 FENCE = b"fence "
 
@@ -41,13 +45,17 @@ class RelayCore:
         self.doubles = 0
         self.relayed = 0
         self._seen = Seen(remembered)
+        self._sent: deque[Held] = deque(maxlen=SENT)
+        """What was sent last and is done with, or was when a link was lost: some of it may come again."""
+        self._of = ""
         self._stand_by()
 
     def lost(self) -> None:
         """The link is gone. Whether the log has what was in hand, the log itself will say; the queue gives it
         out again."""
         waiting = [event.id for event, _ in self._pending if event is not None]
-        for ids in (*(held.ids for held in self._held), self._ids, waiting):
+        self._sent.extend((*self._held, Held(self._number, 0, self._ids)))
+        for ids in (*(held.ids for held in self._sent), waiting):
             for id in ids:
                 self._seen.discard(id)
         self._stand_by()
@@ -71,6 +79,9 @@ class RelayCore:
 
     def fenced_by(self, epoch: str, token: bytes) -> bytes:
         """The stream message to begin a takeover with, in the log of `epoch`; `token` is like no other."""
+        if epoch != self._of:
+            self._of = epoch
+            self._sent.clear()
         self.epoch, self._fence = epoch, FENCE + token
         return pack([], word=self._fence)
 
@@ -92,13 +103,24 @@ class RelayCore:
         """The last number in what was read of the log."""
         return self._reading.last or 0
 
-    def took_over(self, noted: int, first: int, reserved: int) -> bytes:
-        """It has the numbers from `first` to `reserved`, and what was taken off the queue ends with `noted`:
-        the mark to send. Nothing else is sent before it has been read."""
+    def took_over(self, noted: int, first: int, reserved: int, given: Iterable[Event] = ()) -> bytes:
+        """It has the numbers from `first` to `reserved`, and what was taken off the queue ends with `noted`
+        or, if it sent one of the events that the queue has `given` it now, before that: the mark to send.
+        Nothing else is sent before it has been read."""
+        again = (self._number_of(event.id) for event in given)
+        if number := next((number for number in again if number), 0):
+            noted = max(self.last, number - 1)
         self._first, self._number, self.reserved = first, first - 1, reserved
         self._flight.append(self._number)
         self._held.append(Held(self._number, 0, []))
         return pack([], first, noted)
+
+    def _number_of(self, id: bytes) -> int:
+        """The number under which it sent an event; 0: it did not, or long ago."""
+        for held in reversed(self._sent):
+            if id in held.ids:
+                return held.number - len(held.ids) + 1 + held.ids.index(id)
+        return 0
 
     def extended(self, reserved: int) -> None:
         """It has the numbers up to `reserved`."""
@@ -168,7 +190,8 @@ class RelayCore:
         """The tag up to which the queue's messages are done with since it was asked last; 0: none."""
         tag = 0
         while self._held and self._held[0].number <= self.in_row:
-            tag = self._held.popleft().tag
+            self._sent.append(self._held.popleft())
+            tag = self._sent[-1].tag
         return tag
 
     @property

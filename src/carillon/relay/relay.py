@@ -241,7 +241,8 @@ class Relay:
                 known, first = await heads.reserve(epoch, core.last, NUMBERS)
                 if known.number > core.last:
                     logger.error("The log of epoch %s has lost what it had after %d", epoch, core.last)
-                mark = core.took_over(known.number, first, first - 1 + NUMBERS)
+                given = (event for each in tuple(self._arrivals) for event in judge(each.body)[0])
+                mark = core.took_over(known.number, first, first - 1 + NUMBERS, given)
                 writer.publish(mark).add_done_callback(partial(self._confirmed, link))
                 while not core.active:
                     await read.wait()
