@@ -325,17 +325,18 @@ async def test_slow_and_stuck_readers(site):
     assert stuck.page.connects > 1 or 4408 in stuck.codes
 
 
-# The relay is killed at the worst moment: the stream has confirmed, the queue has not heard the ack.
+# The relay is killed at the worst moment: the stream has confirmed, the row has it, the queue has not heard.
 BEFORE_THE_ACK = """
 import os
-from carillon.relay.relay import Relay
-acknowledge, calls = Relay._acknowledge, []
-def kill_instead(self, *arguments):
-    calls.append(1)
-    if len(calls) == 4:
+from carillon.relay.core import RelayCore
+done, calls = RelayCore.done, []
+def kill_instead(self):
+    tag = done(self)
+    calls.append(tag)
+    if len([tag for tag in calls if tag]) == 4:
         os._exit(137)  # as SIGKILL: nothing is tidied up (process 1 of a container cannot kill itself)
-    return acknowledge(self, *arguments)
-Relay._acknowledge = kill_instead
+    return tag
+RelayCore.done = kill_instead
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 from django.core.management import execute_from_command_line
 execute_from_command_line(["django", "runworker"])
