@@ -1,4 +1,4 @@
-"""`X-Carillon-Position` is where the log is, at idle and under load, in however many segments and messages."""
+"""`X-Carillon-Position` is where the log is, at idle and under load, whatever segments it has."""
 
 from __future__ import annotations
 
