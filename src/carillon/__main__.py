@@ -109,10 +109,8 @@ def _dead_letters(options: argparse.Namespace, _: Environment) -> int:
 
     from carillon.relay import dead_letters
 
-    if options.names and "all" in options.names:
-        options.names = None
     show = dead_letters.Letter.text if options.what == "show" else dead_letters.Letter.line
-    names = None if options.what == "list" else options.names
+    names = None if "all" in options.names else options.names
     try:
         found = asyncio.run(
             dead_letters.go_through(options.what, names, lambda letter: print(show(letter), flush=True))
@@ -153,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--ca", help="PEM file of the authorities to verify it with; -: standard input")
     dead = command("dead-letters", _dead_letters, "events that could not be delivered: see, send again, drop")
     whats = dead.add_subparsers(dest="what", metavar="list|show|replay|drop", required=True)
-    whats.add_parser("list", help="a line for each: its name, when, group, id, size, and why")
+    every = whats.add_parser("list", help="a line for each: its name, when, group, id, size, and why")
+    every.set_defaults(names=["all"])
     for what, summary in (
         ("show", "all that is in them"),
         ("replay", "send them again, each under its own id: what came through before is heard once"),

@@ -12,6 +12,8 @@ class TailCore:
     - ("begin", number, reason): what follows does not follow what was read, and the window is empty. The
       listeners have missed something, and the reason says what (`epoch`, `retention`); "": there are none yet
     - ("events", events)
+    - ("jump", before, after): no event has a number between these; who holds one has heard something that the
+      log has lost
     - ("reached", number): the log has been read up to there
     - ("over", epoch): this epoch is said to have ended, and that one to go on
     - ("malformed", offset): a message that is no batch of events was skipped
@@ -75,6 +77,8 @@ class TailCore:
                 step("begin", batch.number - 1, self._reason)
             elif missing:
                 step("begin", batch.number - 1, "retention")
+            elif self._reading.jump is not None:
+                step("jump", *self._reading.jump)
             events += found
         if self.last is not None:
             step("reached", self.last)

@@ -19,14 +19,16 @@ class Reading:
     """One reading of a log, in its order. Pure.
 
     Every stream message says what it follows. A mark follows all that was taken off the queue before a relay
-    took over, whether the log still has it or not: who has read so far has missed nothing, whatever numbers
-    come next; who has not, has."""
+    took over, whether the log still has it or not: who has heard so much misses nothing, who has not does.
+    What was sent beyond that, and is not in the log before the mark, comes again behind it, in its order."""
 
-    __slots__ = ("last",)
+    __slots__ = ("jump", "last")
 
     def __init__(self) -> None:
         self.last: int | None = None
         """The number up to which it has been read; None before the first message."""
+        self.jump: tuple[int, int] | None = None
+        """At a mark: the number up to which it follows, and that before those that come next."""
 
     def take(self, batch: Batch) -> tuple[list[Event], int]:
         """The events of the next message, and a number: who has not heard all up to there misses something
@@ -34,12 +36,21 @@ class Reading:
 
         What lies below the last number is dropped: the broker has repeated it, or it is the late word of a
         relay after another took over, which finds it on the queue again and gives it new numbers."""
+        self.jump = None
         end = batch.number + len(batch.events) - 1
         if not batch.number or (self.last is not None and end <= self.last):
             return [], 0
         missing = batch.after if self.last is None or self.last < batch.after else 0
+        if not batch.events:
+            self.jump = (max(batch.after, self.last or 0), end)
         self.last = end
         return batch.events, missing
+
+    def carried(self, number: int) -> int:
+        """The same place as `number` before the mark that was just read, behind it: what a client heard of
+        what comes again, it has."""
+        before, after = self.jump or (0, 0)
+        return number + after - before if before < number < after else number
 
 
 async def locate(link: Link, name: str, number: int, guess: int | None = None) -> int:

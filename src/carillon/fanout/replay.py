@@ -142,6 +142,8 @@ class Replayer:
                     logger.error("Stream message %d is no batch of events: skipped", offset)
                     continue
                 self._gone(riders, missing)
+                for rider in riders:
+                    rider.carry(reading.carried)
                 if page is None:
                     start = min((rider.wanted() for rider in riders), default=0) if start is None else start
                     page = Page(start)

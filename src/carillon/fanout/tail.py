@@ -137,6 +137,8 @@ class Tail:
                     self.hub.deliver(events)
                 case "reached", (number,):
                     self.hub.advance(number)
+                case "jump", (before, after):
+                    self.hub.window.jump(before, after)
                 case "begin", (number, reason):
                     self.hub.begin(self.core.epoch, number)
                     if reason:

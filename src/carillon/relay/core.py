@@ -2,6 +2,7 @@
 numbers their events get, what the log has confirmed, and what may be taken off the queue."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from asgi_amqp.position import Position
@@ -14,11 +15,15 @@ BATCH_BYTES = 512 * 1024
 IN_FLIGHT = 4
 """Stream messages that wait for their confirm; events that come meanwhile gather into larger ones."""
 
+SENT = 1024
+"""Queue messages that are remembered with their numbers after they were done with."""
+
 FENCE = b"fence "
 
 
 class Held(NamedTuple):
-    """A queue message that the log has, or soon: it is done with when the row says `number`."""
+    """A queue message that the log has, or soon: it is done with when the row says `number`. The mark is one
+    too, with the tag 0."""
 
     number: int
     tag: int
@@ -33,20 +38,24 @@ class RelayCore:
     or the queue gives it out again.
 
     Told: `arrived`, `fenced_by`, `read`, `took_over`, `extended`, `confirmed`, `noted`, `lost`. Asked:
-    `fenced`, `active`, `send`, `to_note`, `done`, `settled`, `short`.
+    `fenced`, `last`, `active`, `send`, `to_note`, `done`, `settled`, `short`.
     """
 
     def __init__(self, remembered: int = 250_000) -> None:
         self.doubles = 0
         self.relayed = 0
         self._seen = Seen(remembered)
+        self._sent: deque[Held] = deque(maxlen=SENT)
+        """What was sent last and is done with, or was when a link was lost: some of it may come again."""
+        self._of = ""
         self._stand_by()
 
     def lost(self) -> None:
         """The link is gone. Whether the log has what was in hand, the log itself will say; the queue gives it
         out again."""
         waiting = [event.id for event, _ in self._pending if event is not None]
-        for ids in (*(held.ids for held in self._held), self._ids, waiting):
+        self._sent.extend((*self._held, Held(self._number, 0, self._ids)))
+        for ids in (*(held.ids for held in self._sent), waiting):
             for id in ids:
                 self._seen.discard(id)
         self._stand_by()
@@ -62,12 +71,17 @@ class RelayCore:
         self._ids: list[bytes] = []  # of the events that were sent of a queue message that is not yet whole
         self._flight: deque[int] = deque()
         self._held: deque[Held] = deque()
-        self._first = self._number = self._confirmed = self._noted = 0
+        self._first = self._number = self._confirmed = 0
+        self.in_row = 0
+        """The number that was noted last."""
 
     # Taking over
 
     def fenced_by(self, epoch: str, token: bytes) -> bytes:
         """The stream message to begin a takeover with, in the log of `epoch`; `token` is like no other."""
+        if epoch != self._of:
+            self._of = epoch
+            self._sent.clear()
         self.epoch, self._fence = epoch, FENCE + token
         return pack([], word=self._fence)
 
@@ -89,12 +103,24 @@ class RelayCore:
         """The last number in what was read of the log."""
         return self._reading.last or 0
 
-    def took_over(self, noted: int, first: int, reserved: int) -> bytes:
-        """It has the numbers from `first` to `reserved`, and what was taken off the queue ends with `noted`:
-        the mark to send. Nothing else is sent before it has been read."""
+    def took_over(self, noted: int, first: int, reserved: int, given: Iterable[Event] = ()) -> bytes:
+        """It has the numbers from `first` to `reserved`, and what was taken off the queue ends with `noted`
+        or, if it sent one of the events that the queue has `given` it now, before that: the mark to send.
+        Nothing else is sent before it has been read."""
+        again = (self._number_of(event.id) for event in given)
+        if number := next((number for number in again if number), 0):
+            noted = max(self.last, number - 1)
         self._first, self._number, self.reserved = first, first - 1, reserved
         self._flight.append(self._number)
+        self._held.append(Held(self._number, 0, []))
         return pack([], first, noted)
+
+    def _number_of(self, id: bytes) -> int:
+        """The number under which it sent an event; 0: it did not, or long ago."""
+        for held in reversed(self._sent):
+            if id in held.ids:
+                return held.number - len(held.ids) + 1 + held.ids.index(id)
+        return 0
 
     def extended(self, reserved: int) -> None:
         """It has the numbers up to `reserved`."""
@@ -148,24 +174,24 @@ class RelayCore:
 
     # From the log to the row and back to the queue
 
-    @property
-    def reached(self) -> Position | None:
-        """Behind the last event that the log has confirmed to this relay."""
-        return Position(self.epoch, self._confirmed) if self._confirmed else None
-
     def to_note(self) -> Position | None:
-        """What the row does not have yet."""
-        return self.reached if self.active and self._confirmed > self._noted else None
+        """What the row does not have yet: behind the last queue message that the log has whole. What follows
+        comes again in its order, should this relay be lost."""
+        for held in reversed(self._held):
+            if held.number <= self._confirmed:
+                return Position(self.epoch, held.number) if held.number > self.in_row else None
+        return None
 
     def noted(self, number: int) -> None:
         """The row has it."""
-        self._noted = max(self._noted, number)
+        self.in_row = max(self.in_row, number)
 
     def done(self) -> int:
         """The tag up to which the queue's messages are done with since it was asked last; 0: none."""
         tag = 0
-        while self._held and self._held[0].number <= self._noted:
-            tag = self._held.popleft().tag
+        while self._held and self._held[0].number <= self.in_row:
+            self._sent.append(self._held.popleft())
+            tag = self._sent[-1].tag
         return tag
 
     @property

@@ -20,6 +20,7 @@ from asgi_amqp import codec, declare, stream
 from asgi_amqp.connection import Link, Wire
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.options import Options
+from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
 from asgi_amqp.topology import Topology
 from asgi_amqp.transport import Delivery
@@ -61,7 +62,7 @@ class Relay:
     """Moves events from `queue` to the stream of the current epoch.
 
     `heads` keeps the row (`carillon.events.heads`), `declaration(name)` says how a stream is made,
-    `counted(what, count)` hears of `relayed`, `double` and `poison`, and `letters(count)` how many dead
+    `counted(what, count)` hears of `relayed`, `double` and `poison`, and `letters(count)` of how many dead
     letters there are.
     """
 
@@ -240,7 +241,8 @@ class Relay:
                 known, first = await heads.reserve(epoch, core.last, NUMBERS)
                 if known.number > core.last:
                     logger.error("The log of epoch %s has lost what it had after %d", epoch, core.last)
-                mark = core.took_over(known.number, first, first - 1 + NUMBERS)
+                given = (event for each in tuple(self._arrivals) for event in judge(each.body)[0])
+                mark = core.took_over(known.number, first, first - 1 + NUMBERS, given)
                 writer.publish(mark).add_done_callback(partial(self._confirmed, link))
                 while not core.active:
                     await read.wait()
@@ -280,8 +282,8 @@ class Relay:
                 if core.short(NUMBERS // 2):
                     core.extended(await heads.extend(core.epoch, core.reserved, NUMBERS))
                 reached = core.to_note()
-                if reached is None and loop.time() - looked >= LOOK:
-                    reached = core.reached
+                if reached is None and core.in_row and loop.time() - looked >= LOOK:
+                    reached = Position(core.epoch, core.in_row)
                 if reached is not None:
                     await heads.note(reached, core.reserved)
                     core.noted(reached.number)

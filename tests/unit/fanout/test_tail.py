@@ -77,12 +77,37 @@ def test_a_jump_without_a_mark_is_a_gap():
 def test_a_mark_says_who_missed_something(after, gap):
     core = core_at()
     steps(core, message(1, b"a", b"b"))
-    expected = [("begin", 99, "retention")] if gap else []
+    expected = [("begin", 99, "retention")] if gap else [("jump", 2, 99)]
     assert steps(core, mark(100, after), message(100, b"c")) == [
         *expected,
         ("events", [b"c"]),
         ("reached", 100),
     ]
+
+
+def test_a_place_before_a_mark_is_carried_behind_it():
+    """What a client heard, and the log has lost, comes again behind the mark, in its order."""
+    reading = Reading()
+    reading.take(unpack(message(1, b"a", b"b")))
+    assert reading.carried(1) == 1
+    reading.take(unpack(mark(100, 2)))
+    assert [reading.carried(number) for number in (1, 2, 3, 5, 99, 100)] == [1, 2, 100, 102, 99, 100]
+    reading.take(unpack(message(100, b"c")))
+    assert reading.carried(3) == 3
+    late = Reading()
+    late.take(unpack(mark(100, 2)))
+    assert late.carried(3) == 100
+
+
+def test_the_window_does_not_answer_for_what_the_log_has_lost():
+    window = Window(10**6)
+    window.mark(0)
+    window.extend([Event(b"a-1", b"a", number=1), Event(b"a-1", b"b", number=2)])
+    window.jump(2, 99)
+    window.extend([Event(b"a-1", b"c", number=100)])
+    assert [window.covers(number) for number in (0, 2, 3, 98, 99, 100, 101)] == [
+        True, True, False, False, True, True, False,
+    ]  # fmt: skip
 
 
 def test_what_lies_below_is_a_repetition_or_of_a_relay_that_was_superseded():

@@ -45,7 +45,7 @@ def sent(core) -> list[tuple[int, int, list[bytes]]]:
 
 def test_a_takeover_sends_nothing_before_its_own_mark_has_been_read():
     core = RelayCore()
-    assert (core.fenced, core.send(), core.reached) == (False, None, None)
+    assert (core.fenced, core.send(), core.to_note()) == (False, None, None)
     fence = unpack(core.fenced_by("ep", TOKEN))
     assert (fence.number, fence.events, fence.word) == (0, [], b"fence " + TOKEN)
     core.read(unpack(pack([], word=b"fence " + b"u" * 16)))  # another's
@@ -75,7 +75,7 @@ def test_what_is_done_with_is_in_the_row():
     assert sent(core) == [(1, 0, [b"a", b"b", b"c"])]
     assert (core.done(), core.to_note(), core.settled) == (0, None, False)
     assert core.confirmed() == 3
-    assert core.to_note() == core.reached == Position("ep", 3)
+    assert core.to_note() == Position("ep", 3)
     assert core.done() == 0
     core.noted(2)
     assert (core.done(), core.settled) == (1, False)
@@ -158,17 +158,45 @@ def test_a_lost_link_forgets_what_the_queue_gives_out_again():
     sent(core)
     core.arrived(5, [event("e")])
     core.lost()
-    assert (core.epoch, core.active, core.fenced, core.settled, core.reached) == (
-        "",
-        False,
-        False,
-        True,
-        None,
-    )
+    assert (core.epoch, core.active, core.fenced, core.settled) == ("", False, False, True)
     take_over(core, 3, 2000, 3000)
-    assert core.arrived(1, [event(name) for name in "abcde"]) == 1, "only the first was done with"
+    assert core.arrived(1, [event(name) for name in "abcde"]) == 0, "what was done with, too"
     core.confirmed()
-    assert sent(core) == [(2000, 1999, [b"b", b"c", b"d", b"e"])]
+    assert sent(core) == [(2000, 1999, [b"a", b"b", b"c", b"d", b"e"])]
+
+
+def test_the_mark_follows_what_does_not_come_again_as_far_as_it_knows():
+    core = active()
+    for tag, names in enumerate(("ab", "cd"), 1):
+        core.arrived(tag, [event(name) for name in names])
+        sent(core)
+        core.confirmed()
+        core.noted(2 * tag)
+    assert core.done() == 2
+    core.lost()
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    assert unpack(core.took_over(4, 100, 200, [event("x"), event("d"), event("a")])).after == 3
+    core.lost()
+    core.read(unpack(pack([event("b")], 2)))
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    assert unpack(core.took_over(4, 300, 400, [event("a")])).after == 2, "so much the log has"
+    core.lost()
+    core.read(unpack(core.fenced_by("another", TOKEN)))
+    assert unpack(core.took_over(4, 300, 400, [event("d")])).after == 4
+
+
+def test_what_was_done_with_long_ago_stays_known(monkeypatch):
+    monkeypatch.setattr(module, "SENT", 2)
+    core = active()
+    for tag, name in enumerate("abcd", 1):
+        core.arrived(tag, [event(name)])
+        sent(core)
+        core.confirmed()
+        core.noted(tag)
+        core.done()
+    core.lost()
+    take_over(core, 4, 100)
+    assert core.arrived(1, [event("a")]) == 1
 
 
 def test_a_part_that_was_sent_is_forgotten_too(monkeypatch):
