@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from contextlib import suppress
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 pytestmark = pytest.mark.stack
@@ -40,3 +42,63 @@ def test_a_token_that_is_revoked_while_its_socket_resumes(stack):
         assert late == []
         assert socket.closed() == 4401
         assert time.monotonic() - revoked < 2
+
+
+SOCKETS, CHANGES = 300, 20
+
+# Runs in uwsgi's container: that many changes of one user in one transaction, then an event; and when it was.
+SCRIPT = f"""
+import sys, time
+from django.db import transaction
+from carillon.accounts.models import ApiToken
+from carillon.events import emit_in_transaction
+from carillon.events.emit import Notification
+from django.contrib.auth import get_user_model
+user = get_user_model().objects.get(username=sys.argv[1])
+tokens = [ApiToken.issue(user)[0] for _ in range({CHANGES})]
+print("ready", flush=True)
+for line in sys.stdin:
+    with transaction.atomic():
+        transaction.on_commit(lambda: print(time.time(), flush=True))
+        for token in tokens:
+            token.delete()
+        emit_in_transaction([Notification("jobs-summary", {{"n": line.strip()}})])
+"""
+
+
+async def test_many_changes_of_many_sockets(stack, container):
+    """All are held, asked about in few queries, and hear the next event; none is closed."""
+    url = f"{stack.http_url.replace('http', 'ws', 1)}/websocket/?token={stack.token}"
+    sockets = []
+    for _ in range(0, SOCKETS, 50):
+        sockets += await asyncio.gather(*(connect(url, proxy=None) for _ in range(50)))
+    try:
+        for each in sockets:
+            await each.send(json.dumps({"groups": {"jobs": ["summary"]}}))
+        for each in sockets:
+            assert json.loads(await each.recv())["accept"] is True
+            assert "groups_current" in json.loads(await each.recv())
+        process = await asyncio.create_subprocess_exec(
+            "docker", "exec", "--interactive", "--env", "DJANGO_SETTINGS_MODULE=project.settings",
+            container("uwsgi").id, "python", "-c", f"import django; django.setup()\n{SCRIPT}", stack.username,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert await process.stdout.readline() == b"ready\n"
+        name = str(time.time())
+
+        async def hear(each) -> float:
+            while json.loads(await each.recv()).get("n") != name:
+                pass
+            return time.time()
+
+        hearing = [asyncio.create_task(hear(each)) for each in sockets]
+        process.stdin.write(f"{name}\n".encode())
+        done = float(await process.stdout.readline())
+        async with asyncio.timeout(30):
+            last = max(await asyncio.gather(*hearing))
+        process.stdin.close()
+        await process.wait()
+        print(f"the last of {SOCKETS} heard it {last - done:.2f} s after the commit")
+        assert last - done < 1.0  # a third of it on a machine that does nothing else
+    finally:
+        await asyncio.gather(*(each.close() for each in sockets))

@@ -91,6 +91,14 @@ def publish(stack, job: int, numbers) -> None:
         stack.post("/notifications/", events)
 
 
+def published(stack, job: int) -> str:
+    """The position behind which there are `EVENTS` of this job."""
+    before = Reader(stack, subscription(job))
+    publish(stack, job, range(EVENTS))
+    before.close()
+    return before.position
+
+
 def subscription(job: int, **more) -> dict:
     return {"groups": {"job_events": [job]}, "pad": "x" * 100, **more}
 
@@ -110,12 +118,11 @@ def job(stack) -> int:
 
 
 def test_resumes_that_nobody_reads_cost_next_to_nothing(stack, container, job):
-    witness = Reader(stack, subscription(job))
-    assert "groups_current" in witness.frame()
-    publish(stack, job, range(EVENTS))
+    since = published(stack, job)
+    witness = Reader(stack, subscription(job, since=since))
     assert witness.numbers(EVENTS) == list(range(EVENTS))  # daphne has them all in its window
     before = memory(container)
-    readers = [Reader(stack, subscription(job, since=witness.position)) for _ in range(6)]
+    readers = [Reader(stack, subscription(job, since=since)) for _ in range(6)]
     try:
         most = 0
         end = time.monotonic() + 8
@@ -134,12 +141,12 @@ def test_resumes_that_nobody_reads_cost_next_to_nothing(stack, container, job):
 def test_a_reader_that_pauses_lags_and_has_everything_in_the_end(stack, job):
     reader = Reader(stack, subscription(job))
     assert "groups_current" in reader.frame()
-    publish(stack, job, range(200))
+    publish(stack, job, range(600))
     time.sleep(5)  # it does not read
-    publish(stack, job, range(200, 220))
-    assert reader.numbers(220) == list(range(220))
-    publish(stack, job, [220])
-    assert reader.numbers(1) == [220]
+    publish(stack, job, range(600, 620))
+    assert reader.numbers(620) == list(range(620))
+    publish(stack, job, [620])
+    assert reader.numbers(1) == [620]
     reader.close()
 
 
@@ -160,12 +167,11 @@ def test_a_resume_from_before_the_window_of_a_reader_that_pauses(stack, containe
 
 
 def test_a_resume_of_megabytes_is_quick(stack, job):
-    witness = Reader(stack, subscription(job))
-    assert "groups_current" in witness.frame()
-    publish(stack, job, range(EVENTS))
+    since = published(stack, job)
+    witness = Reader(stack, subscription(job, since=since))
     assert witness.numbers(EVENTS) == list(range(EVENTS))
     begun = time.monotonic()
-    reader = Reader(stack, subscription(job, since=witness.position))
+    reader = Reader(stack, subscription(job, since=since))
     assert reader.numbers(EVENTS) == list(range(EVENTS))
     rate = EVENTS * len(PAD) / (time.monotonic() - begun) / 1e6
     print(f"{rate:.0f} MB/s")
