@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, connection
 from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Brokers, Link, Wire, until
@@ -84,6 +84,34 @@ async def test_whoever_waits_for_a_call_on_a_link_that_goes_hears_that_and_is_no
     await link.close()
     with pytest.raises(BrokerUnavailable):
         await waiting
+
+
+async def test_calls_whose_callers_went_away_still_count(brokers):
+    """They run to their end, each with a channel: as many as the broker allows would soon be in use."""
+    link = Link()
+    link._attempts, at_once, most = asyncio.Semaphore(3), 0, 0
+    gate = asyncio.Event()
+
+    async def call(channel):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await gate.wait()
+        at_once -= 1
+
+    async def opened(passing, tap):
+        return Wire(link, {})
+
+    link._open = opened
+    tasks = [asyncio.create_task(connection.Link.attempt(link, call)) for _ in range(3)]
+    await until(lambda: at_once == 3)
+    for task in tasks:
+        task.cancel()
+    late = [asyncio.create_task(connection.Link.attempt(link, call)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*tasks, *late, return_exceptions=True)
+    assert (most, at_once) == (3, 0)
 
 
 async def test_a_close_that_has_begun_takes_nothing_more(make, brokers):
