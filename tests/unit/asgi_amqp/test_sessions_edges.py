@@ -338,6 +338,103 @@ async def test_one_reader_that_fails_and_goes_away_takes_no_turn_from_another(ma
     assert box.woken == 0
 
 
+async def test_a_consumer_that_is_stopped_while_it_is_attached_consumes_nothing(make, brokers):
+    class Slow(Link):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.passing.gate.clear()
+
+    brokers.found = [Link, Slow]
+    layer = make(durable=["jobs"])
+    working = asyncio.create_task(Worker(layer, print, "jobs", handle_signals=False).run())
+    await consuming(brokers, "asgi.d.jobs")
+    brokers.links[0].give_up("cut")
+    await until(lambda: len(brokers.links) == 2 and brokers.links[1].passing.named("queue_declare"))
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    brokers.links[1].passing.gate.set()
+    await until(lambda: layer.session().receiver._wire is not None)
+    assert consumed(brokers.links[1], "asgi.d.jobs") == []
+
+
+class Odd(BaseException):
+    """As some libraries end their tasks."""
+
+
+async def test_a_slot_outlives_whatever_a_handler_raises(make, brokers):
+    layer = make(durable=["jobs"])
+    done = []
+
+    async def handler(message):
+        if message["n"] == 1:
+            raise Odd
+        done.append(message["n"])
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    working = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    wire.deliver(body("jobs", {"n": 2}), tag=2)
+    await until(lambda: done == [2])
+    assert worker.failed == 1
+    worker.stop()
+    await working
+
+
+async def test_what_runs_when_the_link_is_cut_may_finish_when_the_worker_stops(make, brokers):
+    layer = make(durable=["jobs"])
+    finish, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(message):
+        begun.set()
+        await finish.wait()
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    working = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}, {"n": 2}), tag=1)  # the second comes again, here or elsewhere
+    wire.deliver(body("jobs", {"n": 3}), tag=2)
+    await begun.wait()
+    brokers.links[0].give_up("cut")
+    await until(lambda: len(brokers.links) == 2 and consumed(brokers.links[1], "asgi.d.jobs"))
+    worker.stop()
+    await until(lambda: ("cancel", "tag-1") in consumed(brokers.links[1], "asgi.d.jobs")[0].answers)
+    await asyncio.sleep(0.01)
+    finish.set()
+    async with asyncio.timeout(5):
+        await working
+    assert worker.handled == 1
+
+
+async def test_a_link_that_is_closed_is_not_one_that_was_lost(make, brokers):
+    layer = make()
+    await layer.new_channel()
+    await publishing(layer, brokers)
+    await layer.close()
+    assert layer.stats.reconnects == 0
+
+
+async def test_a_loop_that_ends_as_it_is_closed_keeps_no_other_from_closing(make, brokers):
+    layer = make()
+    link = await publishing(layer, brokers)
+    ended = layer.session()
+
+    class Ending:
+        loop = ended.loop
+
+        async def close(self):
+            raise BrokerUnavailable("the event loop that was to do this has ended")
+
+    layer._sessions = {Running(): Ending(), ended.loop: ended}
+    await layer.close()
+    assert link.closed
+
+
+class Running:
+    def is_running(self):
+        return True
+
+
 # Loops that ended
 
 
