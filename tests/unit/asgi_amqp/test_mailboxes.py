@@ -450,6 +450,12 @@ def test_a_message_whose_reader_went_away_is_read_first(reading):
     assert (reading.box().count, reading.boxes.used) == (0, 0)
 
 
+def test_a_message_goes_back_to_a_mailbox_that_was_made_meanwhile(reading):
+    reading.box().put_first({"n": 0})
+    reading.put(1)
+    assert reading.read() == [0, 1]
+
+
 def test_a_message_of_a_body_that_is_half_read_is_read_first_again(reading):
     reading.put(1, 2)
     reading.box().put_first(reading.box().take(reading.now))
