@@ -9,7 +9,6 @@ What must exist on the broker is rebuilt from our own state, by `setup`, on ever
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 import time
@@ -26,10 +25,7 @@ from .options import Options, Target
 from .transport import Delivery, Factory, Tap
 
 T = TypeVar("T")
-log = logging.getLogger("asgi_amqp")
 
-RETRY_FIRST, RETRY_MOST = 0.1, 3.0  # seconds between rounds over all hosts, doubling, with jitter
-REPEAT = 5.0  # seconds for which a configuration error is repeated without asking the broker again
 ATTEMPTS = 8  # passing channels at once
 ANSWER = 30.0  # seconds for an answer of the broker to one call
 # What a call on a link that goes may raise.

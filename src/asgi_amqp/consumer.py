@@ -105,7 +105,11 @@ class Consumer:
             def arrived(delivery: Delivery) -> None:
                 self._arrived(delivery, wire)
 
-            self._wire = wire = await link.wire(on_delivery=arrived)
+            wire = await link.wire(on_delivery=arrived)
+            if self.paused:  # meanwhile
+                await wire.close()
+                return
+            self._wire = wire
             try:
                 self._tag = await wire.consume(self.queue.name, prefetch=self._prefetch)
             except BaseException:  # cancelled, it may consume all the same
@@ -155,6 +159,7 @@ class Consumer:
 
     async def stop(self) -> None:
         """End; what was delivered and not acknowledged goes back to the queue."""
+        self.paused = True
         self._receiver.consumers.discard(self)
         wire, self._wire = self._wire, None
         if wire is not None:

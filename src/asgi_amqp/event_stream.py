@@ -1,6 +1,7 @@
 """A log of events for an application: many processes write it, and read it from any position."""
 
 import asyncio
+import contextlib
 import functools
 import secrets
 import time
@@ -166,8 +167,11 @@ class EventStream:
                     reader.acknowledge()
                     messages = await arrived.get()
             except TimeoutError:
-                if reached > (await self.last()).number:
-                    raise PositionGone(f"position {epoch}:{reached} is beyond the end of the log") from None
+                with contextlib.suppress(*GONE):  # the broker has fallen silent: again with the next link
+                    if reached > (await self.last()).number:
+                        raise PositionGone(
+                            f"position {epoch}:{reached} is beyond the end of the log"
+                        ) from None
             except ChannelNotFoundEntity:
                 raise PositionGone(f"the log of epoch {epoch} is gone") from None
             except ChannelPreconditionFailed as error:

@@ -380,7 +380,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         for loop, session in list(self._sessions.items()):
             self._sessions.pop(loop, None)
             if loop.is_running():
-                await self._in(session, session.close)
+                with contextlib.suppress(BrokerUnavailable):  # it has ended just now
+                    await self._in(session, session.close)
             else:
                 session.abandon()
         await get_running_loop().run_in_executor(None, self.publisher.close)

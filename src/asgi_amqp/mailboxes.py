@@ -149,11 +149,13 @@ class Mailbox:
 
     def _drop(self, count: int) -> int:
         """Throw away this many of the oldest, as far as there are; how many."""
-        dropped = 0
-        while dropped < count and (self._parcel is not None or self._begin(self.read_at)):
-            dropped += sum(1 for _ in islice(self._reading, count - dropped))
+        count = left = min(count, self.count)
+        while left:
+            if self._parcel is None:
+                self._begin(self.read_at)
+            left -= sum(1 for _ in islice(self._reading, left))
             self.settle()
-        return dropped
+        return count
 
     def _drop_parcel(self) -> int:
         """Throw away what is left of the parcel that is being read, or else the next; how many messages."""

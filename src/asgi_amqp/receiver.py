@@ -243,7 +243,8 @@ class Receiver:
         self._connected_before = True
 
     def _lost(self, link: Link, reason: str) -> None:
-        self.stats.reconnects += 1
+        if self._wire is not None:
+            self.stats.reconnects += 1
         self._wire = None
         self._bindings.down()
         for consumer in list(self.consumers):
@@ -307,4 +308,5 @@ class Receiver:
         self.mailboxes.close(error)
         if self._binder is not None:
             self._binder.cancel()
+        self._wire = None
         await self.supervisor.close(error)

@@ -7,11 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 from copy import copy
 
-from .connection import REPEAT, RETRY_FIRST, RETRY_MOST, Link, connect, describe
+from .connection import Link, connect, describe
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
 from .options import Options
 
 log = logging.getLogger("asgi_amqp")
+
+RETRY_FIRST, RETRY_MOST = 0.1, 3.0  # seconds between rounds over all hosts, doubling, with jitter
+REPEAT = 5.0  # seconds for which a configuration error is repeated without asking the broker again
 
 
 class Supervisor:

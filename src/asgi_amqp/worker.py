@@ -152,8 +152,10 @@ class Worker:
 
     def _on_lost(self, error: LayerError | None) -> None:
         """What has not begun will come again, to us or to another worker."""
+        for work, _ in self._events:
+            work.left -= 1
         self._events.clear()
-        self._unfinished.clear()
+        self._unfinished = {work for work in self._unfinished if work.left}
         for timer in self._resting.values():
             timer.cancel()
         self._resting.clear()
@@ -176,7 +178,9 @@ class Worker:
             try:
                 await self._handler(message)
                 self.handled += 1
-            except (Exception, asyncio.CancelledError) as error:
+            except (SystemExit, KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     task = asyncio.current_task()
                     if self._ended or task is None:

@@ -98,9 +98,9 @@ def places(tree):
                 node, ast.JoinedStr
             ):
                 continue
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__slots__":
-                continue
             for index, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(each, ast.Assign) and getattr(each.targets[0], "id", "") == "__slots__":
+                    continue
                 if isinstance(each, ast.AST) and not isinstance(
                     each, (ast.Import, ast.ImportFrom, ast.Assert)
                 ):

@@ -19,6 +19,8 @@ class Channel:
         self.gate = asyncio.Event()
         self.gate.set()
         self.failing = {}
+        self.closing = asyncio.get_running_loop().create_future()
+        self.on_consumer_cancel_callbacks = set()
 
     def __getattr__(self, name):
         async def call(*arguments, **options):

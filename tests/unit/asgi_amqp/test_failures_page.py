@@ -14,3 +14,10 @@ def test_every_test_that_the_page_names_is_there():
         there.update(re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE))
     assert len(named) > 40
     assert named <= there
+
+
+def test_every_fault_at_the_edges_has_its_promise_and_its_proof():
+    page = (ROOT / "docs/reference/asgi_amqp_failures.md").read_text()
+    section = page.partition("## At the edges")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| .+ \| .+ \| (.*`test_\w+`) \|$", section, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 23))

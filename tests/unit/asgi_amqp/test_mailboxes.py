@@ -207,6 +207,17 @@ def test_a_channel_whose_reader_went_away_has_its_capacity(reading):
     assert reading.losses == [("overflow", 7, A)]
 
 
+def test_dropping_the_oldest_of_nothing_gives_nobody_a_moment():
+    reading = Reading(overflow="drop-oldest")
+    waiter = reading.wait()
+    waiter.cancel()
+    reading.box().forsaken(waiter, woken=False)
+    reading.put(*range(5))
+    reading.put(*range(5, 10))
+    assert reading.box().count == 3
+    assert reading.read() == [7, 8, 9]
+
+
 @pytest.mark.parametrize("members", [100, 3000])
 def test_readers_that_only_wait_lose_nothing(members):
     """A body's bytes are charged once, however many hold it; and who waits has room for a burst."""
@@ -437,6 +448,12 @@ def test_a_message_whose_reader_went_away_is_read_first(reading):
     assert reading.box().count == 3
     assert reading.read() == [1, 2, 3]
     assert (reading.box().count, reading.boxes.used) == (0, 0)
+
+
+def test_a_message_goes_back_to_a_mailbox_that_was_made_meanwhile(reading):
+    reading.box().put_first({"n": 0})
+    reading.put(1)
+    assert reading.read() == [0, 1]
 
 
 def test_a_message_of_a_body_that_is_half_read_is_read_first_again(reading):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, connection
 from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Brokers, Link, Wire, until
@@ -84,6 +84,34 @@ async def test_whoever_waits_for_a_call_on_a_link_that_goes_hears_that_and_is_no
     await link.close()
     with pytest.raises(BrokerUnavailable):
         await waiting
+
+
+async def test_calls_whose_callers_went_away_still_count(brokers):
+    """They run to their end, each with a channel: as many as the broker allows would soon be in use."""
+    link = Link()
+    link._attempts, at_once, most = asyncio.Semaphore(3), 0, 0
+    gate = asyncio.Event()
+
+    async def call(channel):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await gate.wait()
+        at_once -= 1
+
+    async def opened(passing, tap):
+        return Wire(link, {})
+
+    link._open = opened
+    tasks = [asyncio.create_task(connection.Link.attempt(link, call)) for _ in range(3)]
+    await until(lambda: at_once == 3)
+    for task in tasks:
+        task.cancel()
+    late = [asyncio.create_task(connection.Link.attempt(link, call)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*tasks, *late, return_exceptions=True)
+    assert (most, at_once) == (3, 0)
 
 
 async def test_a_close_that_has_begun_takes_nothing_more(make, brokers):
@@ -308,6 +336,103 @@ async def test_one_reader_that_fails_and_goes_away_takes_no_turn_from_another(ma
     staying.cancel()
     await asyncio.gather(staying, return_exceptions=True)
     assert box.woken == 0
+
+
+async def test_a_consumer_that_is_stopped_while_it_is_attached_consumes_nothing(make, brokers):
+    class Slow(Link):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.passing.gate.clear()
+
+    brokers.found = [Link, Slow]
+    layer = make(durable=["jobs"])
+    working = asyncio.create_task(Worker(layer, print, "jobs", handle_signals=False).run())
+    await consuming(brokers, "asgi.d.jobs")
+    brokers.links[0].give_up("cut")
+    await until(lambda: len(brokers.links) == 2 and brokers.links[1].passing.named("queue_declare"))
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    brokers.links[1].passing.gate.set()
+    await until(lambda: layer.session().receiver._wire is not None)
+    assert consumed(brokers.links[1], "asgi.d.jobs") == []
+
+
+class Odd(BaseException):
+    """As some libraries end their tasks."""
+
+
+async def test_a_slot_outlives_whatever_a_handler_raises(make, brokers):
+    layer = make(durable=["jobs"])
+    done = []
+
+    async def handler(message):
+        if message["n"] == 1:
+            raise Odd
+        done.append(message["n"])
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    working = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    wire.deliver(body("jobs", {"n": 2}), tag=2)
+    await until(lambda: done == [2])
+    assert worker.failed == 1
+    worker.stop()
+    await working
+
+
+async def test_what_runs_when_the_link_is_cut_may_finish_when_the_worker_stops(make, brokers):
+    layer = make(durable=["jobs"])
+    finish, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(message):
+        begun.set()
+        await finish.wait()
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    working = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}, {"n": 2}), tag=1)  # the second comes again, here or elsewhere
+    wire.deliver(body("jobs", {"n": 3}), tag=2)
+    await begun.wait()
+    brokers.links[0].give_up("cut")
+    await until(lambda: len(brokers.links) == 2 and consumed(brokers.links[1], "asgi.d.jobs"))
+    worker.stop()
+    await until(lambda: ("cancel", "tag-1") in consumed(brokers.links[1], "asgi.d.jobs")[0].answers)
+    await asyncio.sleep(0.01)
+    finish.set()
+    async with asyncio.timeout(5):
+        await working
+    assert worker.handled == 1
+
+
+async def test_a_link_that_is_closed_is_not_one_that_was_lost(make, brokers):
+    layer = make()
+    await layer.new_channel()
+    await publishing(layer, brokers)
+    await layer.close()
+    assert layer.stats.reconnects == 0
+
+
+async def test_a_loop_that_ends_as_it_is_closed_keeps_no_other_from_closing(make, brokers):
+    layer = make()
+    link = await publishing(layer, brokers)
+    ended = layer.session()
+
+    class Ending:
+        loop = ended.loop
+
+        async def close(self):
+            raise BrokerUnavailable("the event loop that was to do this has ended")
+
+    layer._sessions = {Running(): Ending(), ended.loop: ended}
+    await layer.close()
+    assert link.closed
+
+
+class Running:
+    def is_running(self):
+        return True
 
 
 # Loops that ended

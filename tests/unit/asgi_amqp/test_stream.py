@@ -1,7 +1,13 @@
 """Streams on a link that a test answers for: what belongs to one attachment ends with it."""
 
+import asyncio
+
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
+from asgi_amqp.codec import encode, encode_batch, encode_target
+from asgi_amqp.event_stream import EventStream
+from asgi_amqp.position import Position
 from asgi_amqp.stream import StreamReader, StreamWriter
-from tests.unit.asgi_amqp.links import Link, until
+from tests.unit.asgi_amqp.links import Brokers, Link, until
 
 
 async def attached(writer):
@@ -71,3 +77,30 @@ async def test_what_was_handed_over_on_one_link_is_not_acknowledged_on_the_next(
     reader.acknowledge()
     assert second.wires[0].answers == [("ack", 1)]
     assert messages == [(0, b"a"), (1, b"b")]
+
+
+async def test_a_broker_that_falls_silent_as_reading_begins_does_not_end_it(monkeypatch):
+    brokers = Brokers(monkeypatch)
+    layer = AMQPChannelLayer("amqp://broker.test", timeout=0.05)
+    stream = EventStream(layer, "log")
+    stream.epoch = "e"
+    asked = []
+
+    async def last():
+        asked.append(1)
+        raise BrokerUnavailable("silent")
+
+    monkeypatch.setattr(stream, "last", last)
+    reading = asyncio.ensure_future(anext(stream.read(Position("e", 0))))
+    await until(lambda: asked)
+
+    def wires():
+        return [
+            wire for link in brokers.links for wire in link.wires if ("asgi.s.log", 256) in wire.consuming
+        ]
+
+    await until(lambda: len(wires()) > 1)
+    event = encode_batch([encode_target("e") + encode({"n": n}) for n in range(2)])
+    wires()[-1].deliver(event, headers={"x-stream-offset": 0})
+    assert (await reading).message == {"n": 1}
+    await layer.close()

@@ -133,7 +133,7 @@ class World:
         if events and self.cursor.asked is None:
             for group, since in self.wanted.items():
                 reached = min(events[-1].number, self.number)
-                assert self.complete(group, since, reached), "its reader has a position that it has not reached"
+                assert self.complete(group, since, reached), "a position that was not reached"
 
     def complete(self, group, since, upto):
         mine = [e.number for e in self.heard if e.group == group and since < e.number]
