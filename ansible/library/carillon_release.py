@@ -52,6 +52,7 @@ INPUTS = (
     "requirements/own.in",
     "src",
     "supervisord",
+    *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
 OWN = ("src/asgi_amqp", ".")  # of the checkout: each becomes a wheel, and own.in says which the other needs
 SKIPPED = ("__pycache__", ".egg-info")
@@ -97,11 +98,11 @@ def version(source: Path) -> str:
 
 
 def settings(source: Path) -> list[tuple[Path, str]]:
-    """The files under `supervisord`, and where a host has them below its folder of the release."""
+    """The files of supervisord and nginx, and where a host has them below its folder of the release."""
     found = []
     for path in files(source):
         name = path.relative_to(source)
-        if name.parts[0] == "supervisord":
+        if name.parts[0] in ("supervisord", "nginx"):
             found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
     return found
 

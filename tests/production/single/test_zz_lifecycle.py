@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 
-from dev.production_testing import PROGRAM_MARKER, RELEASE_MARKER
+from dev.production_testing import MARKERS, PAGE_MARKER, PROGRAM_MARKER, RELEASE_MARKER
 from tests.production.conftest import FULL, ROOT, wait_for
 from tests.production.ledger import Ledger
 
@@ -24,14 +24,24 @@ full = pytest.mark.skipif(not FULL, reason="minutes: make test-production-full")
 
 @pytest.fixture
 def another_release(machine):
-    """A checkout of a release after this one: with a file and a program more."""
+    """A checkout of a release after this one: with a file, a program and a page more, and with other groups.
+
+    supervisord reads its files in the order of their names: to what stands here the groups' own files add.
+    """
     RELEASE_MARKER.write_text(
         '"""Made by a test, which takes it away again: a release that differs from the one before."""\n'
     )
-    PROGRAM_MARKER.write_text("[program:_release_marker]\ncommand = /usr/bin/sleep infinity\n")
+    groups = (
+        f"[fcgi-program:{name}]\nenvironment = RELEASE_MARKER=1\n"
+        for name in ("uwsgi", "daphne")
+    )
+    PROGRAM_MARKER.write_text(
+        "[program:_release_marker]\ncommand = /usr/bin/sleep infinity\n" + "".join(groups)
+    )
+    PAGE_MARKER.write_text("marked\n")
     yield
-    RELEASE_MARKER.unlink()
-    PROGRAM_MARKER.unlink()
+    for marker in MARKERS:
+        marker.unlink()
 
 
 def current(machine) -> str:
@@ -49,6 +59,19 @@ def running(machine) -> set[str]:
         for row in machine.processes()
         for argument in row["argv"][:1]
         if "/releases/" in argument and "bin/supervisord" not in " ".join(row["argv"])
+    }
+
+
+PAGE = "/etc/nginx/carillon/pages/_release_marker.html"
+
+
+def marked(machine) -> set[str]:
+    """Groups that were replaced by those of the release after this one."""
+    return {
+        group
+        for group, command in (("uwsgi", "bin/uwsgi --ini"), ("daphne", "carillon.server --fd"))
+        for row in machine.processes()
+        if command in " ".join(row["argv"]) and "RELEASE_MARKER=1" in row["environ"]
     }
 
 
@@ -73,6 +96,8 @@ def test_upgrade_under_load_fails_no_request(machine, stack, playbook, first, an
     assert supervisord(machine) == process, "supervisord was restarted"
     assert running(machine) == {current(machine)}
     assert "_release_marker" in machine.programs()
+    assert marked(machine) == {"uwsgi", "daphne"}
+    assert machine.host.file(PAGE).exists
     healthy()
 
 
@@ -84,6 +109,8 @@ def test_rollback_under_load_fails_no_request(machine, stack, playbook, first, h
     assert current(machine) == first
     assert running(machine) == {first}
     assert "_release_marker" not in machine.programs(), "a program of the release that is no more"
+    assert marked(machine) == set()
+    assert not machine.host.file(PAGE).exists, "a page of the release that is no more"
     healthy()
 
 
