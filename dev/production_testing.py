@@ -26,7 +26,7 @@ HOSTS = (
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror"),
 )
 NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle")
-# What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page more.
+# What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
 PAGE_MARKER = ROOT / "nginx/pages/_release_marker.html"
