@@ -191,7 +191,7 @@ def test_the_broker_has_limits_and_raises_an_alarm_where_it_is_told_to(machine):
 def test_the_filter_makes_the_hash_that_rabbitmq_checks(secrets_dir):
     from importlib import util
 
-    spec = util.spec_from_file_location("filters", ROOT / "ansible/filter_plugins/carillon.py")
+    spec = util.spec_from_file_location("filters", ROOT / "ansible/plugins/filter/carillon.py")
     filters = util.module_from_spec(spec)
     spec.loader.exec_module(filters)
     made = base64.b64decode(filters.rabbitmq_password_hash("pässword", "salt", "user"))

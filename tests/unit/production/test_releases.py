@@ -13,7 +13,7 @@ import pytest
 from tests.unit.production.test_control_node import ANSIBLE
 from tests.unit.production.test_secrets import filters
 
-MODULE = ANSIBLE / "library/carillon_release.py"
+MODULE = ANSIBLE / "plugins/modules/release.py"
 _SPEC = util.spec_from_file_location("release", MODULE)
 release = util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(release)
@@ -86,8 +86,16 @@ def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, chan
     assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["in the release", "a release of before"])
-def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there):
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        (True, {"carillon_held": "0.9"}),
+        (True, {"carillon_release_archive": "/x/carillon-0.9-3.13-x86_64.tar", "carillon_held": ""}),
+        (False, {"carillon_held": "0.9"}),
+    ],
+    ids=["held", "an archive", "a release of before"],
+)
+def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there, named):
     theirs = tmp_path / "opt/releases/0.9/etc" / ("nginx" if there else "supervisord")
     theirs.mkdir(parents=True)
     (theirs / "nginx.conf").write_text("held")
@@ -95,7 +103,7 @@ def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there):
         {"ansible.builtin.include_role": {"name": "carillon", "tasks_from": "nginx"}},
         {"ansible.builtin.debug": {"msg": "from {{ nginx_source | default('the checkout') }}"}},
         carillon_root=str(tmp_path / "opt"),
-        carillon_held="0.9",
+        **named,
         topology_source=str(tmp_path / "checkout"),
     )
     assert code == 0, said

@@ -16,7 +16,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
-module: carillon_release
+module: release
 short_description: Build or find the archive of a release on the control node
 description:
   - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
@@ -34,7 +34,7 @@ author: ["Carillon"]
 
 EXAMPLES = r"""
 - delegate_to: localhost
-  carillon_release: {source: .., cache: ../build/releases, python: "3.13", architecture: x86_64}
+  carillon.carillon.release: {source: .., cache: ../build/releases, python: "3.13", architecture: x86_64}
 """
 
 RETURN = r"""
