@@ -20,9 +20,9 @@ module: release
 short_description: Build or find the archive of a release on the control node
 description:
   - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
-  project's own two wheels and the lock. Its name is made from the project's version and a digest of all
-  that goes in, so that what changes has another name and what does not is not built again.
-  - An unpacked bundle (C(make bundle)) has its archive in I(cache): there no index is asked, ever.
+    project's own two wheels and the lock. Its name is made from the project's version and a digest of all
+    that goes in, so that what changes has another name and what does not is not built again.
+  - An unpacked bundle (C(make bundle)) has its archive in I(cache), and no index is asked, ever.
 options:
   source: {type: path, required: true, description: "The checkout."}
   cache: {type: path, required: true, description: "Folder for wheelhouses and archives."}

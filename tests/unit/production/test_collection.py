@@ -114,3 +114,21 @@ def test_a_playbook_that_is_not_ours_uses_a_role_from_the_archive(installed, tmp
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"carillon_a in {tmp_path}/secrets: [443]" in " ".join(done.stdout.split())
     assert (tmp_path / "made").is_dir()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ANSIBLE / "plugins/modules").glob("*.py")), ids=lambda path: path.stem
+)
+def test_ansible_doc_reads_what_a_module_says_of_itself(path):
+    done = subprocess.run(
+        [str(TOOLS / "ansible-doc"), "--json", f"carillon.carillon.{path.stem}"],
+        cwd=ANSIBLE,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(done.stdout).values()
+    assert said["doc"]["module"] == path.stem
+    assert said["examples"]
