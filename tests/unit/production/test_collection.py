@@ -38,7 +38,7 @@ def test_it_has_the_roles_and_plugins_and_nothing_of_a_checkout(installed):
     with tarfile.open(archive) as tar:
         names = set(tar.getnames())
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"FILES.json", "MANIFEST.json", "README.md", "meta", "plugins", "roles"}
+    assert tops == {"CHANGELOG.md", "FILES.json", "MANIFEST.json", "README.md", "meta", "plugins", "roles"}
     assert {name.split("/")[1] for name in names if name.startswith("roles/")} == {
         path.name for path in (*ROLES, *SHARED)
     }
