@@ -52,8 +52,8 @@ IMAGES = (
         python_packages=True,
     ),
     Image("nginx", ("images/nginx", "nginx/nginx.conf", "nginx/snippets", "nginx/pages")),
-    Image("rabbitmq", ("images/rabbitmq",)),
-    Image("postgresql", ("images/postgresql",)),
+    Image("rabbitmq", ("images/rabbitmq", "ansible/roles/rabbitmq/files")),
+    Image("postgresql", ("images/postgresql", "ansible/roles/postgresql/files")),
 )
 
 
