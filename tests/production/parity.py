@@ -1,7 +1,9 @@
 """One definition, three deployments: what each really runs, in a form that can be compared.
 
 A description is {"nginx": {file: [directive, …]}, "argv": {process: [argument, …]}, "environment": [name, …],
-"files": {path: sha256}, "broker" and "database": [line, …]}. `describe` makes one of any machine on which it can run a command; `differences`
+"files": {path: sha256}, "broker" and "database": [line, …]}.
+
+`describe` makes one of any machine on which it can run a command; `differences`
 compares two, leaving out what the ALLOWED tables name. Those tables are the whole documentation of how
 development, the production container and a host differ: a difference that is not in them is a mistake.
 """
@@ -125,7 +127,7 @@ print(json.dumps(sorted(rows)))
 def describe(
     nginx_machine: Run, app_machines: Iterable[Run], broker_machine: Run, database_machine: Run
 ) -> dict:
-    """The description of a deployment, of the machines with nginx, with uwsgi, daphne and runworker, and so on.
+    """The description of a deployment, of the machines with nginx, with uwsgi, daphne and runworker, ….
 
     `lambda command: docker("exec", container, "sh", "-c", command)` and testinfra's
     `lambda command: host.check_output(command)` are machines.
