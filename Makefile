@@ -74,6 +74,24 @@ production-down: ## stop it; data and secrets stay
 production-clean: ## stop it and remove its data and secrets
 	@$(DEV) production-clean
 
+production-backup: ## its database and secrets, in .dev-production/backups
+	@$(DEV) production-backup
+
+production-restore: ## the database of a backup (FROM=.dev-production/backups/<time>) in place of the one that runs
+	@$(DEV) production-restore "$(FROM)"
+
+production-upgrade: ## the checkout's release in place of the one that runs
+	@$(DEV) production-upgrade
+
+production-rollback: ## back to the release that ran when the last upgrade began
+	@$(DEV) production-rollback
+
+production-rotate: ## new passwords of database and broker, a new key
+	@$(DEV) production-rotate
+
+production-refresh: ## the same release on images made anew, with the distribution's security updates
+	@$(DEV) production-refresh
+
 cluster: ## the same with three brokers and two application containers, a stack of its own
 	@$(DEV) cluster
 
@@ -131,4 +149,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long mutation lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long mutation lock

@@ -115,46 +115,39 @@ def clean_test(_: list[str]) -> int:
     return 0
 
 
-def production_up(_: list[str]) -> int:
-    from dev import production
+def _production(name: str) -> dict[str, Callable[[list[str]], int]]:
+    """The commands of `make production` or `make cluster`."""
 
-    production.start(production.load(), target="production")
-    return 0
+    def load() -> configuration.Config:
+        from dev import production
 
+        return production.load(cluster=name == "cluster")
 
-def cluster_up(_: list[str]) -> int:
-    from dev import production
+    def up(_: list[str]) -> int:
+        from dev import production
 
-    production.start(production.load(cluster=True), target="cluster")
-    return 0
+        production.start(load(), target=name)
+        return 0
 
+    def down(_: list[str]) -> int:
+        stack.down(load(), volumes=False)
+        return 0
 
-def production_down(_: list[str]) -> int:
-    from dev import production
+    def clean(_: list[str]) -> int:
+        development.clean(load())
+        return 0
 
-    stack.down(production.load(), volumes=False)
-    return 0
-
-
-def production_clean(_: list[str]) -> int:
-    from dev import production
-
-    development.clean(production.load())
-    return 0
+    return {name: up, f"{name}-down": down, f"{name}-clean": clean}
 
 
-def cluster_down(_: list[str]) -> int:
-    from dev import production
+def _operation(name: str) -> Callable[[list[str]], int]:
+    def run(arguments: list[str]) -> int:
+        from dev import operations
 
-    stack.down(production.load(cluster=True), volumes=False)
-    return 0
+        operations.verb(name, *arguments[:1])
+        return 0
 
-
-def cluster_clean(_: list[str]) -> int:
-    from dev import production
-
-    development.clean(production.load(cluster=True))
-    return 0
+    return run
 
 
 def make_bundle(_: list[str]) -> int:
@@ -199,12 +192,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "test-unit": unit,
     "test-clean": clean_test,
     "lint": lint,
-    "production": production_up,
-    "cluster": cluster_up,
-    "production-down": production_down,
-    "production-clean": production_clean,
-    "cluster-down": cluster_down,
-    "cluster-clean": cluster_clean,
+    **_production("production"),
+    **_production("cluster"),
+    **{
+        f"production-{name}": _operation(name)
+        for name in ("backup", "restore", "upgrade", "rollback", "rotate", "refresh")
+    },
     "bundle": make_bundle,
     "test-production": test_production,
     "test-production-clean": clean_test_production,

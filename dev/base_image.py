@@ -52,6 +52,11 @@ def ensure(config: Config, base: Base = DEBIAN) -> None:
     """The base image is there. Raises `Failure` when it can be neither pulled nor made."""
     if process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base.image]).returncode == 0:
         return
+    renew(config, base)
+
+
+def renew(config: Config, base: Base = DEBIAN) -> None:
+    """The base image as it is today."""
     step(f"Getting the base image {base.image}")
     if _pull(base.image, config.logs / "pull.log"):
         return

@@ -73,7 +73,7 @@ def hosts(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _release_module() -> ModuleType:
     """Ansible's module of that name: it alone knows what a release is made of."""
-    path = ROOT / "ansible/library/carillon_release.py"
+    path = ROOT / "ansible/plugins/modules/release.py"
     spec = util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise Failure(f"{path} cannot be loaded")
@@ -87,7 +87,7 @@ def _checkout() -> Iterator[tuple[Path, str]]:
     for name in _FOLDERS:
         for path in sorted((ROOT / name).rglob("*")):
             parts = path.relative_to(ROOT).parts
-            if not path.is_file() or _PRIVATE & set(parts) or ".egg-info" in str(path):
+            if not (path.is_file() or path.is_symlink()) or _PRIVATE & set(parts) or ".egg-info" in str(path):
                 continue
             if parts[:2] == ("ansible", "inventories") and not parts[2].startswith("example-"):
                 continue
@@ -98,7 +98,11 @@ def _checkout() -> Iterator[tuple[Path, str]]:
 
 def _write(archive: Path, top: str, members: list[tuple[Path, str]], texts: dict[str, str]) -> None:
     """Whole or not at all. SHA256SUMS is in it, for `sha256sum --check`."""
-    sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for path, name in members)
+    sums = "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n"
+        for path, name in members
+        if not path.is_symlink()
+    )
     partial = archive.with_suffix(".partial")
     with tarfile.open(partial, "w") as tar:
         for path, name in members:

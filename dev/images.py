@@ -52,8 +52,8 @@ IMAGES = (
         python_packages=True,
     ),
     Image("nginx", ("images/nginx", "nginx/nginx.conf", "nginx/snippets", "nginx/pages")),
-    Image("rabbitmq", ("images/rabbitmq",)),
-    Image("postgresql", ("images/postgresql",)),
+    Image("rabbitmq", ("images/rabbitmq", "ansible/roles/rabbitmq/files")),
+    Image("postgresql", ("images/postgresql", "ansible/roles/postgresql/files")),
 )
 
 
@@ -65,17 +65,20 @@ def present(chosen: tuple[Image, ...] = IMAGES) -> bool:
         return False
 
 
-def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES) -> None:
-    """Build what is missing or out of date, two at a time. Raises `Failure` with the end of a build's log."""
+def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = False) -> None:
+    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`.
+
+    Raises `Failure` with the end of a build's log.
+    """
     base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
     wanted = {image: fingerprint(image.inputs, base) for image in chosen}
     current = _labels(chosen)
-    stale = [image for image in chosen if current.get(image.tag) != wanted[image]]
+    stale = [image for image in chosen if fresh or current.get(image.tag) != wanted[image]]
     if not stale:
         return
     step(f"Building the images {', '.join(image.name for image in stale)}")
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for built in [pool.submit(build, image, wanted[image], config) for image in stale]:
+        for built in [pool.submit(build, image, wanted[image], config, fresh=fresh) for image in stale]:
             built.result()
 
 
@@ -102,9 +105,11 @@ def _labels(chosen: tuple[Image, ...]) -> dict[str, str]:
     }
 
 
-def build(image: Image, label: str, config: Config) -> None:
+def build(image: Image, label: str, config: Config, *, fresh: bool = False) -> None:
     command = ["docker", "build", "--progress", "plain", "--file", f"images/{image.name}/Dockerfile"]
     command += ["--tag", image.tag, "--label", f"{LABEL}={label}", "--build-arg", f"VERSION={version()}"]
+    if fresh:
+        command += ["--no-cache"]
     if image.target:
         command += ["--target", image.target]
     if image.python_packages and config.ca_bundle:

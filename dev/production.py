@@ -13,6 +13,8 @@ from dev.config import ROOT, Config
 from dev.output import say, timed
 
 PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
+# Which images: those of the checkout, or those of a release that was rolled back to.
+TAG = "CARILLON_TAG"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -56,6 +58,7 @@ def load(
         settings={
             "CARILLON_ALLOWED_HOSTS": environ.get("CARILLON_ALLOWED_HOSTS") or "localhost,127.0.0.1,[::1]",
             "CARILLON_TRUSTED_ORIGINS": environ.get("CARILLON_TRUSTED_ORIGINS") or ",".join(origins),
+            TAG: "production",
         },
     )
 
@@ -68,12 +71,16 @@ def build(config: Config) -> None:
 def up(config: Config, *, anew: str = "make production-clean") -> None:
     """The containers run and are healthy. Run again, it changes nothing."""
     # Not at the top: they need the private environment.
-    from dev import server_certificate, site_file
+    from dev import operations, server_certificate, site_file
 
+    config = operations.held(config)
     with development.alone(config):
         certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
-        build(config)
+        if config.settings[TAG] == "production":
+            build(config)
         development.ensure_secrets(config, anew=anew)
+        if not (config.secrets / secret_files.FALLBACKS).exists():
+            secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)
         site = config.state / "nginx" / "site.conf"
         renewed = site_file.write(_SITE, site, redirect_port=config.https_port)
         reload = server_certificate.place(config, certificate)

@@ -26,9 +26,11 @@ HOSTS = (
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror"),
 )
 NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle")
-# What the test of an upgrade makes, so that the checkout is another release: a module more, and a program.
+# What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
+PAGE_MARKER = ROOT / "nginx/pages/_release_marker.html"
+MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380}
@@ -107,7 +109,7 @@ def clean(config: Config) -> None:
         development.clean(stack(name))
     development.clean(config)
     # Left in the checkout, they would make every release another one.
-    for marker in (RELEASE_MARKER, PROGRAM_MARKER):
+    for marker in MARKERS:
         marker.unlink(missing_ok=True)
 
 

@@ -15,7 +15,10 @@ SECRETS = {
     "rabbitmq_cookie": 32,
     "admin_password": 15,
 }
-
+# What `make production-rotate` makes anew.
+ROTATED = ("secret_key", "database_password", "amqp_password")
+# Keys of before, with which sessions last over a rotation.
+FALLBACKS = "secret_key_fallbacks"
 
 PROJECT_SETTINGS = """\
 # Settings of your own, read by every process at its start: PROJECT_NAME=value, one a line.

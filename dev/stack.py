@@ -43,7 +43,11 @@ def compose(config: Config, *arguments: str, seconds: float, stdin: str | None =
 def become(config: Config, *arguments: str) -> None:
     """Turn into `docker compose …`, for what talks to a person: logs, a shell."""
     argv = command(config, *arguments)
-    os.execvpe(argv[0], argv, {**os.environ, **config.compose_environment()})  # noqa: S606
+    os.execvpe(argv[0], argv, environment(config))  # noqa: S606
+
+
+def environment(config: Config) -> dict[str, str]:
+    return {**os.environ, **config.compose_environment()}
 
 
 def has_volume(config: Config, name: str) -> bool:

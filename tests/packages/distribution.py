@@ -46,7 +46,7 @@ def install(archive: Path) -> Path:
 
 def release_module() -> ModuleType:
     """What builds a release's wheels for Ansible and the bundle."""
-    path = suites.ROOT / "ansible" / "library" / "carillon_release.py"
+    path = suites.ROOT / "ansible/plugins/modules/release.py"
     spec = util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,7 +1,9 @@
 """One definition, three deployments: what each really runs, in a form that can be compared.
 
 A description is {"nginx": {file: [directive, …]}, "argv": {process: [argument, …]}, "environment": [name, …],
-"files": {path: sha256}}. `describe` makes one of any machine on which it can run a command; `differences`
+"files": {path: sha256}, "broker" and "database": [line, …]}.
+
+`describe` makes one of any machine on which it can run a command; `differences`
 compares two, leaving out what the ALLOWED tables name. Those tables are the whole documentation of how
 development, the production container and a host differ: a difference that is not in them is a mistake.
 """
@@ -69,6 +71,30 @@ ALLOWED_ENVIRONMENT = {
     "CARILLON_UWSGI_THREADS": "hosts: a variable of the role; containers keep the default",
     "CARILLON_WAIT_SECONDS": "as above",
 }
+# Lines of the broker's and the database's description, by their first words.
+ALLOWED_SERVICES = {
+    "plugin rabbitmq_management": "containers: development shows its pages; hosts have metrics alone",
+    "plugin rabbitmq_management_agent": "as above",
+    "plugin rabbitmq_web_dispatch": "as above: what both of them stand on",
+    "plugin rabbitmq_prometheus": "as above",
+    "tags": "as above: a login may look at the pages",
+    "conf management.tcp.port": "as above",
+    "conf prometheus.tcp.": "as above",
+    "conf listeners.tcp": "containers: every address of their own network",
+    "conf definitions.local.path": "containers: what their entrypoint writes",
+    "conf definitions.skip_if_unchanged": "as above: it is another at each start",
+    "conf vm_memory_high_watermark": "containers: below their limit; hosts: a share of what they have",
+    "conf disk_free_limit": "hosts: a variable of the role",
+    "conf log.console": "a container's output goes to its engine; a service's to a file",
+    "conf log.file": "as above",
+    "setting shared_buffers": "containers: fixed; hosts: a share of what they have",
+    "setting listen_addresses": "containers: every address of their own network",
+    "setting ssl": "one host: the loopback alone",
+}
+# Settings of PostgreSQL that say where its files lie, or that Debian's package writes as initdb does.
+PLACES = re.compile(
+    r"(.*_file|.*_director(y|ies)|cluster_name|port|log_destination|logging_collector|lc_.*)\Z"
+)
 # What belongs to the machine or the manager and not to Carillon.
 FOREIGN = re.compile(
     r"(HOSTNAME|HOME|PWD|OLDPWD|LANG|LC_.*|USER|LOGNAME|SHELL|SHLVL|_|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_.*|"
@@ -98,8 +124,10 @@ print(json.dumps(sorted(rows)))
 """
 
 
-def describe(nginx_machine: Run, app_machines: Iterable[Run]) -> dict:
-    """The description of a deployment, of the machine with nginx and those with uwsgi, daphne and runworker.
+def describe(
+    nginx_machine: Run, app_machines: Iterable[Run], broker_machine: Run, database_machine: Run
+) -> dict:
+    """The description of a deployment, of the machines with nginx, with uwsgi, daphne and runworker, ….
 
     `lambda command: docker("exec", container, "sh", "-c", command)` and testinfra's
     `lambda command: host.check_output(command)` are machines.
@@ -126,7 +154,36 @@ def describe(nginx_machine: Run, app_machines: Iterable[Run]) -> dict:
         "argv": commands,
         "environment": sorted(names),
         "files": files,
+        "broker": broker(broker_machine),
+        "database": database(database_machine),
     }
+
+
+def broker(run: Run) -> list[str]:
+    """What a project's queue meets: rights, limits, kinds, and the settings. No hash and no login's name."""
+    definitions = json.loads(run("rabbitmqctl --quiet export_definitions - --format json"))
+    lines = [f"vhost {row['name']} {row.get('default_queue_type')}" for row in definitions["vhosts"]]
+    for row in definitions["permissions"]:
+        lines.append(f"permission {row['vhost']} {row['configure']} {row['write']} {row['read']}")
+    for name in ("policies", "parameters"):
+        for row in definitions.get(name, []):
+            lines.append(f"{name} {row['vhost']} {json.dumps(row.get('value', row), sort_keys=True)}")
+    lines += [f"tags {' '.join(row['tags'])}" for row in definitions["users"]]
+    lines += [f"plugin {name}" for name in run("rabbitmq-plugins --quiet list -e -m").split()]
+    text = run("cat /etc/rabbitmq/rabbitmq.conf /etc/rabbitmq/conf.d/*.conf")
+    settings = (line.split("#")[0].split("=", 1) for line in text.splitlines() if "=" in line.split("#")[0])
+    return sorted([*lines, *(f"conf {key.strip()} = {value.strip()}" for key, value in settings)])
+
+
+def database(run: Run) -> list[str]:
+    """Every setting of PostgreSQL that is not its default, and how its files were made."""
+    rows = run(
+        "if [ $(id -u) = 0 ]; then as='runuser -u postgres --'; fi;"
+        " $as psql -h /run/postgresql -U postgres -AtF ' = ' -c \"select name, setting from pg_settings"
+        " where name in ('data_checksums', 'server_encoding')"
+        " or source not in ('default', 'override', 'client', 'session')\" postgres"
+    )
+    return sorted(f"setting {line}" for line in rows.splitlines() if not PLACES.match(line.split(" = ")[0]))
 
 
 def _is(arguments: list[str], mark: str) -> bool:
@@ -198,6 +255,10 @@ def differences(one: dict, other: dict, used: set[str] | None = None) -> list[st
             found.append(f"{path}: other bytes")
         elif left != right and not _allowed(ALLOWED_FILES, path, used):
             found.append(f"{path}: in one alone")
+    for service in ("broker", "database"):
+        for line in sorted(set(one[service]) ^ set(other[service])):
+            if not _allowed(ALLOWED_SERVICES, line, used):
+                found.append(f"{service}: {line}, in one alone")
     for name in sorted(set(one["environment"]) ^ set(other["environment"])):
         if name in ALLOWED_ENVIRONMENT:
             used.add(name)

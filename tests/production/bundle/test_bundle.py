@@ -154,7 +154,7 @@ def test_a_bundle_whose_files_were_changed_says_so_and_asks_no_index(machine):
     machine.run("cp -r /root/bundle /root/stale && echo '# changed' >> /root/stale/src/carillon/urls.py")
     done = docker(
         *("exec", "--workdir", "/root/stale/ansible", NAME),
-        *("../.venv/bin/ansible", "localhost", "-m", "carillon_release", "-a"),
+        *("../.venv/bin/ansible", "localhost", "-m", "carillon.carillon.release", "-a"),
         "source=/root/stale cache=/root/stale/build/releases python=3.13 architecture=x86_64",
     )
     assert done.returncode != 0

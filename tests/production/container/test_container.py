@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import production
+from dev import production, secret_files
 from dev import stack as compose_stack
 from dev.output import Failure
 from tests.infra.stack import docker, wait
@@ -90,6 +90,8 @@ def test_it_is_read_only_without_root_and_without_capabilities(stack):
         assert settings["CapDrop"] == ["ALL"]
         assert settings["SecurityOpt"] == ["no-new-privileges:true"]
         assert settings["Privileged"] is False
+        assert settings["PidsLimit"] == 1024
+        assert 2**29 <= settings["Memory"] <= 2**31
         assert {uid for _, uid, _ in stack.processes(service)} & {0} == set()
 
 
@@ -101,6 +103,8 @@ def test_nothing_but_nginx_is_published(stack):
 
 def test_secrets_are_files_and_nothing_else(stack, settings):
     words = {path.name: path.read_text().strip() for path in settings.secrets.iterdir()}
+    # Of keys there was none before the first.
+    assert words.pop(secret_files.FALLBACKS) == ""
     assert len(words) >= 5
     for service in SERVICES:
         image = stack.inspect(service)["Config"]["Image"]

@@ -16,6 +16,7 @@ from tests.production.parity import (
     ALLOWED_ENVIRONMENT,
     ALLOWED_FILES,
     ALLOWED_NGINX,
+    ALLOWED_SERVICES,
     describe,
     differences,
 )
@@ -29,9 +30,16 @@ def shell(container: str, command: str) -> str:
     return docker("exec", container, "sh", "-c", command)
 
 
+def described(stack, *apps: str) -> dict:
+    nginx, broker, database = (
+        partial(shell, stack.container(service)) for service in ("nginx", "rabbitmq", "postgresql")
+    )
+    return describe(nginx, [partial(shell, stack.container(app)) for app in apps], broker, database)
+
+
 @pytest.fixture(scope="module")
 def container(stack) -> dict:
-    return describe(partial(shell, stack.container("nginx")), [partial(shell, stack.container("app"))])
+    return described(stack, "app")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +48,7 @@ def development() -> dict:
     config = production_testing.stack("parity")
     try:
         dev_stack.up(config)
-        stack = Stack({}, config.project, config.state)
-        apps = [partial(shell, stack.container(service)) for service in ("uwsgi", "daphne", "runworker")]
-        return describe(partial(shell, stack.container("nginx")), apps)
+        return described(Stack({}, config.project, config.state), "uwsgi", "daphne", "runworker")
     finally:
         compose_stack.down(config, volumes=True)
 
@@ -59,6 +65,8 @@ def test_something_was_compared(container):
     assert len(container["files"]) > 50
     assert {"/etc/nginx/carillon/site.conf", "/etc/nginx/nginx.conf"} <= set(container["nginx"])
     assert "CARILLON_SECRET_KEY_FILE" in container["environment"]
+    assert "permission carillon .* .* .*" in container["broker"]
+    assert "setting data_checksums = on" in container["database"]
 
 
 def test_the_production_container_is_development(container, development):
@@ -74,4 +82,5 @@ def test_no_exception_outlives_its_reason(container, development, host):
     differences(development, container, used)
     differences(container, host, used)
     differences(development, host, used)
-    assert {*ALLOWED_NGINX, *ALLOWED_FILES, *ALLOWED_ENVIRONMENT} - used == NOT_SHOWN
+    tables = (ALLOWED_NGINX, ALLOWED_FILES, ALLOWED_ENVIRONMENT, ALLOWED_SERVICES)
+    assert {words for table in tables for words in table} - used == NOT_SHOWN

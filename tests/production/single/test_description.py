@@ -9,7 +9,7 @@ from tests.production.parity import MARKS, describe
 
 
 def test_describe(machine):
-    description = describe(machine.run, [machine.run])
+    description = describe(machine.run, [machine.run], machine.run, machine.run)
     target = ROOT / "build/parity/host.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(description, indent=1))

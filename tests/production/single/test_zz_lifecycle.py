@@ -14,9 +14,10 @@ import time
 import pytest
 import yaml
 
-from dev.production_testing import PROGRAM_MARKER, RELEASE_MARKER
+from dev.production_testing import MARKERS, PAGE_MARKER, PROGRAM_MARKER, RELEASE_MARKER
 from tests.production.conftest import FULL, ROOT, wait_for
 from tests.production.ledger import Ledger
+from tests.production.single.conftest import database_version
 
 # What takes minutes and changes seldom.
 full = pytest.mark.skipif(not FULL, reason="minutes: make test-production-full")
@@ -24,14 +25,21 @@ full = pytest.mark.skipif(not FULL, reason="minutes: make test-production-full")
 
 @pytest.fixture
 def another_release(machine):
-    """A checkout of a release after this one: with a file and a program more."""
+    """A checkout of a release after this one: with a file, a program and a page more, and with other groups.
+
+    supervisord reads its files in the order of their names: to what stands here the groups' own files add.
+    """
     RELEASE_MARKER.write_text(
         '"""Made by a test, which takes it away again: a release that differs from the one before."""\n'
     )
-    PROGRAM_MARKER.write_text("[program:_release_marker]\ncommand = /usr/bin/sleep infinity\n")
+    groups = (f"[fcgi-program:{name}]\nenvironment = RELEASE_MARKER=1\n" for name in ("uwsgi", "daphne"))
+    PROGRAM_MARKER.write_text(
+        "[program:_release_marker]\ncommand = /usr/bin/sleep infinity\n" + "".join(groups)
+    )
+    PAGE_MARKER.write_text("marked\n")
     yield
-    RELEASE_MARKER.unlink()
-    PROGRAM_MARKER.unlink()
+    for marker in MARKERS:
+        marker.unlink()
 
 
 def current(machine) -> str:
@@ -49,6 +57,19 @@ def running(machine) -> set[str]:
         for row in machine.processes()
         for argument in row["argv"][:1]
         if "/releases/" in argument and "bin/supervisord" not in " ".join(row["argv"])
+    }
+
+
+PAGE = "/etc/nginx/carillon/pages/_release_marker.html"
+
+
+def marked(machine) -> set[str]:
+    """Groups that were replaced by those of the release after this one."""
+    return {
+        group
+        for group, command in (("uwsgi", "bin/uwsgi --ini"), ("daphne", "carillon.server --fd"))
+        for row in machine.processes()
+        if command in " ".join(row["argv"]) and "RELEASE_MARKER=1" in row["environ"]
     }
 
 
@@ -73,6 +94,8 @@ def test_upgrade_under_load_fails_no_request(machine, stack, playbook, first, an
     assert supervisord(machine) == process, "supervisord was restarted"
     assert running(machine) == {current(machine)}
     assert "_release_marker" in machine.programs()
+    assert marked(machine) == {"uwsgi", "daphne"}
+    assert machine.host.file(PAGE).exists
     healthy()
 
 
@@ -84,6 +107,8 @@ def test_rollback_under_load_fails_no_request(machine, stack, playbook, first, h
     assert current(machine) == first
     assert running(machine) == {first}
     assert "_release_marker" not in machine.programs(), "a program of the release that is no more"
+    assert marked(machine) == set()
+    assert not machine.host.file(PAGE).exists, "a page of the release that is no more"
     healthy()
 
 
@@ -468,6 +493,43 @@ def test_one_host_does_not_become_several_without_a_word(machine, playbook, tmp_
     assert "restore.yml with this one on fresh hosts" in output
     assert "PLAY [Ground for every service]" not in output
     assert pids(machine) == before
+
+
+def test_settings_of_postgresql_are_reloaded_and_a_restart_is_asked_for(machine, playbook, tmp_path, healthy):
+    unit = f"postgresql@{database_version(machine)}-main"
+    play = {
+        "hosts": "postgresql",
+        "vars_files": [str(ROOT / f"ansible/vars/{name}.yml") for name in ("topology", "secrets")],
+        "roles": ["postgresql"],
+    }
+    (tmp_path / "postgresql.yml").write_text(yaml.safe_dump([play]))
+
+    def run(settings: dict, *, restart: bool = False, expect: int = 0) -> str:
+        variables = {"postgresql_settings": settings, "postgresql_restart": restart}
+        output = playbook(str(tmp_path / "postgresql.yml"), "-e", json.dumps(variables), expect=expect)
+        return " ".join(output.split())
+
+    def show(name: str) -> str:
+        return machine.run(f"{POSTGRES} psql -Atc 'show {name}'").strip()
+
+    process = machine.run(f"systemctl show -P MainPID {unit}")
+    assert "will be in force" not in run({"work_mem": "5MB"})
+    assert show("work_mem") == "5MB"
+    said = run({"work_mem": "nonsense"}, expect=2)
+    assert 'invalid value for parameter "work_mem"' in said
+    machine.run("! grep -r nonsense /etc/postgresql")
+    said = run({"work_mem": "6MB", "max_worker_processes": 9})
+    assert f"{machine.name}: max_worker_processes will be in force after a restart" in said
+    assert (show("work_mem"), show("max_worker_processes")) == ("6MB", "8")
+    # What a run leaves that is cut off between the change and the reload.
+    machine.run(f"touch --date=+2seconds /etc/postgresql/{database_version(machine)}/main/pg_hba.conf")
+    assert "changed=1 " in run({"work_mem": "6MB", "max_worker_processes": 9})
+    assert machine.run(f"systemctl show -P MainPID {unit}") == process, "PostgreSQL was restarted"
+    run({"max_worker_processes": 9}, restart=True)
+    assert show("max_worker_processes") == "9"
+    run({}, restart=True)
+    assert show("max_worker_processes") == "8"
+    healthy()
 
 
 @full

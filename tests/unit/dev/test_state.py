@@ -150,7 +150,7 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path):
         process.work(["sh", "-c", "sleep 60 & echo $!; wait"], what="the work", log=log, seconds=2)
     child = log.read_text().strip()
     state = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True).stdout
-    assert state.strip() in ("", "Z")
+    assert state.strip()[:1] in ("", "Z")
 
 
 def test_rows_of_old_and_new_compose():

@@ -249,9 +249,7 @@ def test_an_interruption_begins_anew_and_stays_held():
     assert cursor.live
 
 
-@pytest.mark.parametrize(
-    ("since", "reason", "after"), [(10, "timeout", 30.0), (10**9, "ahead", core.AHEAD)]
-)
+@pytest.mark.parametrize(("since", "reason", "after"), [(10, "timeout", 30.0), (10**9, "ahead", core.AHEAD)])
 def test_nobody_waits_for_ever(since, reason, after):
     cursor = Cursor()
     cursor.subscribed(frozenset([b"a-1"]), at(100), at(since))

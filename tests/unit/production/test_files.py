@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-MODULE = Path(__file__).resolve().parents[3] / "ansible/library/carillon_files.py"
+MODULE = Path(__file__).resolve().parents[3] / "ansible/plugins/modules/files.py"
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
 

@@ -101,3 +101,29 @@ def test_days_until_an_end_as_openssl_writes_it():
     end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3, hours=1)
     assert filters.days_left(f"{end:%b %e %H:%M:%S %Y} GMT\n") == 3
     assert filters.days_left("Nov  5 03:26:00 2019 GMT") < 0
+
+
+def test_names_of_other_hosts_outlive_a_boot_with_cloud_init(play, tmp_path):
+    """Its `manage_etc_hosts` makes the file of this template, at each boot."""
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    (templates / "hosts.debian.tmpl").write_text("## template:jinja\n127.0.1.1 {{fqdn}} {{hostname}}\n")
+    (templates / "resolv.conf.tmpl").write_text("## template:jinja\n")
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")
+    names = {"ansible.builtin.include_role": {"name": "common", "tasks_from": "names"}}
+    variables = {
+        "common_hosts_file": str(tmp_path / "hosts"),
+        "common_cloud_templates": str(templates),
+        "topology_addresses": {"web": "10.0.0.7", "lost": "", "other": "10.0.0.8"},
+    }
+    for changed in (True, False):
+        code, said = play(names, **variables)
+        assert code == 0, said
+        assert ("changed=0" not in said) == changed, said
+    block = "# BEGIN carillon (ansible)\n10.0.0.8 other\n10.0.0.7 web\n# END carillon (ansible)\n"
+    assert (tmp_path / "hosts").read_text() == f"127.0.0.1 localhost\n{block}"
+    assert (templates / "hosts.debian.tmpl").read_text().endswith("{{fqdn}} {{hostname}}\n" + block)
+    assert (templates / "resolv.conf.tmpl").read_text() == "## template:jinja\n"
+    # A host without cloud-init.
+    code, said = play(names, **{**variables, "common_cloud_templates": str(tmp_path / "none")})
+    assert code == 0, said

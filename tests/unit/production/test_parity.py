@@ -23,6 +23,8 @@ ONE = {
     "argv": {"daphne": argv(["/opt/carillon/releases/1/bin/daphne", "--fd", "0", "x:y"])},
     "environment": ["CARILLON_AMQP_HOSTS", "HOME"],
     "files": {"/etc/nginx/nginx.conf": "aa"},
+    "broker": ["conf heartbeat = 10", "tags monitoring"],
+    "database": ["setting data_checksums = on"],
 }
 
 
@@ -53,6 +55,8 @@ def test_what_is_the_same_is_the_same():
             "CARILLON_STATIC_ROOT is set in one alone",
         ),
         (lambda d: d["files"].update({"/etc/nginx/nginx.conf": "bb"}), "nginx.conf: other bytes"),
+        (lambda d: d["broker"].append("permission carillon ^x .* .*"), "broker: permission carillon ^x"),
+        (lambda d: d["database"].clear(), "database: setting data_checksums = on, in one alone"),
         (lambda d: d["files"].update({"/etc/carillon/uwsgi.ini": "bb"}), "uwsgi.ini: in one alone"),
     ],
 )
@@ -79,9 +83,26 @@ def test_a_machine_is_described_by_what_runs_there():
             return (
                 "aa  /etc/carillon/uwsgi.ini\n" if "uwsgi.ini" in command else "bb  /etc/nginx/nginx.conf\n"
             )
+        if command.startswith("rabbitmqctl"):
+            rights = {"user": "x", "vhost": "v", "configure": "c", "write": "w", "read": "r"}
+            limits = {"vhost": "v", "component": "vhost-limits", "name": "limits", "value": {"max-queues": 5}}
+            return json.dumps(
+                {
+                    "vhosts": [{"name": "v", "default_queue_type": "classic"}],
+                    "permissions": [rights],
+                    "parameters": [limits],
+                    "users": [{"name": "x", "password_hash": "secret", "tags": ["monitoring"]}],
+                }
+            )
+        if command.startswith("rabbitmq-plugins"):
+            return "rabbitmq_prometheus\n"
+        if command.startswith("cat"):
+            return "## a = b\nheartbeat = 10\n\n"
+        if "psql" in command:
+            return "work_mem = 4096\nhba_file = /x\ndata_checksums = on\n"
         return TEXT if command.startswith("nginx") else "CARILLON_WAIT_SECONDS\n"
 
-    found = describe(run, [run])
+    found = describe(run, [run], run, run)
     python = "/opt/carillon/<release>/bin/python"
     assert found["argv"] == {
         "uwsgi": [python, "/opt/carillon/<release>/bin/uwsgi", "--socket", "<listen>"],
@@ -90,3 +111,12 @@ def test_a_machine_is_described_by_what_runs_there():
     }
     assert found["environment"] == ["A", "B", "CARILLON_WAIT_SECONDS", "HOME"]
     assert found["files"] == {"/etc/carillon/uwsgi.ini": "aa", "/etc/nginx/nginx.conf": "bb"}
+    assert found["broker"] == [
+        "conf heartbeat = 10",
+        'parameters v {"max-queues": 5}',
+        "permission v c w r",
+        "plugin rabbitmq_prometheus",
+        "tags monitoring",
+        "vhost v classic",
+    ]
+    assert found["database"] == ["setting data_checksums = on", "setting work_mem = 4096"]

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.production.test_control_node import ANSIBLE
 from tests.unit.production.test_secrets import filters
 
-MODULE = ANSIBLE / "library/carillon_release.py"
+MODULE = ANSIBLE / "plugins/modules/release.py"
 _SPEC = util.spec_from_file_location("release", MODULE)
 release = util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(release)
@@ -57,6 +57,9 @@ def checkout(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
         path.chmod(0o600)  # a umask of 077
+    for name in ("nginx.conf", "snippets/routes.conf", "sites/site.conf.j2", "sites/development.yml"):
+        (tmp_path / "nginx" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nginx" / name).write_text(name)
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "django-6.whl").write_text("")
@@ -65,19 +68,48 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_settings_of_uwsgi_and_supervisord_are_the_releases(checkout):
+@pytest.mark.parametrize("changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf"])
+def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, changed):
     before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
-    (checkout / "supervisord/uwsgi.ini").write_text("another")
+    (checkout / changed).write_text("another")
     name, archive, _ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
     assert name != before
     with tarfile.open(archive) as tar:
         members = {member.name.removeprefix(f"{name}/"): member for member in tar.getmembers()}
-        assert tar.extractfile(members["etc/uwsgi.ini"]).read() == b"another"
+        where = "etc/uwsgi.ini" if changed.endswith("uwsgi.ini") else f"etc/{changed}"
+        assert tar.extractfile(members[where]).read() == b"another"
     assert set(members) == {
         *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
         *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
+        *("etc/nginx/nginx.conf", "etc/nginx/snippets/routes.conf", "etc/nginx/sites/site.conf.j2"),
     }
     assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        (True, {"carillon_held": "0.9"}),
+        (True, {"carillon_release_archive": "/x/carillon-0.9-3.13-x86_64.tar", "carillon_held": ""}),
+        (False, {"carillon_held": "0.9"}),
+    ],
+    ids=["held", "an archive", "a release of before"],
+)
+def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there, named):
+    theirs = tmp_path / "opt/releases/0.9/etc" / ("nginx" if there else "supervisord")
+    theirs.mkdir(parents=True)
+    (theirs / "nginx.conf").write_text("held")
+    code, said = play(
+        {"ansible.builtin.include_role": {"name": "carillon", "tasks_from": "nginx"}},
+        {"ansible.builtin.debug": {"msg": "from {{ nginx_source | default('the checkout') }}"}},
+        carillon_root=str(tmp_path / "opt"),
+        **named,
+        topology_source=str(tmp_path / "checkout"),
+    )
+    assert code == 0, said
+    unpacked = tmp_path / "checkout/build/releases/0.9/nginx"
+    assert f"from {unpacked if there else 'the checkout'}" in said
+    assert not there or (unpacked / "nginx.conf").read_text() == "held"
 
 
 def test_a_release_that_is_held_is_found_and_not_built(checkout):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.production.test_control_node import ANSIBLE, TASK_FILES, tasks
 
-_SPEC = util.spec_from_file_location("filters", ANSIBLE / "filter_plugins/carillon.py")
+_SPEC = util.spec_from_file_location("filters", ANSIBLE / "plugins/filter/carillon.py")
 filters = util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(filters)
 

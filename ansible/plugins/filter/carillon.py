@@ -126,10 +126,23 @@ def ports_of(listeners: list[str], program: str) -> list[int]:
     return sorted(found)
 
 
+def _seconds(text: str, form: str) -> int:
+    return int(datetime.datetime.strptime(text, form).replace(tzinfo=datetime.UTC).timestamp())
+
+
+def ends_at(end: str) -> int:
+    """Seconds since 1970 of an end as openssl writes it: "Nov 25 03:26:00 2027 GMT"."""
+    return _seconds(end.strip(), "%b %d %H:%M:%S %Y GMT")
+
+
 def days_left(end: str) -> int:
-    """Whole days until `end`, as openssl writes it: "Nov 25 03:26:00 2027 GMT"; negative when it is past."""
-    when = datetime.datetime.strptime(end.strip(), "%b %d %H:%M:%S %Y GMT").replace(tzinfo=datetime.UTC)
-    return (when - datetime.datetime.now(datetime.UTC)).days
+    """Whole days until `end`, as openssl writes it; negative when it is past."""
+    return int((ends_at(end) - datetime.datetime.now(datetime.UTC).timestamp()) // 86400)
+
+
+def backup_made(name: str) -> int:
+    """Seconds since 1970 of a backup's name, "2026-11-25T03-00-00Z" and what follows; 0 for none."""
+    return _seconds(name[:20], "%Y-%m-%dT%H-%M-%SZ") if name else 0
 
 
 class FilterModule:
@@ -138,7 +151,9 @@ class FilterModule:
             "rabbitmq_password_hash": rabbitmq_password_hash,
             "postgresql_verifier": postgresql_verifier,
             "postgresql_verifies": postgresql_verifies,
+            "backup_made": backup_made,
             "days_left": days_left,
+            "ends_at": ends_at,
             "endpoint": endpoint,
             "listen_ports": listen_ports,
             "ports_of": ports_of,

@@ -23,7 +23,7 @@ except ImportError:
     HAVE_CRYPTOGRAPHY = False
 
 DOCUMENTATION = r"""
-module: carillon_certificate
+module: certificate
 short_description: Make or renew a certificate signed by Carillon's own authority
 description:
   - Runs on the control node. Makes the authority where it is missing, and a certificate for I(names) where
@@ -40,7 +40,7 @@ author: ["Carillon"]
 
 EXAMPLES = r"""
 - delegate_to: localhost
-  carillon_certificate:
+  carillon.carillon.certificate:
     directory: /root/secrets/tls
     name: broker1
     names: [broker1, 10.0.0.5]

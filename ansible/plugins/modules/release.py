@@ -16,13 +16,13 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
-module: carillon_release
+module: release
 short_description: Build or find the archive of a release on the control node
 description:
   - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
-  project's own two wheels and the lock. Its name is made from the project's version and a digest of all
-  that goes in, so that what changes has another name and what does not is not built again.
-  - An unpacked bundle (C(make bundle)) has its archive in I(cache): there no index is asked, ever.
+    project's own two wheels and the lock. Its name is made from the project's version and a digest of all
+    that goes in, so that what changes has another name and what does not is not built again.
+  - An unpacked bundle (C(make bundle)) has its archive in I(cache), and no index is asked, ever.
 options:
   source: {type: path, required: true, description: "The checkout."}
   cache: {type: path, required: true, description: "Folder for wheelhouses and archives."}
@@ -34,7 +34,7 @@ author: ["Carillon"]
 
 EXAMPLES = r"""
 - delegate_to: localhost
-  carillon_release: {source: .., cache: ../build/releases, python: "3.13", architecture: x86_64}
+  carillon.carillon.release: {source: .., cache: ../build/releases, python: "3.13", architecture: x86_64}
 """
 
 RETURN = r"""
@@ -52,6 +52,7 @@ INPUTS = (
     "requirements/own.in",
     "src",
     "supervisord",
+    *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
 OWN = ("src/asgi_amqp", ".")  # of the checkout: each becomes a wheel, and own.in says which the other needs
 SKIPPED = ("__pycache__", ".egg-info")
@@ -97,11 +98,11 @@ def version(source: Path) -> str:
 
 
 def settings(source: Path) -> list[tuple[Path, str]]:
-    """The files under `supervisord`, and where a host has them below its folder of the release."""
+    """The files of supervisord and nginx, and where a host has them below its folder of the release."""
     found = []
     for path in files(source):
         name = path.relative_to(source)
-        if name.parts[0] == "supervisord":
+        if name.parts[0] in ("supervisord", "nginx"):
             found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
     return found
 

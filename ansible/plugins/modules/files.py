@@ -13,7 +13,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
 DOCUMENTATION = r"""
-module: carillon_files
+module: files
 short_description: Folders and files with their contents, owners and modes, in one task
 description:
   - What the modules file, copy and template do in a task for each, done in one for all files of a role. A run
@@ -48,7 +48,7 @@ author: ["Carillon"]
 """
 
 EXAMPLES = r"""
-- carillon_files:
+- carillon.carillon.files:
     folders: [{path: /etc/carillon/secrets, group: carillon, mode: "0750"}]
     files: [{dest: /etc/carillon/secrets/secret-key, content: "{{ secret }}", group: carillon, mode: "0640"}]
 """
