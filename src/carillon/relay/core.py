@@ -55,7 +55,7 @@ class RelayCore:
         out again."""
         waiting = [event.id for event, _ in self._pending if event is not None]
         self._sent.extend((*self._held, Held(self._number, 0, self._ids)))
-        for ids in (*(held.ids for held in self._sent), waiting):
+        for ids in (*(held.ids for held in self._sent), self._read, waiting):
             for id in ids:
                 self._seen.discard(id)
         self._stand_by()
@@ -67,6 +67,7 @@ class RelayCore:
         """The last number that may be given."""
         self._fence = b""
         self._reading = Reading()
+        self._read: list[bytes] = []  # ids that the log had: it may lose them before it is read again
         self._pending: deque[tuple[Event | None, int]] = deque()
         self._ids: list[bytes] = []  # of the events that were sent of a queue message that is not yet whole
         self._flight: deque[int] = deque()
@@ -91,8 +92,7 @@ class RelayCore:
         events, _ = self._reading.take(batch)
         if self.active:
             return
-        for event in events:
-            self._seen.add(event.id)
+        self._read += (event.id for event in events if self._seen.add(event.id))
         if self._fence and batch.word == self._fence:
             self.fenced = True
         if self._first and batch.number == self._first:

@@ -228,3 +228,15 @@ async def test_a_lost_link_counts_until_events_get_through():
 def test_a_mark_follows_what_was_taken_off_the_queue(noted):
     core = RelayCore()
     assert take_over(core, noted, 20, 30).after == noted
+
+
+def test_what_a_log_had_before_it_lost_its_end_is_no_double_of_what_comes_again():
+    """A relay reads it while it takes over; then the power goes, and the log's newest part with it."""
+    core = RelayCore()
+    core.fenced_by("ep", TOKEN)
+    core.read(unpack(pack([event("a")], 1)))
+    core.lost()
+    take_over(core, first=100)
+    core.confirmed()
+    assert core.arrived(1, [event("a")]) == 0
+    assert sent(core) == [(100, 99, [b"a"])]
