@@ -173,10 +173,18 @@ class Broker:
         for stream in self.streams.values():
             stream.synced = stream.next - 1
 
-    def retain(self, name: str, count: int) -> None:
-        """Retention: a stream forgets its oldest messages, but for the last `count`."""
+    def retain(self, name: str, count: int) -> int:
+        """Retention: a stream forgets its oldest messages, but for the last `count`; how many."""
         stream = self.streams[name]
+        before = len(stream.log)
         stream.log = stream.log[-count:]
+        return before - len(stream.log)
+
+    def delete(self, name: str) -> None:
+        """Somebody deletes a stream: its readers are told."""
+        stream = self.streams.pop(name)
+        for consumer in stream.consumers:
+            consumer.channel.cancelled(consumer)
 
     def kill(self, dying: Process) -> None:
         """A process ends between two lines."""
@@ -575,6 +583,11 @@ class Channel:
                 raise AssertionError("a callback of deliveries waits for something")
 
         self.connection.downwards(here)
+
+    def cancelled(self, consumer) -> None:
+        """The broker ends a consumer."""
+        frame = Basic.Cancel(consumer_tag=consumer.tag)
+        self.connection.downwards(lambda: [call(frame) for call in list(self.on_consumer_cancel_callbacks)])
 
     def _settle(self, tag: int, multiple: bool, how: str) -> None:
         tags = [each for each in self.unacknowledged if each <= tag] if multiple else [tag]

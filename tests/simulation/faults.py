@@ -55,6 +55,19 @@ class Faults:
             self.say(f"the brokers lose power: {lost} messages of the streams are gone")
             await self.broker_returns()
 
+    async def stream_deleted(self) -> None:
+        for name in list(self.broker.streams):
+            self.say(f"{name} is deleted")
+            self.broker.delete(name)
+            self.lost_at = asyncio.get_running_loop().time()
+
+    async def retention(self) -> None:
+        for name in list(self.broker.streams):
+            lost = self.broker.retain(name, self.chance.randint(1, 20))
+            self.say(f"{name} drops its oldest {lost} messages")
+            if lost:
+                self.lost_at = asyncio.get_running_loop().time()
+
     async def broker_returns(self) -> None:
         await asyncio.sleep(self.chance.uniform(0.05, 2))
         self.broker.up()

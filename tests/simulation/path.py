@@ -133,7 +133,7 @@ class Socket(Listener):
         self.put(json.dumps(frame).encode() + b"\n")
 
     def put(self, data: bytes) -> None:
-        if self.held and b'"event"' in data:
+        if self in self.client.world.unsure and b'"event"' in data:
             self.client.world.wrong(f"{self.client.name} hears something while its rights are not known")
         loop = asyncio.get_running_loop()
         self.waiting += len(data)
@@ -321,6 +321,7 @@ class World(Faults):
             mock.patch("carillon.fanout.hub.PIECE", 1_000),
         ]
         self.found: list[str] = []
+        self.unsure: dict[Socket, int] = {}  # whose rights are not known
         self.calm = False
         self.over = asyncio.Event()
         self.last: dict[str, bytes] = {}  # of each group, when all is calm
@@ -377,8 +378,13 @@ class World(Faults):
         self.say(f"{daphne.process.name} holds {len(held)} clients")
         for socket in held:
             socket.hold(daphne.hub.position)
+            self.unsure[socket] = self.unsure.get(socket, 0) + 1
         await asyncio.sleep(self.chance.uniform(0, 1))
         for socket in held:
+            self.unsure[socket] -= 1
+            if self.unsure[socket]:
+                continue
+            del self.unsure[socket]
             if socket in daphne.sockets:
                 socket.release()
                 daphne.hub.feeder.ready(socket)
@@ -398,7 +404,7 @@ class World(Faults):
         kinds = [self.kill_runworker, self.kill_daphne, self.cut, self.broker_away, self.slow, self.rights,
                  self.rights, self.database_away, self.partition]  # fmt: skip
         if self.chance.often(0.5):
-            kinds += [self.power, self.power]
+            kinds += [self.power, self.power, self.power, self.retention, self.stream_deleted]
         await self.suffer(seconds, kinds)
         self.calm = True
         self.say("all is calm")

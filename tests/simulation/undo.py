@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from asgi_amqp import bindings, connection, mailboxes, outbox, supervisor
+from asgi_amqp import bindings, connection, mailboxes, outbox, stream, supervisor
+from carillon.events.seen import Seen
+from carillon.fanout import core, cursor, hub, log, replay, window
+from carillon.relay import core as relay
 
 Undone = Callable[[], AbstractContextManager]
 UNDONE: dict[str, tuple[str, Undone]] = {}
@@ -97,4 +100,89 @@ def what_was_in_flight_is_sent_again() -> Iterator[None]:
         return batches
 
     with patched(outbox.Outbox, "lost", lost), patched(outbox.Outbox, "take", take):
+        yield
+
+
+# The path
+
+
+@undoes("path")
+def what_the_log_has_is_relayed_again() -> Iterator[None]:
+    class Forgetful(Seen):
+        def add(self, id):
+            super().add(id)
+            return True
+
+    with patched(relay, "Seen", Forgetful), patched(hub, "Seen", Forgetful):
+        yield
+
+
+@undoes("path")
+def what_was_in_hand_when_the_link_was_lost_counts_as_relayed() -> Iterator[None]:
+    with patched(Seen, "discard", lambda self, id: None):
+        yield
+
+
+@undoes("path")
+def the_queue_is_emptied_before_the_log_has_it() -> Iterator[None]:
+    def done(self):
+        tag = 0
+        while self._held:
+            tag = self._held.popleft().tag
+        return tag
+
+    with patched(relay.RelayCore, "done", done):
+        yield
+
+
+@undoes("path")
+def a_log_that_lost_its_end_is_read_as_if_it_had_not() -> Iterator[None]:
+    true = log.Reading.take
+
+    def take(self, batch):
+        return true(self, batch)[0], 0
+
+    with patched(log.Reading, "take", take):
+        yield
+
+
+@undoes("path")
+def a_tail_stays_with_its_epoch() -> Iterator[None]:
+    with patched(core.TailCore, "over", lambda self, current: not self.epoch):
+        yield
+
+
+@undoes("path")
+def the_window_gives_what_it_does_not_have() -> Iterator[None]:
+    with patched(window.Window, "covers", lambda self, number: self.start is not None):
+        yield
+
+
+@undoes("path")
+def a_replay_begins_too_late() -> Iterator[None]:
+    async def locate(link, name, number, guess=None):
+        return await stream.end_of(link, name)
+
+    with patched(replay, "locate", locate):
+        yield
+
+
+@undoes("path")
+def whose_rights_are_not_known_is_written_to() -> Iterator[None]:
+    with patched(cursor.Cursor, "hold", lambda self, at: None):
+        yield
+
+
+@undoes("path")
+def who_does_not_read_keeps_a_pass_over_the_log() -> Iterator[None]:
+    with patched(replay, "LATE", 100.0), patched(replay, "STILL", 100.0):
+        yield
+
+
+@undoes("path")
+def a_slow_reader_is_written_to_all_the_same() -> Iterator[None]:
+    def later(self, size):
+        self.put(b"x" * size)
+
+    with patched(hub.Listener, "later", later):
         yield
