@@ -154,7 +154,9 @@ class Hub:
         """Fan out events in the stream's order; doubles, known by their ids, are dropped."""
         seen = self._seen
         fresh = [event for event in events if seen.add(event.id)]
-        self.doubles += len(events) - len(fresh)
+        if len(fresh) < len(events):
+            self.doubles += len(events) - len(fresh)
+            self.window.again(max(set(events).difference(fresh), key=_number).number)
         lanes: dict[tuple, list] = {}
         groups = self._groups
         for event in fresh:

@@ -350,3 +350,22 @@ def test_a_listener_that_leaves_while_written_to(count):
     hub.deliver([event(1), event(2, b"b-1")])
     hub.deliver([event(3)])
     assert [ear.heard for ear in ears] == [["1", "2"]] * count
+
+
+def test_what_comes_again_behind_a_jump_is_in_the_window_under_its_first_number():
+    """So whoever is between the jump and its second number is not served from here."""
+    hub = Hub(Window(10**6))
+    hub.begin("ep", 0)
+    first, lost = (Event(b"a-1", b"{}", None, b"%016d" % n, number=n) for n in (1, 2))
+    hub.deliver([first, lost])
+    hub.window.jump(1, 100)
+    hub.deliver(
+        [
+            Event(b"a-1", b"{}", None, lost.id, number=101),
+            Event(b"a-1", b"{}", None, b"3" * 16, number=102),
+        ]
+    )
+    assert hub.doubles == 1
+    assert [hub.window.covers(number) for number in (1, 2, 100, 101)] == [True, False, False, True]
+    events, reached = hub.window.between([b"a-1"], 1, 10**6, 10**6)
+    assert ([event.number for event in events], reached) == ([2, 102], 102)
