@@ -180,10 +180,12 @@ class Link:
         self.plain = factory.transport is None or factory.transport.plain or plain
         self.passing: set[int] = set()  # channels whose end means nothing for the link
         self._most = tune.channel_max or 65535
-        self._used: set[int] = set()
+        self._taps: dict[int, Tap] = {}  # of the channels, by their numbers
         self._attempts = asyncio.Semaphore(max(1, min(ATTEMPTS, self._most - 4)))
         self._connection = connection
         self._transport = factory.transport
+        if self._transport is not None and not self.plain:
+            self._transport.taps = self._taps
         self._tasks: set[asyncio.Task[Any]] = set()
         connection.closing.add_done_callback(lambda future: self.give_up(self.refusal or _reason(future)))
 
@@ -194,14 +196,12 @@ class Link:
         return await self.own(self._open(passing, Tap(**callbacks)))
 
     async def _open(self, passing: bool, tap: Tap) -> Wire:
-        number = next((each for each in range(1, self._most + 1) if each not in self._used), None)
+        number = next((each for each in range(1, self._most + 1) if each not in self._taps), None)
         if number is None:
             raise BrokerUnavailable(
                 f"{self.target}: all of its {self._most} channels are in use: raise RabbitMQ's channel_max"
             )
-        self._used.add(number)  # where opening fails, nobody knows whether the broker has it
-        if self._transport is not None and not self.plain:
-            self._transport.taps[number] = tap
+        self._taps[number] = tap  # where opening fails, nobody knows whether the broker has it
         channel = await self._connection.channel(number, publisher_confirms=tap.on_confirm is not None)
         channel.closing.add_done_callback(lambda future: self._closed(number, _reason(future)))
         if passing:
@@ -213,9 +213,7 @@ class Link:
         return Wire(self, channel, tap)
 
     def _closed(self, number: int, reason: str) -> None:
-        self._used.discard(number)
-        if self._transport is not None:
-            self._transport.taps.pop(number, None)
+        self._taps.pop(number, None)
         if number in self.passing:
             self.passing.discard(number)
         else:
@@ -281,6 +279,8 @@ class Link:
         """Done with this link; its supervisor closes it and makes the next."""
         if not self.lost.done():
             self.lost.set_result(reason)
+            for tap in self._taps.values():
+                tap.mute()
 
     def write(self, data: bytes) -> None:
         """Frames of a wire, straight to the socket. Never raises: what a link that is going did not take is

@@ -56,6 +56,10 @@ class Delivery:
         return cast("dict[str, Any]", self.properties.headers or {})
 
 
+def _nobody(*_: object) -> None:
+    """Hears nothing."""
+
+
 class Tap:
     """What becomes of the hot frames of one channel."""
 
@@ -74,6 +78,12 @@ class Tap:
         self._tag = self._flags = self._left = 0
         self._header = b""
         self._pieces: list[bytes] = []
+
+    def mute(self) -> None:
+        """Its link is lost: what still comes is for nobody, least of all for those on the next one."""
+        for name in ("on_delivery", "on_confirm", "on_return", "on_answer"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _nobody)
 
     def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Handle the frame whose payload is data[start:end], if it is one of ours."""

@@ -7,6 +7,7 @@ import pytest
 
 from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp.transport import Tap
 from tests.unit.asgi_amqp.links import OPTIONS
 
 
@@ -51,3 +52,18 @@ async def test_a_call_goes_on_when_who_waits_for_it_is_cancelled(link):
         await waiting
     await asyncio.sleep(0.05)
     assert done == [True]
+
+
+async def test_what_still_comes_on_a_link_that_is_lost_is_for_nobody(link):
+    """Frames that were on their way when it was given up: who goes on with the next link must not hear them."""
+    heard = []
+    names = ("on_delivery", "on_confirm", "on_return", "on_answer")
+    tap = Tap(**{name: lambda *_, name=name: heard.append(name) for name in names})
+    link._taps[1] = tap
+    tap.on_answer()
+    link.give_up("cut by a test")
+    tap.on_delivery(None)
+    tap.on_confirm(1, False, True)
+    tap.on_return("1")
+    tap.on_answer()
+    assert heard == ["on_answer"]
