@@ -55,7 +55,7 @@ async def test_a_call_goes_on_when_who_waits_for_it_is_cancelled(link):
 
 
 async def test_what_still_comes_on_a_link_that_is_lost_is_for_nobody(link):
-    """Frames that were on their way when it was given up: who goes on with the next link must not hear them."""
+    """Frames that were on their way when it was given up: those on the next link must not hear them."""
     heard = []
     names = ("on_delivery", "on_confirm", "on_return", "on_answer")
     tap = Tap(**{name: lambda *_, name=name: heard.append(name) for name in names})
