@@ -47,7 +47,8 @@ NUMBERS = 2**20
 """Numbers that are reserved at a time. Half of them are left when the next are."""
 
 NOTE_INTERVAL = 0.05
-"""Seconds between two notes of how far the log goes; what was noted is taken off the queue."""
+"""Seconds between two notes of how far the log goes, unless the hands are full before; what was noted is taken
+off the queue."""
 
 COUNT_INTERVAL = 10.0
 """Seconds between two looks at how many dead letters there are."""
@@ -72,6 +73,7 @@ class Relay:
         self._writers: list[stream.StreamWriter] = []
         self._arrivals: deque[Delivery] = deque()
         self._pulse = asyncio.Event()
+        self._full = asyncio.Event()
         self._settled = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
         self._fruitless = 0
@@ -159,6 +161,8 @@ class Relay:
                 writer.publish(body).add_done_callback(partial(self._confirmed, link))
             if tag := core.done():
                 wire.ack(tag, multiple=True)
+            if core.in_hand > PREFETCH // 2:
+                self._full.set()
             if self._stopping and core.settled:
                 self._settled.set()
             await pulse.wait()
@@ -258,7 +262,9 @@ class Relay:
         looked = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(NOTE_INTERVAL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), NOTE_INTERVAL)
+            self._full.clear()
             try:
                 if core.short(NUMBERS // 2):
                     core.extended(await heads.extend(core.epoch, core.reserved, NUMBERS))
