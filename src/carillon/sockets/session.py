@@ -84,7 +84,6 @@ class Session:
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
-        self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -261,11 +260,9 @@ class Session:
             self._timer.cancel()
         wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         left = _seconds_until(self.identity.expires)
-        self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
-
-    def recheck(self) -> None:
-        """Look at the identity and the groups now; the socket goes on, with less, or ends."""
-        sockets().look(self)
+        self._timer = asyncio.get_running_loop().call_later(
+            min(wait, max(left, 0.0) + 0.05), sockets().look, self
+        )
 
     # What `Sockets` asks and tells
 
@@ -328,7 +325,7 @@ class Session:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
             self._wake()
         else:
-            self.end(Close(protocol.TOO_SLOW, reason=reason))
+            self.end(Close(protocol.TOO_SLOW if reason == "retention" else protocol.TRY_LATER))
 
     def too_slow(self, at: Position | None) -> None:
         """Its outlet, which is not our server's, has given up on the reader."""
@@ -365,7 +362,6 @@ class Session:
                     pass
 
     async def _clean_up(self) -> None:
-        self._gone = True  # whoever still looks at the identity must not bring it back to the hub
         if self._timer is not None:
             self._timer.cancel()
         sockets().discard(self)

@@ -133,7 +133,9 @@ class World:
         if events and self.cursor.asked is None:
             for group, since in self.wanted.items():
                 reached = min(events[-1].number, self.number)
-                assert self.complete(group, since, reached), "its reader has a position that it has not reached"
+                assert self.complete(group, since, reached), (
+                    "its reader has a position that it has not reached"
+                )
 
     def complete(self, group, since, upto):
         mine = [e.number for e in self.heard if e.group == group and since < e.number]
@@ -249,9 +251,7 @@ def test_an_interruption_begins_anew_and_stays_held():
     assert cursor.live
 
 
-@pytest.mark.parametrize(
-    ("since", "reason", "after"), [(10, "timeout", 30.0), (10**9, "ahead", core.AHEAD)]
-)
+@pytest.mark.parametrize(("since", "reason", "after"), [(10, "timeout", 30.0), (10**9, "ahead", core.AHEAD)])
 def test_nobody_waits_for_ever(since, reason, after):
     cursor = Cursor()
     cursor.subscribed(frozenset([b"a-1"]), at(100), at(since))
