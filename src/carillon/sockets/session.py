@@ -128,7 +128,9 @@ class Session:
             if not self.messages.spend(asyncio.get_running_loop().time()):
                 raise Close(protocol.POLICY, "too many messages")
             try:
-                wanted = protocol.parse(message.get("text"), self.limits, self._xrftoken(), self.version)
+                # Only a session's socket can be opened by somebody else's page.
+                xrftoken = self.csrftoken if self.identity.session_key is not None else None
+                wanted = protocol.parse(message.get("text"), self.limits, xrftoken, self.version)
                 if isinstance(wanted, protocol.Refresh):
                     await self._refresh(wanted)
                 else:
@@ -200,10 +202,6 @@ class Session:
     # What the client says
     # ---------------------------------------------------------------------------------------
 
-    def _xrftoken(self) -> str | None:
-        """What a message must carry: only a session's socket can be opened by somebody else's page."""
-        return self.csrftoken if self.identity.session_key is not None else None
-
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
         begins at `since`, or now. Where there is a `since`, until all behind it has been written."""
@@ -224,7 +222,8 @@ class Session:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Something has changed that may be waited for; its outlet says so, too, when it ends."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -286,7 +285,7 @@ class Session:
             self._replace(kept, [protocol.denied(*key) for key in lost])
         self.outlet.release()
         hub.feeder.ready(self.outlet)
-        self._wake()
+        self.wake()
         self._watch()
 
     def unanswered(self, error: Exception, held: bool) -> None:
@@ -317,13 +316,13 @@ class Session:
 
     def recovered(self, at: Position) -> None:
         self._text(protocol.recovered(at))
-        self._wake()
+        self.wake()
 
     def lost(self, reason: str, asked: bool = False) -> None:
         """It goes on from here: what it wanted of before cannot be had."""
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
-            self._wake()
+            self.wake()
         else:
             self.end(Close(protocol.TOO_SLOW if reason == "retention" else protocol.TRY_LATER))
 
@@ -333,10 +332,6 @@ class Session:
 
     def failed(self) -> None:
         self.end(Close(protocol.TRY_LATER, "the server has failed: try again later"))
-
-    def stopped(self) -> None:
-        """Its outlet takes nothing more."""
-        self._wake()
 
     def _text(self, text: str) -> None:
         self.outlet.text(text)
