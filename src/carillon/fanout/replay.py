@@ -145,7 +145,7 @@ class Replayer:
                 return
             if start is None:
                 self._gone(riders, first_of(chunk[0][0]))
-                start = min((rider.wanted() for rider in riders), default=0)
+                start = min((rider.wanted() for rider in riders if self._rides(rider)), default=0)
             page = Page(start)
             for message, body in chunk:
                 number, found = unpack(body, message)

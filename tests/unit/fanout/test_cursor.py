@@ -92,6 +92,8 @@ class World:
         if not self.cursor.waits:
             return
         wanted = self.cursor.wanted()
+        if wanted >= self.number:
+            return
         if wanted < self.gone:
             for stretch in self.all():
                 if stretch.since.number < self.gone:
@@ -293,3 +295,16 @@ def test_version_2_may_be_behind_as_long_as_it_likes():
     cursor.subscribed(frozenset([b"a-1"]), at(0))
     cursor.fell(at(0), 10**9)
     assert [cursor.tick(now, at(10), 30.0) for now in (0.0, 10**6)] == [None, None]
+
+
+def test_who_leaves_a_group_while_its_past_is_waited_for():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(100))
+    cursor.fell(at(10), 1)
+    cursor.feed(lambda *_: None, at(100))
+    cursor.hold(at(100))
+    cursor.subscribed(frozenset(), at(100))
+    assert cursor.lose("timeout", at(100)) == []
+    assert not cursor.wanted() < 100
+    cursor.release()
+    assert cursor.live
