@@ -14,6 +14,7 @@ from typing import Any
 from aiormq.abc import AbstractChannel
 
 from .codec import decode, encode
+from .declare import declare
 from .exceptions import LayerError
 from .layer import AMQPChannelLayer
 
@@ -44,9 +45,9 @@ async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
     session = layer.session()
     link = await session.receiver.supervisor.link(layer.timeout)
     dead = destination.queue.dead
+    await declare(link, layer._topology, destination.queue)
 
     async def go_through(channel: AbstractChannel) -> int:
-        await channel.queue_declare(dead, durable=True, arguments={"x-queue-type": "quorum"})
         for seen in range(options.limit):
             message = await channel.basic_get(dead, timeout=layer.timeout)
             if message.delivery_tag is None:

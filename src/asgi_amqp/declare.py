@@ -6,7 +6,7 @@ from aiormq import ChannelPreconditionFailed
 from aiormq.abc import AbstractChannel
 
 from .connection import Link
-from .topology import Queue, Topology
+from .topology import DEAD, Queue, Topology
 
 log = logging.getLogger("asgi_amqp")
 
@@ -18,7 +18,7 @@ async def declare(link: Link, topology: Topology, queue: Queue) -> None:
     """
     wanted = [(queue.name, queue.arguments)]
     if queue.dead:
-        wanted.insert(0, (queue.dead, {"x-queue-type": "quorum"}))
+        wanted.insert(0, (queue.dead, DEAD))
     for name, arguments in wanted:
         try:
             await link.attempt(

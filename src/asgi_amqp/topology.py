@@ -21,6 +21,14 @@ Arguments = dict[str, Any]
 # Not -1: brokers before 4.0 do not take it, and newer ones then put what is given back behind the others.
 NO_LIMIT = 1_000_000_000
 CLASSIC = {"x-queue-type": "classic"}  # said, because a vhost may have another type as its default
+# Looking at dead letters counts as delivering them, and must not cost any; the oldest go where there are too
+# many.
+DEAD: Arguments = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": NO_LIMIT,
+    "x-max-length-bytes": 64 * 1024**2,
+    "x-overflow": "drop-head",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,27 @@ def _text(path: str) -> str:
         raise launcher.NotReady(f"--ca {path}: {error}") from None
 
 
+def _dead_letters(options: argparse.Namespace, _: Environment) -> int:
+    launcher.set_up()
+    import asyncio
+
+    from carillon.relay import dead_letters
+
+    show = dead_letters.Letter.text if options.what == "show" else dead_letters.Letter.line
+    names = None if "all" in options.names else options.names
+    try:
+        found = asyncio.run(
+            dead_letters.go_through(options.what, names, lambda letter: print(show(letter), flush=True))
+        )
+    except dead_letters.AWAY as error:
+        launcher.say(f"the broker: {error or type(error).__name__}")
+        return launcher.EXIT_NOT_READY
+    missing = sorted(set(names or ()) - found)
+    if missing:
+        launcher.say(f"no dead letter is called {', '.join(missing)}")
+    return 1 if missing else 0
+
+
 def _manage(options: argparse.Namespace, _: Environment) -> None:
     launcher.manage(options.arguments)
 
@@ -128,6 +149,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--url", help="the public address: an event is emitted here and must be heard there")
     check.add_argument("--address", help="connect to this instead of what the name resolves to")
     check.add_argument("--ca", help="PEM file of the authorities to verify it with; -: standard input")
+    dead = command("dead-letters", _dead_letters, "events that could not be delivered: see, send again, drop")
+    whats = dead.add_subparsers(dest="what", metavar="list|show|replay|drop", required=True)
+    every = whats.add_parser("list", help="a line for each: its name, when, group, id, size, and why")
+    every.set_defaults(names=["all"])
+    for what, summary in (
+        ("show", "all that is in them"),
+        ("replay", "send them again, each under its own id: what came through before is heard once"),
+        ("drop", "throw them away"),
+    ):
+        names = whats.add_parser(what, help=summary)
+        names.add_argument("names", nargs="+", metavar="name", help="as `list` shows it, or `all`")
     manage = command("manage", _manage, "run a command of Django's")
     manage.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command …")
     return parser

@@ -184,6 +184,13 @@ class Site:
         for _ in range(megabytes):
             self.publish([{"group": FILLER, "payload": {"pad": "x" * 250_000}} for _ in range(4)])
 
+    def logs(self, service: str, since: int) -> str:
+        """What a service has written since then (seconds since 1970)."""
+        return "".join(
+            docker("logs", "--since", str(since), container, stderr=True)
+            for container in self.containers(service)
+        )
+
     def kill(self, service: str) -> None:
         """SIGKILL, to everything in the container at once."""
         for container in self.containers(service):
@@ -300,6 +307,8 @@ class Network:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        if self._server is None:
+            return
         self._server.close()
         for task in list(self._open):
             task.cancel()

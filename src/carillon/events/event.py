@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import msgpack
 
-from asgi_amqp.position import BATCH, first_of
-
-VERSION = 1
+VERSION = 2
 GROUP = re.compile(rb"!?[A-Za-z0-9_.-]{1,200}")
+END = b"end "
 EVERYONE = "*"
 """The tag that opens every audience: superusers carry it."""
 
@@ -45,37 +44,35 @@ class Malformed(ValueError):
 
 
 class Batch(NamedTuple):
-    """What a stream message holds. Numbers are dense, where stream offsets are not: RabbitMQ takes one for a
-    record of its own now and then. A number that is not the one before plus one, or less, is a gap; 0 is
-    none."""
+    """What a stream message holds: events, numbered from `number` on.
+
+    `after` is the number of what came before them, as their writer knows it: less than `number - 1` only
+    where another relay took over. A message without events is its mark. One with the number 0 has `word`
+    alone: the fence of a relay that takes over, or `END` and the epoch that follows."""
 
     number: int
+    after: int
     events: list[Event]
+    word: bytes
 
 
-def pack(events, number: int = 0, mark: bytes = b"") -> bytes:
-    """A stream message's body: up to `BATCH` events in order, its number, and a mark at its very end that its
-    writer knows."""
-    if len(events) > BATCH:
-        raise ValueError(f"{len(events)} events: a message carries {BATCH} at most")
+def pack(events, number: int = 0, after: int | None = None, word: bytes = b"") -> bytes:
+    """A stream message's body; `after` is the number before, if nothing else is said."""
     rows = [(e.group, e.text, e.audience, e.id, e.stamp) for e in events]
-    return msgpack.packb((VERSION, number, rows, mark))
+    return msgpack.packb((VERSION, number, number - 1 if after is None else after, rows, word))
 
 
-def unpack(body: bytes, message: int = 0) -> Batch:
-    """The content of the stream message at stream offset `message`. Raises Malformed."""
+def unpack(body: bytes) -> Batch:
+    """The content of a stream message. Raises Malformed."""
     try:
-        version, number, rows, _ = msgpack.unpackb(body, use_list=False)
+        version, number, after, rows, word = msgpack.unpackb(body, use_list=False)
         if version != VERSION:
             raise Malformed(f"version {version!r} is not {VERSION}")
-        first = first_of(message)
-        return Batch(
-            int(number),
-            [
-                Event(group, text, audience, id, stamp, first + index)
-                for index, (group, text, audience, id, stamp) in enumerate(rows)
-            ],
-        )
+        events = [
+            Event(group, text, audience, id, stamp, number + index)
+            for index, (group, text, audience, id, stamp) in enumerate(rows)
+        ]
+        return Batch(int(number), int(after), events, bytes(word))
     except Malformed:
         raise
     except Exception as error:

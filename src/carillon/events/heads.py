@@ -1,28 +1,23 @@
-"""The current epoch and how far its stream goes, kept in one row: a position to read before a query, and the
-word of which stream to tail. Synchronous functions, and asynchronous ones for runworker and daphne.
+"""The row that says which epoch is current, how far its log goes and which numbers are spoken for: a position
+to read before a query, the word of which stream to tail, and the fence of relays. Synchronous for uWSGI,
+asynchronous for runworker and daphne. Everything raises DatabaseError.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import wraps
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections, transaction
 
-from asgi_amqp.position import Position, message_of
+from asgi_amqp.position import Position
 from carillon.events.models import Head
-
-logger = logging.getLogger(__name__)
 
 FRESH = 0.25
 """Seconds for which a position that was read may be used again: any lower bound is safe."""
-
-PATIENCE = 1.0
-"""Seconds that the end of a stream may take to show at the broker that is asked."""
 
 _cached: tuple[float, Position | None] = (0.0, None)
 
@@ -46,72 +41,76 @@ def forget() -> None:
     _cached = (0.0, None)
 
 
-@sync_to_async(thread_sensitive=False)
+class Superseded(Exception):
+    """Another relay has taken over, or another epoch has begun."""
+
+
+def _from_a_loop(function: Callable) -> Callable:
+    """In a thread, with a connection to the database that lives."""
+
+    @wraps(function)
+    def run(*arguments):
+        close_old_connections()
+        try:
+            return function(*arguments)
+        finally:
+            close_old_connections()
+
+    return sync_to_async(run, thread_sensitive=False)
+
+
+def _row():
+    return Head.objects.filter(pk=Head.ONLY)
+
+
+@_from_a_loop
 def current() -> Position | None:
-    """The epoch whose stream is to be tailed, and a position that it had reached. Raises DatabaseError."""
-    close_old_connections()
-    try:
-        row = Head.objects.filter(pk=Head.ONLY).first()
-        return Position(row.epoch, row.number) if row is not None else None
-    finally:
-        close_old_connections()
+    """The current epoch, and a number that its log has reached; None: there was none yet."""
+    row = _row().first()
+    return Position(row.epoch, row.number) if row is not None else None
 
 
-@sync_to_async(thread_sensitive=False)
-def save(reached: Position) -> str | None:
-    """Note how far the stream goes, never backwards; which epoch is current. Raises DatabaseError."""
-    close_old_connections()
-    try:
-        mine = Head.objects.filter(pk=Head.ONLY, epoch=reached.epoch)
-        mine.filter(number__lt=reached.number).update(number=reached.number)
-        return Head.objects.filter(pk=Head.ONLY).values_list("epoch", flat=True).first()
-    finally:
-        close_old_connections()
+@_from_a_loop
+def begin(old: str | None) -> str:
+    """A new epoch in place of `old`, whose stream is gone. Raises Superseded where it is not the current one.
+    For the active relay alone."""
+    # Never used before, in this installation or one that was restored from its backup.
+    epoch = f"{int(time.time()):x}{secrets.token_hex(3)}"
+    if old is None:
+        _, done = Head.objects.get_or_create(pk=Head.ONLY, defaults={"epoch": epoch})
+    else:
+        done = _row().filter(epoch=old).update(epoch=epoch, number=0, reserved=0)
+    if not done:
+        raise Superseded(f"the epoch {old} is over")
+    return epoch
 
 
-@sync_to_async(thread_sensitive=False)
-def replace(old: str | None) -> str:
-    """A new epoch in place of `old`, unless another process was quicker: then that one's. Whoever saw that
-    the stream of `old` lost events it once had calls this; the relay makes the new one. Raises
-    DatabaseError."""
+@_from_a_loop
+def reserve(epoch: str, reached: int, size: int) -> tuple[Position, int]:
+    """For a relay that takes over and has found the log to go to `reached`: how far the log should go, and
+    the first of `size` numbers that nobody was given, and nobody else will be. Raises Superseded."""
     with transaction.atomic():
-        row = Head.objects.select_for_update().filter(pk=Head.ONLY).first()
-        if row is not None and row.epoch != old:
-            return row.epoch
-        # Never used before, in this installation or one that was restored from its backup.
-        epoch = f"{int(time.time()):x}{secrets.token_hex(3)}"
+        row = _row().select_for_update().filter(epoch=epoch).first()
         if row is None:
-            _, made = Head.objects.get_or_create(pk=Head.ONLY, defaults={"epoch": epoch})
-            return epoch if made else Head.objects.get(pk=Head.ONLY).epoch
-        row.epoch, row.number = epoch, 0
+            raise Superseded(f"the epoch {epoch} is over")
+        noted = max(row.number, reached)
+        first = max(row.reserved, noted) + 1
+        row.reserved = first - 1 + size
         row.save()
-        return epoch
+    return Position(epoch, noted), first
 
 
-async def open_epoch(
-    end: Callable[[str], Awaitable[int | None]], reached: Position | None = None, patience: float = PATIENCE
-) -> str:
-    """The epoch to append to. A stream that is gone, or that ends before where it once was, gets a new one:
-    what its positions promised can no longer be kept, and clients are told so.
+@_from_a_loop
+def extend(epoch: str, reserved: int, size: int) -> int:
+    """`size` more numbers for the relay whose numbers end with `reserved`; their end. Raises Superseded."""
+    if not _row().filter(epoch=epoch, reserved=reserved).update(reserved=reserved + size):
+        raise Superseded("another relay has taken over")
+    return reserved + size
 
-    `reached` is what the caller knows of the stream, beyond the row. A replica that is behind the others has
-    `patience` seconds to get there before its stream counts as cut.
-    """
-    known = await current()
-    if known is None:
-        return await replace(None)
-    if reached is not None and reached.epoch == known.epoch:
-        known = max(known, reached, key=lambda position: position.number)
-    deadline = time.monotonic() + patience
-    while True:
-        last = await end(known.epoch)
-        if last is not None and (not known.number or last >= message_of(known.number)):
-            return known.epoch
-        if last is None and not known.number:
-            return known.epoch  # it has just been begun: the caller makes its stream
-        if last is None or time.monotonic() >= deadline:
-            break
-        await asyncio.sleep(0.1)
-    what = "is gone" if last is None else "was cut"
-    logger.warning("The event stream of epoch %s %s: a new epoch begins", known.epoch, what)
-    return await replace(known.epoch)
+
+@_from_a_loop
+def note(reached: Position, reserved: int) -> None:
+    """How far the log goes, from the relay whose numbers end with `reserved`. Raises Superseded."""
+    mine = _row().filter(epoch=reached.epoch, reserved=reserved)
+    if not mine.update(number=reached.number):
+        raise Superseded("another relay has taken over")

@@ -6,14 +6,18 @@ from django.db import models
 
 
 class Head(models.Model):
-    """One row: the current epoch, and a position in it that was reached. Never ahead of the stream, and
-    behind it by a quarter of a second at most while runworker runs."""
+    """One row: the current epoch, how far its log is known to go, and which numbers are spoken for.
+
+    An event is taken off the queue only when the row has its number: `number` is never ahead of what the log
+    had, and a log that ends before it has lost something. Numbers up to `reserved` were given to a relay,
+    the newest one's end there: whoever finds another value has been superseded."""
 
     ONLY = 1
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY)
     epoch = models.CharField(max_length=32)
     number = models.BigIntegerField(default=0)
+    reserved = models.BigIntegerField(default=0)
 
     def __str__(self) -> str:
         return f"{self.epoch}:{self.number}"

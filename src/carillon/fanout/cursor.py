@@ -162,6 +162,12 @@ class Cursor:
         self.ended = True
         self.live = False
 
+    def carry(self, carried: Callable[[int], int]) -> None:
+        """The log has lost some of what was heard: a place in that is another behind it."""
+        for stretch in self._all():
+            stretch.since = stretch.since._replace(number=carried(stretch.since.number))
+        self.stretches.sort(key=lambda each: each.since.number)
+
     # What to do
 
     def feed(self, read: Read, end: Position) -> Piece:

@@ -14,20 +14,16 @@ from asgi_amqp import stream
 from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.options import Options
-from asgi_amqp.position import first_of, message_of
 from asgi_amqp.supervisor import Supervisor
-from carillon.events.event import unpack
+from carillon.events.event import Malformed, unpack
 from carillon.events.seen import Seen
 from carillon.fanout.cursor import AHEAD
 from carillon.fanout.feeder import Feeder
 from carillon.fanout.hub import Listener
-from carillon.fanout.tail import stream_name
+from carillon.fanout.log import Reading, locate, stream_name
 from carillon.fanout.window import Window
 
 logger = logging.getLogger(__name__)
-
-OVERLAP = 64
-"""Messages read before the oldest position, to know a double whose first copy lies just before it."""
 
 CHUNK = 8
 """Stream messages in hand, half a megabyte each at most, while the riders' readers take what is in them."""
@@ -92,17 +88,13 @@ class Replayer:
         self.scans += 1
         epoch = self._hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
-        reader = stream.StreamReader(
-            stream_name(epoch),
-            max(0, message_of(min(rider.wanted() for rider in riders)) - OVERLAP),
-            messages.put_nowait,
-            prefetch=CHUNK,
-            manual=True,
-        )
-        reader.next = None
+        name = stream_name(epoch)
+        reader = stream.StreamReader(name, 0, messages.put_nowait, prefetch=CHUNK, manual=True)
+        start = min(rider.wanted() for rider in riders)
         attached: list[Link] = []
 
         async def attach(link: Link) -> None:
+            reader.next = await locate(link, name, start)
             await reader.attach(link)
             attached.append(link)
 
@@ -113,7 +105,7 @@ class Replayer:
         supervisor = Supervisor(self._options, attach, lost)
         try:
             await supervisor.link(AHEAD)
-            await self._ride(epoch, riders, messages, reader)
+            await self._ride(epoch, start, riders, messages, reader)
         except LayerError:
             pass
         finally:
@@ -130,33 +122,38 @@ class Replayer:
         self._feeder.ready(rider)
 
     def _gone(self, riders, oldest: int):
-        """The log begins at `oldest`, or goes on there after a gap."""
+        """Who has not heard all up to there has missed something."""
         for rider in [rider for rider in riders if self._rides(rider) and rider.wanted() < oldest]:
             riders.discard(rider)
             self._let_go(rider, "retention", oldest)
 
-    async def _ride(self, epoch, riders, messages, reader):
+    async def _ride(self, epoch, start, riders, messages, reader):
         """Page after page, until nobody needs more. Who is among `riders` in the end could not be served."""
         seen = Seen()
-        start = last = None
+        reading = Reading()
         while riders:
             chunk = await messages.get()
             if chunk is None or self._hub.epoch != epoch:
                 return
-            if start is None:
-                self._gone(riders, first_of(chunk[0][0]))
-                start = min((rider.wanted() for rider in riders if self._rides(rider)), default=0)
             page = Page(start)
-            for message, body in chunk:
-                number, found = unpack(body, message)
-                if last and number > last + 1:
-                    self._gone(riders, first_of(message))
-                last = max(number, last or 0)
+            for offset, body in chunk:
+                try:
+                    found, missing = reading.take(unpack(body))
+                except Malformed:
+                    logger.error("Stream message %d is no batch of events: skipped", offset)
+                    continue
+                if reading.last is None:
+                    continue
+                self._gone(riders, missing)
+                if reading.jump is not None:
+                    page.jump(*reading.jump)
+                    for rider in riders:
+                        rider.carry(reading.carried)
                 page.extend([event for event in found if seen.add(event.id)])
-                page.mark(found[-1].number if found else first_of(message))
+                page.mark(reading.last)
             if page.end > start:
                 await self._read(page, riders)
-            start = max(start, page.end)
+            start = page.end
             reader.acknowledge()
 
     async def _read(self, page, riders):

@@ -39,7 +39,7 @@ class Station:
                 self.hub.begin("none", 0)
         elif self.tail is None:
             options = broker.options("carillon tail")
-            self.tail = Tail(options, self.hub, heads.current, self._gap, heads.replace)
+            self.tail = Tail(options, self.hub, heads.current, self._gap)
             self.replayer = self.hub.feeder.log = Replayer(
                 broker.options("carillon replay"), self.hub.feeder, scans=conf.RESUME_SCANS
             )

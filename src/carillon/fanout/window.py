@@ -19,6 +19,7 @@ class Window:
         self.size = 0
         self.start: int | None = None
         self.end: int | None = None
+        self._jumps: list[tuple[int, int]] = []
         self._events = deque()
         self._groups: dict[bytes, deque] = {}
 
@@ -31,6 +32,10 @@ class Window:
             self.start = number
         if self.end is None or number > self.end:
             self.end = number
+
+    def jump(self, before: int, after: int) -> None:
+        """No event that is here has a number between these. Who holds one has heard what is not here."""
+        self._jumps = [*(each for each in self._jumps if each[1] > self.start), (before, after)]
 
     def extend(self, events) -> None:
         """Add events in the stream's order; they follow what is here without a gap."""
@@ -62,7 +67,11 @@ class Window:
 
     def covers(self, number: int) -> bool:
         """Whether nothing is missing behind `number`."""
-        return self.start is not None and self.start <= number <= self.end
+        return (
+            self.start is not None
+            and self.start <= number <= self.end
+            and not any(before < number < after for before, after in self._jumps)
+        )
 
     def between(self, groups, number: int, upto: int, most: int) -> tuple[list, int] | None:
         """The events of `groups` behind `number` and up to `upto` in the stream's order, at most `most` bytes

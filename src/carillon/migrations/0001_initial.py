@@ -23,6 +23,7 @@ class Migration(migrations.Migration):
                 ("id", models.PositiveSmallIntegerField(default=1, primary_key=True, serialize=False)),
                 ("epoch", models.CharField(max_length=32)),
                 ("number", models.BigIntegerField(default=0)),
+                ("reserved", models.BigIntegerField(default=0)),
             ],
         ),
         migrations.CreateModel(

@@ -140,11 +140,18 @@ def await_ready(
             sleep(_PAUSE_SECONDS)
 
 
-def _database(environment: Environment) -> None:
+def set_up() -> None:
+    """Django, with the project's settings."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     import django
-    from django.db import DatabaseError, connection
 
     django.setup()
+
+
+def _database(environment: Environment) -> None:
+    from django.db import DatabaseError, connection
+
+    set_up()
     try:
         connection.ensure_connection()
     except DatabaseError as error:
@@ -216,7 +223,6 @@ BROKER = Check(
 
 def check(environment: Environment) -> int:
     """Try everything once and say how it is. 0, or EXIT_NOT_READY at the first that does not answer."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     for item in (DATABASE, MIGRATIONS, BROKER):
         try:
             item.probe(environment)
@@ -239,6 +245,5 @@ def manage(arguments: list[str]) -> None:
 
 def migrate(environment: Environment) -> None:
     """Wait for the database and bring its tables up to date."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     await_ready([DATABASE], environment, "migrate")
     manage(["migrate", "--no-input", "--verbosity", "1"])

@@ -1,14 +1,12 @@
-"""What the process runworker does: the relay, the outbox, and the row that says how far the log goes."""
+"""What the process runworker does: the relay, and the outbox."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-import time
 
-from django.db import DatabaseError
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from carillon.events import broker, heads, outbox
 from carillon.relay.relay import Relay
@@ -18,10 +16,8 @@ logger = logging.getLogger(__name__)
 STOP_DEADLINE = 8.0
 """Seconds a stop may take: what is in hand is finished, the rest stays on the queue."""
 
-HEAD_INTERVAL = 0.25
-"""Seconds between notes of how far the stream goes."""
-
 RELAYED = Counter("carillon_relay_events", "Events that came by the durable queue", ["outcome"])
+DEAD_LETTERS = Gauge("carillon_dead_letters", "Dead letters that wait: see `carillon dead-letters`")
 
 
 async def serve() -> bool:
@@ -34,19 +30,19 @@ async def serve() -> bool:
         broker.options("carillon relay"),
         broker.topology(),
         broker.queue(),
-        open_epoch=heads.open_epoch,
+        heads=heads,
         declaration=broker.declaration,
         counted=lambda what, count: RELAYED.labels(what).inc(count),
+        letters=DEAD_LETTERS.set,
     )
     running = asyncio.create_task(relay.run())
     stop = asyncio.create_task(stopping.wait())
-    helpers = [asyncio.create_task(work) for work in (note_heads(relay), outbox.run())]
+    sending = asyncio.create_task(outbox.run())
     logger.info("runworker is ready")
     try:
-        await asyncio.wait({running, stop, *helpers}, return_when=asyncio.FIRST_COMPLETED)
-        for helper in helpers:
-            if helper.done():
-                helper.result()  # raises what ended it
+        await asyncio.wait({running, stop, sending}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()  # raises what ended it
         if running.done():
             running.result()
             return True
@@ -57,27 +53,6 @@ async def serve() -> bool:
             running.result()
         return bool(done)
     finally:
-        for task in (running, stop, *helpers):
+        for task in (running, stop, sending):
             task.cancel()
-        await asyncio.gather(running, stop, *helpers, return_exceptions=True)
-
-
-async def note_heads(relay: Relay) -> None:
-    """Keep the row of `heads` near the end of the stream, and the relay at the epoch that it names, until
-    cancelled. A database that is away only makes the positions in REST answers older."""
-    noted = None
-    looked = 0.0
-    while True:
-        await asyncio.sleep(HEAD_INTERVAL)
-        reached = relay.position
-        try:
-            if reached is not None and reached != noted:
-                relay.follow(await heads.save(reached))
-                noted = reached
-            elif relay.epoch and time.monotonic() - looked >= 1:
-                looked = time.monotonic()
-                row = await heads.current()
-                relay.follow(None if row is None else row.epoch)
-        except DatabaseError as error:
-            logger.warning("The position cannot be noted: %s", type(error).__name__)
-            await asyncio.sleep(1)
+        await asyncio.gather(running, stop, sending, return_exceptions=True)

@@ -6,24 +6,17 @@ Its messages are put there by the channel layer itself: the API would not take s
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 
 import aio_pika
 import pytest
 import requests
 
-from asgi_amqp import AMQPChannelLayer
+from tests.integration.relay.queue_of_events import GROUP, QUEUE, URL, dead_letters, event, the_layer
 
 pytestmark = pytest.mark.stack
 
-URL = os.environ.get("CARILLON_TEST_AMQP_URL", "")
-QUEUE = "carillon.d.notifications"
-GROUP = "jobs-summary"
 LOST_LINKS = 25
 TIME = time.time_ns()
 
@@ -32,36 +25,6 @@ TIME = time.time_ns()
 def _needs_the_broker():
     if not URL:
         pytest.skip("CARILLON_TEST_AMQP_URL names no broker")
-
-
-@asynccontextmanager
-async def the_layer() -> AsyncIterator[AMQPChannelLayer]:
-    """The stack's own channel layer, as Carillon's settings make it."""
-    from carillon.settings import CHANNEL_LAYERS
-
-    config = CHANNEL_LAYERS["default"]["CONFIG"]
-    layer = AMQPChannelLayer(URL, prefix=config["prefix"], durable=config["durable"])
-    try:
-        yield layer
-    finally:
-        await layer.close()
-
-
-def event(text: str) -> dict:
-    return {"id": uuid.uuid4().bytes, "group": GROUP, "text": text, "audience": None, "stamp": 1}
-
-
-async def dead_letters() -> list[bytes]:
-    """Takes what is in the dead-letter queue."""
-    connection = await aio_pika.connect(URL)
-    async with connection:
-        channel = await connection.channel()
-        queue = await channel.get_queue(f"{QUEUE}.dead")
-        found = []
-        while (message := await queue.get(fail=False)) is not None:
-            found.append(message.body)
-            await message.ack()
-        return found
 
 
 async def numbers(socket, count: int) -> list[int]:

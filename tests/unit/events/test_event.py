@@ -2,14 +2,14 @@
 
 from contextlib import suppress
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_amqp.options import Options, Target
-from asgi_amqp.position import BATCH, first_of
+from asgi_amqp import codec
 from carillon.events.event import Event, Malformed, pack, tags_of, unpack
-from carillon.relay.relay import Relay, event_of, pause_before
+from carillon.relay.judge import event_of, judge
 
 EVENTS = st.builds(
     Event,
@@ -25,20 +25,14 @@ def values(event):
     return (event.group, event.text, event.audience, event.id, event.stamp, event.number)
 
 
-@given(st.lists(EVENTS, max_size=5), st.integers(0, 2**40), st.integers(0, 2**40), st.binary(max_size=16))
-def test_a_batch_there_and_back(events, message, number, mark):
-    body = pack(events, number, mark)
-    assert body.endswith(mark)
+@given(st.lists(EVENTS, max_size=5), st.integers(1, 2**40), st.integers(0, 2**40), st.binary(max_size=16))
+def test_a_batch_there_and_back(events, number, after, word):
+    found = unpack(pack(events, number, after, word))
+    assert (found.number, found.after, found.word) == (number, after, word)
     for index, event in enumerate(events):
-        event.number = first_of(message) + index
-    found = unpack(body, message)
-    assert found.number == number
+        event.number = number + index
     assert [values(event) for event in found.events] == [values(event) for event in events]
-
-
-def test_a_batch_has_an_end():
-    with pytest.raises(ValueError, match="at most"):
-        pack([Event(b"a-b", b"{}")] * (BATCH + 1))
+    assert unpack(pack(events, number)).after == number - 1
 
 
 @given(st.binary(max_size=40))
@@ -95,15 +89,36 @@ def test_poison(wrong):
         event_of(None)
 
 
-def test_takeovers_that_lead_to_nothing_come_ever_later():
-    assert [pause_before(fruitless) for fruitless in range(4)] == [0, 0, 0.2, 0.4]
-    assert pause_before(1000) == 5
-    relay = Relay(
-        Options((Target.parse("amqp://nowhere/"),), "test"), None, None, open_epoch=None, declaration=None
-    )
-    for _ in range(3):
-        relay._lost(None, "test")
-    assert pause_before(relay._fruitless) == 0.4
+def test_each_event_of_a_message_is_judged_alone():
+    def batch(*messages):
+        return codec.encode_batch([codec.encode_target("notifications") + codec.encode(m) for m in messages])
+
+    events, letters = judge(batch(GOOD, {"group": 5}, {**GOOD, "id": b"j" * 16}))
+    assert [event.id for event in events] == [b"i" * 16, b"j" * 16]
+    ((reason, body),) = letters
+    assert list(codec.decode(body)) == [(reason, {"group": 5})]
+    assert reason.startswith("not an event")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b"nonsense", {"body": b"nonsense"}),
+        (codec.encode_batch([codec.encode_target("") + b"\x05"]), {"body": 5}),
+        (
+            codec.encode_batch([codec.encode_target("") + b"\xc7\x01\x09x"]),
+            {"body": msgpack.ExtType(9, b"x")},
+        ),
+    ],
+)
+def test_what_is_no_message_is_shown_as_far_as_it_can_be(body, shown):
+    events, ((reason, letter),) = judge(body)
+    assert events == []
+    assert list(codec.decode(letter)) == [(reason, shown)]
+
+
+def test_a_message_without_events_is_no_dead_letter():
+    assert judge(codec.encode_batch([])) == ([], [])
 
 
 def test_an_audience_counts_where_memory_is_bounded():

@@ -68,11 +68,11 @@ class World:
 
     def feed(self):
         """Whether there is more to do."""
-        held = self.cursor.held
+        held, resumes = self.cursor.held, self.cursor.asked is not None
         piece = self.cursor.feed(self.read, at(self.number))
         assert not (held and piece.events), "held, and written to"
         assert sum(e.size for e in piece.events) <= PIECE or len(piece.events) == 1
-        self.write(piece.events)
+        self.write(piece.events, resumes)
         if piece.recovered:
             self.told.append("recovered")
             asked = self.cursor.reached(at(self.number)).number
@@ -127,12 +127,13 @@ class World:
 
     # What must be so
 
-    def write(self, events):
+    def write(self, events, resumes=None):
+        """`resumes`: its client has no answer yet to a resume, and keeps what it asked with."""
         self.heard += events
         self.waiting += sum(each.size for each in events)
         largest = max((each.size for each in events), default=0)
         assert self.waiting <= max(BUDGET, largest)
-        if events and self.cursor.asked is None:
+        if events and not (self.cursor.asked is not None if resumes is None else resumes):
             for group, since in self.wanted.items():
                 reached = min(events[-1].number, self.number)
                 assert self.complete(group, since, reached), (
@@ -308,3 +309,12 @@ def test_who_leaves_a_group_while_its_past_is_waited_for():
     assert not cursor.wanted() < 100
     cursor.release()
     assert cursor.live
+
+
+def test_a_place_in_what_the_log_has_lost_is_another_behind_it():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(20))
+    cursor.fell(at(20), 1)
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(30), at(12))
+    cursor.carry(lambda number: number + 100 if 10 < number < 25 else number)
+    assert [stretch.since.number for stretch in (*cursor.stretches, cursor.asked)] == [120, 112]

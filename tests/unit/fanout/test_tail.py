@@ -1,12 +1,19 @@
 """What the tail makes of the messages of a stream, without a broker."""
 
+import asyncio
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asgi_amqp import stream
 from asgi_amqp.options import Options, Target
-from carillon.events.event import Event, pack
+from asgi_amqp.position import Position
+from carillon.events.event import END, Event, pack, unpack
+from carillon.fanout.core import TailCore
 from carillon.fanout.forms import Texts1
 from carillon.fanout.hub import Hub, Listener
+from carillon.fanout.log import Reading, locate
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 
@@ -26,62 +33,229 @@ def message(number, *texts):
     return pack([Event(b"a-1", text, None, text * 16) for text in texts], number)
 
 
+def mark(number, after):
+    return pack([], number, after)
+
+
+def core_at(goal=0):
+    core = TailCore()
+    core.attached(Position("ep", goal))
+    return core
+
+
+def steps(core, *bodies, first=0):
+    """What the core answers, the events as their texts."""
+    return [
+        (what, [each.text for each in about[0]] if what == "events" else about[0], *about[1:])
+        for what, *about in core.arrived(list(enumerate(bodies, first)))
+    ]
+
+
+def test_it_begins_with_what_comes_first():
+    assert steps(core_at(), message(5, b"a", b"b"), message(7, b"c")) == [
+        ("begin", 4, ""),
+        ("events", [b"a", b"b", b"c"]),
+        ("reached", 7),
+    ]
+    assert steps(core_at(), mark(1, 0)) == [("begin", 0, ""), ("reached", 0)]
+
+
+def test_a_jump_without_a_mark_is_a_gap():
+    core = core_at()
+    steps(core, message(1, b"a"))
+    assert steps(core, message(2, b"b"), message(4, b"d")) == [
+        ("events", [b"b"]),
+        ("begin", 3, "retention"),
+        ("events", [b"d"]),
+        ("reached", 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "gap"), [(2, False), (1, False), (3, True)], ids=["as read", "beyond it", "before it"]
+)
+def test_a_mark_says_who_missed_something(after, gap):
+    core = core_at()
+    steps(core, message(1, b"a", b"b"))
+    expected = [("begin", 99, "retention")] if gap else [("jump", 2, 99)]
+    assert steps(core, mark(100, after), message(100, b"c")) == [
+        *expected,
+        ("events", [b"c"]),
+        ("reached", 100),
+    ]
+
+
+def test_a_place_before_a_mark_is_carried_behind_it():
+    """What a client heard, and the log has lost, comes again behind the mark, in its order."""
+    reading = Reading()
+    reading.take(unpack(message(1, b"a", b"b")))
+    assert reading.carried(1) == 1
+    reading.take(unpack(mark(100, 2)))
+    assert [reading.carried(number) for number in (1, 2, 3, 5, 99, 100)] == [1, 2, 100, 102, 99, 100]
+    reading.take(unpack(message(100, b"c")))
+    assert reading.carried(3) == 3
+    late = Reading()
+    late.take(unpack(mark(100, 2)))
+    assert late.carried(3) == 100
+
+
+def test_the_window_does_not_answer_for_what_the_log_has_lost():
+    window = Window(10**6)
+    window.mark(0)
+    window.extend([Event(b"a-1", b"a", number=1), Event(b"a-1", b"b", number=2)])
+    window.jump(2, 99)
+    window.extend([Event(b"a-1", b"c", number=100)])
+    assert [window.covers(number) for number in (0, 2, 3, 98, 99, 100, 101)] == [
+        True, True, False, False, True, True, False,
+    ]  # fmt: skip
+
+
+def test_what_lies_below_is_a_repetition_or_of_a_relay_that_was_superseded():
+    core = core_at()
+    steps(core, message(1, b"a"), mark(100, 1))
+    assert steps(core, message(2, b"b"), message(1, b"a"), mark(100, 1)) == [("reached", 99)]
+    assert steps(core, message(100, b"b")) == [("events", [b"b"]), ("reached", 100)]
+
+
+def test_fences_and_nonsense_are_passed_by():
+    core = core_at()
+    assert steps(core, pack([], word=b"fence 1"), b"nonsense") == [("malformed", 1)]
+    assert (core.last, core.offset, core.level) == (None, None, False)
+    assert steps(core, message(1, b"a"), b"nonsense", message(2, b"b"), first=2) == [
+        ("begin", 0, ""),
+        ("events", [b"a"]),
+        ("malformed", 3),
+        ("events", [b"b"]),
+        ("reached", 2),
+    ]
+    steps(core, pack([], word=b"fence 2"), first=5)
+    assert core.offset == 4
+
+
+def test_an_epoch_that_is_over_is_left_and_the_next_one_is_a_gap():
+    core = TailCore()
+    assert not core.over(None)
+    core.attached(Position("one", 0))
+    steps(core, message(1, b"a"))
+    assert not core.over(Position("one", 99))
+    assert core.over(Position("two", 0))
+    assert steps(core, pack([], word=END + b"two")) == [("over", "two"), ("reached", 1)]
+    core.attached(Position("one", 5))  # a new link, and the row says nothing new
+    assert core.last == 1
+    core.attached(Position("two", 3))
+    assert (core.epoch, core.last, core.offset) == ("two", None, None)
+    assert steps(core, mark(1, 0)) == [("begin", 0, "epoch"), ("reached", 0)]
+    assert not core.level
+    steps(core, message(1, b"a", b"b", b"c"))
+    assert core.level
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), max_size=8),
+)
+def test_pieces_of_a_log_read_again_and_with_holes(sizes, pieces):
+    """Whatever pieces of one log are read: nothing twice, in order, and every hole is told."""
+    log, number = [], 1
+    for size in sizes:
+        log.append(message(number, *(b"%d" % (number + n) for n in range(size))))
+        number += size
+    core, heard, told = core_at(), [0], True
+    for start, length in pieces:
+        for what, *about in core.arrived(list(enumerate(log))[start : start + length]):
+            if what == "begin":
+                told = True
+            elif what == "events":
+                for each in about[0]:
+                    assert each.number == int(each.text) > heard[-1]
+                    assert told or each.number == heard[-1] + 1
+                    heard.append(each.number)
+                    told = False
+
+
 def make():
     gaps = []
     hub = Hub(Window(10**6))
-    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, None, gaps.append, None)
-    hub.begin("ep", 0)
+    rows = [Position("ep", 0)]
+
+    async def current():
+        return rows[-1]
+
+    tail = Tail(Options((Target.parse("amqp://nowhere/"),), "test"), hub, current, gaps.append)
+    tail.core.attached(rows[0])
     ear = Ear()
     hub.subscribe(ear, frozenset([b"a-1"]))
     return tail, hub, ear, gaps
 
 
-def test_offsets_may_have_holes():
+def test_the_hub_hears_what_the_core_says():
     tail, hub, ear, gaps = make()
-    tail._arrived([(1, message(1, b"a")), (2, message(2, b"b"))])
-    tail._arrived([(5, message(3, b"c"))])
-    assert (ear.heard, gaps) == (["a", "b", "c"], [])
-    assert hub.number >= 5 * 4096
+    tail._arrived([(1, message(1, b"a")), (2, b"nonsense"), (3, message(2, b"b"))])
+    assert (ear.heard, gaps, hub.number, tail.malformed) == (["a", "b"], [], 2, 1)
+    assert tail.level.is_set()
+    tail._arrived([(9, message(7, b"c"))])
+    assert (ear.heard, gaps) == (["a", "b", "c"], ["retention"])
+    assert hub.window.between([b"a-1"], 2, 10**6, 10**6) is None, "nobody resumes over the gap"
+    assert [event.text for event in hub.window.between([b"a-1"], 6, 10**6, 10**6)[0]] == [b"c"]
 
 
-def test_numbers_may_not():
-    tail, hub, ear, gaps = make()
-    tail._arrived([(1, message(1, b"a")), (2, message(3, b"c"))])
-    assert (ear.heard, gaps) == (["a", "c"], ["retention"])
-    assert hub.window.between([b"a-1"], 4096, 10**6, 10**6) is None, "nobody resumes over the gap"
-    assert [event.text for event in hub.window.between([b"a-1"], 2 * 4096 - 1, 10**6, 10**6)[0]] == [b"c"]
+async def test_the_end_of_an_epoch_has_the_row_looked_at():
+    tail, *_ = make()
+    tail._arrived([(1, message(1, b"a")), (2, pack([], word=END + b"two"))])
+    assert tail._look.is_set()
 
 
-def test_marks_and_relays_that_overlapped():
-    tail, _, ear, gaps = make()
-    tail._arrived(
-        [(1, message(1, b"a")), (2, pack([], mark=b"m")), (3, message(2, b"b")), (4, message(2, b"x"))]
-    )
-    tail._arrived([(5, message(3, b"b")), (6, message(3, b"c")), (7, b"nonsense"), (8, message(4, b"d"))])
-    assert (ear.heard, gaps) == (["a", "b", "x", "c", "d"], [])
-    assert tail.malformed == 1
+class Log:
+    """A stream of these messages, the first of them at `oldest`."""
+
+    def __init__(self, bodies, oldest=0):
+        self.bodies, self.oldest, self.peeks = bodies, oldest, 0
+
+    def patch(self, monkeypatch):
+        async def end_of(link, name):
+            return self.oldest + len(self.bodies) - 1
+
+        async def peek(link, name, start, timeout):
+            self.peeks += 1
+            start = max(start, self.oldest)
+            return (
+                [(start, self.bodies[start - self.oldest])] if start - self.oldest < len(self.bodies) else []
+            )
+
+        monkeypatch.setattr(stream, "end_of", end_of)
+        monkeypatch.setattr(stream, "peek", peek)
 
 
-async def test_a_tail_that_comes_back_reads_its_last_message_once_more():
-    replaced = []
+@pytest.mark.parametrize("number", [0, 1, 5_000, 9_999, 10_000, 10**7, 10**7 + 4_000, 2 * 10**7])
+def test_a_number_is_found_by_halves(monkeypatch, number):
+    ten = [b"x"] * 10
+    bodies = [message(10 * n + 1, *ten) for n in range(1000)]
+    bodies += [pack([], word=b"fence"), mark(10**7, 10_000)]
+    bodies += [message(10**7 + 10 * n, *ten) for n in range(1000)]
+    log = Log(bodies, 300)
+    log.patch(monkeypatch)
+    found = asyncio.run(locate(None, "s", number))
+    numbers = [unpack(body).number for body in bodies]
+    last = max((at for at, each in enumerate(numbers) if 0 < each <= number), default=0)
+    assert 0 <= last - max(0, found - 300) <= 34
+    assert log.peeks < 14
+    reading = Reading()
+    told = sum(number < reading.take(unpack(body))[1] for body in bodies[max(0, found - 300) :])
+    assert told == 0
 
-    async def replace(epoch):
-        replaced.append(epoch)
 
-    tail, _, ear, gaps = make()
-    tail._replace = replace
-    tail._reader = stream.StreamReader("s", 0, tail._arrived)
-    tail._arrived([(1, message(1, b"a"))])
-    tail._verify = True
-    tail._arrived([(1, message(1, b"a")), (2, message(2, b"b"))])
-    assert (ear.heard, gaps, replaced) == (["a", "b"], [], [])
-    tail._verify = True
-    tail._arrived([(9, message(9, b"z"))])  # retention has passed: that is a gap, and the same log
-    assert (ear.heard, gaps, replaced) == (["a", "b", "z"], ["retention"], [])
-    tail._verify = True
-    tail._arrived([(9, message(9, b"y")), (10, message(10, b"x"))])
-    await tail._replacing
-    assert (ear.heard, replaced) == (["a", "b", "z"], ["ep"])
+def test_a_good_guess_is_one_look(monkeypatch):
+    log = Log([message(n + 1, b"x") for n in range(1000)])
+    log.patch(monkeypatch)
+    assert asyncio.run(locate(None, "s", 500, 499)) == 499
+    assert log.peeks == 1
+    assert 468 <= asyncio.run(locate(None, "s", 500, 600)) <= 499, "another log stands there"
+    assert 468 <= asyncio.run(locate(None, "s", 500, 1000)) <= 499, "the log ends before"
+
+
+def test_an_empty_log_is_read_from_its_beginning(monkeypatch):
+    Log([]).patch(monkeypatch)
+    assert asyncio.run(locate(None, "s", 7)) == 0
 
 
 @pytest.mark.parametrize(
@@ -106,4 +280,4 @@ async def test_a_fresh_process_reads_what_half_its_window_holds(monkeypatch, end
     monkeypatch.setattr(stream, "end_of", end_of)
     monkeypatch.setattr(stream, "first_from", first_from)
     tail, *_ = make()
-    assert await tail._beginning(None, "ep", 0) == start
+    assert await tail._beginning(None, "s") == start

@@ -10,7 +10,7 @@ from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 
 from carillon.fanout.station import station
-from carillon.relay.relay import event_of
+from carillon.relay.judge import event_of
 from carillon.sockets.application import application
 from carillon.sockets.presence import presence
 

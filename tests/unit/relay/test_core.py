@@ -1,0 +1,230 @@
+"""What the relay decides, rule by rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from asgi_amqp.options import Options, Target
+from asgi_amqp.position import Position
+from carillon.events.event import Event, pack, unpack
+from carillon.relay import core as module
+from carillon.relay.core import RelayCore
+from carillon.relay.relay import Relay, pause_before
+
+TOKEN = b"t" * 16
+
+
+def event(name: str, size: int = 1) -> Event:
+    return Event(b"a-1", b"x" * size, None, name.encode() * 16)
+
+
+def active(noted: int = 0, first: int = 1, reserved: int = 1000) -> RelayCore:
+    """One that has taken over an empty log, its mark confirmed."""
+    core = RelayCore()
+    take_over(core, noted, first, reserved)
+    core.confirmed()
+    core.noted(first - 1)
+    return core
+
+
+def take_over(core, noted=0, first=1, reserved=1000):
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    mark = core.took_over(noted, first, reserved)
+    core.read(unpack(mark))
+    return unpack(mark)
+
+
+def sent(core) -> list[tuple[int, int, list[bytes]]]:
+    """Number, number before, and ids of all messages that go out now."""
+    found = []
+    while (body := core.send()) is not None:
+        batch = unpack(body)
+        found.append((batch.number, batch.after, [each.id[:1] for each in batch.events]))
+    return found
+
+
+def test_a_takeover_sends_nothing_before_its_own_mark_has_been_read():
+    core = RelayCore()
+    assert (core.fenced, core.send(), core.to_note()) == (False, None, None)
+    fence = unpack(core.fenced_by("ep", TOKEN))
+    assert (fence.number, fence.events, fence.word) == (0, [], b"fence " + TOKEN)
+    core.read(unpack(pack([], word=b"fence " + b"u" * 16)))  # another's
+    assert not core.fenced
+    core.read(unpack(pack([event("b")], 7)))
+    core.read(fence)
+    assert (core.fenced, core.active, core.last) == (True, False, 7)
+    mark = unpack(core.took_over(9, 100, 200))
+    assert (mark.number, mark.after, mark.events) == (100, 9, [])
+    assert core.send() is None
+    core.read(
+        unpack(pack([event("c")], 8))
+    )  # the late word of who was before: it is in the log, so it counts
+    core.read(mark)
+    assert core.active
+    assert core.arrived(1, [event("a")]) == 0
+    core.read(unpack(pack([event("z")], 100)))  # what it sends itself is no double
+    assert core.arrived(2, [event("b"), event("c")]) == 2
+    assert core.arrived(3, [event("z")]) == 0
+    assert sent(core) == [(100, 99, [b"a", b"z"])]
+
+
+def test_what_is_done_with_is_in_the_row():
+    core = active()
+    core.arrived(1, [event("a"), event("b")])
+    core.arrived(2, [event("c")])
+    assert sent(core) == [(1, 0, [b"a", b"b", b"c"])]
+    assert (core.done(), core.to_note(), core.settled) == (0, None, False)
+    assert core.confirmed() == 3
+    assert core.to_note() == Position("ep", 3)
+    assert core.done() == 0
+    core.noted(2)
+    assert (core.done(), core.settled) == (1, False)
+    core.noted(1)  # never back
+    core.noted(3)
+    assert (core.done(), core.done(), core.settled, core.to_note()) == (2, 0, True, None)
+
+
+def test_the_mark_itself_is_noted_before_anything_is_done_with():
+    """Doubles lie in the log of a forerunner, perhaps beyond what the row had."""
+    core = RelayCore()
+    core.read(unpack(pack([event("a")], 7)))
+    take_over(core, 7, 100)
+    core.arrived(1, [event("a")])
+    assert (core.send(), core.done(), core.to_note()) == (None, 0, None)
+    assert core.confirmed() == 0
+    assert core.to_note() == Position("ep", 99)
+    assert core.done() == 0
+    core.noted(99)
+    assert core.done() == 1
+
+
+def test_doubles_are_done_with_when_what_came_before_them_is():
+    core = active()
+    core.arrived(1, [event("a")])
+    assert core.arrived(2, [event("a")]) == 1
+    assert core.arrived(3, []) == 0
+    assert sent(core) == [(1, 0, [b"a"])]
+    assert core.done() == 0
+    core.confirmed()
+    core.noted(1)
+    assert (core.done(), core.doubles, core.relayed) == (3, 1, 1)
+
+
+def test_so_many_are_in_flight_and_what_comes_meanwhile_gathers(monkeypatch):
+    monkeypatch.setattr(module, "IN_FLIGHT", 2)
+    core = active()
+    for tag, name in enumerate("abcd", 1):
+        core.arrived(tag, [event(name)])
+        if tag < 3:
+            assert len(sent(core)) == 1
+    assert core.send() is None
+    core.confirmed()
+    assert sent(core) == [(3, 2, [b"c", b"d"])]
+
+
+def test_a_message_of_the_log_has_an_end(monkeypatch):
+    monkeypatch.setattr(module, "BATCH_EVENTS", 2)
+    core = active()
+    core.arrived(1, [event("a"), event("b"), event("c")])
+    assert sent(core) == [(1, 0, [b"a", b"b"]), (3, 2, [b"c"])]
+    core.confirmed()
+    core.noted(2)
+    assert core.done() == 0, "a part of a queue message is no queue message"
+    core.arrived(2, [event("d", module.BATCH_BYTES), event("e")])
+    assert sent(core) == [(4, 3, [b"d"]), (5, 4, [b"e"])]
+
+
+def test_numbers_come_to_an_end_and_are_extended():
+    core = active(reserved=3)
+    assert not core.short(3)
+    core.arrived(1, [event("a"), event("b"), event("c"), event("d")])
+    assert sent(core) == [(1, 0, [b"a", b"b", b"c"])]
+    assert core.short(1)
+    core.extended(6)
+    assert (core.short(3), core.short(4)) == (False, True)
+    assert sent(core) == [(4, 3, [b"d"])]
+    assert not RelayCore().short(1), "who stands by needs none"
+
+
+def test_a_lost_link_forgets_what_the_queue_gives_out_again():
+    core = active()
+    for tag, name in enumerate("abc", 1):
+        core.arrived(tag, [event(name)])
+        sent(core)
+        core.confirmed()
+    core.noted(1)
+    assert core.done() == 1
+    core.arrived(4, [event("d")])
+    sent(core)
+    core.arrived(5, [event("e")])
+    core.lost()
+    assert (core.epoch, core.active, core.fenced, core.settled) == ("", False, False, True)
+    take_over(core, 3, 2000, 3000)
+    assert core.arrived(1, [event(name) for name in "abcde"]) == 0, "what was done with, too"
+    core.confirmed()
+    assert sent(core) == [(2000, 1999, [b"a", b"b", b"c", b"d", b"e"])]
+
+
+def test_the_mark_follows_what_does_not_come_again_as_far_as_it_knows():
+    core = active()
+    for tag, names in enumerate(("ab", "cd"), 1):
+        core.arrived(tag, [event(name) for name in names])
+        sent(core)
+        core.confirmed()
+        core.noted(2 * tag)
+    assert core.done() == 2
+    core.lost()
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    assert unpack(core.took_over(4, 100, 200, [event("x"), event("d"), event("a")])).after == 3
+    core.lost()
+    core.read(unpack(pack([event("b")], 2)))
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    assert unpack(core.took_over(4, 300, 400, [event("a")])).after == 2, "so much the log has"
+    core.lost()
+    core.read(unpack(core.fenced_by("another", TOKEN)))
+    assert unpack(core.took_over(4, 300, 400, [event("d")])).after == 4
+
+
+def test_what_was_done_with_long_ago_stays_known(monkeypatch):
+    monkeypatch.setattr(module, "SENT", 2)
+    core = active()
+    for tag, name in enumerate("abcd", 1):
+        core.arrived(tag, [event(name)])
+        sent(core)
+        core.confirmed()
+        core.noted(tag)
+        core.done()
+    core.lost()
+    take_over(core, 4, 100)
+    assert core.arrived(1, [event("a")]) == 1
+
+
+def test_a_part_that_was_sent_is_forgotten_too(monkeypatch):
+    monkeypatch.setattr(module, "BATCH_EVENTS", 1)
+    monkeypatch.setattr(module, "IN_FLIGHT", 1)
+    core = active()
+    core.arrived(1, [event("a"), event("b")])
+    assert sent(core) == [(1, 0, [b"a"])]
+    core.lost()
+    take_over(core, 0, 100, 200)
+    assert core.arrived(1, [event("a"), event("b")]) == 0
+
+
+def test_takeovers_that_lead_to_nothing_come_ever_later():
+    assert [pause_before(fruitless) for fruitless in range(4)] == [0, 0, 0.2, 0.4]
+    assert pause_before(1000) == 5
+
+
+async def test_a_lost_link_counts_until_events_get_through():
+    relay = Relay(
+        Options((Target.parse("amqp://nowhere/"),), "test"), None, None, heads=None, declaration=None
+    )
+    for _ in range(3):
+        relay._lost(None, "test")
+    assert pause_before(relay._fruitless) == 0.4
+
+
+@pytest.mark.parametrize("noted", [5, 9])
+def test_a_mark_follows_what_was_taken_off_the_queue(noted):
+    core = RelayCore()
+    assert take_over(core, noted, 20, 30).after == noted
