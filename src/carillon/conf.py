@@ -19,8 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "STREAM": {"max_age": 24 * 3600, "max_bytes": 4 * 2**30, "segment_bytes": 16 * 2**20},
     # Bytes of recent events that each daphne process keeps, for resumes that need not ask the broker.
     "WINDOW_BYTES": 64 * 2**20,
-    # Seconds that one part of a resume may take before the client is told to fetch its state anew, and passes
-    # over the log at once, each for everyone who waits.
+    # Seconds that a resume may wait for the log without getting on, before the client is told to fetch its
+    # state anew, and passes over the log at once, each for everyone who waits.
     "RESUME_SECONDS": 30.0,
     "RESUME_SCANS": 2,
     # Publishing: seconds until what the broker did not confirm counts as failed; events in one request, and

@@ -22,8 +22,13 @@ from carillon.events import queue
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+"""Rows that are sent at once, under one deadline: half as many after one that was not kept, down to one."""
+
 LOOK = 0.25
 """Seconds between looks at an empty outbox."""
+
+AGAIN = 1.0
+"""Seconds until the next try, when database or broker took nothing."""
 
 _LOCK = 0x63617269  # an advisory lock of PostgreSQL: one sender at a time keeps the order
 
@@ -44,7 +49,7 @@ def waits() -> bool:
     return _rows().exists()
 
 
-def send_some() -> int:
+def send_some(most: int = BATCH) -> int:
     """Send the oldest rows and delete them; how many. Raises NotificationsUnavailable, DatabaseError."""
     with transaction.atomic():
         if connection.vendor == "postgresql":
@@ -52,7 +57,7 @@ def send_some() -> int:
                 cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_LOCK])
                 if not cursor.fetchone()[0]:
                     return 0
-        rows = list(_rows().order_by("pk")[:BATCH])
+        rows = list(_rows().order_by("pk")[:most])
         if rows:
             queue.publish([msgpack.unpackb(bytes(row.message)) for row in rows])
             _rows().filter(pk__in=[row.pk for row in rows]).delete()
@@ -69,24 +74,26 @@ def send_now() -> None:
 
 
 @sync_to_async(thread_sensitive=False)
-def _send_some() -> int:
+def _send_some(most: int) -> int:
     close_old_connections()
     try:
-        return send_some()
+        return send_some(most)
     finally:
         close_old_connections()
 
 
 async def run() -> None:
     """Empty the outbox as it fills, until cancelled."""
+    most = BATCH
     while True:
-        sent = 0
         try:
-            sent = await _send_some()
+            if await _send_some(most):
+                most = min(most + most // 4 + 1, BATCH)
+            else:
+                await asyncio.sleep(LOOK)
         except queue.NotificationsUnavailable:
-            await asyncio.sleep(1)
+            most = max(most // 2, 1)
+            await asyncio.sleep(AGAIN)
         except DatabaseError as error:
             logger.warning("The outbox cannot be read: %s", type(error).__name__)
-            await asyncio.sleep(1)
-        if sent < BATCH:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(AGAIN)

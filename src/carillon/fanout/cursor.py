@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 from asgi_amqp.position import Position
@@ -166,6 +167,12 @@ class Cursor:
         self.ended = True
         self.live = False
 
+    def carry(self, carried: Callable[[int], int]) -> None:
+        """The log has lost some of what was heard: a place in that is another behind it."""
+        for stretch in self._all():
+            stretch.since = stretch.since._replace(number=carried(stretch.since.number))
+        self.stretches.sort(key=lambda each: each.since.number)
+
     # What to do
 
     def feed(self, read: Read, end: Position) -> Piece:
@@ -199,7 +206,7 @@ class Cursor:
     def lose(self, reason: str, end: Position, before: int | None = None) -> list[Lost]:
         """What it waits for, or what lies behind a position under `before`, cannot be had: those groups go on
         at `end`."""
-        gone = self.waits if before is None else [s for s in self._all() if s.since.number < before]
+        gone = [s for s in self._all() if (s in self.waits if before is None else s.since.number < before)]
         lost = [Lost(reason, stretch is self.asked) for stretch in gone]
         for stretch in gone:
             if stretch is self.asked:
@@ -233,9 +240,9 @@ class Cursor:
         """Up to where nothing is missing."""
         return min((stretch.since for stretch in self._all()), key=_number, default=end)
 
-    def wanted(self) -> int:
+    def wanted(self) -> float:
         """Behind which number it has not heard all."""
-        return min(stretch.since.number for stretch in self._all())
+        return min((stretch.since.number for stretch in self._all()), default=inf)
 
     # Its own
 

@@ -90,10 +90,11 @@ class Replayer:
         messages: asyncio.Queue = asyncio.Queue()
         name = stream_name(epoch)
         reader = stream.StreamReader(name, 0, messages.put_nowait, prefetch=CHUNK, manual=True)
+        start = min(rider.wanted() for rider in riders)
         attached: list[Link] = []
 
         async def attach(link: Link) -> None:
-            reader.next = await locate(link, name, min(rider.wanted() for rider in riders))
+            reader.next = await locate(link, name, start)
             await reader.attach(link)
             attached.append(link)
 
@@ -104,7 +105,7 @@ class Replayer:
         supervisor = Supervisor(self._options, attach, lost)
         try:
             await supervisor.link(AHEAD)
-            await self._ride(epoch, riders, messages, reader)
+            await self._ride(epoch, start, riders, messages, reader)
         except LayerError:
             pass
         finally:
@@ -120,39 +121,39 @@ class Replayer:
             self._feeder.lose(rider, reason, before)
         self._feeder.ready(rider)
 
-    def _gone(self, riders, missing: int):
-        """The log does not have all that comes up to `missing`."""
-        for rider in [rider for rider in riders if self._rides(rider) and rider.wanted() < missing]:
+    def _gone(self, riders, oldest: int):
+        """Who has not heard all up to there has missed something."""
+        for rider in [rider for rider in riders if self._rides(rider) and rider.wanted() < oldest]:
             riders.discard(rider)
             self._let_go(rider, "retention", missing)
 
-    async def _ride(self, epoch, riders, messages, reader):
+    async def _ride(self, epoch, start, riders, messages, reader):
         """Page after page, until nobody needs more. Who is among `riders` in the end could not be served."""
-        seen, reading = Seen(), Reading()
-        start = None
+        seen = Seen()
+        reading = Reading()
         while riders:
             chunk = await messages.get()
             if chunk is None or self._hub.epoch != epoch:
                 return
-            page = None
+            page = Page(start)
             for offset, body in chunk:
                 try:
                     found, missing = reading.take(unpack(body))
                 except Malformed:
                     logger.error("Stream message %d is no batch of events: skipped", offset)
                     continue
+                if reading.last is None:
+                    continue
                 self._gone(riders, missing)
-                for rider in riders:
-                    rider.carry(reading.carried)
-                if page is None:
-                    start = min((rider.wanted() for rider in riders), default=0) if start is None else start
-                    page = Page(start)
+                if reading.jump is not None:
+                    page.jump(*reading.jump)
+                    for rider in riders:
+                        rider.carry(reading.carried)
                 page.extend([event for event in found if seen.add(event.id)])
-                if reading.last is not None:
-                    page.mark(reading.last)
-            if page is not None and page.end > start:
+                page.mark(reading.last)
+            if page.end > start:
                 await self._read(page, riders)
-                start = page.end
+            start = page.end
             reader.acknowledge()
 
     async def _read(self, page, riders):

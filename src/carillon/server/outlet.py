@@ -111,7 +111,7 @@ class Outlet(Listener):
         self.end()
         self._let_go()
         if self.owner is not None:
-            self.owner.stopped()
+            self.owner.wake()
 
     def too_slow(self, at) -> None:
         self.stop()

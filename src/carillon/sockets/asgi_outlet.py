@@ -102,7 +102,7 @@ class AsgiOutlet(Listener):
         self._wake.set()
         self._drained.set()
         if self.owner is not None:
-            self.owner.stopped()
+            self.owner.wake()
 
     def too_slow(self, at: Position | None) -> None:
         self.stop()

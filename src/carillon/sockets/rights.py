@@ -110,6 +110,9 @@ class Rights:
         self.forget(socket)
         return True
 
+    def doubts(self, socket: Hashable) -> bool:
+        return socket in self._doubts
+
     def holds(self, socket: Hashable) -> bool:
         doubt = self._doubts.get(socket)
         return doubt is not None and doubt.held is not None

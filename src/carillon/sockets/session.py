@@ -84,7 +84,6 @@ class Session:
         self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
-        self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -129,7 +128,9 @@ class Session:
             if not self.messages.spend(asyncio.get_running_loop().time()):
                 raise Close(protocol.POLICY, "too many messages")
             try:
-                wanted = protocol.parse(message.get("text"), self.limits, self._xrftoken(), self.version)
+                # Only a session's socket can be opened by somebody else's page.
+                xrftoken = self.csrftoken if self.identity.session_key is not None else None
+                wanted = protocol.parse(message.get("text"), self.limits, xrftoken, self.version)
                 if isinstance(wanted, protocol.Refresh):
                     await self._refresh(wanted)
                 else:
@@ -201,10 +202,6 @@ class Session:
     # What the client says
     # ---------------------------------------------------------------------------------------
 
-    def _xrftoken(self) -> str | None:
-        """What a message must carry: only a session's socket can be opened by somebody else's page."""
-        return self.csrftoken if self.identity.session_key is not None else None
-
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
         begins at `since`, or now. Where there is a `since`, until all behind it has been written."""
@@ -225,7 +222,8 @@ class Session:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Something has changed that may be waited for; its outlet says so, too, when it ends."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -261,11 +259,9 @@ class Session:
             self._timer.cancel()
         wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
         left = _seconds_until(self.identity.expires)
-        self._timer = asyncio.get_running_loop().call_later(min(wait, max(left, 0.0) + 0.05), self.recheck)
-
-    def recheck(self) -> None:
-        """Look at the identity and the groups now; the socket goes on, with less, or ends."""
-        sockets().look(self)
+        self._timer = asyncio.get_running_loop().call_later(
+            min(wait, max(left, 0.0) + 0.05), sockets().look, self
+        )
 
     # What `Sockets` asks and tells
 
@@ -289,7 +285,7 @@ class Session:
             self._replace(kept, [protocol.denied(*key) for key in lost])
         self.outlet.release()
         hub.feeder.ready(self.outlet)
-        self._wake()
+        self.wake()
         self._watch()
 
     def unanswered(self, error: Exception, held: bool) -> None:
@@ -320,15 +316,15 @@ class Session:
 
     def recovered(self, at: Position) -> None:
         self._text(protocol.recovered(at))
-        self._wake()
+        self.wake()
 
     def lost(self, reason: str, asked: bool = False) -> None:
         """It goes on from here: what it wanted of before cannot be had."""
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
-            self._wake()
+            self.wake()
         else:
-            self.end(Close(protocol.TOO_SLOW, reason=reason))
+            self.end(Close(protocol.TOO_SLOW if reason == "retention" else protocol.TRY_LATER))
 
     def too_slow(self, at: Position | None) -> None:
         """Its outlet, which is not our server's, has given up on the reader."""
@@ -336,10 +332,6 @@ class Session:
 
     def failed(self) -> None:
         self.end(Close(protocol.TRY_LATER, "the server has failed: try again later"))
-
-    def stopped(self) -> None:
-        """Its outlet takes nothing more."""
-        self._wake()
 
     def _text(self, text: str) -> None:
         self.outlet.text(text)
@@ -365,7 +357,6 @@ class Session:
                     pass
 
     async def _clean_up(self) -> None:
-        self._gone = True  # whoever still looks at the identity must not bring it back to the hub
         if self._timer is not None:
             self._timer.cancel()
         sockets().discard(self)

@@ -165,6 +165,8 @@ class Sockets:
             for place, (socket, was, answer) in enumerate(zip(asked, question, answers, strict=True)):
                 if place % SLICE == SLICE - 1:
                     await asyncio.sleep(0)
+                if not rights.doubts(socket):
+                    continue  # it has left
                 if isinstance(answer, Exception):
                     held = rights.holds(socket)
                     rights.forget(socket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
 import json
@@ -10,6 +11,7 @@ import uuid
 from io import StringIO
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.utils.functional import lazystr
@@ -127,6 +129,32 @@ def test_in_the_transaction(sent):
     assert outbox.send_some() == 1
     assert [message["text"] for message in sent.messages] == ['{"n": 1}']
     assert outbox.send_some() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_broker_that_is_slow_is_given_less_at_once(sent, monkeypatch):
+    """What it does not confirm in time is not tried again as it was, for ever."""
+    monkeypatch.setattr(outbox, "AGAIN", 0)
+    taken, tried = [], []
+
+    def publish(messages):
+        tried.append(len(messages))
+        if len(messages) > 60:
+            raise NotificationsUnavailable
+        taken.extend(messages)
+
+    monkeypatch.setattr(outbox.queue, "publish", publish)
+    monkeypatch.setattr(outbox, "_send_some", sync_to_async(outbox.send_some))
+    many = [Notification("jobs-summary", {"n": n}) for n in range(600)]
+    await sync_to_async(emit_in_transaction)(many)
+    running = asyncio.create_task(outbox.run())
+    async with asyncio.timeout(20):
+        while await sync_to_async(outbox.waits)():
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert [json.loads(message["text"])["n"] for message in taken] == list(range(600))
+    assert tried[:4] == [500, 250, 125, 62]
+    assert len(tried) < 60
 
 
 @pytest.mark.django_db(transaction=True)

@@ -68,11 +68,11 @@ class World:
 
     def feed(self):
         """Whether there is more to do."""
-        held = self.cursor.held
+        held, resumes = self.cursor.held, self.cursor.asked is not None
         piece = self.cursor.feed(self.read, at(self.number))
         assert not (held and piece.events), "held, and written to"
         assert sum(e.size for e in piece.events) <= PIECE or len(piece.events) == 1
-        self.write(piece.events)
+        self.write(piece.events, resumes)
         if piece.recovered:
             self.told.append("recovered")
             asked = self.cursor.reached(at(self.number)).number
@@ -92,6 +92,8 @@ class World:
         if not self.cursor.waits:
             return
         wanted = self.cursor.wanted()
+        if wanted >= self.number:
+            return
         if wanted < self.gone:
             for stretch in self.all():
                 if stretch.since.number < self.gone:
@@ -125,15 +127,18 @@ class World:
 
     # What must be so
 
-    def write(self, events):
+    def write(self, events, resumes=None):
+        """`resumes`: its client has no answer yet to a resume, and keeps what it asked with."""
         self.heard += events
         self.waiting += sum(each.size for each in events)
         largest = max((each.size for each in events), default=0)
         assert self.waiting <= max(BUDGET, largest)
-        if events and self.cursor.asked is None:
+        if events and not (self.cursor.asked is not None if resumes is None else resumes):
             for group, since in self.wanted.items():
                 reached = min(events[-1].number, self.number)
-                assert self.complete(group, since, reached), "a position that was not reached"
+                assert self.complete(group, since, reached), (
+                    "its reader has a position that it has not reached"
+                )
 
     def complete(self, group, since, upto):
         mine = [e.number for e in self.heard if e.group == group and since < e.number]
@@ -291,3 +296,25 @@ def test_version_2_may_be_behind_as_long_as_it_likes():
     cursor.subscribed(frozenset([b"a-1"]), at(0))
     cursor.fell(at(0), 10**9)
     assert [cursor.tick(now, at(10), 30.0) for now in (0.0, 10**6)] == [None, None]
+
+
+def test_who_leaves_a_group_while_its_past_is_waited_for():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(100))
+    cursor.fell(at(10), 1)
+    cursor.feed(lambda *_: None, at(100))
+    cursor.hold(at(100))
+    cursor.subscribed(frozenset(), at(100))
+    assert cursor.lose("timeout", at(100)) == []
+    assert not cursor.wanted() < 100
+    cursor.release()
+    assert cursor.live
+
+
+def test_a_place_in_what_the_log_has_lost_is_another_behind_it():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(20))
+    cursor.fell(at(20), 1)
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(30), at(12))
+    cursor.carry(lambda number: number + 100 if 10 < number < 25 else number)
+    assert [stretch.since.number for stretch in (*cursor.stretches, cursor.asked)] == [120, 112]

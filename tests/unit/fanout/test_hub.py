@@ -108,6 +108,7 @@ def test_everyone_hears_what_is_his_in_order_and_once(tags, steps):
     assert not hub._tags
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(300, 3000))
 async def test_a_resume_and_the_live_events_are_seamless(since, joined, limit):
     """Whatever the moment: missed, then live, nothing twice; or it is said."""

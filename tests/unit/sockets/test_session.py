@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import timedelta
 
 import pytest
@@ -537,6 +538,37 @@ class TestPermissionsThatChange:
         assert (await client.subscribe({"jobs": ["summary"]}))["groups_joined"] == ["jobs-summary"]
         assert "cannot reach" in (await client.frame())["error"]
         assert await client.close_code() == 1013
+
+    async def test_many_changes_are_few_questions_for_all_who_wait(self, people, monkeypatch):
+        clients = [await client_of(people, people.ann) for _ in range(3)]
+        for client in clients:
+            await client.subscribe({"jobs": ["summary"]})
+        asked, again = [], questions.again
+        monkeypatch.setattr(
+            questions, "again", lambda question: asked.append(len(question)) or again(question)
+        )
+        for number in range(50):
+            people.ann.first_name = f"Ann {number}"
+            await people.ann.asave()
+            await pump()
+        await aemit_channel_notification("jobs-summary", {"n": 1})
+        await pump()
+        for client in clients:
+            assert await client.frame() == {"n": 1}
+        assert len(asked) <= 12, "a question a change"
+        assert asked[0] == 3
+
+    async def test_what_the_database_does_not_answer_ends_it(self, people, monkeypatch, caplog):
+        """Nobody is held for ever."""
+        client = await client_of(people, people.ann)
+        monkeypatch.setattr("carillon.sockets.rights.PATIENCE", 0.5)
+        monkeypatch.setattr(questions, "again", lambda question: time.sleep(3))
+        people.ann.first_name = "Ann"
+        await people.ann.asave()
+        await pump()
+        assert "cannot reach" in (await client.frame())["error"]
+        assert await client.close_code() == 1013
+        assert "rights cannot be checked" in caplog.text
 
     @pytest.mark.parametrize("when", ["subscribing", "a change"])
     async def test_a_rule_that_fails_leaves_no_deaf_socket(self, people, monkeypatch, caplog, when):

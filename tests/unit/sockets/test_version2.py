@@ -259,6 +259,28 @@ async def test_server_sent_events(people):
     assert not station().hub.groups()
 
 
+async def test_a_comment_moves_the_position_of_a_stream_that_is_level_alone(people, settings):
+    settings.CARILLON = {**settings.CARILLON, "SSE_COMMENT_SECONDS": 0.05}
+    stream = Events("groups=jobs:summary", await database_sync_to_async(people.token)(people.ann))
+    assert await stream.start() == 200
+    for _ in range(2):
+        await stream.next()
+    assert (await stream.raw.receive_output(5))["body"] == b"id: none:0\n: still here\n\n"
+    hub = station().hub
+    (outlet,) = hub.listeners()
+    outlet.hold(hub.position)
+    await emit("jobs-summary", 1)
+    found = [(await stream.raw.receive_output(5))["body"] for _ in range(3)]
+    assert found[-1] == b": still here\n\n"
+    assert b"id: none:1" not in b"".join(found)
+    outlet.release()
+    hub.feeder.ready(outlet)
+    while (body := (await stream.raw.receive_output(5))["body"]) == b": still here\n\n":
+        pass
+    assert body.startswith(b"id: none:1\nevent: jobs-summary")
+    await stream.leave()
+
+
 async def test_a_stream_ends_with_its_token(people):
     token = await database_sync_to_async(people.token)(people.ann)
     stream = Events("groups=jobs:summary", token)
