@@ -188,7 +188,7 @@ def main():
     parser.add_argument("--examples", type=int, default=50, help="of each property test")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
-    import hypothesis.stateful  # once, for all children
+    import hypothesis.stateful  # noqa: F401 - once, for all children
     import pytest  # noqa: F401
 
     import asgi_amqp  # noqa: F401
