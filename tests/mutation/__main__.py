@@ -8,6 +8,7 @@ that passes them all survives. The report names survivors by line. Below 95 % th
 import argparse
 import ast
 import copy
+import importlib.util
 import multiprocessing
 import os
 import sys
@@ -134,11 +135,25 @@ def brief(node):
     return ast.unparse(node)
 
 
+class Mutant:
+    """Finds and loads the tree in place of its module, whoever imports it."""
+
+    def __init__(self, name, tree):
+        self.name, self.code = name, compile(tree, "mutant", "exec")
+
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(self.code, module.__dict__)
+
+
 def run(core, tree, tests, examples):
     """The tests of a core with this tree in place of its module; whether they passed. In a child process."""
-    import importlib
     import resource
-    import types
 
     import pytest
 
@@ -147,25 +162,14 @@ def run(core, tree, tests, examples):
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    name = f"asgi_amqp.{core}"
-    for other in list(sys.modules):
-        if other.startswith(("asgi_amqp", "tests.unit")):
-            del sys.modules[other]
-    package = importlib.import_module("asgi_amqp.exceptions") and sys.modules["asgi_amqp"]
-    for other in [each for each in sys.modules if each.startswith("asgi_amqp.")]:
-        if getattr(sys.modules[other], core, None) is not None:
-            del sys.modules[other]
-    module = types.ModuleType(name)
-    module.__file__, module.__package__ = str(SOURCE / f"{core}.py"), "asgi_amqp"
-    sys.modules[name] = module
-    setattr(package, core, module)
-    try:
-        exec(compile(tree, module.__file__, "exec"), module.__dict__)
-    except Exception:
-        os._exit(1)
+    for name in list(sys.modules):
+        if name.startswith(("asgi_amqp", "tests.unit")):
+            del sys.modules[name]
+    sys.meta_path.insert(0, Mutant(f"asgi_amqp.{core}", tree))
     os.environ["CARILLON_CORE_EXAMPLES"] = str(examples)
     os.environ["CARILLON_CORE_SHRINK"] = "0"
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:django", "--hypothesis-seed=0"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the cores need none, and each costs every mutant
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
     os._exit(int(pytest.main([*arguments, *(str(TESTS / each) for each in tests)])))
 
 
@@ -183,7 +187,11 @@ def main():
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="0 3: every third")
     parser.add_argument("--examples", type=int, default=50, help="of each property test")
     options = parser.parse_args()
-    import pytest  # noqa: F401 - once, for all children
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    import hypothesis.stateful  # noqa: F401 - once, for all children
+    import pytest  # noqa: F401
+
+    import asgi_amqp  # noqa: F401
 
     equal = set(EQUAL.read_text().splitlines()) if EQUAL.exists() else set()
     enough = True

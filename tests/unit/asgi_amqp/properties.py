@@ -13,7 +13,7 @@ SHRINK = os.environ.get("CARILLON_CORE_SHRINK") != "0"
 SETTINGS = settings(
     max_examples=int(EXAMPLES or 200),
     stateful_step_count=50,
-    derandomize=EXAMPLES is None,
+    derandomize=EXAMPLES is None or not SHRINK,
     database=None,
     deadline=None,
     phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if SHRINK else [])],
