@@ -131,7 +131,8 @@ def rotate(config: Config) -> None:
     _sql(config, quiet, f"ALTER ROLE carillon PASSWORD '{new['database_password']}'")
     stack.compose(
         config,
-        *("exec", "-T", "rabbitmq", "rabbitmqctl", "--quiet", "change_password", "carillon"),
+        # With one word more it would not read its input.
+        *("exec", "-T", "rabbitmq", "rabbitmqctl", "change_password", "carillon"),
         seconds=60,
         stdin=new["amqp_password"] + "\n",
     )
