@@ -74,8 +74,10 @@ def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings,
         assert marked(stack)
         second = images(stack)
         assert {service for service in SERVICES if first[service] != second[service]} == {"app"}
+        others = {service: stack.container(service) for service in SERVICES if service != "app"}
         do(operations.rollback, settings)
         assert (images(stack), marked(stack)) == (first, False)
+        assert others == {service: stack.container(service) for service in others}, "broker and database stay"
         # It is kept to: the checkout is still the other release.
         do(production.up, settings)
         assert images(stack) == first
