@@ -87,7 +87,6 @@ ALLOWED_SERVICES = {
     "conf log.file": "as above",
     "setting shared_buffers": "containers: fixed; hosts: a share of what they have",
     "setting listen_addresses": "containers: every address of their own network",
-    "setting ssl": "one host: the loopback alone",
 }
 # Settings of PostgreSQL that say where its files lie, or that Debian's package writes as initdb does.
 PLACES = re.compile(
@@ -178,8 +177,8 @@ def database(run: Run) -> list[str]:
     rows = run(
         "if [ $(id -u) = 0 ]; then as='runuser -u postgres --'; fi;"
         " $as psql -h /run/postgresql -U postgres -AtF ' = ' -c \"select name, setting from pg_settings"
-        " where name in ('data_checksums', 'server_encoding')"
-        " or source not in ('default', 'override', 'client', 'session')\" postgres"
+        " where name in ('data_checksums', 'server_encoding') or setting is distinct from boot_val"
+        " and source not in ('default', 'override', 'client', 'session')\" postgres"
     )
     return sorted(f"setting {line}" for line in rows.splitlines() if not PLACES.match(line.split(" = ")[0]))
 
