@@ -11,7 +11,16 @@ from tests.unit.production.test_control_node import ANSIBLE, ROOT
 
 PAGES = sorted(
     path
-    for name in ("add-node", "backup", "certificates", "production-*", "remove-node", "rotate", "upgrade")
+    for name in (
+        "add-node",
+        "backup",
+        "certificates",
+        "production-*",
+        "remove-node",
+        "rotate",
+        "trouble*",
+        "upgrade",
+    )
     for path in (ROOT / "docs/how-to").glob(f"{name}.md")
 )
 _NAMES = re.compile(r"\b[a-z]+_[a-z_]+\b|\bnode\b|\brotate\b")
