@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from dev import base_image, development, images, process, production, secret_files, stack
@@ -21,15 +20,23 @@ _HELD = "held"
 _BEFORE = "before.json"
 
 
-def before_tag(config: Config) -> str:
-    return f"before-{config.project}"
+def held(config: Config) -> bool:
+    """Whether the containers keep to the images of a rollback."""
+    return (config.state / _HELD).exists()
 
 
-def held(config: Config) -> Config:
-    """The configuration with the images of a rollback, where there was one."""
-    if not (config.state / _HELD).exists():
-        return config
-    return replace(config, settings={**config.settings, production.TAG: before_tag(config)})
+def built() -> dict[str, str]:
+    """The images of the checkout, by their names."""
+    return {
+        image.name: _docker("image", "inspect", "--format", "{{.Id}}", image.tag)
+        for image in production.IMAGES
+    }
+
+
+def use(config: Config, chosen: dict[str, str], tag: str = "") -> None:
+    """Give images the tag that the containers are started from: where it moves, a container is replaced."""
+    for name, image in chosen.items():
+        _docker("tag", image, f"carillon/{name}:{tag or config.project}")
 
 
 def backup(config: Config, folder: Path | None = None) -> Path:
@@ -60,7 +67,6 @@ def restore(config: Config, folder: Path) -> None:
     if not config.project_settings.exists():
         shutil.copyfile(folder / "project.env", config.project_settings)
     production.up(config)
-    config = held(config)
     step("Filling a new database")
     _sql(
         config,
@@ -90,12 +96,12 @@ def restore(config: Config, folder: Path) -> None:
 def upgrade(config: Config) -> None:
     """The checkout's release; the images that ran are kept for a rollback."""
     production.build(config)
-    new = {image.name: _image_id(image.tag) for image in production.IMAGES}
+    new = built()
     running, file = _running(config), config.state / _BEFORE
     last = json.loads(file.read_text()) if file.exists() else {"from": {}, "to": {}}
     if running and begins(running, new, **{f"last_{end}": images for end, images in last.items()}):
-        for name, image in running.items():
-            _docker("tag", image, f"carillon/{name}:{before_tag(config)}")
+        # So that nobody prunes them.
+        use(config, running, f"{config.project}-before")
         secret_files.write(file, json.dumps({"from": running, "to": new}), 0o600)
     (config.state / _HELD).unlink(missing_ok=True)
     production.up(config)
@@ -109,10 +115,10 @@ def begins(running: dict, new: dict, last_from: dict, last_to: dict) -> bool:
 
 def rollback(config: Config) -> None:
     """The images that ran when the last upgrade began; `make production` keeps to them until the next one."""
-    if not (config.state / _BEFORE).exists():
+    file = config.state / _BEFORE
+    if not file.exists():
         raise Failure("there is nothing to go back to: `make production-upgrade` has not been run here")
-    for image in production.IMAGES:
-        _image_id(f"carillon/{image.name}:{before_tag(config)}")
+    use(config, json.loads(file.read_text())["from"])
     secret_files.write(
         config.state / _HELD, "since a rollback; `make production-upgrade` removes this\n", 0o600
     )
@@ -131,16 +137,17 @@ def rotate(config: Config) -> None:
     _sql(config, quiet, f"ALTER ROLE carillon PASSWORD '{new['database_password']}'")
     stack.compose(
         config,
-        *("exec", "-T", "rabbitmq", "rabbitmqctl", "--quiet", "change_password", "carillon"),
+        # With one word more it would not read its input.
+        *("exec", "-T", "rabbitmq", "rabbitmqctl", "change_password", "carillon"),
         seconds=60,
         stdin=new["amqp_password"] + "\n",
     )
-    stack.up(held(config), renew=["app"])
+    stack.up(config, renew=["app"])
 
 
 def refresh(config: Config) -> None:
     """The same release on images that are made anew, with the distribution's security updates."""
-    if (config.state / _HELD).exists():
+    if held(config):
         raise Failure("the containers keep to a release since a rollback: `make production-upgrade` first")
     base_image.renew(config)
     images.ensure(config, production.IMAGES, fresh=True)
@@ -170,10 +177,6 @@ def _running(config: Config) -> dict[str, str]:
         if ids:
             found[image.name] = _docker("inspect", "--format", "{{.Image}}", ids[0])
     return found
-
-
-def _image_id(tag: str) -> str:
-    return _docker("image", "inspect", "--format", "{{.Id}}", tag)
 
 
 def _docker(*arguments: str) -> str:

@@ -13,8 +13,6 @@ from dev.config import ROOT, Config
 from dev.output import say, timed
 
 PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
-# Which images: those of the checkout, or those of a release that was rolled back to.
-TAG = "CARILLON_TAG"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -58,7 +56,6 @@ def load(
         settings={
             "CARILLON_ALLOWED_HOSTS": environ.get("CARILLON_ALLOWED_HOSTS") or "localhost,127.0.0.1,[::1]",
             "CARILLON_TRUSTED_ORIGINS": environ.get("CARILLON_TRUSTED_ORIGINS") or ",".join(origins),
-            TAG: "production",
         },
     )
 
@@ -73,11 +70,11 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
     # Not at the top: they need the private environment.
     from dev import operations, server_certificate, site_file
 
-    config = operations.held(config)
     with development.alone(config):
         certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
-        if config.settings[TAG] == "production":
+        if not operations.held(config):
             build(config)
+            operations.use(config, operations.built())
         development.ensure_secrets(config, anew=anew)
         if not (config.secrets / secret_files.FALLBACKS).exists():
             secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)

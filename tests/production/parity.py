@@ -74,8 +74,6 @@ ALLOWED_ENVIRONMENT = {
 # Lines of the broker's and the database's description, by their first words.
 ALLOWED_SERVICES = {
     "plugin rabbitmq_management": "containers: development shows its pages; hosts have metrics alone",
-    "plugin rabbitmq_management_agent": "as above",
-    "plugin rabbitmq_web_dispatch": "as above: what both of them stand on",
     "plugin rabbitmq_prometheus": "as above",
     "tags": "as above: a login may look at the pages",
     "conf management.tcp.port": "as above",
@@ -89,7 +87,6 @@ ALLOWED_SERVICES = {
     "conf log.file": "as above",
     "setting shared_buffers": "containers: fixed; hosts: a share of what they have",
     "setting listen_addresses": "containers: every address of their own network",
-    "setting ssl": "one host: the loopback alone",
 }
 # Settings of PostgreSQL that say where its files lie, or that Debian's package writes as initdb does.
 PLACES = re.compile(
@@ -169,7 +166,7 @@ def broker(run: Run) -> list[str]:
         for row in definitions.get(name, []):
             lines.append(f"{name} {row['vhost']} {json.dumps(row.get('value', row), sort_keys=True)}")
     lines += [f"tags {' '.join(row['tags'])}" for row in definitions["users"]]
-    lines += [f"plugin {name}" for name in run("rabbitmq-plugins --quiet list -e -m").split()]
+    lines += [f"plugin {name}" for name in re.findall(r"\w+", run("cat /etc/rabbitmq/enabled_plugins"))]
     text = run("cat /etc/rabbitmq/rabbitmq.conf /etc/rabbitmq/conf.d/*.conf")
     settings = (line.split("#")[0].split("=", 1) for line in text.splitlines() if "=" in line.split("#")[0])
     return sorted([*lines, *(f"conf {key.strip()} = {value.strip()}" for key, value in settings)])
@@ -180,8 +177,8 @@ def database(run: Run) -> list[str]:
     rows = run(
         "if [ $(id -u) = 0 ]; then as='runuser -u postgres --'; fi;"
         " $as psql -h /run/postgresql -U postgres -AtF ' = ' -c \"select name, setting from pg_settings"
-        " where name in ('data_checksums', 'server_encoding')"
-        " or source not in ('default', 'override', 'client', 'session')\" postgres"
+        " where name in ('data_checksums', 'server_encoding') or setting is distinct from boot_val"
+        " and source not in ('default', 'override', 'client', 'session')\" postgres"
     )
     return sorted(f"setting {line}" for line in rows.splitlines() if not PLACES.match(line.split(" = ")[0]))
 

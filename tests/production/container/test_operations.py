@@ -10,7 +10,7 @@ import pytest
 from dev import operations, production, secret_files
 from dev.output import Failure
 from dev.production_testing import RELEASE_MARKER
-from tests.infra.stack import docker, wait
+from tests.infra.stack import Stack, docker, wait
 from tests.production.container.test_container import SERVICES, inside
 
 
@@ -18,6 +18,14 @@ from tests.production.container.test_container import SERVICES, inside
 def whole(stack):
     yield
     wait("an event goes all the way", stack.deliver, 60)
+
+
+def do(verb, *arguments):
+    """An operation, after which containers are others than before."""
+    try:
+        return verb(*arguments)
+    finally:
+        Stack.container.cache_clear()
 
 
 def images(stack) -> dict[str, str]:
@@ -33,13 +41,13 @@ def marked(stack) -> bool:
 
 def test_there_is_nothing_to_go_back_to_before_an_upgrade(settings, stack):
     with pytest.raises(Failure, match="nothing to go back to"):
-        operations.rollback(settings)
+        do(operations.rollback, settings)
 
 
 def test_rotated_secrets_are_new_and_sessions_last(stack, settings):
     before = {name: secret_files.read(settings.secrets, name) for name in secret_files.SECRETS}
     session = stack.api("/api/v2/me/")
-    operations.rotate(settings)
+    do(operations.rotate, settings)
     after = {name: secret_files.read(settings.secrets, name) for name in secret_files.SECRETS}
     assert {name for name in before if before[name] != after[name]} == set(secret_files.ROTATED)
     assert secret_files.read(settings.secrets, secret_files.FALLBACKS) == before["secret_key"]
@@ -56,25 +64,27 @@ def test_rotated_secrets_are_new_and_sessions_last(stack, settings):
 
 def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings, tmp_path):
     job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
-    folder = operations.backup(settings, tmp_path / "backup")
+    folder = do(operations.backup, settings, tmp_path / "backup")
     assert {path.name for path in folder.iterdir()} == {"database.dump", "secrets", "project.env"}
     assert folder.stat().st_mode & 0o777 == 0o700
     first = images(stack)
     RELEASE_MARKER.write_text('"""Made by a test, which takes it away again."""\n')
     try:
-        operations.upgrade(settings)
+        do(operations.upgrade, settings)
         assert marked(stack)
         second = images(stack)
         assert {service for service in SERVICES if first[service] != second[service]} == {"app"}
-        operations.rollback(settings)
+        others = {service: stack.container(service) for service in SERVICES if service != "app"}
+        do(operations.rollback, settings)
         assert (images(stack), marked(stack)) == (first, False)
+        assert others == {service: stack.container(service) for service in others}, "broker and database stay"
         # It is kept to: the checkout is still the other release.
-        production.up(settings)
+        do(production.up, settings)
         assert images(stack) == first
         with pytest.raises(Failure, match="`make production-upgrade` first"):
-            operations.refresh(settings)
+            do(operations.refresh, settings)
         stack.api("/api/v2/jobs/", {"name": "after the backup"})
-        operations.restore(settings, folder)
+        do(operations.restore, settings, folder)
         assert images(stack) == first, "a restore is of the release that runs"
     finally:
         RELEASE_MARKER.unlink()
@@ -84,7 +94,7 @@ def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings,
     ask = ("psql", "-Atc", "select datname from pg_database where not datistemplate", "-h", "/run/postgresql")
     databases = docker("exec", stack.container("postgresql"), *ask, "-U", "postgres", "postgres")
     assert set(databases.split()) == {"postgres", "carillon"}
-    operations.upgrade(settings)
+    do(operations.upgrade, settings)
     assert not (settings.state / "held").exists()
     assert json.loads((settings.state / "before.json").read_text())["from"]["app"] == first["app"]
     assert not marked(stack)
@@ -92,10 +102,10 @@ def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings,
 
 def test_a_folder_that_is_no_backup_is_refused_in_words(settings, stack, tmp_path):
     with pytest.raises(Failure, match=f"FROM={tmp_path} is no backup"):
-        operations.restore(settings, tmp_path)
+        do(operations.restore, settings, tmp_path)
     (tmp_path / "secrets").mkdir()
     (tmp_path / "database.dump").write_bytes(b"half of one")
     shutil.copyfile(settings.project_settings, tmp_path / "project.env")
     with pytest.raises(Failure, match="pg_restore failed"):
-        operations.restore(settings, tmp_path)
+        do(operations.restore, settings, tmp_path)
     assert stack.deliver(), "what runs is as it was"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from dev import base_image, images, operations, process, production
@@ -44,11 +42,3 @@ def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
     built = {command[command.index("--tag") + 1]: command for command in ran[1:-1]}
     assert set(built) == {image.tag for image in production.IMAGES}
     assert all("--no-cache" in command for command in built.values())
-
-
-def test_containers_keep_to_a_release_that_was_rolled_back_to(settings):
-    settings = replace(settings, settings={production.TAG: "production"})
-    assert operations.held(settings) == settings
-    settings.state.mkdir(parents=True)
-    (settings.state / "held").write_text("")
-    assert operations.held(settings).settings[production.TAG] == "before-carillon-unit"

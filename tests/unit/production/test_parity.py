@@ -94,8 +94,8 @@ def test_a_machine_is_described_by_what_runs_there():
                     "users": [{"name": "x", "password_hash": "secret", "tags": ["monitoring"]}],
                 }
             )
-        if command.startswith("rabbitmq-plugins"):
-            return "rabbitmq_prometheus\n"
+        if command.endswith("enabled_plugins"):
+            return "[rabbitmq_prometheus].\n"
         if command.startswith("cat"):
             return "## a = b\nheartbeat = 10\n\n"
         if "psql" in command:
