@@ -168,7 +168,7 @@ class Daphne:
     async def _run(self):
         world = self.world
         self.hub = Hub(Window(WINDOW_BYTES))
-        self.tail = Tail(world.options("tail"), self.hub, world.heads.current, self._gap)
+        self.tail = Tail(world.options("tail"), self.hub, heads.current, self._gap)
         self.replayer = self.hub.feeder.log = Replayer(world.options("replay"), self.hub.feeder)
         self.hub.feeder.patience = 10.0
         self.tail.start()
@@ -297,12 +297,7 @@ class Runworker:
         self.task = self.process.start(self._run())
 
     async def _run(self):
-        world = self.world
-        layer = world.layer()
-        self.relay = Relay(
-            world.options("relay"), layer._topology, layer.destination("notifications").queue,
-            heads=world.heads, declaration=Stream, counted=world.broker.count,
-        )  # fmt: skip
+        self.relay = Relay()
         await self.relay.run()
 
 
@@ -315,10 +310,18 @@ class World(Faults):
         self.broker = Broker(seed)
         model.broker.set(self.broker)
         self.database = Database(seed)
-        self.heads = SimpleNamespace(**{name: self.database.wrap(getattr(heads, name)) for name in QUERIES})
+        self.heads = {name: self.database.wrap(getattr(heads, name)) for name in QUERIES}
+        layer = self.layer()
+        reached = SimpleNamespace(
+            options=self.options,
+            topology=lambda: layer._topology,
+            queue=lambda: layer.destination("notifications").queue,
+            declaration=Stream,
+        )
         self.patches = [
-            mock.patch("carillon.fanout.cursor.PIECE", 1_000),
-            mock.patch("carillon.fanout.hub.PIECE", 1_000),
+            *(mock.patch(f"carillon.fanout.{module}.PIECE", PIECE) for module in ("cursor", "hub")),
+            *(mock.patch.object(heads, name, query) for name, query in self.heads.items()),
+            mock.patch("carillon.relay.relay.broker", reached),
         ]
         self.found: list[str] = []
         self.unsure: dict[Socket, int] = {}  # whose rights are not known

@@ -157,11 +157,6 @@ class Cursor:
         if self.held and self.groups:
             self.stretches = [Stretch(self.groups, at)]
 
-    def carry(self, carried: Callable[[int], int]) -> None:
-        """The log has a mark, behind which places have other numbers."""
-        for stretch in self._all():
-            stretch.since = stretch.since._replace(number=carried(stretch.since.number))
-
     def end(self) -> None:
         """Nothing more is to be written."""
         self.ended = True

@@ -125,7 +125,7 @@ class Replayer:
         """Who has not heard all up to there has missed something."""
         for rider in [rider for rider in riders if self._rides(rider) and rider.wanted() < oldest]:
             riders.discard(rider)
-            self._let_go(rider, "retention", missing)
+            self._let_go(rider, "retention", oldest)
 
     async def _ride(self, epoch, start, riders, messages, reader):
         """Page after page, until nobody needs more. Who is among `riders` in the end could not be served."""
