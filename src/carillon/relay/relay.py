@@ -47,7 +47,7 @@ NUMBERS = 2**20
 """Numbers that are reserved at a time. Half of them are left when the next are."""
 
 NOTE_INTERVAL = 0.05
-"""Seconds between two notes of how far the log goes, unless the hands are full before; what was noted is
+"""Seconds between two notes of how far the log goes, if the hands are not full before; what was noted is
 taken off the queue."""
 
 COUNT_INTERVAL = 10.0
