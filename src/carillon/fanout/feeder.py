@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Feeder:
         self.patience = 30.0
         self._behind: set[Listener] = set()
         self._ahead: set[Listener] = set()
-        self._ready: dict[Listener, None] = {}
+        self._ready: OrderedDict[Listener, None] = OrderedDict()
         self._feeding: asyncio.Task | None = None
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -65,8 +66,7 @@ class Feeder:
         begun = time.monotonic()
         try:
             while self._ready:
-                listener = next(iter(self._ready))
-                del self._ready[listener]
+                listener, _ = self._ready.popitem(last=False)
                 try:
                     if not listener.held and not listener.ended and listener.room():
                         self._give(listener)

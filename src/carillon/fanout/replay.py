@@ -9,6 +9,7 @@ another when it wants more.
 import asyncio
 import logging
 import sys
+from math import inf
 
 from asgi_amqp import stream
 from asgi_amqp.connection import Link
@@ -32,7 +33,8 @@ LATE = 1.0
 """Seconds that a pass waits for its slow riders once another has read the page."""
 
 STILL = 10.0
-"""Seconds that it waits for anyone to read on, while nobody else waits for a pass."""
+"""Seconds that it waits for anyone to read on, while nobody else waits for a pass, and for the log to say
+more."""
 
 
 class Page(Window):
@@ -54,18 +56,21 @@ class Replayer:
         self._hub = feeder.hub
         self._most = scans
         self._options = options
-        self._wanting: dict[Listener, None] = {}
+        self._wanting: set[Listener] = set()
+        self._riding: set[Listener] = set()
         self._tasks: set[asyncio.Task] = set()
 
     def want(self, listener: Listener) -> None:
         """This listener needs what lies before the window."""
-        self._wanting[listener] = None
-        self._dispatch()
+        if listener not in self._riding:
+            self._wanting.add(listener)
+            self._dispatch()
 
     def _dispatch(self):
-        riders = {listener for listener in self._wanting if self._rides(listener)}
+        self._wanting = riders = {listener for listener in self._wanting if self._rides(listener)}
         if riders and len(self._tasks) < self._most:
-            self._wanting = {}
+            self._wanting = set()
+            self._riding |= riders
             task = asyncio.get_running_loop().create_task(self._scan(riders))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
@@ -104,9 +109,10 @@ class Replayer:
 
         supervisor = Supervisor(self._options, attach, lost)
         try:
-            await supervisor.link(AHEAD)
-            await self._ride(epoch, start, riders, messages, reader)
-        except LayerError:
+            if start < inf:  # somebody still needs it
+                await supervisor.link(AHEAD)
+                await self._ride(epoch, start, riders, messages, reader)
+        except (LayerError, TimeoutError):
             pass
         finally:
             reader.detach()
@@ -117,6 +123,7 @@ class Replayer:
     def _let_go(self, rider, reason: str = "", before: int | None = None):
         """It rides no more; with a reason, because what it wants cannot be had."""
         rider.page = None
+        self._riding.discard(rider)
         if reason and self._rides(rider):
             self._feeder.lose(rider, reason, before)
         self._feeder.ready(rider)
@@ -132,7 +139,8 @@ class Replayer:
         seen = Seen()
         reading = Reading()
         while riders:
-            chunk = await messages.get()
+            async with asyncio.timeout(STILL):
+                chunk = await messages.get()
             if chunk is None or self._hub.epoch != epoch:
                 return
             page = Page(start)
@@ -151,8 +159,7 @@ class Replayer:
                         rider.carry(reading.carried)
                 page.extend([event for event in found if seen.add(event.id)])
                 page.mark(reading.last)
-            if page.end > start:
-                await self._read(page, riders)
+            await self._read(page, riders)
             start = page.end
             reader.acknowledge()
 

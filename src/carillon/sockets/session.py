@@ -135,6 +135,7 @@ class Session:
                     await self._refresh(wanted)
                 else:
                     await self._subscribe(wanted)
+                    await self._until(lambda: self.outlet.asked is None)
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
                     raise Close(protocol.POLICY, "too many invalid messages") from None
@@ -204,7 +205,7 @@ class Session:
 
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
-        begins at `since`, or now. Where there is a `since`, until all behind it has been written."""
+        begins at `since`, or now."""
         await self._until(lambda: not self.outlet.held)
         here = sockets()
         before = here.rights.changes
@@ -214,7 +215,6 @@ class Session:
             here.suspect(self)
         unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
         self._replace(groups, [*unknown, *errors], wanted.since)
-        await self._until(lambda: self.outlet.asked is None)
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Until something is so, or the client has left."""

@@ -175,7 +175,10 @@ class Sockets:
                 if any(new is not old for new, old in zip(socket.question(), was, strict=True)):
                     rights.doubt(socket)
                 if rights.answered(socket):
-                    socket.answer(*answer)
+                    try:
+                        socket.answer(*answer)
+                    except Exception as error:  # nobody else is to wait for it
+                        socket.unanswered(error, True)
                 else:
                     stale = True
             if stale:

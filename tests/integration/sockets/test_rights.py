@@ -44,7 +44,7 @@ def test_a_token_that_is_revoked_while_its_socket_resumes(stack):
         assert time.monotonic() - revoked < 2
 
 
-SOCKETS, CHANGES = 300, 20
+SOCKETS, CHANGES, ROUNDS = 300, 20, 3
 
 # Runs in uwsgi's container: that many changes of one user in one transaction, then an event; and when it was.
 SCRIPT = f"""
@@ -55,9 +55,10 @@ from carillon.events import emit_in_transaction
 from carillon.events.emit import Notification
 from django.contrib.auth import get_user_model
 user = get_user_model().objects.get(username=sys.argv[1])
-tokens = [ApiToken.issue(user)[0] for _ in range({CHANGES})]
+rounds = [[ApiToken.issue(user)[0] for _ in range({CHANGES})] for _ in range({ROUNDS})]
 print("ready", flush=True)
-for line in sys.stdin:
+for tokens in rounds:
+    line = sys.stdin.readline()
     with transaction.atomic():
         transaction.on_commit(lambda: print(time.time(), flush=True))
         for token in tokens:
@@ -84,21 +85,24 @@ async def test_many_changes_of_many_sockets(stack, container):
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert await process.stdout.readline() == b"ready\n"
-        name = str(time.time())
 
-        async def hear(each) -> float:
+        async def hear(each, name) -> float:
             while json.loads(await each.recv()).get("n") != name:
                 pass
             return time.time()
 
-        hearing = [asyncio.create_task(hear(each)) for each in sockets]
-        process.stdin.write(f"{name}\n".encode())
-        done = float(await process.stdout.readline())
-        async with asyncio.timeout(30):
-            last = max(await asyncio.gather(*hearing))
+        took = []
+        for number in range(ROUNDS):
+            name = f"{number} {time.time()}"
+            hearing = [asyncio.create_task(hear(each, name)) for each in sockets]
+            process.stdin.write(f"{name}\n".encode())
+            done = float(await process.stdout.readline())
+            async with asyncio.timeout(30):
+                took.append(max(await asyncio.gather(*hearing)) - done)
+            await asyncio.sleep(1)
         process.stdin.close()
         await process.wait()
-        print(f"the last of {SOCKETS} heard it {last - done:.2f} s after the commit")
-        assert last - done < 1.0  # a third of it on a machine that does nothing else
+        print(f"the last of {SOCKETS} heard it {sorted(took)} s after the commit")
+        assert min(took) < 0.5  # 0.3 on a machine that does nothing else
     finally:
         await asyncio.gather(*(each.close() for each in sockets))
