@@ -165,10 +165,12 @@ class Replayer:
                     continue
                 if reading.last is None:
                     continue
-                for rider in riders:
-                    if rider.past.since.number < missing:
-                        _settle(rider, Unrecoverable("retention"))
-                    rider.past.since = Position(epoch, reading.carried(rider.past.since.number))
+                if missing or reading.jump:
+                    for rider in riders:
+                        number = rider.past.since.number
+                        if number < missing:
+                            _settle(rider, Unrecoverable("retention"))
+                        rider.past.since = Position(epoch, reading.carried(number))
                 events = [event for event in found if seen.add(event.id)]
                 reached = reading.last
                 riders = [rider for rider in riders if not rider.done.done()]
