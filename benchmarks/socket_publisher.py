@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 
 PAYLOAD = {
@@ -27,21 +28,31 @@ def payload(number, kind):
     return made
 
 
-async def relay(url, epoch):
-    from asgi_amqp import AMQPChannelLayer
-    from asgi_amqp.options import Options, Target
-    from asgi_amqp.stream import Stream
-    from carillon.relay.relay import Relay
+def relay(url, epoch):
+    """As runworker is, on a database in a file."""
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
 
-    layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}})
+    durable = {"notifications": {"single": True}}
+    layer = {"url": url, "prefix": "bench", "durable": durable}
+    with tempfile.TemporaryDirectory() as folder:
+        database = {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/database"}
+        apps = ("django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions", "carillon")
+        settings.configure(
+            INSTALLED_APPS=apps,
+            DATABASES={"default": database},
+            CHANNEL_LAYERS={"default": {"BACKEND": "asgi_amqp.AMQPChannelLayer", "CONFIG": layer}},
+            CARILLON={"STREAM": {"max_bytes": 2**30}},
+            USE_TZ=True,
+        )
+        django.setup()
+        call_command("migrate", verbosity=0)
+        from carillon.events.models import Head
+        from carillon.relay.relay import Relay
 
-    async def open_epoch(end, reached):
-        return epoch
-
-    queue = layer.destination("notifications").queue
-    options = Options((Target.parse(url),), "bench relay")
-    made = {"open_epoch": open_epoch, "declaration": lambda name: Stream(name, max_bytes=2**30)}
-    await Relay(options, layer._topology, queue, **made).run()
+        Head.objects.create(epoch=epoch)
+        asyncio.run(Relay().run())
 
 
 async def publish(task):
@@ -106,4 +117,7 @@ async def publish(task):
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
-    asyncio.run(relay(task["url"], task["epoch"]) if task.get("relay") else publish(task))
+    if task.get("relay"):
+        relay(task["url"], task["epoch"])
+    else:
+        asyncio.run(publish(task))

@@ -13,6 +13,7 @@ KIND, URL = os.environ["BENCH_KIND"], os.environ["BENCH_URL"]
 
 if KIND == "carillon":
     from asgi_amqp.options import Options, Target
+    from asgi_amqp.position import Position
     from carillon.fanout.forms import Frames1
     from carillon.fanout.hub import Hub
     from carillon.fanout.tail import Tail
@@ -26,7 +27,7 @@ if KIND == "carillon":
         if tail is None:
 
             async def epoch():
-                return os.environ["BENCH_EPOCH"]
+                return Position(os.environ["BENCH_EPOCH"], 0)
 
             tail = Tail(Options((Target.parse(URL),), "bench tail"), hub, epoch, print)
             tail.start()

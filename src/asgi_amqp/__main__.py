@@ -9,12 +9,8 @@ import asyncio
 import json
 import os
 import sys
-from typing import Any
 
-from aiormq.abc import AbstractChannel
-
-from .codec import decode, encode
-from .declare import declare
+from .dead_letters import Letter, go_through
 from .exceptions import LayerError
 from .layer import AMQPChannelLayer
 
@@ -36,39 +32,22 @@ def _layer(alias: str, channel: str) -> AMQPChannelLayer:
 
 
 async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
-    """Go through the dead letters once, oldest first. Each is acknowledged only after it has been dealt
-    with.
-    """
-    destination = layer.destination(options.channel)
-    if destination.queue is None or not destination.queue.dead:
-        raise SystemExit(f"{options.channel} is not a durable channel of this layer")
-    session = layer.session()
-    link = await session.receiver.supervisor.link(layer.timeout)
-    dead = destination.queue.dead
-    await declare(link, layer._topology, destination.queue)
+    what = "replay" if options.replay else "drop" if options.delete else "show"
+    seen = 0
 
-    async def go_through(channel: AbstractChannel) -> int:
-        for seen in range(options.limit):
-            message = await channel.basic_get(dead, timeout=layer.timeout)
-            if message.delivery_tag is None:
-                return seen
-            headers: Any = message.header.properties.headers or {}
-            death = (headers.get("x-death") or [{}])[0]
-            events = [event for _, event in decode(message.body)]
-            for event in events:
-                shown = {"reason": death.get("reason"), "time": death.get("time"), "message": event}
-                print(json.dumps(shown, default=str))
-            if options.replay:
-                for event in events:
-                    await session.sender.send(destination, encode(event), layer.timeout)
-            if options.replay or options.delete:
-                await channel.basic_ack(message.delivery_tag)
-        return int(options.limit)
+    def say(letter: Letter) -> None:
+        nonlocal seen
+        seen += 1
+        for message in letter.messages:
+            shown = {"reason": letter.reason, "time": letter.time, "message": message}
+            print(json.dumps(shown, default=str))
 
-    seen = await link.attempt(go_through)  # what was only looked at goes back, in its order
-    verb = "replayed" if options.replay else "deleted" if options.delete else "kept"
+    try:
+        await go_through(layer, options.channel, what, None, say, options.limit)
+    finally:
+        await layer.close()
+    verb = {"replay": "replayed", "drop": "deleted", "show": "kept"}[what]
     print(f"{seen} dead letters {verb}", file=sys.stderr)
-    await layer.close()
     return 0
 
 

@@ -107,16 +107,14 @@ def _dead_letters(options: argparse.Namespace, _: Environment) -> int:
     launcher.set_up()
     import asyncio
 
+    from asgi_amqp.exceptions import LayerError
     from carillon.relay import dead_letters
 
-    show = dead_letters.Letter.text if options.what == "show" else dead_letters.Letter.line
     names = None if "all" in options.names else options.names
     try:
-        found = asyncio.run(
-            dead_letters.go_through(options.what, names, lambda letter: print(show(letter), flush=True))
-        )
-    except dead_letters.AWAY as error:
-        launcher.say(f"the broker: {error or type(error).__name__}")
+        found = asyncio.run(dead_letters.go_through(options.what, names))
+    except LayerError as error:
+        launcher.say(f"the broker: {error}")
         return launcher.EXIT_NOT_READY
     missing = sorted(set(names or ()) - found)
     if missing:
@@ -151,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--ca", help="PEM file of the authorities to verify it with; -: standard input")
     dead = command("dead-letters", _dead_letters, "events that could not be delivered: see, send again, drop")
     whats = dead.add_subparsers(dest="what", metavar="list|show|replay|drop", required=True)
-    every = whats.add_parser("list", help="a line for each: its name, when, group, id, size, and why")
+    every = whats.add_parser("list", help="a line for each: its name, size, group, id, and why")
     every.set_defaults(names=["all"])
     for what, summary in (
         ("show", "all that is in them"),

@@ -102,6 +102,16 @@ class Cell:
         await self.heard()
         return absent
 
+    async def back(self, absent: Watcher) -> None:
+        """They are there again, and know how they stand; what comes then reaches them."""
+        connects = absent.page.connects
+        absent.ready.clear()
+        await self.line.back()
+        async with asyncio.timeout(60):
+            await absent.ready.wait()
+        assert absent.page.connects > connects
+        await self.published(60)
+
     async def _sample(self) -> None:
         """The most memory that each service was seen to have, MiB."""
         while True:
@@ -218,8 +228,8 @@ async def test_power_lost(site, what):
         if what == "daphne begins anew":
             await asyncio.to_thread(site.start, "daphne")
         await running.published(60)
-        await running.line.back()
-        await running.published(60)
+        await running.back(absent)
+    assert absent.page.seen[-1] == running.row["confirmed"] - 1, "it is deaf to what comes then"
     assert HAS_LOST in site.logs("runworker", since), "the cut took no effect"
     assert running.row["announced lost"] == 0
     assert absent.reasons == (["retention"] if what == "daphne begins anew" else [])
@@ -512,8 +522,8 @@ async def test_power_lost_on_three_brokers(site):
             await asyncio.to_thread(brokers.await_members, 3)
             await asyncio.to_thread(site.start, "daphne")
             await running.published(60)
-            await running.line.back()
-            await running.published(60)
+            await running.back(absent)
+        assert absent.page.seen[-1] == running.row["confirmed"] - 1, "it is deaf to what comes then"
         assert HAS_LOST in site.logs("runworker", since), "the cut took no effect"
         assert running.row["announced lost"] == 0
         assert absent.reasons == ["retention"]

@@ -53,7 +53,6 @@ class Tail:
         self.core = TailCore()
         self.level = asyncio.Event()
         """Set while this process has caught up with what was in the log when it began."""
-        self.malformed = 0
         self._current = current
         self._on_gap = on_gap
         self._reader: stream.StreamReader | None = None
@@ -70,10 +69,6 @@ class Tail:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self.supervisor.close()
-
-    @property
-    def connected(self) -> bool:
-        return self.supervisor.current is not None
 
     async def _follow(self) -> None:
         """Leave a stream whose epoch is over."""
@@ -144,7 +139,6 @@ class Tail:
                     if reason:
                         self._on_gap(reason)
                 case "malformed", (offset,):
-                    self.malformed += 1
                     logger.error("Stream message %d is no batch of events: skipped", offset)
                 case "over", (epoch,):
                     logger.info("The log goes on in epoch %s", epoch)

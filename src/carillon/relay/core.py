@@ -42,8 +42,6 @@ class RelayCore:
     """
 
     def __init__(self, remembered: int = 250_000) -> None:
-        self.doubles = 0
-        self.relayed = 0
         self._seen = Seen(remembered)
         self._sent: deque[Held] = deque(maxlen=SENT)
         """What was sent last and is done with, or was when a link was lost: some of it may come again."""
@@ -138,7 +136,6 @@ class RelayCore:
         fresh = [event for event in events if self._seen.add(event.id)]
         self._pending.extend((event, 0) for event in fresh[:-1])
         self._pending.append((fresh[-1] if fresh else None, tag))
-        self.doubles += len(events) - len(fresh)
         return len(events) - len(fresh)
 
     def send(self) -> bytes | None:
@@ -169,7 +166,6 @@ class RelayCore:
     def confirmed(self) -> int:
         """The log has the oldest of the messages that wait for their confirm; how many events that is."""
         before, self._confirmed = max(self._confirmed, self._first - 1), self._flight.popleft()
-        self.relayed += self._confirmed - before
         return self._confirmed - before
 
     # From the log to the row and back to the queue
@@ -193,6 +189,11 @@ class RelayCore:
             self._sent.append(self._held.popleft())
             tag = self._sent[-1].tag
         return tag
+
+    @property
+    def in_hand(self) -> int:
+        """Queue messages that were sent whole and are not done with."""
+        return len(self._held)
 
     @property
     def settled(self) -> bool:

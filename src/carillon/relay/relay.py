@@ -10,20 +10,19 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
 from django.db import DatabaseError
+from prometheus_client import Counter, Gauge
 
 from asgi_amqp import codec, declare, stream
 from asgi_amqp.connection import Link, Wire
 from asgi_amqp.exceptions import LayerError
-from asgi_amqp.options import Options
 from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
-from asgi_amqp.topology import Topology
 from asgi_amqp.transport import Delivery
+from carillon.events import broker, heads
 from carillon.events.event import END, Malformed, pack, unpack
 from carillon.events.heads import Superseded
 from carillon.fanout.log import stream_name
@@ -31,6 +30,9 @@ from carillon.relay.core import RelayCore
 from carillon.relay.judge import judge
 
 logger = logging.getLogger(__name__)
+
+RELAYED = Counter("carillon_relay_events", "Events that came by the durable queue", ["outcome"])
+DEAD_LETTERS = Gauge("carillon_dead_letters", "Dead letters that wait: see `carillon dead-letters`")
 
 PREFETCH = 512
 """Queue messages in hand: no more than this can come again after a crash."""
@@ -45,7 +47,8 @@ NUMBERS = 2**20
 """Numbers that are reserved at a time. Half of them are left when the next are."""
 
 NOTE_INTERVAL = 0.05
-"""Seconds between two notes of how far the log goes; what was noted is taken off the queue."""
+"""Seconds between two notes of how far the log goes, if the hands are not full before; what was noted is
+taken off the queue."""
 
 COUNT_INTERVAL = 10.0
 """Seconds between two looks at how many dead letters there are."""
@@ -59,43 +62,23 @@ the machine on it. The first is tried at once."""
 
 
 class Relay:
-    """Moves events from `queue` to the stream of the current epoch.
+    """Moves events from the durable queue to the stream of the current epoch."""
 
-    `heads` keeps the row (`carillon.events.heads`), `declaration(name)` says how a stream is made,
-    `counted(what, count)` hears of `relayed`, `double` and `poison`, and `letters(count)` of how many dead
-    letters there are.
-    """
-
-    def __init__(
-        self,
-        options: Options,
-        topology: Topology,
-        queue,
-        *,
-        heads,
-        declaration: Callable[[str], stream.Stream],
-        counted: Callable[[str, int], None] = lambda what, count: None,
-        letters: Callable[[int], None] = lambda count: None,
-    ):
+    def __init__(self):
         self.core = RelayCore()
-        self._topology = topology
-        self._queue = queue
-        self._heads = heads
-        self._declaration = declaration
-        self._counted = counted
-        self._letters = letters
+        self._queue = broker.queue()
         self._epoch = ""
         self._stopping = False
-        self._wire: Wire | None = None
         self._link: Link | None = None
         self._writers: list[stream.StreamWriter] = []
         self._arrivals: deque[Delivery] = deque()
         self._pulse = asyncio.Event()
+        self._full = asyncio.Event()
         self._settled = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
         self._fruitless = 0
         """Links lost since the stream last confirmed something."""
-        self.supervisor = Supervisor(options, self._attach, self._lost)
+        self.supervisor = Supervisor(broker.options("carillon relay"), self._attach, self._lost)
 
     async def run(self) -> None:
         """Relay until stop(); what was sent is finished first, the rest stays on the queue."""
@@ -118,9 +101,9 @@ class Relay:
 
     async def _attach(self, link: Link) -> None:
         await asyncio.sleep(pause_before(self._fruitless))
-        await declare.declare(link, self._topology, self._queue)
+        await declare.declare(link, broker.topology(), self._queue)
         self._link = link
-        self._wire = wire = await link.wire(on_delivery=self._arrived)
+        wire = await link.wire(on_delivery=self._arrived)
         work = asyncio.get_running_loop().create_task(self._guarded(self._work(link, wire)))
         self._tasks = [work]
         await wire.consume(self._queue.name, prefetch=PREFETCH)
@@ -132,7 +115,7 @@ class Relay:
         self._fruitless += 1
         for writer in self._writers:
             writer.lost(reason)
-        self._link = self._wire = None
+        self._link = None
         self._writers = []
         self._arrivals.clear()
         self.core.lost()
@@ -178,6 +161,8 @@ class Relay:
                 writer.publish(body).add_done_callback(partial(self._confirmed, link))
             if tag := core.done():
                 wire.ack(tag, multiple=True)
+            if core.in_hand > PREFETCH // 2:
+                self._full.set()
             if self._stopping and core.settled:
                 self._settled.set()
             await pulse.wait()
@@ -189,15 +174,15 @@ class Relay:
         for reason, body in dead:
             logger.error("An event that cannot be delivered goes to %s: %s", self._queue.dead, reason)
             await letters.publish(body)
-            self._counted("poison", 1)
-        self._counted("double", self.core.arrived(delivery.tag, events))
+            RELAYED.labels("poison").inc()
+        RELAYED.labels("double").inc(self.core.arrived(delivery.tag, events))
 
     def _confirmed(self, link: Link, done: asyncio.Future) -> None:
         if done.cancelled() or done.exception() is not None:
             link.give_up("the stream did not confirm")
         elif link is self._link:
             if count := self.core.confirmed():
-                self._counted("relayed", count)
+                RELAYED.labels("relayed").inc(count)
                 self._fruitless = 0
             self._pulse.set()
 
@@ -210,14 +195,14 @@ class Relay:
     async def _count_letters(self, link: Link) -> None:
         while True:
             found = await link.attempt(lambda channel: channel.queue_declare(self._queue.dead, passive=True))
-            self._letters(found.message_count or 0)
+            DEAD_LETTERS.set(found.message_count or 0)
             await asyncio.sleep(COUNT_INTERVAL)
 
     # Taking over
 
     async def _take_over(self, link: Link) -> stream.StreamWriter:
         """The log is this relay's from now on; see RelayCore."""
-        core, heads = self.core, self._heads
+        core = self.core
         async with asyncio.timeout(TAKEOVER_SECONDS):
             epoch = await self._current_epoch(link)
             name = stream_name(epoch)
@@ -255,13 +240,13 @@ class Relay:
     async def _current_epoch(self, link: Link) -> str:
         """The epoch to append to, its stream made. A stream that is gone takes its epoch with it; one that
         is still there, of an epoch that somebody took away, gets an end."""
-        current = await self._heads.current()
+        current = await heads.current()
         epoch = None if current is None else current.epoch
         # A row without numbers is that of an epoch which has just begun, and may have no stream yet.
         if epoch is None or (current.number and not await stream.exists(link, stream_name(epoch))):
             logger.warning("There is no event stream of epoch %s: a new epoch begins", epoch)
-            epoch = await self._heads.begin(epoch)
-        await stream.declare(link, self._declaration(stream_name(epoch)))
+            epoch = await heads.begin(epoch)
+        await stream.declare(link, broker.declaration(stream_name(epoch)))
         before, self._epoch = self._epoch, epoch
         if before not in ("", epoch) and await stream.exists(link, stream_name(before)):
             writer = await self._writer(link, stream_name(before))
@@ -273,11 +258,13 @@ class Relay:
     async def _keep_row(self) -> None:
         """Note how far the log goes, and reserve numbers, while this is the active relay. What is not noted
         is not taken off the queue: without a database the relay goes on until its hands are full."""
-        core, heads = self.core, self._heads
+        core = self.core
         looked = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(NOTE_INTERVAL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), NOTE_INTERVAL)
+            self._full.clear()
             try:
                 if core.short(NUMBERS // 2):
                     core.extended(await heads.extend(core.epoch, core.reserved, NUMBERS))

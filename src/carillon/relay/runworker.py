@@ -6,18 +6,13 @@ import asyncio
 import logging
 import signal
 
-from prometheus_client import Counter, Gauge
-
-from carillon.events import broker, heads, outbox
+from carillon.events import outbox
 from carillon.relay.relay import Relay
 
 logger = logging.getLogger(__name__)
 
 STOP_DEADLINE = 8.0
 """Seconds a stop may take: what is in hand is finished, the rest stays on the queue."""
-
-RELAYED = Counter("carillon_relay_events", "Events that came by the durable queue", ["outcome"])
-DEAD_LETTERS = Gauge("carillon_dead_letters", "Dead letters that wait: see `carillon dead-letters`")
 
 
 async def serve() -> bool:
@@ -26,15 +21,7 @@ async def serve() -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    relay = Relay(
-        broker.options("carillon relay"),
-        broker.topology(),
-        broker.queue(),
-        heads=heads,
-        declaration=broker.declaration,
-        counted=lambda what, count: RELAYED.labels(what).inc(count),
-        letters=DEAD_LETTERS.set,
-    )
+    relay = Relay()
     running = asyncio.create_task(relay.run())
     stop = asyncio.create_task(stopping.wait())
     sending = asyncio.create_task(outbox.run())

@@ -6,6 +6,7 @@ import pytest
 
 from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position
+from carillon.events import broker
 from carillon.events.event import Event, pack, unpack
 from carillon.relay import core as module
 from carillon.relay.core import RelayCore
@@ -107,7 +108,7 @@ def test_doubles_are_done_with_when_what_came_before_them_is():
     assert core.done() == 0
     core.confirmed()
     core.noted(1)
-    assert (core.done(), core.doubles, core.relayed) == (3, 1, 1)
+    assert core.done() == 3
 
 
 def test_so_many_are_in_flight_and_what_comes_meanwhile_gathers(monkeypatch):
@@ -215,10 +216,10 @@ def test_takeovers_that_lead_to_nothing_come_ever_later():
     assert pause_before(1000) == 5
 
 
-async def test_a_lost_link_counts_until_events_get_through():
-    relay = Relay(
-        Options((Target.parse("amqp://nowhere/"),), "test"), None, None, heads=None, declaration=None
-    )
+async def test_a_lost_link_counts_until_events_get_through(monkeypatch):
+    monkeypatch.setattr(broker, "queue", lambda: None)
+    monkeypatch.setattr(broker, "options", lambda name: Options((Target.parse("amqp://nowhere/"),), name))
+    relay = Relay()
     for _ in range(3):
         relay._lost(None, "test")
     assert pause_before(relay._fruitless) == 0.4

@@ -1,0 +1,77 @@
+"""Dead letters of a durable channel: looked at, sent again, or thrown away."""
+
+import hashlib
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from .codec import Message, decode, encode
+from .declare import declare
+from .exceptions import ConfigurationError
+from .layer import AMQPChannelLayer
+
+
+class Letter(NamedTuple):
+    """One AMQP message of the dead-letter queue. `name` is made of its body: the same letter keeps it."""
+
+    name: str
+    reason: str
+    time: Any
+    size: int
+    messages: list[Message]
+
+
+def letter_of(body: bytes, headers: dict[str, Any]) -> Letter:
+    """The broker says why in a header. An application that puts one there itself writes the reason in place
+    of the target; what is no batch is shown as it is.
+    """
+    try:
+        pairs = list(decode(body))
+    except ValueError:
+        pairs = [("not a batch", {"body": body})]
+    death = (headers.get("x-death") or [{}])[0]
+    reason = death.get("reason") or (pairs[0][0] if pairs else "")
+    name = hashlib.sha256(body).hexdigest()[:12]
+    messages = [message if isinstance(message, dict) else {"body": message} for _, message in pairs]
+    return Letter(name, str(reason), death.get("time"), len(body), messages)
+
+
+async def go_through(
+    layer: AMQPChannelLayer,
+    channel: str,
+    what: str = "show",
+    names: Collection[str] | None = None,
+    say: Callable[[Letter], None] = lambda letter: None,
+    limit: int | None = None,
+) -> set[str]:
+    """`show`, `replay` or `drop` the letters with these names, or all, oldest first; the names that were
+    found. One is taken off after it has been dealt with; what is not taken off goes back, in its order.
+    """
+    destination = layer.destination(channel)
+    queue = destination.queue
+    if queue is None or not queue.dead:
+        raise ConfigurationError(f"{channel} is not a durable channel of this layer")
+    session = layer.session()
+    link = await session.receiver.supervisor.link(layer.timeout)
+    await declare(link, layer._topology, queue)
+    wire = await link.wire(passing=True)
+    found: set[str] = set()
+    seen = 0
+    try:
+        while limit is None or seen < limit:
+            got = await link.own(wire.channel.basic_get(queue.dead, timeout=layer.timeout))
+            if got.delivery_tag is None:
+                break
+            seen += 1
+            letter = letter_of(got.body, dict(got.header.properties.headers or {}))
+            if names is not None and letter.name not in names:
+                continue
+            found.add(letter.name)
+            if what == "replay":
+                for message in letter.messages:
+                    await session.sender.send(destination, encode(message), layer.timeout)
+            say(letter)
+            if what in ("replay", "drop"):
+                wire.ack(got.delivery_tag)
+    finally:
+        await wire.close()
+    return found
