@@ -9,7 +9,6 @@ another when it wants more.
 import asyncio
 import logging
 import sys
-from math import inf
 
 from asgi_amqp import stream
 from asgi_amqp.connection import Link
@@ -58,6 +57,7 @@ class Replayer:
         self._options = options
         self._wanting: set[Listener] = set()
         self._riding: set[Listener] = set()
+        self._starting = False
         self._tasks: set[asyncio.Task] = set()
 
     def want(self, listener: Listener) -> None:
@@ -67,11 +67,9 @@ class Replayer:
             self._dispatch()
 
     def _dispatch(self):
-        self._wanting = riders = {listener for listener in self._wanting if self._rides(listener)}
-        if riders and len(self._tasks) < self._most:
-            self._wanting = set()
-            self._riding |= riders
-            task = asyncio.get_running_loop().create_task(self._scan(riders))
+        if self._wanting and not self._starting and len(self._tasks) < self._most:
+            self._starting = True  # a turn of the loop later: whoever wants it by then comes along
+            task = asyncio.get_running_loop().create_task(self._scan())
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
@@ -88,8 +86,13 @@ class Replayer:
         wanted = listener.wanted()
         return wanted < self._hub.number and not self._hub.window.covers(wanted)
 
-    async def _scan(self, riders):
-        """One pass over the stream."""
+    async def _scan(self):
+        """One pass over the stream, with all who want it now."""
+        riders, self._wanting = {each for each in self._wanting if self._rides(each)}, set()
+        self._riding |= riders
+        self._starting = False
+        if not riders:
+            return
         self.scans += 1
         epoch = self._hub.epoch
         messages: asyncio.Queue = asyncio.Queue()
@@ -109,9 +112,8 @@ class Replayer:
 
         supervisor = Supervisor(self._options, attach, lost)
         try:
-            if start < inf:  # somebody still needs it
-                await supervisor.link(AHEAD)
-                await self._ride(epoch, start, riders, messages, reader)
+            await supervisor.link(AHEAD)
+            await self._ride(epoch, start, riders, messages, reader)
         except (LayerError, TimeoutError):
             pass
         finally:

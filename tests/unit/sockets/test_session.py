@@ -550,13 +550,11 @@ class TestPermissionsThatChange:
         for number in range(50):
             people.ann.first_name = f"Ann {number}"
             await people.ann.asave()
-            await pump()
         await aemit_channel_notification("jobs-summary", {"n": 1})
         await pump()
         for client in clients:
             assert await client.frame() == {"n": 1}
-        assert len(asked) <= 12, "a question a change"
-        assert asked[0] == 3
+        assert asked in ([3], [3, 3]), "a question a change, or a socket"
 
     async def test_what_the_database_does_not_answer_ends_it(self, people, monkeypatch, caplog):
         """Nobody is held for ever."""

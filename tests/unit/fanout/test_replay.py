@@ -1,0 +1,224 @@
+"""Passes over the log: who rides, who leaves, and what is said; with a log that is a list."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp.position import Position
+from carillon.events.event import Event, pack
+from carillon.fanout import replay
+from carillon.fanout.hub import Hub
+from carillon.fanout.replay import Replayer
+from carillon.fanout.window import Window
+from tests.unit.fanout.test_hub import Ear, fed
+
+HEARD = [b"a-1", b"b-1"]
+
+
+def event(number, group=b"a-1"):
+    return Event(group, b"%d" % number, None, b"%016d" % number, 0, number)
+
+
+class Log:
+    """Messages of two events each, 1 and 2, 3 and 4, …; `gone`: how many of the oldest are. A pass may have
+    `prefetch` of them in hand."""
+
+    def __init__(self, monkeypatch, count, gone=0):
+        self.count, self.gone = count, gone
+        self.passes, self.away = 0, False
+        monkeypatch.setattr(replay, "Supervisor", self.supervisor)
+        monkeypatch.setattr(replay.stream, "StreamReader", self.reader)
+        monkeypatch.setattr(replay, "locate", self.locate)
+        monkeypatch.setattr(replay, "CHUNK", 3)
+
+    def message(self, place):
+        number = 2 * place + 1
+        return place, pack([event(number), event(number + 1, HEARD[1])], number, number - 1)
+
+    async def locate(self, link, name, number):
+        return max(number // 2 - 1, self.gone)
+
+    def supervisor(self, options, attach, lost):
+        log = self
+
+        class Supervisor:
+            async def link(self, timeout):
+                if log.away:
+                    raise BrokerUnavailable("away")
+                log.passes += 1
+                await attach(self)
+
+            async def close(self):
+                pass
+
+        return Supervisor()
+
+    def reader(self, name, start, on_messages, *, prefetch, manual):
+        log = self
+
+        class Reader:
+            next = start
+
+            async def attach(self, link):
+                self.acknowledge()
+
+            def acknowledge(self):
+                first, self.next = self.next, min(self.next + prefetch, log.count)
+                if first < self.next:
+                    messages = [log.message(place) for place in range(first, self.next)]
+                    asyncio.get_running_loop().call_soon(on_messages, messages)
+
+            def detach(self):
+                pass
+
+        return Reader()
+
+
+def process(log, window):
+    """A hub that has read the log, and keeps that many of its last messages."""
+    hub = Hub(Window(10**6))
+    hub.begin("ep", 2 * (log.count - window))
+    for place in range(log.count - window, log.count):
+        hub.deliver([event(2 * place + 1), event(2 * place + 2, HEARD[1])])
+    hub.feeder.log = Replayer(None, hub.feeder)
+    return hub
+
+
+async def done(*ears):
+    async with asyncio.timeout(10):
+        while not all(ear.told for ear in ears):
+            await asyncio.sleep(0)
+
+
+async def test_from_the_log_then_the_window_then_live(monkeypatch):
+    log = Log(monkeypatch, 30)
+    hub = process(log, 5)
+    ear = Ear()
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 7))
+    await done(ear)
+    hub.deliver([event(61)])
+    assert ear.heard == [str(number) for number in range(8, 62)]
+    assert (ear.told, ear.live, log.passes) == (["ep:60"], True, 1)
+
+
+async def test_one_pass_serves_all_who_want_it(monkeypatch):
+    log = Log(monkeypatch, 30)
+    hub = process(log, 5)
+    ears = [Ear() for _ in range(20)]
+    for place, ear in enumerate(ears):
+        hub.subscribe(ear, frozenset(HEARD[:1]), Position("ep", place))
+    await done(*ears)
+    for place, ear in enumerate(ears):
+        assert ear.heard == [str(number) for number in range(1, 60, 2) if number > place]
+    assert log.passes == 1
+
+
+async def test_who_comes_too_late_is_told_and_the_others_are_not(monkeypatch):
+    log = Log(monkeypatch, 30, gone=10)
+    hub = process(log, 5)
+    late, early = Ear(), Ear()
+    hub.subscribe(late, frozenset(HEARD), Position("ep", 3))
+    hub.subscribe(early, frozenset(HEARD), Position("ep", 24))
+    await done(late, early)
+    assert (late.told, late.heard) == (["retention"], [])
+    assert early.told == ["ep:60"]
+    assert early.heard == [str(number) for number in range(25, 61)]
+    await fed(hub)
+    assert late.live
+
+
+async def test_no_broker_is_said(monkeypatch):
+    log = Log(monkeypatch, 30)
+    log.away = True
+    hub = process(log, 5)
+    ear = Ear()
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 3))
+    await done(ear)
+    assert ear.told == ["unavailable"]
+
+
+async def test_a_slow_rider_leaves_the_others_and_has_everything_in_the_end(monkeypatch):
+    monkeypatch.setattr(replay, "LATE", 0.02)
+    log = Log(monkeypatch, 30)
+    hub = process(log, 5)
+
+    class Slow(Ear):
+        __slots__ = ("may",)
+
+        def room(self):
+            return self.may
+
+    slow, quick = Slow(), Ear()
+    slow.may = False
+    for ear in (slow, quick):
+        hub.subscribe(ear, frozenset(HEARD), Position("ep", 0))
+    await done(quick)
+    assert slow.heard == []
+    assert quick.heard == [str(number) for number in range(1, 61)]
+    slow.may = True
+    hub.feeder.ready(slow)
+    await done(slow)
+    assert slow.heard == quick.heard
+    assert log.passes == 2
+
+
+async def test_who_rides_is_not_taken_along_twice(monkeypatch):
+    """Events that come meanwhile have it looked at again and again."""
+    log = Log(monkeypatch, 30)
+    hub = process(log, 5)
+    ear = Ear()
+    hub.subscribe(ear, frozenset([b"c-1"]))
+    hub.subscribe(ear, frozenset([b"c-1", *HEARD]), Position("ep", 0))
+    for number in range(61, 70):
+        hub.deliver([event(number, b"c-1")])
+        await asyncio.sleep(0)
+    await done(ear)
+    await fed(hub)
+    assert log.passes == 1
+    assert sorted(ear.heard, key=int) == [str(number) for number in range(1, 70)]
+    assert ear.live
+
+
+async def test_a_log_that_says_nothing_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(replay, "STILL", 0.05)
+    log = Log(monkeypatch, 30)
+    hub = process(log, 5)
+    log.count = 8  # it has lost its end
+    ear = Ear()
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 3))
+    await done(ear)
+    assert ear.told == ["unavailable"]
+    await asyncio.sleep(0)
+    assert not hub.feeder.log._tasks
+
+
+@pytest.mark.parametrize("number", [12, 19])
+async def test_a_place_in_what_the_log_has_lost(monkeypatch, number):
+    """A mark behind number 10: what was 11 to 20 is lost, and comes again from 31 on."""
+    log = Log(monkeypatch, 30)
+    message = log.message
+
+    def marked(place):
+        if place < 5:
+            return message(place)
+        if place == 5:
+            return place, pack([], 31, 10)
+        first = 2 * place + 19
+        return place, pack([event(first), event(first + 1, HEARD[1])], first, first - 1)
+
+    async def before_the_mark(link, name, number):
+        return 4
+
+    monkeypatch.setattr(replay, "locate", before_the_mark)
+    log.message = marked
+    hub = Hub(Window(10**6))
+    hub.begin("ep", 78)
+    hub.feeder.log = Replayer(None, hub.feeder)
+    ear = Ear()
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", number))
+    await done(ear)
+    assert ear.told == ["ep:78"]
+    assert ear.heard[0] == str(number + 30 - 10 + 1), "what it has heard of that does not come twice"
