@@ -53,7 +53,7 @@ class Batch:
         self.tickets: dict[int, Ticket] = {}
         self.size = 0
         self.tag = 0
-        self.returned = False
+        self.returned: bool  # since it left last
 
     @property
     def confirmed(self) -> bool:
