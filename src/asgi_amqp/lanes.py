@@ -22,7 +22,7 @@ class Ticket:
     def settle(self, error: Exception | None = None) -> None:
         """One event has ended: well, or with `error`."""
         self.left -= 1
-        if error is not None and self.error is None:
+        if self.error is None:
             self.error = error
         if self.left <= 0 and not self.done:
             self.done = True
@@ -53,7 +53,7 @@ class Batch:
         self.tickets: dict[int, Ticket] = {}
         self.size = 0
         self.tag = 0
-        self.returned = False
+        self.returned: bool  # since it left last
 
     @property
     def confirmed(self) -> bool:

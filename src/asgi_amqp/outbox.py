@@ -85,13 +85,7 @@ class Outbox:
         return self.buffered + more > (self.limit * 3 // 4 if destination.confirmed else self.limit)
 
     def accept(
-        self,
-        destination: Destination,
-        data: bytes,
-        ticket: Ticket | None,
-        now: float,
-        *,
-        watched: bool = True,
+        self, destination: Destination, data: bytes, ticket: Ticket | None, now: float, *, watched: bool
     ) -> None:
         """Take one event. A ticket is settled when the broker confirms the event, or, not `watched`, when the
         event leaves. MessageTooLarge.

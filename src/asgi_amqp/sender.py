@@ -64,7 +64,7 @@ class Sender:
         if self._queues[destination.confirmed] or self.outbox.full(destination):
             await self._room(destination, timeout)
         if self._link is not None and not destination.confirmed and not self.outbox.crowded:
-            self.outbox.accept(destination, data, None, time.monotonic())
+            self.outbox.accept(destination, data, None, time.monotonic(), watched=False)
             if not self._scheduled:
                 self._schedule()
             return

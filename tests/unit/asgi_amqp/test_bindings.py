@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asgi_amqp.bindings import LINGER, Bindings
+from asgi_amqp.bindings import LINGER, TOGETHER, Bindings
 from tests.unit.asgi_amqp.properties import SETTINGS
 
 NEVER = float("inf")
@@ -61,6 +61,28 @@ def test_a_group_stays_bound_for_a_while_after_its_last_member():
     assert bindings.bound == set()
     bindings.finished("a", 16.0, bound=False)
     assert (bindings.bound, bindings.due) == (set(), NEVER)
+
+
+def test_who_comes_back_after_the_group_was_unbound_is_bound_again():
+    bindings = bound("a")
+    bindings.unwant("a", 0.0)
+    assert bindings.start(LINGER) == ([], ["a"])
+    bindings.finished("a", LINGER, bound=False)
+    bindings.want("a")
+    assert bindings.start(LINGER) == (["a"], [])
+    bindings.finished("a", LINGER, bound=True)
+    assert bindings.bound == {"a"}
+
+
+def test_so_many_are_unbound_at_once_and_the_others_in_their_turn():
+    groups = [str(number) for number in range(TOGETHER + 1)]
+    bindings = bound(*groups)
+    for group in groups:
+        bindings.unwant(group, 0.0)
+    assert bindings.start(LINGER) == ([], groups[:TOGETHER])
+    assert bindings.bound == {groups[-1]}
+    assert bindings.due == LINGER
+    assert bindings.start(LINGER) == ([], groups[TOGETHER:])
 
 
 def test_who_joins_meanwhile_costs_nothing():
