@@ -113,7 +113,7 @@ def test_an_encrypted_backup_is_a_file_that_only_its_recipient_opens(keep, play,
     assert made.suffix in (".age", ".gpg")
     assert b"rows" not in made.read_bytes()
     assert made.stat().st_mode & 0o777 == 0o600
-    code, said = play(role("open"), restore_from=str(made), **identity)
+    code, said = play(role("open"), restore_from=str(made), backup_folder=str(backups / NEW), **identity)
     assert code == 0, said
     assert (backups / NEW / "database.dump").read_text() == "rows\n"
 

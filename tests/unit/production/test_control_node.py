@@ -52,6 +52,25 @@ def test_nobody_becomes_root_on_the_control_node(path):
             assert variables.get("ansible_become") is False, task["name"]
 
 
+def test_what_becomes_of_a_backup_becomes_of_it_on_the_control_node():
+    """A role that is included inherits neither `delegate_to` nor variables of the block around it."""
+    found = []
+    for path in ANSIBLE.glob("*.yml"):
+        if path.name == "galaxy.yml":
+            continue
+        for task, *_ in tasks(path):
+            include = task.get("ansible.builtin.include_role", {})
+            if include.get("name") == "backup":
+                found.append(path.name)
+                assert include.get("apply") == {
+                    "delegate_to": "localhost",
+                    "vars": {"ansible_become": False},
+                }, f"{path.name}: {task['name']}"
+    assert sorted(found) == ["backup.yml", "backup.yml", "check.yml", "restore.yml"]
+    for path in (ANSIBLE / "roles/backup/tasks").glob("*.yml"):
+        assert "include_tasks" not in path.read_text(), f"{path.name}: what is included there would not"
+
+
 def test_the_search_for_tasks_finds_those_of_the_control_node():
     found = {path.name for path in TASK_FILES for *_, local in tasks(path) if local}
     assert found >= {
