@@ -92,11 +92,11 @@ async def test_what_was_fetched_ahead_expires_too(make_layer):
 
 
 async def test_the_age_of_what_was_fetched_ahead_counts_from_its_sending(make_layer):
-    layer = make_layer(expiry=1)
+    layer = make_layer(expiry=4)
     for kind in ("first", "old", "old"):
         await layer.send("normal", {"type": kind})
-    await asyncio.sleep(0.5)  # at the broker,
+    await asyncio.sleep(2)  # at the broker,
     assert await receive(layer, "normal") == {"type": "first"}
-    await asyncio.sleep(0.7)  # and here
+    await asyncio.sleep(2.5)  # and here
     await layer.send("normal", {"type": "new"})
     assert await receive(layer, "normal") == {"type": "new"}
