@@ -979,3 +979,16 @@ def test_a_queue_that_refuses_much_is_asked_once_at_a_time_and_costs_no_bytes(se
     (batch,) = sending.take()
     sending.confirm(batch.tag, ok=False)
     assert sending.box.to_ask == [DURABLE.queue]
+
+
+def test_a_question_of_the_link_before_takes_no_answer_from_the_next(sending):
+    sending.add(GROUPS[0], ticket=None)
+    sending.take()
+    assert sending.box.ask()
+    sending.box.lost("cut")
+    sending.box.up(0.0)
+    sending.add(GROUPS[0], ticket=None)
+    sending.take()
+    assert sending.box.ask()
+    sending.box.answered()
+    assert (sending.box.under_way, sending.box.idle) == (0, True)
