@@ -87,7 +87,9 @@ def _checkout() -> Iterator[tuple[Path, str]]:
     for name in _FOLDERS:
         for path in sorted((ROOT / name).rglob("*")):
             parts = path.relative_to(ROOT).parts
-            if not (path.is_file() or path.is_symlink()) or _PRIVATE & set(parts) or ".egg-info" in str(path):
+            # The role of that name has no secret.
+            private = _PRIVATE & set(parts[3:] if parts[:3] == ("ansible", "roles", "secrets") else parts)
+            if not (path.is_file() or path.is_symlink()) or private or ".egg-info" in str(path):
                 continue
             if parts[:2] == ("ansible", "inventories") and not parts[2].startswith("example-"):
                 continue

@@ -7,11 +7,15 @@ import pytest
 from dev import bundle
 from dev.output import Failure
 
+# The checkout as a collection: without it no module and no filter is found.
+LINK = "ansible/collections/ansible_collections/carillon/carillon"
+
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     for name in (
-        *("ansible/site.yml", "ansible/inventories/example-single/hosts.yml", "src/carillon/__init__.py"),
+        *("ansible/roles/secrets/vars/main.yml", "ansible/roles/secrets/secrets/x", "ansible/site.yml"),
+        *("ansible/inventories/example-single/hosts.yml", "src/carillon/__init__.py"),
         # What must stay at home.
         *("ansible/inventories/chimes/hosts.yml", "ansible/inventories/example-single/secrets/secret-key"),
         *("src/carillon/__pycache__/x.pyc", "src/carillon.egg-info/PKG-INFO", "ansible/backups/one.tar"),
@@ -20,6 +24,8 @@ def checkout(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
+    (tmp_path / LINK).parent.mkdir(parents=True)
+    (tmp_path / LINK).symlink_to("../../..")
     monkeypatch.setattr(bundle, "ROOT", tmp_path)
     return tmp_path
 
@@ -27,7 +33,7 @@ def checkout(tmp_path, monkeypatch):
 def test_no_secret_no_inventory_and_nothing_made_by_running_is_in_it(checkout):
     names = {name for _, name in bundle._checkout()}
     assert names == {
-        "ansible/site.yml",
+        *("ansible/site.yml", "ansible/roles/secrets/vars/main.yml", LINK),
         "ansible/inventories/example-single/hosts.yml",
         "src/carillon/__init__.py",
         *bundle._FILES,
@@ -44,7 +50,7 @@ def test_the_archive_belongs_to_nobody_and_has_the_sums_of_its_files(checkout, t
     assert {(member.uid, member.uname) for member in members.values()} <= {(0, "root"), (0, "")}
     assert {line.split("  ")[1] for line in sums.splitlines()} == {
         name.removeprefix("top/") for name in members
-    } - {".bundle", "SHA256SUMS"}
+    } - {".bundle", "SHA256SUMS", LINK}
     assert not archive.with_suffix(".partial").exists()
 
 
