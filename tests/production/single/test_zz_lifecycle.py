@@ -201,8 +201,8 @@ def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
 
 
 POSTGRES = "runuser -u postgres -- "
-# The last migration of the release before, of the app that has one more.
-OLDER = ("websocket", "0001")
+# A state of the database from before: of an app that has one migration more, and which can go back.
+OLDER = ("auth", "0011")
 
 
 def databases(machine) -> set[str]:
@@ -225,7 +225,7 @@ def backup(machine, stack, playbook, tmp_path):
 
 @pytest.fixture
 def older(machine, backup):
-    """The same, as the release before would have made it: without a table that has a foreign key."""
+    """The same, as an older release would have made it: with a migration to come."""
     folder, address = backup
     name, dump = "carillon_restored", "/var/tmp/dump"  # a database that the programs' login may come to
     subprocess.run(["docker", "cp", f"{folder}/database.dump", f"{machine.name}:{dump}"], check=True)
