@@ -86,6 +86,7 @@ async def test_a_link_that_is_lost_again_and_again_costs_no_event(stack, contain
                 await queue.consume(partial(_note, taken))
                 await asyncio.wait_for(taken.wait(), 10)
         worker.start()
+        await asyncio.to_thread(worker.wait_until_healthy)
         assert await numbers(socket, 11) == list(range(11))
     assert await dead_letters() == []
 

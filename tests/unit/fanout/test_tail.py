@@ -128,8 +128,16 @@ def test_fences_and_nonsense_are_passed_by():
         ("events", [b"b"]),
         ("reached", 2),
     ]
-    steps(core, pack([], word=b"fence 2"), first=5)
-    assert core.offset == 4
+    assert steps(core, pack([], word=b"fence 2"), message(3, b"c"), pack([], word=b"fence 3"), first=5) == [
+        ("events", [b"c"]),
+        ("reached", 3),
+    ]
+    assert core.offset == 6
+    assert steps(core, pack([], word=END + b"two"), message(4, b"d"), first=8) == [
+        ("over", "two"),
+        ("events", [b"d"]),
+        ("reached", 4),
+    ]
 
 
 def test_an_epoch_that_is_over_is_left_and_the_next_one_is_a_gap():

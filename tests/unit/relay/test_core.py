@@ -47,6 +47,8 @@ def sent(core) -> list[tuple[int, int, list[bytes]]]:
 def test_a_takeover_sends_nothing_before_its_own_mark_has_been_read():
     core = RelayCore()
     assert (core.fenced, core.send(), core.to_note()) == (False, None, None)
+    core.read(unpack(pack([event("y")], 1)))
+    assert (core.fenced, RelayCore().last) == (False, 0)
     fence = unpack(core.fenced_by("ep", TOKEN))
     assert (fence.number, fence.events, fence.word) == (0, [], b"fence " + TOKEN)
     core.read(unpack(pack([], word=b"fence " + b"u" * 16)))  # another's
@@ -60,6 +62,7 @@ def test_a_takeover_sends_nothing_before_its_own_mark_has_been_read():
     core.read(
         unpack(pack([event("c")], 8))
     )  # the late word of who was before: it is in the log, so it counts
+    assert not core.active
     core.read(mark)
     assert core.active
     assert core.arrived(1, [event("a")]) == 0
@@ -206,6 +209,8 @@ def test_a_part_that_was_sent_is_forgotten_too(monkeypatch):
     core = active()
     core.arrived(1, [event("a"), event("b")])
     assert sent(core) == [(1, 0, [b"a"])]
+    assert core.done() == 0
+    assert not core.settled
     core.lost()
     take_over(core, 0, 100, 200)
     assert core.arrived(1, [event("a"), event("b")]) == 0
