@@ -191,7 +191,8 @@ class Cursor:
             self._settle()
         if events:
             self.sent = events[-1].number
-        more = any(stretch.since != end and stretch not in self.waits for stretch in self._all())
+        next_ones = (*self.stretches[:1], *((self.asked,) if self.asked else ()))
+        more = any(stretch.since != end and stretch not in self.waits for stretch in next_ones)
         return Piece(events, recovered, (), more)
 
     def fed(self, size: int) -> None:

@@ -154,7 +154,8 @@ class Replayer:
                     continue
                 if reading.last is None:
                     continue
-                self._gone(riders, missing)
+                if missing:
+                    self._gone(riders, missing)
                 if reading.jump is not None:
                     page.jump(*reading.jump)
                     for rider in riders:

@@ -318,3 +318,14 @@ def test_a_place_in_what_the_log_has_lost_is_another_behind_it():
     cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(30), at(12))
     cursor.carry(lambda number: number + 100 if 10 < number < 25 else number)
     assert [stretch.since.number for stretch in (*cursor.stretches, cursor.asked)] == [120, 112]
+
+
+def test_what_is_behind_one_that_waits_is_not_fed_for_ever():
+    """Oldest first: until the log has what the first wants, there is nothing to do."""
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(0))
+    cursor.fell(at(0), 1)
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(5))
+    piece = cursor.feed(lambda groups, since, upto, most: None if since < 5 else ([], upto), at(9))
+    assert not piece.more
+    assert [stretch.since for stretch in cursor.waits] == [at(0)]
