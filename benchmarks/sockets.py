@@ -30,7 +30,7 @@ from benchmarks import observed, sockets_report  # noqa: E402
 from benchmarks.crowd import Crowd, program  # noqa: E402
 from benchmarks.front import PATH, Front, free_port  # noqa: E402
 from benchmarks.kinds import CORE, KINDS, OURS, PINS, PUBSUB, RABBIT, SOCKETIO  # noqa: E402
-from benchmarks.layer import Redis  # noqa: E402
+from benchmarks.layer import SERVERS, Server  # noqa: E402
 from tests.integration.asgi_amqp import broker as brokers  # noqa: E402
 
 WAYS = ("direct", "tls")
@@ -289,7 +289,7 @@ def main():
             url = rabbit.url.replace(f"127.0.0.1:{rabbit.port}", f"{observed.address(rabbit.name)}:5672")
             sources |= dict.fromkeys((OURS, RABBIT), (url, Rabbit(rabbit)))
         if {CORE, PUBSUB, SOCKETIO} & set(kinds):
-            redis = stack.enter_context(Redis([]))
+            redis = stack.enter_context(Server([], *SERVERS[0]))
             sources |= dict.fromkeys((CORE, PUBSUB, SOCKETIO), (redis.url, RedisWork(redis)))
         for turn in range(options.rounds):
             for name in options.workloads:
