@@ -201,7 +201,7 @@ def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
 
 
 POSTGRES = "runuser -u postgres -- "
-# The release before had no such app: its tables, with foreign keys to others', are not in that release's backups.
+# The release before had no such app: its tables, with foreign keys to others', are not in its backups.
 OLDER = ("tower", "zero")
 
 
