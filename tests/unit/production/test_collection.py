@@ -22,11 +22,21 @@ def installed(tmp_path_factory):
     """The folder that it is installed in, from its archive."""
     folder = tmp_path_factory.mktemp("collection")
     galaxy = [str(TOOLS / "ansible-galaxy"), "collection"]
-    quiet = {"capture_output": True, "text": True, "check": True}
+    # What ansible-lint has put into somebody's own folder is not what is asked for.
+    environ = {**os.environ, "ANSIBLE_HOME": str(folder / "home")}
+    quiet = {"capture_output": True, "text": True, "check": True, "env": environ}
     subprocess.run([*galaxy, "build", str(ANSIBLE), "--output-path", str(folder)], cwd=folder, **quiet)
     (archive,) = folder.glob("*.tar.gz")
     subprocess.run(
-        [*galaxy, "install", "--offline", "--collections-path", str(folder / "there"), str(archive)],
+        [
+            *galaxy,
+            "install",
+            "--offline",
+            "--force",
+            "--collections-path",
+            str(folder / "there"),
+            str(archive),
+        ],
         cwd=folder,
         **quiet,
     )
