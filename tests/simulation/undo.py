@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from asgi_amqp import bindings, connection, mailboxes, outbox, stream, supervisor
+from asgi_amqp import bindings, connection, mailboxes, outbox, stream
 from carillon.events.seen import Seen
 from carillon.fanout import core, cursor, hub, log, replay, window
 from carillon.relay import core as relay
@@ -39,18 +39,6 @@ def a_call_that_its_link_ends_cancels_who_waits() -> Iterator[None]:
         return await asyncio.shield(self.spawn(call))
 
     with patched(connection.Link, "own", own):
-        yield
-
-
-@undoes("path")
-def a_link_that_is_lost_while_it_is_set_up_is_waited_for() -> Iterator[None]:
-    async def set_up(self, link, seconds):
-        async with asyncio.timeout(seconds):
-            await self._setup(link)
-        if link.lost.done():
-            raise supervisor.BrokerUnavailable("lost")
-
-    with patched(supervisor.Supervisor, "_set_up", set_up):
         yield
 
 
