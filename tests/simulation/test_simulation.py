@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = os.environ.get("CARILLON_SIMULATION_SEEDS", "0-1199")
+SEEDS = os.environ.get("CARILLON_SIMULATION_SEEDS", "0-1999")
 SECONDS = 55  # for each of the worlds, over all processors
 
 
