@@ -19,11 +19,6 @@ def frame(text: bytes, first: int = 0x81) -> bytes:
     return pack("!BBQ", first, 127, size) + text
 
 
-def close_frame(code: int, reason: str = "") -> bytes:
-    """A close frame; the reason is cut at the 123 bytes that a control frame can hold."""
-    return frame(pack("!H", code) + reason.encode()[:123], 0x88)
-
-
 PING = frame(b"", 0x89)
 
 
