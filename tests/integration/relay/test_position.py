@@ -58,10 +58,11 @@ async def test_the_position_is_that_of_the_newest_event(stack):
         numbers = [number for _, number in heard]
         assert numbers == sorted(set(numbers))
         assert numbers[-1] - numbers[0] < REQUESTS * EVENTS + 20, "one number an event: others are few"
+    here = -1  # each worker of uwsgi may use for a quarter of a second what it has read
     async with asyncio.timeout(10):
-        while await asyncio.to_thread(position, stack) != await asyncio.to_thread(of_the_log, stack):
+        while here < numbers[-1] or here != await asyncio.to_thread(of_the_log, stack):
             await asyncio.sleep(0.1)
-    assert await asyncio.to_thread(position, stack) >= numbers[-1]
+            here = await asyncio.to_thread(position, stack)
 
 
 def of_the_log(stack) -> int:

@@ -42,8 +42,9 @@ def stack(tmp_path_factory):
     """A stack of its own, of a checkout with the example in it."""
     checkout = tmp_path_factory.mktemp("checkout")
     # Not the tests, the benchmarks or .git: a team may throw them away.
-    for name in ("bin", "compose", "dev", "images", "nginx", "requirements", "src", "supervisord"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("ansible", "bin", "compose", "dev", "images", "nginx", "requirements", "src", "supervisord"):
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     shutil.copytree(ROOT / "examples" / "chat" / "src", checkout / "src", dirs_exist_ok=True)
