@@ -32,9 +32,13 @@ class Process:
 
     def start(self, coroutine) -> asyncio.Task:
         """Run code as this process."""
+        return self.do(asyncio.get_running_loop().create_task, coroutine)
+
+    def do(self, call: Callable, *arguments, **named):
+        """Call something as this process: the tasks that it makes are this process's too."""
         context = contextvars.copy_context()
         context.run(process.set, self)
-        return asyncio.get_running_loop().create_task(coroutine, context=context)
+        return context.run(call, *arguments, **named)
 
 
 @dataclass(eq=False)

@@ -151,7 +151,7 @@ class Socket(Listener):
             self.client.heard(line.decode())
         if self._starved and not self.waiting:
             self._starved = False
-            self.feeder.ready(self)
+            self.daphne.process.do(self.feeder.ready, self)
 
 
 class Daphne:
@@ -184,7 +184,7 @@ class Daphne:
         self.sockets.pop(socket, None)
         socket.end()
         if not self.process.dead:
-            self.hub.subscribe(socket, frozenset())
+            self.process.do(self.hub.subscribe, socket, frozenset())
 
 
 class Client:
@@ -234,14 +234,13 @@ class Client:
         if self.world.calm:
             socket.speed = 1e9
         daphne.sockets[socket] = None
-        hub.subscribe(socket, frozenset())
+        daphne.process.do(hub.subscribe, socket, frozenset())
         socket.text({"accept": True, "user": 1, "position": str(hub.position)})
         socket.text({"groups_current": self.groups})
         if since is not None:
             self.memory.asked(since)
-        hub.subscribe(
-            socket, frozenset(name.encode() for name in self.groups), None if since is None else parse(since)
-        )
+        groups = frozenset(name.encode() for name in self.groups)
+        daphne.process.do(hub.subscribe, socket, groups, None if since is None else parse(since))
         seconds = self.chance.uniform(0.2, 5)
         leaving = asyncio.ensure_future(self.world.over.wait() if self.world.calm else asyncio.sleep(seconds))
         dying = asyncio.ensure_future(daphne.dead.wait())
@@ -390,7 +389,7 @@ class World(Faults):
             del self.unsure[socket]
             if socket in daphne.sockets:
                 socket.release()
-                daphne.hub.feeder.ready(socket)
+                daphne.process.do(daphne.hub.feeder.ready, socket)
 
     async def database_away(self) -> None:
         self.say("the database is away")

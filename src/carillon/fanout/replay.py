@@ -31,6 +31,9 @@ CHUNK = 8
 LATE = 1.0
 """Seconds that a pass waits for its slow riders once another has read the page."""
 
+STALE = 0.1
+"""Seconds between looks whether the hub has come over a jump of the log."""
+
 STILL = 10.0
 """Seconds that it waits for anyone to read on, while nobody else waits for a pass, and for the log to say
 more."""
@@ -162,6 +165,8 @@ class Replayer:
                         rider.carry(reading.carried)
                 page.extend([event for event in found if seen.add(event.id)])
                 page.mark(reading.last)
+            while page.jumped(self._hub.number) and any(map(self._rides, riders)):  # noqa: ASYNC110
+                await asyncio.sleep(STALE)  # the hub has yet to learn that the log lost where it is
             await self._read(page, riders)
             start = page.end
             reader.acknowledge()

@@ -73,11 +73,11 @@ class Window:
 
     def covers(self, number: int) -> bool:
         """Whether nothing is missing behind `number`."""
-        return (
-            self.start is not None
-            and self.start <= number <= self.end
-            and not any(before < number < after for before, after in self._jumps)
-        )
+        return self.start is not None and self.start <= number <= self.end and not self.jumped(number)
+
+    def jumped(self, number: int) -> bool:
+        """Whether a jump leads over `number`."""
+        return any(before < number < after for before, after in self._jumps)
 
     def between(self, groups, number: int, upto: int, most: int) -> tuple[list, int] | None:
         """The events of `groups` behind `number` and up to `upto` in the stream's order, at most `most` bytes
