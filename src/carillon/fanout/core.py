@@ -12,8 +12,8 @@ class TailCore:
     - ("begin", number, reason): what follows does not follow what was read, and the window is empty. The
       listeners have missed something, and the reason says what (`epoch`, `retention`); "": there are none yet
     - ("events", events)
-    - ("jump", before, after): no event has a number between these; who holds one has heard something that the
-      log has lost
+    - ("jump", before, after): the place `before` is `after` from now on, and no event between them is to be
+      had here; what the log has lost of what was read comes again below `after`
     - ("reached", number): the log has been read up to there
     - ("over", epoch): this epoch is said to have ended, and that one to go on
     - ("malformed", offset): a message that is no batch of events was skipped

@@ -154,9 +154,7 @@ class Hub:
         """Fan out events in the stream's order; doubles, known by their ids, are dropped."""
         seen = self._seen
         fresh = [event for event in events if seen.add(event.id)]
-        if len(fresh) < len(events):
-            self.doubles += len(events) - len(fresh)
-            self.window.again(max(set(events).difference(fresh), key=_number).number)
+        self.doubles += len(events) - len(fresh)
         lanes: dict[tuple, list] = {}
         groups = self._groups
         for event in fresh:
@@ -173,7 +171,7 @@ class Hub:
         self.window.extend(fresh)
         self._fan_out(lanes)
         if events:
-            self.number = events[-1].number
+            self.number = max(self.number, events[-1].number)
             self.window.mark(self.number)
         self.feeder.advanced()
 

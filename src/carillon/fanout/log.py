@@ -28,7 +28,7 @@ class Reading:
         self.last: int | None = None
         """The number up to which it has been read; None before the first message."""
         self.jump: tuple[int, int] | None = None
-        """At a mark: the number up to which it follows, and that before those that come next."""
+        """At a mark: the number up to which it has been read, and the same place behind the mark."""
 
     def take(self, batch: Batch) -> tuple[list[Event], int]:
         """The events of the next message, and a number: who has not heard all up to there misses something
@@ -42,7 +42,9 @@ class Reading:
             return [], 0
         missing = batch.after if self.last is None or self.last < batch.after else 0
         if not batch.events:
-            self.jump = (max(batch.after, self.last or 0), end)
+            # Who has read more than the log still has will meet that again, under as many numbers.
+            before = max(batch.after, self.last or 0)
+            self.jump = (before, end + before - batch.after)
         self.last = end
         return batch.events, missing
 

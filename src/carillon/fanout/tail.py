@@ -134,6 +134,7 @@ class Tail:
                     self.hub.advance(number)
                 case "jump", (before, after):
                     self.hub.window.jump(before, after)
+                    self.hub.advance(after)
                 case "begin", (number, reason):
                     self.hub.begin(self.core.epoch, number)
                     if reason:

@@ -37,12 +37,6 @@ class Window:
         """No event that is here has a number between these. Who holds one has heard what is not here."""
         self._jumps = [*(each for each in self._jumps if each[1] > self.start), (before, after)]
 
-    def again(self, number: int) -> None:
-        """Up to `number`, something came behind the last jump that is here under a number before it."""
-        if self._jumps:
-            before, after = self._jumps[-1]
-            self._jumps[-1] = before, max(after, number)
-
     def extend(self, events) -> None:
         """Add events in the stream's order; they follow what is here without a gap."""
         groups = self._groups
