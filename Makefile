@@ -35,7 +35,7 @@ clean: ## stop the stack and remove its data, secrets and private environments
 test: ## everything: lint, unit, simulation, packages, integration, infra, chaos, browser, on a stack of its own
 	@$(DEV) test
 
-test-unit: ## the unit tests alone: no stack, two minutes
+test-unit: ## the unit tests alone: no stack, four minutes
 	@$(DEV) test-unit
 
 test-clean: ## remove what a cut-off `make test` left behind
@@ -104,7 +104,7 @@ cluster-clean: ## stop it and remove its data and secrets
 bundle: ## one archive to install from where there is no package index
 	@$(DEV) bundle
 
-test-production: ## a real host from nothing by Ansible, and the production container, proved (15 minutes)
+test-production: ## a real host from nothing by Ansible, and the production container, proved (27 minutes)
 	@$(DEV) test-production $(SUITES)
 
 test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle (80 minutes: too long for CI)
@@ -119,7 +119,7 @@ bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minut
 test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes) and the cluster that loses its leader
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py
 
-mutation: $(TEST_PYTHON) ## change the channel layer's cores in some 800 ways and see that their unit tests notice (half an hour)
+mutation: $(TEST_PYTHON) ## change the channel layer's cores in some 990 ways and see that their unit tests notice (long, on a quiet machine)
 	@$(TEST_PYTHON) -m tests.mutation $(CORES)
 
 $(TEST_PYTHON):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from tests.simulation import broker as model
 from tests.simulation.broker import Broker, Process
 from tests.simulation.loop import Chance
 
@@ -10,11 +11,21 @@ BETWEEN = 1.2  # seconds between two faults, on average
 
 
 class Faults:
-    """For a world with a `broker`, a `chance`, a `story` and `victims`, the processes that may be cut off."""
+    """The broker of a world, what happens to it, and to `victims`, the processes that may be cut off. `story`
+    says what did, in words, for who reads a failing seed; `found` what should not be so."""
 
-    broker: Broker
-    chance: Chance
-    story: list[str]
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.chance = Chance.of(seed, "world")
+        self.broker = Broker(seed)
+        model.broker.set(self.broker)
+        self.story: list[str] = []
+        self.found: list[str] = []
+
+    def wrong(self, what: str) -> None:
+        """Note what should not be so."""
+        self.found.append(what)
+
     lost_at = float("-inf")
     """When a loss of power last took something that a stream had held."""
 

@@ -10,8 +10,7 @@ import contextlib
 from unittest import mock
 
 from asgi_amqp import AMQPChannelLayer, LayerError
-from tests.simulation import broker as model
-from tests.simulation.broker import Broker, Process
+from tests.simulation.broker import Process
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Chance
 
@@ -131,21 +130,13 @@ class Peer:
 
 class World(Faults):
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.chance = Chance.of(seed, "world")
-        self.broker = Broker(seed)
-        model.broker.set(self.broker)
-        self.story: list[str] = []
-        self.found: list[str] = []
+        super().__init__(seed)
         self.calm = asyncio.Event()
         self.refused = 0
         self.confirmed: set[tuple[str, int]] = set()
         self.taken: collections.Counter = collections.Counter()
         self.patches = [mock.patch("asgi_amqp.bindings.LINGER", 0.2)]
         self.peers = [Peer(self, number) for number in range(3)]
-
-    def wrong(self, what: str) -> None:
-        self.found.append(what)
 
     async def pause(self, seconds: float) -> None:
         """Unless it becomes calm first."""

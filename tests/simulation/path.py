@@ -27,8 +27,7 @@ from carillon.fanout.replay import Replayer
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 from carillon.relay.relay import Relay
-from tests.simulation import broker as model
-from tests.simulation.broker import Broker, Process, process
+from tests.simulation.broker import Process, process
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Chance
 
@@ -301,13 +300,8 @@ class Runworker:
 
 
 class World(Faults):
-    """One run. `events`: what happened, in words, for who reads a failing seed."""
-
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.chance = Chance.of(seed, "world")
-        self.broker = Broker(seed)
-        model.broker.set(self.broker)
+        super().__init__(seed)
         self.database = Database(seed)
         self.heads = {name: self.database.wrap(getattr(heads, name)) for name in QUERIES}
         layer = self.layer()
@@ -322,14 +316,12 @@ class World(Faults):
             *(mock.patch.object(heads, name, query) for name, query in self.heads.items()),
             mock.patch("carillon.relay.relay.broker", reached),
         ]
-        self.found: list[str] = []
         self.unsure: dict[Socket, int] = {}  # whose rights are not known
         self.calm = False
         self.over = asyncio.Event()
         self.last: dict[str, bytes] = {}  # of each group, when all is calm
         self.begun: dict[bytes, tuple[float, str]] = {}
         self.accepted: dict[bytes, float] = {}
-        self.story: list[str] = []
         self.runworkers = [Runworker(self, f"runworker {n}") for n in (1, 2)]
         self.daphnes = [Daphne(self, f"daphne {n}") for n in (1, 2)]
         self.emitters = [Emitter(self, n) for n in range(2)]
@@ -340,9 +332,6 @@ class World(Faults):
 
     def layer(self) -> AMQPChannelLayer:
         return AMQPChannelLayer(URL, durable={"notifications": {"single": True, "delivery_limit": None}})
-
-    def wrong(self, what: str) -> None:
-        self.found.append(what)
 
     # Faults
 

@@ -503,7 +503,7 @@ def test_settings_of_postgresql_are_reloaded_and_a_restart_is_asked_for(machine,
     unit = f"postgresql@{database_version(machine)}-main"
     play = {
         "hosts": "postgresql",
-        "vars_files": [str(ROOT / f"ansible/vars/{name}.yml") for name in ("topology", "secrets")],
+        "vars_files": [str(ROOT / f"ansible/roles/{name}/vars/main.yml") for name in ("topology", "secrets")],
         "roles": ["postgresql"],
     }
     (tmp_path / "postgresql.yml").write_text(yaml.safe_dump([play]))

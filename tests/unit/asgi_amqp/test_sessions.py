@@ -4,28 +4,10 @@ import asyncio
 
 import pytest
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, ChannelFull, MessageTooLarge
+from asgi_amqp import BrokerUnavailable, ChannelFull, MessageTooLarge
 from asgi_amqp.codec import decode, encode, encode_batch, encode_target
 from asgi_amqp.sender import Forward
-from tests.unit.asgi_amqp.links import Brokers, Link, until
-
-
-@pytest.fixture
-def brokers(monkeypatch):
-    return Brokers(monkeypatch)
-
-
-@pytest.fixture
-async def make(brokers):
-    layers = []
-
-    def make(**options):
-        layers.append(AMQPChannelLayer("amqp://broker.test", **options))
-        return layers[-1]
-
-    yield make
-    for layer in layers:
-        await layer.close()
+from tests.unit.asgi_amqp.links import Link, until
 
 
 def sent(link):

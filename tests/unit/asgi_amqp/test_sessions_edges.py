@@ -7,26 +7,8 @@ import pytest
 from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, connection
 from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.worker import Worker
-from tests.unit.asgi_amqp.links import Brokers, Link, Wire, until
+from tests.unit.asgi_amqp.links import Link, Wire, until
 from tests.unit.asgi_amqp.test_sessions import body, consuming, publishing, sent
-
-
-@pytest.fixture
-def brokers(monkeypatch):
-    return Brokers(monkeypatch)
-
-
-@pytest.fixture
-async def make(brokers):
-    layers = []
-
-    def make(**options):
-        layers.append(AMQPChannelLayer("amqp://broker.test", **options))
-        return layers[-1]
-
-    yield make
-    for layer in layers:
-        await layer.close()
 
 
 class Gated(Wire):
