@@ -59,17 +59,16 @@ def run(name: str, seed: int, **options):
         return loop.run_until_complete(loop.create_task(main()))
 
 
-def failing(name: str, seeds: Iterable[int], deadline: float = float("inf")) -> Iterator[tuple[int, str]]:
-    """Run seeds, until the deadline; those that fail, in words."""
+def stories(name: str, seeds: Iterable[int], deadline: float = float("inf")) -> Iterator[str]:
+    """Run seeds, until the deadline: for each, "" or how it failed, in words."""
     for seed in seeds:
         if clock() > deadline:
             return
         world, problems = run(name, seed)
-        if problems:
-            lines = [f"{name}, seed {seed}:", *world.story, *problems[:10]]
-            if len(problems) > 10:
-                lines.append(f"and {len(problems) - 10} more")
-            yield seed, "\n    ".join(lines)
+        lines = [f"{name}, seed {seed}:", *world.story, *problems[:10]] if problems else []
+        if len(problems) > 10:
+            lines.append(f"and {len(problems) - 10} more")
+        yield "\n    ".join(lines)
 
 
 def several(arguments: list[str], jobs: int, first: int, last: int) -> int:
@@ -104,14 +103,17 @@ def main() -> int:
 
         world, undone = UNDONE[chosen.undo]
         with undone():
-            for _, story in failing(world, seeds):
+            for story in filter(None, stories(world, seeds)):
                 print(story)
                 return 1
         print(f"{len(seeds)} seeds found nothing")
         return 0
+    ran = 0
     for number, name in enumerate(worlds, 1):
-        for _, story in failing(name, seeds, began + chosen.seconds * number / len(worlds)):
-            failed += 1
-            print(story, flush=True)
-    print(f"{' and '.join(worlds)}: {len(seeds)} seeds in {clock() - began:.0f} s, {failed} failed")
+        for story in stories(name, seeds, began + chosen.seconds * number / len(worlds)):
+            ran += 1
+            if story:
+                failed += 1
+                print(story, flush=True)
+    print(f"{' and '.join(worlds)}: {ran} seeds in {clock() - began:.0f} s, {failed} failed")
     return int(failed > 0)
