@@ -1,4 +1,4 @@
-"""One broker connection kept alive: a supervisor, a link for every generation of it, and wires on the link.
+"""One generation of a broker connection: a link, and the calls on it.
 
 aiormq opens and closes the connection and does the calls that wait for an answer (declare, bind, consume), in
 tasks of our own: a call that is cancelled costs its channel. Publishes, acknowledgements, deliveries and
@@ -12,158 +12,21 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import aiormq
-from pamqp.commands import Basic
 from yarl import URL
 
-from . import transport
-from .exceptions import BrokerUnavailable, ConfigurationError
+from .exceptions import GONE, BrokerUnavailable, ConfigurationError, describe
 from .options import Options, Target
-from .transport import Delivery, Factory, Tap
+from .transport import Factory, Tap
+from .wire import Wire
 
 T = TypeVar("T")
 
 ATTEMPTS = 8  # passing channels at once
 ANSWER = 30.0  # seconds for an answer of the broker to one call
-# What a call on a link that goes may raise.
-GONE = (aiormq.AMQPError, BrokerUnavailable, OSError, RuntimeError, TimeoutError)
-
-
-def describe(error: BaseException) -> str:
-    """An error in words that hold no secret. aiormq's own texts name hosts and reasons, never passwords."""
-    text = ", ".join(str(part) for part in error.args if part not in (None, "")) or type(error).__name__
-    return "no answer in time" if isinstance(error, TimeoutError) else text
-
-
-class Wire:
-    """An AMQP channel. `channel` is aiormq's, for the calls that wait for an answer."""
-
-    def __init__(self, link: "Link", channel: aiormq.abc.AbstractChannel, tap: Tap) -> None:
-        self.channel = channel
-        self.number = channel.number
-        self._link = link
-        self._tap = tap
-        self._plain = link.plain
-        self._confirms = tap.on_confirm is not None
-
-    @property
-    def closed(self) -> bool:
-        return self.channel.is_closed or self._link.lost.done()
-
-    async def consume(self, queue: str, *, prefetch: int = 0, **options: Any) -> str:
-        """Have the tap fed from a queue; the tag that cancels it. `prefetch` 0 is without bound."""
-
-        async def arrived(message: aiormq.abc.DeliveredMessage) -> None:  # where there is no byte path
-            if self._tap.on_delivery is not None:
-                self._tap.on_delivery(
-                    Delivery(
-                        message.body,
-                        message.delivery_tag or 0,
-                        bool(message.redelivered),
-                        message.header.properties,
-                    )
-                )
-
-        async def consume() -> str:
-            if prefetch:
-                await self.channel.basic_qos(prefetch_count=prefetch)
-            return (await self.channel.basic_consume(queue, arrived, **options)).consumer_tag or ""
-
-        return await self._link.own(consume())
-
-    async def cancel(self, tag: str) -> None:
-        """No more deliveries of this consumer; those that came can still be acknowledged."""
-        if not self.closed:
-            with contextlib.suppress(*GONE):
-                await self._link.own(self.channel.basic_cancel(tag))
-
-    def publish(
-        self, exchange: str, keys: Iterable[str], body: bytes, tag: int = 0,
-        *, persistent: bool = True, mandatory: bool = True, message_id: str = "",
-    ) -> bytes:  # fmt: skip
-        """The frames of a publish, for `Link.write`; nothing where aiormq publishes it. The confirm names
-        `tag`, which counts from 1 on each wire.
-        """
-        message_id = message_id or str(tag)
-        if not self._plain:
-            return transport.publish(
-                self.number, exchange, keys, body, persistent=persistent, mandatory=mandatory,
-                message_id=message_id, frame_max=self._link.frame_max,
-            )  # fmt: skip
-        first, *others = keys
-        properties = Basic.Properties(
-            delivery_mode=2 if persistent else 1,
-            message_id=message_id,
-            headers={"CC": cast("Any", others)} if others else None,
-        )
-
-        async def publish() -> None:
-            ok = True
-            try:
-                await self.channel.basic_publish(
-                    body, exchange=exchange, routing_key=first, properties=properties, mandatory=mandatory
-                )
-            except aiormq.PublishError:
-                if self._tap.on_return is not None:
-                    self._tap.on_return(message_id)
-            except aiormq.DeliveryError:
-                ok = False
-            if self._tap.on_confirm is not None:
-                self._tap.on_confirm(tag, False, ok)
-
-        self._link.spawn(publish())
-        return b""
-
-    def ask(self) -> None:
-        """Have `on_answer` called when the broker has dealt with all that was published here before."""
-        if not self._plain:
-            self._link.write(transport.question(self.number))
-            return
-
-        async def ask() -> None:
-            await self.channel.basic_qos(prefetch_count=0)
-            if self._tap.on_answer is not None:
-                self._tap.on_answer()
-
-        self._link.spawn(ask())
-
-    def ack(self, tag: int, *, multiple: bool = False) -> None:
-        """Done with a delivery, or all up to it. On a link that is gone nothing happens, here and below: the
-        broker has already given it to someone else.
-        """
-        self._answer(transport.ACK, tag, int(multiple), self.channel.basic_ack, multiple=multiple)
-
-    def reject(self, tag: int, *, requeue: bool) -> None:
-        """A delivery has failed: back to the queue, one attempt more, or to the dead letters."""
-        self._answer(transport.REJECT, tag, int(requeue), self.channel.basic_reject, requeue=requeue)
-
-    def give_back(self, tag: int) -> None:
-        """A delivery was not tried: back to the queue. RabbitMQ counts no attempt for it from 4.3 on."""
-        self._answer(transport.NACK, tag, 2, self.channel.basic_nack, requeue=True)
-
-    def _answer(
-        self, method: int, tag: int, bits: int, call: Callable[..., Awaitable[None]], **options: bool
-    ) -> None:
-        if self.closed:
-            return
-        if self._plain:
-            self._link.spawn(_await(call(tag, wait=False, **options)))
-        else:
-            self._link.write(transport.answer(self.number, method, tag, bits))
-
-    def give_up(self, reason: str) -> None:
-        """Its link is of no use any more."""
-        self._link.give_up(reason)
-
-    async def close(self) -> None:
-        """Done with this channel; what was delivered and not acknowledged goes back."""
-        if not self.closed:
-            self._link.passing.add(self.number)
-            with contextlib.suppress(*GONE):
-                await self._link.own(self.channel.close())
 
 
 class Link:
@@ -186,6 +49,7 @@ class Link:
         self._transport = factory.transport
         if self._transport is not None and not self.plain:
             self._transport.taps = self._taps
+        self._telling: list[Wire] = []  # with acknowledgements that the broker has not been told
         self._tasks: set[asyncio.Task[Any]] = set()
         connection.closing.add_done_callback(lambda future: self.give_up(self.refusal or _reason(future)))
 
@@ -282,6 +146,17 @@ class Link:
             for tap in self._taps.values():
                 tap.mute()
 
+    def tell_soon(self, wire: Wire) -> None:
+        """Tell the broker at the end of this turn what was acknowledged in it."""
+        if not self._telling:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._telling.append(wire)
+
+    def _tell(self) -> None:
+        telling, self._telling = self._telling, []
+        for wire in telling:
+            wire.tell()
+
     def write(self, data: bytes) -> None:
         """Frames of a wire, straight to the socket. Never raises: what a link that is going did not take is
         what was in flight when it was lost.
@@ -327,6 +202,7 @@ class Link:
 
     async def close(self, deadline: float = 2.0) -> None:
         """Say goodbye if the broker listens, then cut. Takes at most `deadline` seconds."""
+        self._tell()
         self.give_up("closed")
         for task in list(self._tasks):
             task.cancel()
@@ -345,10 +221,6 @@ class Link:
                 self._transport.socket.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(RuntimeError):
                 self._transport.socket.abort()
-
-
-async def _await(call: Awaitable[None]) -> None:
-    await call
 
 
 async def _nothing(channel: aiormq.abc.AbstractChannel) -> None:

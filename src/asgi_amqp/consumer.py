@@ -6,22 +6,28 @@ again, from the broker, to it or to others.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import codec
-from .connection import GONE, Link, Wire, describe
+from .connection import Link
 from .declare import declare
-from .exceptions import BrokerUnavailable, LayerError
+from .exceptions import GONE, BrokerUnavailable, LayerError, describe
 from .topology import Queue
 from .transport import Delivery
+from .wire import Wire
 
 if TYPE_CHECKING:
     from .receiver import Receiver
 
+log = logging.getLogger("asgi_amqp")
 
-@dataclass(frozen=True, slots=True, eq=False)
+PAUSE, LONGEST = 0.1, 5.0  # seconds between attempts at a queue that cannot be consumed
+
+
+@dataclass(slots=True, eq=False)  # frozen, it would cost a microsecond
 class Received:
     """One AMQP message of a normal channel: its events, and the ways to end it."""
 
@@ -72,6 +78,7 @@ class Consumer:
         self._tag = ""
         self._active = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
         receiver.consumers.add(self)
 
     async def started(self, timeout: float) -> None:
@@ -93,6 +100,23 @@ class Consumer:
             raise BrokerUnavailable(
                 f"{self.queue.name} not consumed within {timeout:g} s: {problem}"
             ) from None
+
+    def follow(self, link: Link) -> None:
+        """Consume on this link as soon as its queue allows it: one that cannot be consumed holds up nobody
+        else.
+        """
+
+        async def attempts() -> None:
+            pause = PAUSE
+            while not self.paused and not link.lost.done():
+                try:
+                    return await self.attach(link)
+                except GONE as error:
+                    log.warning("%s is not consumed: %s", self.queue.name, describe(error))
+                await asyncio.wait([link.lost], timeout=pause)
+                pause = min(2 * pause, LONGEST)
+
+        self._following = self._receiver.loop.create_task(attempts())
 
     async def attach(self, link: Link) -> None:
         """Consume on this link."""
@@ -134,9 +158,15 @@ class Consumer:
 
     def lost(self, error: LayerError | None) -> None:
         """The link is gone."""
+        self._unfollow()
         self._wire = None
         self._active.clear()
         self.on_lost(error)
+
+    def _unfollow(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
 
     async def renew(self) -> None:
         """Begin to consume anew: what was given before no longer counts against the prefetch, and can still
@@ -160,6 +190,7 @@ class Consumer:
     async def stop(self) -> None:
         """End; what was delivered and not acknowledged goes back to the queue."""
         self.paused = True
+        self._unfollow()
         self._receiver.consumers.discard(self)
         wire, self._wire = self._wire, None
         if wire is not None:

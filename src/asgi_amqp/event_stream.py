@@ -11,8 +11,8 @@ from typing import NamedTuple
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from .codec import NOTHING, Message, decode, encode, encode_target
-from .connection import GONE, Link, describe
-from .exceptions import BrokerUnavailable, LayerError, Unroutable
+from .connection import Link
+from .exceptions import GONE, BrokerUnavailable, LayerError, Unroutable, describe
 from .layer import AMQPChannelLayer
 from .position import BATCH, Position, first_of, message_of
 from .stream import FIRST, Messages, Stream, StreamReader, declare, last_chunk, peek

@@ -1,5 +1,6 @@
 """What can go wrong, as classes. `ChannelFull` is the one of Channels itself."""
 
+import aiormq
 from channels.exceptions import ChannelFull
 
 __all__ = [
@@ -28,3 +29,13 @@ class ConfigurationError(LayerError):
 
 class MessageTooLarge(LayerError):
     """The message is larger than the broker takes. Nothing of it was sent."""
+
+
+# What a call on a link that goes may raise.
+GONE = (aiormq.AMQPError, BrokerUnavailable, OSError, RuntimeError, TimeoutError)
+
+
+def describe(error: BaseException) -> str:
+    """An error in words that hold no secret. aiormq's own texts name hosts and reasons, never passwords."""
+    text = ", ".join(str(part) for part in error.args if part not in (None, "")) or type(error).__name__
+    return "no answer in time" if isinstance(error, TimeoutError) else text

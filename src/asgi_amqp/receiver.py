@@ -15,7 +15,7 @@ from typing import Any
 from . import codec
 from .bindings import Bindings
 from .config import Config
-from .connection import ANSWER, Link, Wire
+from .connection import ANSWER, Link
 from .consumer import Consumer
 from .exceptions import LayerError
 from .inbox import Inbox, wait
@@ -23,6 +23,7 @@ from .mailboxes import Mailbox, Mailboxes, Member
 from .supervisor import Supervisor
 from .topology import Queue
 from .transport import Delivery
+from .wire import Wire
 
 log = logging.getLogger("asgi_amqp")
 
@@ -234,7 +235,7 @@ class Receiver:
         gaps = await link.wire(on_delivery=missed)
         await gaps.consume(gap_queue, prefetch=1)
         for consumer in list(self.consumers):
-            await consumer.attach(link)
+            consumer.follow(link)
         self._bindings.up(groups, time.monotonic())
         for group in groups:
             self._joined(group)

@@ -19,15 +19,16 @@ from aiormq import ChannelNotFoundEntity
 
 from .codec import Message, encode, encode_batch
 from .config import Config
-from .connection import Link, Wire, describe
+from .connection import Link
 from .declare import declare
-from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError
+from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError, describe
 from .lanes import Ticket
 from .mailboxes import Parcel
 from .outbox import BATCH_BYTES, Outbox
 from .supervisor import Supervisor
 from .tickets import FutureTicket, Unwatched
 from .topology import Destination, Queue
+from .wire import Wire
 
 ASK = 0.002  # seconds after which the broker is asked for a batch that left alone
 UNWRITTEN = 1 << 20  # bytes in the socket's buffer beyond which nothing more is written

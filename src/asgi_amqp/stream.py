@@ -19,9 +19,10 @@ from typing import Any
 
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from .connection import Link, Wire
+from .connection import Link
 from .exceptions import BrokerUnavailable, ConfigurationError
 from .transport import Delivery
+from .wire import Wire
 
 LAST = "last"
 """Where to begin reading: at the newest chunk (one message or more)."""
@@ -167,7 +168,7 @@ class StreamReader:
         """Everything handed over so far is done with: the broker may send as much again."""
         tag, self._handed = self._handed, 0
         if tag and self._wire is not None:
-            self._wire.ack(tag, multiple=True)
+            self._wire.ack_all(tag)
 
     async def settled(self) -> None:
         """Until all that the broker had begun to send is here: it answers in order."""

@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from copy import copy
 
-from .connection import Link, connect, describe
-from .exceptions import BrokerUnavailable, ConfigurationError, LayerError
+from .connection import Link, connect
+from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, describe
 from .options import Options
 
 log = logging.getLogger("asgi_amqp")

@@ -12,7 +12,6 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any, cast
 
 import aiormq
@@ -36,6 +35,8 @@ HEADERS_SET, MODE_SET, ID_SET = 1 << 13, 1 << 12, 1 << 7
 class Delivery:
     """One AMQP message as it came. `tag` acknowledges it on the wire that brought it."""
 
+    __slots__ = ("_header", "body", "redelivered", "tag")
+
     def __init__(
         self, body: bytes, tag: int, redelivered: bool, header: bytes | commands.Basic.Properties
     ) -> None:
@@ -44,12 +45,12 @@ class Delivery:
         self.redelivered = redelivered
         self._header = header
 
-    @cached_property
+    @property
     def properties(self) -> commands.Basic.Properties:
-        if isinstance(self._header, commands.Basic.Properties):
-            return self._header
-        frame = _FRAME.pack(HEADER, 1, len(self._header)) + self._header + END
-        return cast("ContentHeader", frames.unmarshal(frame)[2]).properties
+        if isinstance(self._header, bytes):  # few ask
+            frame = _FRAME.pack(HEADER, 1, len(self._header)) + self._header + END
+            self._header = cast("ContentHeader", frames.unmarshal(frame)[2]).properties
+        return self._header
 
     @property
     def headers(self) -> dict[str, Any]:

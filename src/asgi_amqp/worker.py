@@ -136,7 +136,8 @@ class Worker:
         work = _Work(received, len(received.messages))
         self._unfinished.add(work)
         self._held.add(received)
-        self._make_room()
+        if self._resting:
+            self._make_room()
         self._events.extend((work, message) for message in received.messages)
         self._rouse()
 
@@ -196,17 +197,21 @@ class Worker:
                 work.failed.append(message)
             work.left -= 1
             if not work.left:
-                await self._finish(work)
+                if work.failed:
+                    await self._retry_failed(work)
+                else:
+                    self._held.discard(work.received)
+                    work.received.ack()
+                self._unfinished.discard(work)
+                if not self._unfinished:
+                    self._done.set()
 
-    async def _finish(self, work: _Work) -> None:
+    async def _retry_failed(self, work: _Work) -> None:
         received = work.received
-        if not work.failed or len(received.messages) > 1:
-            self._held.discard(received)
-        if not work.failed:
-            received.ack()
-        elif len(received.messages) == 1:
+        if len(received.messages) == 1:
             await self._rest(received)
         else:
+            self._held.discard(received)
             sender = self._layer.session().sender
             destination = self._layer.destination(self._channel)
             try:
@@ -220,9 +225,6 @@ class Worker:
                 received.fail()
             else:
                 received.ack()
-        self._unfinished.discard(work)
-        if not self._unfinished:
-            self._done.set()
 
     async def _rest(self, received: Received) -> None:
         """Its next attempt comes after a pause, so that a broken database does not spin the queue."""

@@ -17,11 +17,12 @@ from django.db import DatabaseError
 from prometheus_client import Counter, Gauge
 
 from asgi_amqp import codec, declare, stream
-from asgi_amqp.connection import Link, Wire
+from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import LayerError
 from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
 from asgi_amqp.transport import Delivery
+from asgi_amqp.wire import Wire
 from carillon.events import broker, heads
 from carillon.events.event import END, Malformed, pack, unpack
 from carillon.events.heads import Superseded
@@ -160,7 +161,7 @@ class Relay:
             while not self._stopping and (body := core.send()) is not None:
                 writer.publish(body).add_done_callback(partial(self._confirmed, link))
             if tag := core.done():
-                wire.ack(tag, multiple=True)
+                wire.ack_all(tag)
             if core.in_hand > PREFETCH // 2:
                 self._full.set()
             if self._stopping and core.settled:

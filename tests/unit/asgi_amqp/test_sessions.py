@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiormq import AMQPError
 
 from asgi_amqp import BrokerUnavailable, ChannelFull, MessageTooLarge
 from asgi_amqp.codec import decode, encode, encode_batch, encode_target
@@ -241,6 +242,34 @@ async def test_what_is_prefetched_of_a_durable_channel_and_not_begun_goes_back_u
     await until(lambda: ("nack", 2) in wire.answers)
     assert ("ack", 1) in wire.answers
     assert not [answer for answer in wire.answers if answer[0] == "reject"]
+
+
+async def test_a_durable_queue_that_cannot_be_consumed_holds_up_nothing_else(make, brokers, monkeypatch):
+    """After a reconnect its queue may have no leader for a while."""
+    monkeypatch.setattr("asgi_amqp.consumer.PAUSE", 0.001)
+    layer = make(durable=["jobs"])
+    channel = await layer.new_channel()
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    await consuming(brokers, "asgi.d.jobs")
+    without_leader = type("WithoutLeader", (Link,), {})
+
+    def begin(self, *arguments):
+        Link.__init__(self, *arguments)
+        self.passing.failing["queue_declare"] = AMQPError("no leader")
+
+    without_leader.__init__ = begin
+    brokers.found = [without_leader]
+    brokers.links[0].give_up("cut")
+    await until(lambda: layer.session().receiver.supervisor.current in brokers.links[1:])
+    assert len(brokers.links) == 2
+    second = brokers.links[1]
+    second.wires[0].deliver(body(channel, {"n": 1}))
+    assert await layer.receive(channel) == {"n": 1}
+    await until(lambda: len(second.passing.named("queue_declare")) > 2)
+    second.passing.failing.clear()
+    await until(lambda: any(wire.consuming == [("asgi.d.jobs", 1)] for wire in second.wires))
+    second.wires[-1].deliver(body("jobs", {"n": 2}), tag=1)
+    assert await receiving == {"n": 2}
 
 
 async def test_what_is_not_a_message_of_a_layer_is_counted_and_becomes_a_dead_letter(make, brokers):
