@@ -12,8 +12,7 @@ import os
 KIND, URL = os.environ["BENCH_KIND"], os.environ["BENCH_URL"]
 
 if KIND == "carillon":
-    from asgi_amqp.options import Options, Target
-    from asgi_amqp.position import Position
+    from asgi_amqp import Options, Position, Target
     from carillon.fanout.forms import Frames1
     from carillon.fanout.hub import Hub
     from carillon.fanout.tail import Tail

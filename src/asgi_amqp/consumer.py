@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from . import codec
 from .connection import Link
-from .declare import declare
 from .exceptions import GONE, BrokerUnavailable, LayerError, describe
+from .queues import declare_queue
 from .topology import Queue
 from .transport import Delivery
 from .wire import Wire
@@ -123,7 +123,7 @@ class Consumer:
         async with self._changing:
             if self._wire is not None or self.paused:
                 return
-            await declare(link, self._receiver.topology, self.queue)
+            await declare_queue(link, self._receiver.topology, self.queue)
             wire: Wire
 
             def arrived(delivery: Delivery) -> None:

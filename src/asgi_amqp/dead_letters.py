@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from .codec import Message, decode, encode
-from .declare import declare
 from .exceptions import ConfigurationError
 from .layer import AMQPChannelLayer
+from .queues import declare_queue
 
 
 class Letter(NamedTuple):
@@ -52,7 +52,7 @@ async def go_through(
         raise ConfigurationError(f"{channel} is not a durable channel of this layer")
     session = layer.session()
     link = await session.receiver.supervisor.link(layer.timeout)
-    await declare(link, layer._topology, queue)
+    await declare_queue(link, layer._topology, queue)
     wire = await link.wire(passing=True)
     found: set[str] = set()
     seen = 0

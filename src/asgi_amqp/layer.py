@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from re import Pattern
 from ssl import SSLContext
 from threading import get_ident
-from time import monotonic
 from typing import Any, TypeVar
 
 import channels
@@ -296,10 +295,9 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         home = self._homes.get(channel)
         if home is not None:
             box, receiver = home
-            if receiver.thread == get_ident():
-                message = box.take(monotonic())
-                if message is not None:
-                    return message
+            if box.thread == get_ident():
+                for unread in box.unread:  # begun not long ago: it has not expired
+                    return unread if box.copy is None else box.copy(unread)
                 if receiver.loop is get_running_loop():
                     return await receiver.receive(box)
         self.require_valid_channel_name(channel)

@@ -11,7 +11,7 @@ has had its turn, and GRACE seconds after it last had nothing to read, a burst i
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from operator import itemgetter, length_hint
 from typing import Protocol
 
@@ -61,12 +61,13 @@ class Mailbox:
     """The unread messages of one channel: those of the parcel that is being read, then whole parcels."""
 
     __slots__ = (
-        "_copy", "_expires", "_parcel", "_pending", "_reading", "_waiting", "arriving", "capacity", "channel",
-        "closed", "gaps", "home", "level_at", "read_at", "waiters", "woken",
+        "_expires", "_parcel", "_pending", "_reading", "_waiting", "arriving", "capacity", "channel",
+        "closed", "copy", "gaps", "home", "level_at", "read_at", "thread", "unread", "waiters", "woken",
     )  # fmt: skip
 
     def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:
         self.channel = channel
+        self.thread = 0  # of its readers
         self.capacity = capacity
         self.home = home
         self.closed: Exception | None = None
@@ -81,7 +82,10 @@ class Mailbox:
         self._parcel: Parcel | None = None  # the one that is being read,
         self._reading: Iterator[Message] = iter(())  # and what is left of it
         self._expires = float("inf")
-        self._copy: Callable[[Message], Message] | None = None
+        # For who reads without looking at the clock: the same, while nothing is to be said before it. `copy`
+        # is how the reader gets a message for itself.
+        self.unread = self._reading
+        self.copy: Callable[[Message], Message] | None = None
 
     @property
     def count(self) -> int:
@@ -117,11 +121,13 @@ class Mailbox:
         of those that are missing.
         """
         if self.gaps:
-            return self.gaps.pop(next(iter(self.gaps)))
+            gap = self.gaps.pop(next(iter(self.gaps)))
+            self._go_on()
+            return gap
         while True:
             for message in self._reading:
                 if self._expires > now:
-                    return message if self._copy is None else self._copy(message)
+                    return message if self.copy is None else self.copy(message)
                 self.home.lose("expired", 1 + self._drop_parcel(), self)
                 if self.gaps:  # it has just become one
                     return self.take(now)
@@ -138,8 +144,13 @@ class Mailbox:
         self._parcel, messages = self._waiting.popleft()
         self._pending -= len(messages)
         self._reading = iter(messages)
-        self._expires, self._copy = self._parcel.expires, self._parcel.copy
+        self._expires, self.copy = self._parcel.expires, self._parcel.copy
+        self._go_on()
         return True
+
+    def _go_on(self) -> None:
+        """Messages may be read, unless there is something to say first."""
+        self.unread = iter(()) if self.gaps else self._reading
 
     def settle(self) -> None:
         """Let go of the parcel of which the last message has been taken."""
@@ -189,14 +200,16 @@ class Mailbox:
         if before is not None and gap["count"] is not None:
             gap["count"] = None if before["count"] is None else before["count"] + gap["count"]
         self.gaps[gap["reason"]] = gap
+        self._go_on()
         self.wake()
 
     def put_first(self, message: Message) -> None:
         """A message whose reader went away before it could have it."""
         self.settle()
         if self._parcel is None:
-            self._parcel, self._copy = Parcel(0, self._expires, None), None
+            self._parcel, self.copy = Parcel(0, self._expires, None), None
         self._reading = iter([message, *self._reading])
+        self._go_on()
         self.wake()
 
     def wake(self, count: int = 1) -> None:
@@ -235,6 +248,7 @@ class Mailbox:
         self.gaps.clear()
         dropped = self._drop(self.count)
         self.settle()
+        self._go_on()
         return dropped
 
 
@@ -335,6 +349,12 @@ class Mailboxes:
             gap = self._config.gap(reason, None)
             if gap is not None:
                 box.announce(gap)
+
+    def expire(self, now: float) -> None:
+        """Throw away what has expired, wherever it is unread."""
+        for parcel in list(takewhile(lambda each: each.expires <= now, self._parcels)):
+            for box in list(parcel.holders):
+                box.expire(now)
 
     def sweep(self, now: float) -> list[Mailbox]:
         """Drop what has expired, and forget channels that nobody reads: past the expiry when they are empty

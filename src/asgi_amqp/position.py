@@ -23,16 +23,16 @@ class Position(NamedTuple):
     epoch: str
     number: int
 
+    @classmethod
+    def parse(cls, text: object) -> "Position":
+        """Read a position that a client sent. Raises ValueError for anything but `<epoch>:<number>`."""
+        match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[2]) > _LARGEST:
+            raise ValueError("a position looks like <epoch>:<number>")
+        return cls(match[1], int(match[2]))
+
     def __str__(self) -> str:
         return f"{self.epoch}:{self.number}"
-
-
-def parse(text: object) -> Position:
-    """Read a position that a client sent. Raises ValueError for anything but `<epoch>:<number>`."""
-    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
-    if match is None or int(match[2]) > _LARGEST:
-        raise ValueError("a position looks like <epoch>:<number>")
-    return Position(match[1], int(match[2]))
 
 
 def first_of(message: int) -> int:

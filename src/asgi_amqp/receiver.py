@@ -27,6 +27,8 @@ from .wire import Wire
 
 log = logging.getLogger("asgi_amqp")
 
+EXPIRE = 20  # times in the expiry that what has expired is thrown away: it lives a twentieth longer at most
+
 
 class Receiver:
     """See the module. `process` is the id in the names of this session's channels; `control` hears what other
@@ -53,6 +55,7 @@ class Receiver:
         self._inboxes: dict[str, Inbox] = {}
         self._connected_before = False
         self._sweeper = self.loop.call_later(max(1.0, config.expiry / 2), self._sweep)
+        self._expirer = self.loop.call_later(max(0.05, config.expiry / EXPIRE), self._expire)
 
     # Channels
 
@@ -61,6 +64,7 @@ class Receiver:
         home = self._config.homes.get(channel)
         if home is None:
             home = self._config.homes[channel] = self.mailboxes.open(channel, time.monotonic()), self
+            home[0].thread = self.thread
         return home[0]
 
     async def open(self, channel: str) -> Mailbox:
@@ -263,6 +267,11 @@ class Receiver:
             future.exception()  # it may be that nobody waits any more
         self._joining.clear()
 
+    def _expire(self) -> None:
+        """Throw away what has expired; who reads does not look at the clock."""
+        self.mailboxes.expire(time.monotonic())
+        self._expirer = self.loop.call_later(max(0.05, self._config.expiry / EXPIRE), self._expire)
+
     def _sweep(self) -> None:
         """Forget channels that nobody reads, with their memberships."""
         forgotten = {box.channel for box in self.mailboxes.sweep(time.monotonic())}
@@ -299,7 +308,7 @@ class Receiver:
 
     async def close(self, error: LayerError) -> None:
         """Disconnect; everybody who waits hears `error`."""
-        for timer in (self._sweeper, self._linger):
+        for timer in (self._sweeper, self._expirer, self._linger):
             if timer is not None:
                 timer.cancel()
         for inbox in self._inboxes.values():

@@ -20,11 +20,11 @@ from aiormq import ChannelNotFoundEntity
 from .codec import Message, encode, encode_batch
 from .config import Config
 from .connection import Link
-from .declare import declare
 from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError, describe
 from .lanes import Ticket
 from .mailboxes import Parcel
 from .outbox import BATCH_BYTES, Outbox
+from .queues import declare_queue
 from .supervisor import Supervisor
 from .tickets import FutureTicket, Unwatched
 from .topology import Destination, Queue
@@ -235,7 +235,7 @@ class Sender:
             link = None
             try:
                 link = await self.supervisor.link(1.0)
-                await declare(link, self._topology, queue)
+                await declare_queue(link, self._topology, queue)
             except ConfigurationError as error:
                 return self.outbox.undeclared(queue, error)
             except BrokerUnavailable:

@@ -107,7 +107,7 @@ def _dead_letters(options: argparse.Namespace, _: Environment) -> int:
     launcher.set_up()
     import asyncio
 
-    from asgi_amqp.exceptions import LayerError
+    from asgi_amqp import LayerError
     from carillon.relay import dead_letters
 
     names = None if "all" in options.names else options.names

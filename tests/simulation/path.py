@@ -14,9 +14,7 @@ from unittest import mock
 
 from django.db import OperationalError
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
-from asgi_amqp.options import Options, Target
-from asgi_amqp.position import parse
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, Options, Target, parse
 from asgi_amqp.stream import Stream
 from carillon.client import protocol
 from carillon.events import heads

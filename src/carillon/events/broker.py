@@ -5,9 +5,8 @@ from __future__ import annotations
 from channels.layers import get_channel_layer
 from django.conf import settings
 
-from asgi_amqp.options import Options, Target
+from asgi_amqp import Options, Queue, Target, Topology
 from asgi_amqp.stream import Stream
-from asgi_amqp.topology import Queue, Topology
 from carillon.conf import conf
 
 CHANNEL = "notifications"

@@ -13,7 +13,7 @@ from functools import wraps
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections, transaction
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.events.models import Head
 
 FRESH = 0.25

@@ -17,7 +17,7 @@ from typing import Any
 from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 
-from asgi_amqp.exceptions import LayerError
+from asgi_amqp import LayerError
 from carillon.conf import conf
 from carillon.events.event import tags_of
 

@@ -1,7 +1,7 @@
 """What the tail decides, without broker, clock or loop: which epoch is read, up to which number, what is
 missing."""
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.events.event import END, Malformed, unpack
 from carillon.fanout.log import Reading
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 
 PIECE = 64 * 1024
 """The most bytes that are written at once to a reader who is behind; a larger event is a piece of its own."""

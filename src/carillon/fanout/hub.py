@@ -7,7 +7,7 @@ and never awaits, so a piece from the window and joining the live events are one
 import logging
 from collections.abc import Callable
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.events.event import EVERYONE
 from carillon.events.seen import Seen
 from carillon.fanout.cursor import PIECE, Cursor

@@ -2,8 +2,7 @@
 
 from contextlib import suppress
 
-from asgi_amqp import stream
-from asgi_amqp.connection import Link
+from asgi_amqp import Link, stream
 from carillon.events.event import Batch, Event, Malformed, unpack
 
 NEAR = 32

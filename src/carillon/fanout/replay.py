@@ -10,11 +10,7 @@ import asyncio
 import logging
 import sys
 
-from asgi_amqp import stream
-from asgi_amqp.connection import Link
-from asgi_amqp.exceptions import LayerError
-from asgi_amqp.options import Options
-from asgi_amqp.supervisor import Supervisor
+from asgi_amqp import LayerError, Link, Options, Supervisor, stream
 from carillon.events.event import Malformed, unpack
 from carillon.events.seen import Seen
 from carillon.fanout.cursor import AHEAD

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.conf import conf
 from carillon.events import broker, heads
 from carillon.fanout.hub import Hub

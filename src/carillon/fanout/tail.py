@@ -13,12 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from asgi_amqp import stream
-from asgi_amqp.connection import Link
-from asgi_amqp.exceptions import BrokerUnavailable
-from asgi_amqp.options import Options
-from asgi_amqp.position import Position
-from asgi_amqp.supervisor import Supervisor
+from asgi_amqp import BrokerUnavailable, Link, Options, Position, Supervisor, stream
 from carillon.fanout.core import TailCore
 from carillon.fanout.hub import Hub
 from carillon.fanout.log import locate, stream_name

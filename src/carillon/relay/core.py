@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.events.event import Batch, Event, pack
 from carillon.events.seen import Seen
 from carillon.fanout.log import Reading

@@ -16,13 +16,7 @@ from functools import partial
 from django.db import DatabaseError
 from prometheus_client import Counter, Gauge
 
-from asgi_amqp import codec, declare, stream
-from asgi_amqp.connection import Link
-from asgi_amqp.exceptions import LayerError
-from asgi_amqp.position import Position
-from asgi_amqp.supervisor import Supervisor
-from asgi_amqp.transport import Delivery
-from asgi_amqp.wire import Wire
+from asgi_amqp import Delivery, LayerError, Link, Position, Supervisor, Wire, codec, declare_queue, stream
 from carillon.events import broker, heads
 from carillon.events.event import END, Malformed, pack, unpack
 from carillon.events.heads import Superseded
@@ -102,7 +96,7 @@ class Relay:
 
     async def _attach(self, link: Link) -> None:
         await asyncio.sleep(pause_before(self._fruitless))
-        await declare.declare(link, broker.topology(), self._queue)
+        await declare_queue(link, broker.topology(), self._queue)
         self._link = link
         wire = await link.wire(on_delivery=self._arrived)
         work = asyncio.get_running_loop().create_task(self._guarded(self._work(link, wire)))

@@ -25,7 +25,7 @@ from daphne.server import Server  # isort:skip  (daphne.server installs the asyn
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.fanout.forms import PING, Frames2, frame
 from carillon.server.outlet import TOO_SLOW, Outlet
 from carillon.server.wheel import Wheel

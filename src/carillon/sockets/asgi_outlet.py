@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon.fanout.cursor import PIECE
 from carillon.fanout.hub import Listener
 

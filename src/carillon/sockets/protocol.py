@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from asgi_amqp import position
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 
 VERSION_2 = "carillon.v2"
 """The subprotocol by which a client asks for version 2."""
@@ -83,7 +82,7 @@ def parse(text: str | None, limits: Limits, xrftoken: str | None, version: int =
     since = None
     if version == 2 and message.get("since") is not None:
         try:
-            since = position.parse(message["since"])
+            since = Position.parse(message["since"])
         except ValueError as error:
             raise _invalid(f'"since": {error}') from None
     if "groups" not in message:

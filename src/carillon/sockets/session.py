@@ -20,8 +20,7 @@ from channels.db import database_sync_to_async
 from django.db import DatabaseError
 from django.utils import timezone
 
-from asgi_amqp.exceptions import LayerError
-from asgi_amqp.position import Position
+from asgi_amqp import LayerError, Position
 from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2

@@ -11,7 +11,7 @@ from asgi_amqp import stream
 from asgi_amqp.event_stream import EventStream, PositionGone
 from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.options import Options, Target
-from asgi_amqp.position import Position, parse
+from asgi_amqp.position import Position
 from asgi_amqp.supervisor import Supervisor
 from tests.integration.asgi_amqp.broker import eventually
 
@@ -45,7 +45,7 @@ async def test_every_event_has_a_position_and_can_be_read_on_from(make_layer):
     assert offsets == sorted(set(offsets))
     assert await log.last() == events[-1].position
     for index in (0, 7, 299):  # in the middle of a batch too
-        since = parse(str(events[index].position))
+        since = Position.parse(str(events[index].position))
         assert await collect(log, 300 - index, since) == events[index + 1 :]
 
 

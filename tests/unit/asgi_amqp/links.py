@@ -59,7 +59,10 @@ class Wire:
     def ask(self):
         self.answers.append("ask")
 
-    def ack(self, tag, *, multiple=False):
+    def ack(self, tag):
+        self.answers.append(("ack", tag))
+
+    def ack_all(self, tag):
         self.answers.append(("ack", tag))
 
     def reject(self, tag, *, requeue):

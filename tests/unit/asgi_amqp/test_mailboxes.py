@@ -568,6 +568,40 @@ def test_a_sweep_throws_away_what_has_expired(reading):
     assert (reading.box().count, reading.read()) == (1, [4])
 
 
+def test_who_reads_without_a_clock_finds_nothing_that_has_expired(reading):
+    """What has been begun, too: its reader may have rested in between."""
+    reading.join("group", A)
+    reading.join("group", B)
+    reading.put(1, 2, target="group")
+    assert reading.box().take(reading.now) == {"n": 1}
+    reading.now += 59.0
+    reading.put(3)
+    reading.boxes.expire(reading.now)
+    assert not reading.losses
+    reading.now += 1.0
+    reading.boxes.expire(reading.now)
+    assert sorted(reading.losses) == [("expired", 1, A), ("expired", 2, B)]
+    assert (list(reading.box().unread), reading.read(), reading.read(B)) == ([], [3], [])
+
+
+def test_a_gap_is_read_before_what_has_been_begun():
+    reading = Reading(gaps=True)
+    reading.put(1, 2)
+    assert reading.box().take(reading.now) == {"n": 1}
+    reading.box().announce(gap("reconnect", None))
+    assert list(reading.box().unread) == []
+    assert reading.read() == [gap("reconnect", None), 2]
+
+
+def test_what_follows_a_gap_can_be_read_without_a_clock():
+    reading = Reading(gaps=True)
+    reading.put(1, 2, 3)
+    assert reading.box().take(reading.now) == {"n": 1}
+    reading.box().announce(gap("reconnect", None))
+    assert reading.box().take(reading.now) == gap("reconnect", None)
+    assert next(reading.box().unread) == {"n": 2}
+
+
 def test_channels_that_nobody_reads_are_forgotten_after_the_expiry(reading):
     box = reading.box()
     reading.now += 60.0

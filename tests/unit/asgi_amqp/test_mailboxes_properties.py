@@ -60,6 +60,7 @@ class Machine(RuleBasedStateMachine):
             buffer_bytes=self.limit,
             gap=lambda reason, count: {"reason": reason, "count": count} if gaps else None,
         )
+        self.without_clock = False
         self.boxes = Mailboxes(config, self.dropped)
 
     def dropped(self, reason, count, channel):
@@ -108,7 +109,11 @@ class Machine(RuleBasedStateMachine):
 
     def take(self, channel):
         box = self.box(channel)
-        message = box.take(self.now)
+        message = next(box.unread, None) if self.without_clock else None
+        if message is not None and box.copy is not None:
+            message = box.copy(message)
+        if message is None:
+            message = box.take(self.now)
         if message is None:
             assert not box.count
             assert not box.gaps
@@ -123,6 +128,10 @@ class Machine(RuleBasedStateMachine):
         elif message["count"] is not None:
             self.told[channel] += message["count"]
         return message
+
+    @rule(without_clock=st.booleans())
+    def read_so(self, without_clock):
+        self.without_clock = without_clock
 
     @rule(channel=CHANNEL)
     def receive(self, channel):
@@ -200,6 +209,12 @@ class Machine(RuleBasedStateMachine):
     def shed(self, channel):
         if self.box(channel).count:
             self.box(channel).shed()
+
+    @rule()
+    def expire_all(self):
+        self.boxes.expire(self.now)
+        for parcel in self.boxes._parcels:
+            assert parcel.expires > self.now or not parcel.holders
 
     @rule(channel=CHANNEL)
     def expire(self, channel):

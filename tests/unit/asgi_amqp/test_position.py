@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_amqp.position import BATCH, Position, first_of, message_of, parse
+from asgi_amqp.position import BATCH, Position, first_of, message_of
 
 
 @given(st.from_regex(r"[0-9a-z]{1,32}", fullmatch=True), st.integers(0, 2**53 - 1))
 def test_what_is_written_is_read(epoch, number):
-    assert parse(str(Position(epoch, number))) == Position(epoch, number)
+    assert Position.parse(str(Position(epoch, number))) == Position(epoch, number)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_what_is_written_is_read(epoch, number):
 )
 def test_what_is_no_position(text):
     with pytest.raises(ValueError, match="epoch"):
-        parse(text)
+        Position.parse(text)
 
 
 @given(st.integers(0, 2**40), st.integers(0, BATCH - 1))

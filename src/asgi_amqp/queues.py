@@ -11,7 +11,7 @@ from .topology import DEAD, Queue, Topology
 log = logging.getLogger("asgi_amqp")
 
 
-async def declare(link: Link, topology: Topology, queue: Queue) -> None:
+async def declare_queue(link: Link, topology: Topology, queue: Queue) -> None:
     """The queue, the dead-letter queue beside it, and the binding. Whoever comes first makes them.
 
     One that exists with other arguments is used as it is: a changed capacity must not stop a rolling upgrade.
