@@ -146,9 +146,11 @@ class Consumer:
         stats = self._receiver.stats
         stats.batches_in += 1
         try:
-            messages = [message for _, message in codec.decode(delivery.body)]
-            if not all(isinstance(message, dict) for message in messages):
-                raise ValueError
+            messages = []
+            for _, message in codec.decode(delivery.body):
+                if type(message) is not dict:
+                    raise ValueError
+                messages.append(message)
         except ValueError:
             stats.lose("undecodable", None, self.queue.key[2:])
             wire.reject(delivery.tag, requeue=False)

@@ -7,7 +7,7 @@ import os
 import secrets
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from re import Pattern
 from ssl import SSLContext
 from threading import get_ident
@@ -21,6 +21,7 @@ from . import metrics
 from .codec import Message, encode
 from .config import Config
 from .exceptions import BrokerUnavailable, ConfigurationError, MessageTooLarge
+from .loops import fetch, run_in
 from .mailboxes import Mailbox
 from .metrics import Loss, Stats
 from .options import Options, Target, checked, durable_options
@@ -177,24 +178,6 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         session = self._owners.get(process)
         return session if session is not None and session.living else None
 
-    async def _in(self, session: Session, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in the loop of a session."""
-        if session.loop is get_running_loop():
-            return await call()
-        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), session.loop))
-        return await self._unless_ended(session, future)
-
-    async def _unless_ended(self, session: Session, future: "asyncio.Future[T]") -> T:
-        """A result that comes from the loop of a session; BrokerUnavailable when that has ended."""
-        try:
-            while not (await asyncio.wait([future], timeout=0.5))[0]:
-                if not session.loop.is_running():
-                    raise BrokerUnavailable("the event loop that was to do this has ended")
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
     # The Channels API
 
     async def send(self, channel: str, message: Message) -> None:
@@ -205,8 +188,10 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         destination = self.destination(channel)
         data = self.encode(message)
         session = self._sessions.get(get_running_loop())
-        if session is None or destination.key != session.key:
-            await self._send(session, destination, data)
+        if session is None:
+            await self._send(destination, data)
+        elif destination.key != session.key:
+            await session.sender.send(destination, data, self.timeout)
         else:
             box = session.receiver.box(channel)
             box.reserve()
@@ -220,8 +205,12 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Send to all channels of a group: one message, however many members. Accepted to leave in this
         turn.
         """
-        destination = self.group_destination(group)
-        await self._send(self._sessions.get(get_running_loop()), destination, self.encode(message))
+        destination, data = self.group_destination(group), self.encode(message)
+        session = self._sessions.get(get_running_loop())
+        if session is None:
+            await self._send(destination, data)
+        else:
+            await session.sender.send(destination, data, self.timeout)
 
     async def send_many(self, events: Iterable[tuple[str, Message]]) -> None:
         """Send (channel, message) pairs, all under way at once, in order for each channel; back when the
@@ -229,14 +218,11 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         session = self.session()
         ready = [(self.destination(channel), self.encode(message)) for channel, message in events]
-        await self._in(session, lambda: session.sender.send_many(ready, self.timeout))
+        await run_in(session.loop, lambda: session.sender.send_many(ready, self.timeout))
 
-    async def _send(self, session: Session | None, destination: Destination, data: bytes) -> None:
-        if session is not None:
-            await session.sender.send(destination, data, self.timeout)
-        else:
-            mine = self.session()
-            await self._in(mine, lambda: mine.sender.send(destination, data, self.timeout))
+    async def _send(self, destination: Destination, data: bytes) -> None:
+        mine = self.session()
+        await run_in(mine.loop, lambda: mine.sender.send(destination, data, self.timeout))
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """A process-local channel that others can reach once this returns."""
@@ -248,7 +234,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             await session.receiver.ready(self.timeout)
             session.receiver.box(name)
 
-        await self._in(session, make)
+        await run_in(session.loop, make)
         return name
 
     async def group_add(self, group: str, channel: str) -> None:
@@ -273,7 +259,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
                 request = {"type": "group_add", "group": group, "channel": channel}
                 await mine.ask(process_of(channel), request, self.timeout)
 
-        await self._in(mine, add)
+        await run_in(mine.loop, add)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; nothing happens when it is not in it."""
@@ -288,7 +274,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             else:
                 mine.receiver.group_discard(group, channel)
 
-        await self._in(mine, discard)
+        await run_in(mine.loop, discard)
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel. Cancelled, it loses none."""
@@ -300,61 +286,24 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
                     return unread if box.copy is None else box.copy(unread)
                 if receiver.loop is get_running_loop():
                     return await receiver.receive(box)
+        return await self._receive(channel)
+
+    async def _receive(self, channel: str) -> Message:
+        """Of a normal channel, or of one of another loop."""
         self.require_valid_channel_name(channel)
         if "!" not in channel:
             mine, queue = self.session(), self.destination(channel).queue
             assert queue is not None
-            inbox = await self._in(mine, lambda: mine.receiver.inbox(queue))
-            return await self._fetch(mine, inbox.box, inbox.receive)
+            inbox = await run_in(mine.loop, lambda: mine.receiver.inbox(queue))
+            return await fetch(mine.loop, inbox.box, inbox.receive)
         session = self._living(process_of(channel))
         if session is None:
             raise ValueError(
                 f"channel {channel} belongs to another process, or to an event loop or a layer that has "
                 "ended: only the process that made it with new_channel() can receive on it"
             )
-        box = await self._in(session, lambda: session.receiver.open(channel))
-        return await self._fetch(session, box, lambda: session.receiver.receive(box))
-
-    async def _fetch(
-        self, session: Session, box: Mailbox, call: Callable[[], Coroutine[Any, Any, Message]]
-    ) -> Message:
-        """A message out of the loop of a session. What the receiver no longer wants goes back to its
-        mailbox.
-        """
-        here = get_running_loop()
-        if session.loop is here:
-            return await call()
-        future: asyncio.Future[Message] = here.create_future()
-
-        def hand_over(done: asyncio.Task[Message]) -> None:  # in our loop
-            if not future.done() and not done.cancelled():
-                error = done.exception()
-                future.set_exception(error) if error is not None else future.set_result(done.result())
-            elif not done.cancelled() and done.exception() is None:
-                session.loop.call_soon_threadsafe(box.put_first, done.result())
-
-        def ended(done: asyncio.Task[Message]) -> None:  # in its loop
-            try:
-                here.call_soon_threadsafe(hand_over, done)
-            except RuntimeError:  # ours has ended
-                if not done.cancelled() and done.exception() is None:
-                    box.put_first(done.result())
-
-        def begin() -> None:
-            if not future.done():
-                tasks.append(session.loop.create_task(call()))
-                tasks[0].add_done_callback(ended)
-
-        tasks: list[asyncio.Task[Message]] = []
-        session.loop.call_soon_threadsafe(begin)
-        try:
-            return await self._unless_ended(session, future)
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # that loop has ended
-                if not future.cancelled() and future.exception() is None:
-                    session.loop.call_soon_threadsafe(box.put_first, future.result())
-                session.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
-            raise
+        box = await run_in(session.loop, lambda: session.receiver.open(channel))
+        return await fetch(session.loop, box, lambda: session.receiver.receive(box))
 
     # The whole
 
@@ -363,7 +312,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         used.
         """
         for session in self._all():
-            await self._in(session, lambda: session.flush(list(self._queues)))  # noqa: B023 - awaited at once
+            await run_in(session.loop, lambda: session.flush(list(self._queues)))  # noqa: B023 - awaited at once
 
     def gauges(self) -> dict[str, float]:
         """How full the layer is just now, over all its event loops."""
@@ -379,7 +328,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             self._sessions.pop(loop, None)
             if loop.is_running():
                 with contextlib.suppress(BrokerUnavailable):  # it has ended just now
-                    await self._in(session, session.close)
+                    await run_in(session.loop, session.close)
             else:
                 session.abandon()
         await get_running_loop().run_in_executor(None, self.publisher.close)

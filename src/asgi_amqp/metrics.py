@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -57,8 +58,7 @@ class Stats:
 
     def confirm_took(self, seconds: float) -> None:
         """A batch was confirmed after that long."""
-        index = sum(bound < seconds for bound in LATENCY_BOUNDS)
-        self.latency_counts[index] += 1
+        self.latency_counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.latency_sum += seconds
 
 

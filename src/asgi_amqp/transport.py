@@ -108,7 +108,6 @@ class Tap:
         if kind == HEADER:
             self._header = data[start:end]
             self._left = _CONTENT.unpack_from(data, start)[2]
-            self._pieces = []
         else:
             self._pieces.append(data[start:end])
             self._left -= end - start
@@ -155,10 +154,10 @@ class Transport(asyncio.StreamReaderProtocol):
 
     def _divide(self, data: bytes) -> bytes:
         """What is for aiormq of the whole frames in `data`; what is left of it is kept."""
-        taps, size, at = self.taps, len(data), 0
+        taps, size, at, head = self.taps, len(data), 0, _FRAME.unpack_from
         rest: list[bytes] = []
         while size - at >= 8:
-            kind, number, length = _FRAME.unpack_from(data, at)
+            kind, number, length = head(data, at)
             if kind not in (METHOD, HEADER, BODY, HEARTBEAT):  # a broker of another protocol
                 self.plain = True
                 rest.append(data[at:])

@@ -138,7 +138,8 @@ class Worker:
         self._held.add(received)
         if self._resting:
             self._make_room()
-        self._events.extend((work, message) for message in received.messages)
+        for message in received.messages:
+            self._events.append((work, message))
         self._rouse()
 
     def _rouse(self) -> None:
@@ -174,7 +175,7 @@ class Worker:
                 self._roused = False
             work, message = self._events.popleft()
             work.begun = True
-            if self._events:
+            if self._events and not self._roused:
                 self._rouse()
             try:
                 await self._handler(message)
