@@ -83,7 +83,6 @@ def simulated(seed: int) -> Iterator[Loop]:
     try:
         with (
             mock.patch("time.monotonic", loop.time),
-            mock.patch("asgi_amqp.layer.monotonic", loop.time),
             mock.patch("time.time", loop.wall),
             mock.patch("os.urandom", chance.randbytes),
             mock.patch("secrets.token_hex", lambda size: f"{next(numbers):0{2 * size}x}"),

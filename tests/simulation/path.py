@@ -14,7 +14,7 @@ from unittest import mock
 
 from django.db import OperationalError
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, Options, Target, parse
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, Options, Position, Target
 from asgi_amqp.stream import Stream
 from carillon.client import protocol
 from carillon.events import heads
@@ -237,7 +237,7 @@ class Client:
         if since is not None:
             self.memory.asked(since)
         groups = frozenset(name.encode() for name in self.groups)
-        daphne.process.do(hub.subscribe, socket, groups, None if since is None else parse(since))
+        daphne.process.do(hub.subscribe, socket, groups, None if since is None else Position.parse(since))
         seconds = self.chance.uniform(0.2, 5)
         leaving = asyncio.ensure_future(self.world.over.wait() if self.world.calm else asyncio.sleep(seconds))
         dying = asyncio.ensure_future(daphne.dead.wait())
