@@ -144,7 +144,7 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
-#: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings)
+#: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings, acks)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 
 # Variables given on make's command line reach the tool by its environment.

@@ -22,6 +22,7 @@ CORES = {
     "lanes": ("test_outbox.py", "test_outbox_properties.py"),
     "mailboxes": ("test_mailboxes.py", "test_mailboxes_properties.py"),
     "bindings": ("test_bindings.py",),
+    "acks": ("test_acks.py",),
 }
 LEAST = 0.95
 SECONDS = 20  # of processor time for the tests on one mutant, some four times what they take: it never ends

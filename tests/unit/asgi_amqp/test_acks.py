@@ -63,11 +63,31 @@ def test_it_says_when_it_has_something_to_tell_again(acks):
 
 
 def test_what_was_told_of_all_at_once_is_not_told_again(acks):
-    add(acks, 1)
+    add(acks, 1, 3, 6)
     acks.ended(2)
+    acks.ended(5)
     acks.ended(3, multiple=True)
-    add(acks, 5, 4)
-    assert acks.take() == [(5, True)]
+    assert acks.take() == [(6, False)]  # 4 is open
+    add(acks, 4, 7)
+    assert acks.take() == [(7, True)]
+
+
+def test_what_follows_what_was_told_of_all_at_once_is_open(acks):
+    acks.ended(3, multiple=True)
+    add(acks, 5, 6)
+    assert acks.take() == [(5, False), (6, False)]
+
+
+def test_nothing_is_remembered_of_what_has_ended(acks):
+    for tag in range(1, 100, 3):
+        acks.ended(tag + 1)
+        acks.ended(tag + 2)
+        add(acks, tag)
+        acks.take()
+    assert acks._ended == set()
+    acks.ended(102)
+    acks.ended(102, multiple=True)
+    assert acks._ended == set()
 
 
 @given(st.permutations(range(1, 13)), st.sets(st.integers(1, 12)), st.sets(st.integers(1, 12)))
