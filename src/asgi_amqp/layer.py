@@ -281,7 +281,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         home = self._homes.get(channel)
         if home is not None:
             box, receiver = home
-            if box.thread == get_ident():
+            if receiver.thread == get_ident():
                 for unread in box.unread:  # begun not long ago: it has not expired
                     return unread if box.copy is None else box.copy(unread)
                 if receiver.loop is get_running_loop():

@@ -62,12 +62,11 @@ class Mailbox:
 
     __slots__ = (
         "_expires", "_parcel", "_pending", "_reading", "_waiting", "arriving", "capacity", "channel",
-        "closed", "copy", "gaps", "home", "level_at", "read_at", "thread", "unread", "waiters", "woken",
+        "closed", "copy", "gaps", "home", "level_at", "read_at", "unread", "waiters", "woken",
     )  # fmt: skip
 
     def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:
         self.channel = channel
-        self.thread = 0  # of its readers
         self.capacity = capacity
         self.home = home
         self.closed: Exception | None = None

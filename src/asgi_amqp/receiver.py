@@ -64,7 +64,6 @@ class Receiver:
         home = self._config.homes.get(channel)
         if home is None:
             home = self._config.homes[channel] = self.mailboxes.open(channel, time.monotonic()), self
-            home[0].thread = self.thread
         return home[0]
 
     async def open(self, channel: str) -> Mailbox:
