@@ -104,6 +104,9 @@ cluster-clean: ## stop it and remove its data and secrets
 bundle: ## one archive to install from where there is no package index
 	@$(DEV) bundle
 
+release: ## the signed artifacts of this commit in dist/<version>/, with the program that verifies them (CARILLON_RELEASE_KEY)
+	@$(DEV) release
+
 test-production: ## a real host from nothing by Ansible, and the production container, proved (27 minutes)
 	@$(DEV) test-production $(SUITES)
 
@@ -149,4 +152,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle test-production test-production-full test-production-clean bench-layer test-long mutation lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from dev import config as configuration
 from dev import development, engine, stack
@@ -159,6 +160,35 @@ def make_bundle(_: list[str]) -> int:
     return 0
 
 
+def make_release(_: list[str]) -> int:
+    """`make release`: signed with the key that CARILLON_RELEASE_KEY names."""
+    development.enter_tools(_config())
+    from release import make
+
+    key = os.environ.get(make.KEY)
+    if not key:
+        raise Failure(f"{make.KEY} is not set: name the maintainers' secret key (minisign)")
+    try:
+        folder = make.release(configuration.ROOT, configuration.ROOT / "dist", Path(key).expanduser())
+    except make.ReleaseError as error:
+        raise Failure(str(error)) from None
+    say(f"{folder}: {len(list(folder.iterdir()))} files; `{folder}/verify --key …` proves them")
+    return 0
+
+
+def rebuild_release(arguments: list[str]) -> int:
+    """`verify --rebuild` of a release: what the commit does not build again."""
+    development.enter_tools(_config())
+    from release import make
+
+    try:
+        problems = make.rebuild(configuration.ROOT, arguments[0], Path(arguments[1]))
+    except make.ReleaseError as error:
+        raise Failure(str(error)) from None
+    say("\n".join(problems))
+    return 1 if problems else 0
+
+
 def test_production(arguments: list[str]) -> int:
     from dev import production, production_testing
 
@@ -199,6 +229,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
         for name in ("backup", "restore", "upgrade", "rollback", "rotate", "refresh")
     },
     "bundle": make_bundle,
+    "release": make_release,
+    "release-rebuild": rebuild_release,
     "test-production": test_production,
     "test-production-clean": clean_test_production,
 }

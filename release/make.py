@@ -1,0 +1,178 @@
+"""`make release`: the artifacts of the commit that is checked out, in dist/<version>/, whole or not at all.
+
+Made twice from one commit, every artifact is the same to the byte: sources come from git and not from the
+folder, all times are the commit's, archives are packed in order and belong to nobody.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+import zipfile
+from collections.abc import Mapping
+from email.parser import Parser
+from pathlib import Path
+
+from release import provenance, sbom, verify
+
+ROOT = Path(__file__).parent.parent
+DISTRIBUTIONS = ("src/asgi_amqp", ".")  # folders with a pyproject.toml
+LOCK = "requirements/app.txt"
+LOCKS = (LOCK, "requirements/tools.txt")
+KEY = "CARILLON_RELEASE_KEY"
+MOST = 32 << 20  # bytes of one artifact
+SECONDS = 300
+
+
+class ReleaseError(Exception):
+    """The release cannot be made; one line that says what to do."""
+
+
+def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(
+            [str(each) for each in argv], cwd=cwd, env=dict(os.environ, **(env or {})),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise ReleaseError(f"{argv[0]} is not installed: apt install {Path(argv[0]).name}") from None
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no word"]
+        raise ReleaseError(f"{Path(argv[0]).name} {argv[1]} failed: {last[0]}")
+    return done.stdout
+
+
+def release(checkout: Path, output: Path, key: Path) -> Path:
+    """The folder with the signed artifacts. ReleaseError: nothing was made."""
+    changed = run("git", "status", "--porcelain", cwd=checkout).splitlines()
+    if changed:
+        raise ReleaseError(f"the checkout has changes, such as {changed[0][3:]}: commit them first")
+    if not key.is_file():
+        raise ReleaseError(f"{KEY}={key} is not there: `minisign -G` makes a key, and the maintainers have theirs")
+    commit = run("git", "rev-parse", "HEAD", cwd=checkout).strip()
+    version = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["version"]
+    final = output / version
+    if final.exists():
+        raise ReleaseError(f"{final} exists: a version is made once; raise it in pyproject.toml")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
+        partial = Path(folder) / "artifacts"
+        build(checkout, commit, partial)
+        describe(checkout, commit, version, partial)
+        sums = "".join(f"{verify.digest(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
+        (partial / verify.SUMS).write_text(sums)
+        comment = f"carillon {version} of commit {commit}"
+        run("minisign", "-S", "-s", key, "-m", partial / verify.SUMS, "-t", comment, "-c", comment)
+        partial.rename(final)
+    return final
+
+
+def build(checkout: Path, commit: str, folder: Path) -> None:
+    """Wheels, sdists, the collection and the source of a commit, in a new folder."""
+    folder.mkdir()
+    when = int(run("git", "show", "--no-patch", "--format=%ct", commit, cwd=checkout))
+    with tempfile.TemporaryDirectory() as scratch:
+        archive, source = Path(scratch) / "source.tar", Path(scratch) / "source"
+        run("git", "archive", "--format=tar", f"--output={archive}", commit, cwd=checkout)
+        with tarfile.open(archive) as tar:
+            tar.extractall(source, filter="data")
+        version = tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"]
+        repack(archive, folder / f"carillon-{version}-source.tar.gz", when, f"carillon-{version}")
+        for name in DISTRIBUTIONS:
+            distribution(source / name, folder, when)
+        made = Path(scratch) / "collection"
+        galaxy = Path(sys.executable).parent / "ansible-galaxy"
+        run(galaxy, "collection", "build", source / "ansible", "--output-path", made)
+        for archive in made.iterdir():
+            repack(archive, folder / archive.name, when)
+    for path in folder.iterdir():
+        if path.stat().st_size > MOST:
+            raise ReleaseError(f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: what came into it?")
+
+
+def distribution(source: Path, folder: Path, when: int) -> None:
+    """sdist and wheel, the wheel from the unpacked sdist, as who installs from it would get it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        sdist = Path(scratch) / _backend(source, "build_sdist", Path(scratch), when)
+        repack(sdist, folder / sdist.name, when)
+        with tarfile.open(folder / sdist.name) as tar:
+            tar.extractall(scratch, filter="data")
+        _backend(Path(scratch) / sdist.name.removesuffix(".tar.gz"), "build_wheel", folder, when)
+
+
+def _backend(source: Path, hook: str, output: Path, when: int) -> str:
+    program = f"import sys; from setuptools import build_meta; print(build_meta.{hook}(sys.argv[1]))"
+    epoch = {"SOURCE_DATE_EPOCH": str(when), "PYTHONHASHSEED": "0"}
+    return run(sys.executable, "-c", program, output, cwd=source, env=epoch).splitlines()[-1]
+
+
+def repack(archive: Path, target: Path, when: int, top: str = "") -> None:
+    """A tar archive in order, with one time and no owner, compressed without a name; `top` goes before."""
+    packed = io.BytesIO()
+    with tarfile.open(archive) as old, tarfile.open(fileobj=packed, mode="w") as new:
+        for info in sorted(old.getmembers(), key=lambda each: each.name):
+            content = old.extractfile(info) if info.isfile() else None
+            info.name = f"{top}/{info.name}" if top else info.name
+            info.mtime, info.uid, info.gid, info.uname, info.gname = when, 0, 0, "", ""
+            info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+            info.pax_headers = {}
+            new.addfile(info, content)
+    with target.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=when) as compressed:
+        compressed.write(packed.getvalue())
+
+
+def describe(checkout: Path, commit: str, version: str, folder: Path) -> None:
+    """An SBOM for each artifact, the provenance of all, and the program that verifies them."""
+    when = int(run("git", "show", "--no-patch", "--format=%ct", commit, cwd=checkout))
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+    locks = {name: run("git", "show", f"{commit}:{name}", cwd=checkout) for name in LOCKS}
+    pins = sbom.parse_lock(locks[LOCK])
+    for path in sorted(folder.iterdir()):
+        needed = sbom.closure(pins, requirements(path, folder))
+        text = sbom.document(path.name, version, verify.digest(path), verify.members(path), needed, moment)
+        write(folder / f"{path.name}{verify.SBOM}", text)
+    shutil.copyfile(Path(verify.__file__), folder / "verify")
+    (folder / "verify").chmod(0o755)
+    subjects = {path.name: verify.digest(path) for path in folder.iterdir()}
+    materials = {name: sha256(text) for name, text in locks.items()}
+    builder = f"make release, Python {sys.version.split()[0]}"
+    write(folder / verify.PROVENANCE, provenance.statement(subjects, materials, commit, version, builder))
+
+
+def requirements(artifact: Path, folder: Path) -> list[str]:
+    """What a Python artifact asks for; of an sdist, what the wheel beside it does."""
+    if artifact.name.endswith(".tar.gz"):
+        wheels = list(folder.glob(f"{artifact.name.removesuffix('.tar.gz')}-*.whl"))
+        return requirements(wheels[0], folder) if wheels else []
+    with zipfile.ZipFile(artifact) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist") or []
+
+
+def sha256(text: str) -> str:
+    return verify.hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def rebuild(checkout: Path, commit: str, folder: Path) -> list[str]:
+    """What of the artifacts in a folder the commit does not build to the byte, one line each."""
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / "again"
+        build(checkout, commit, again)
+        return [
+            f"{path.name}: commit {commit[:12]} builds another"
+            for path in sorted(again.iterdir())
+            if not (folder / path.name).is_file() or verify.digest(folder / path.name) != verify.digest(path)
+        ]
