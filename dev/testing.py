@@ -25,6 +25,7 @@ LOCK = "requirements/test.txt"
 _PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nodejs": ("node",),
+    "minisign": ("minisign",),
     "openssl": ("openssl",),
 }
 _SHIFT = 1000

@@ -57,7 +57,9 @@ def release(checkout: Path, output: Path, key: Path) -> Path:
     if changed:
         raise ReleaseError(f"the checkout has changes, such as {changed[0][3:]}: commit them first")
     if not key.is_file():
-        raise ReleaseError(f"{KEY}={key} is not there: `minisign -G` makes a key, and the maintainers have theirs")
+        raise ReleaseError(
+            f"{KEY}={key} is not there: `minisign -G` makes a key, and the maintainers have theirs"
+        )
     commit = run("git", "rev-parse", "HEAD", cwd=checkout).strip()
     version = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["version"]
     final = output / version
@@ -96,7 +98,9 @@ def build(checkout: Path, commit: str, folder: Path) -> None:
             repack(archive, folder / archive.name, when)
     for path in folder.iterdir():
         if path.stat().st_size > MOST:
-            raise ReleaseError(f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: what came into it?")
+            raise ReleaseError(
+                f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: what came into it?"
+            )
 
 
 def distribution(source: Path, folder: Path, when: int) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 SUMS, SIGNATURE, PROVENANCE = "SHA256SUMS", "SHA256SUMS.minisig", "provenance.intoto.json"
@@ -41,7 +42,7 @@ def members(path: Path) -> dict[str, str]:
                     for info in tar
                     if not info.isdir()
                 ]
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"cannot be read: {error}") from None
     if len(dict(found)) < len(found):
         raise ValueError("holds two files of one name")
@@ -108,7 +109,9 @@ def sbom_problems(folder: Path, name: str) -> list[str]:
     found = [] if said == digest(artifact) else [f"{name}: is of another {artifact.name}"]
     for part in sorted(listed.keys() | held.keys()):
         if listed.get(part) != held.get(part):
-            where = "is not listed" if part not in listed else "is not there" if part not in held else "differs"
+            where = (
+                "is not listed" if part not in listed else "is not there" if part not in held else "differs"
+            )
             found.append(f"{name}: {part} in {artifact.name} {where}")
     return found
 
@@ -143,8 +146,12 @@ def rebuild_problems(folder: Path, checkout: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--key", type=Path, required=True, help="the public key of the maintainers (minisign)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--key", type=Path, required=True, help="the public key of the maintainers (minisign)"
+    )
     parser.add_argument("--rebuild", type=Path, metavar="CHECKOUT", help="build the commit again and compare")
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).resolve().parent)
     options = parser.parse_args(arguments)

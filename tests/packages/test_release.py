@@ -1,0 +1,221 @@
+"""A release is made twice, is the same to the byte, and no change to it goes unnoticed."""
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from release import make, verify
+from tests.packages import suites
+
+
+def git(folder, *arguments):
+    return make.run(
+        "git", "-c", "user.name=Test", "-c", "user.email=test@example.org", *arguments, cwd=folder
+    )
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout of the files as they are now, committed."""
+    folder = tmp_path_factory.mktemp("checkout") / "carillon"
+    listed = make.run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=suites.ROOT)
+    for name in filter(None, listed.split("\0")):
+        source, target = suites.ROOT / name, folder / name
+        if source.is_file() or source.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "All of it")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("key")
+    make.run("minisign", "-G", "-W", "-p", folder / "public", "-s", folder / "secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(checkout, key, tmp_path_factory):
+    return make.release(checkout, tmp_path_factory.mktemp("dist"), key / "secret")
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "0.1.0")
+
+
+def prove(folder, key):
+    """What `verify` says as its users call it."""
+    argv = [folder / "verify", "--key", key / "public"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert bool(done.returncode) == bool(done.stderr)
+    return done.stderr.splitlines()
+
+
+def sign(folder, key):
+    """As who has stolen the key would."""
+    sums = [f"{verify.digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())
+            if path.name not in (verify.SUMS, verify.SIGNATURE)]  # fmt: skip
+    (folder / verify.SUMS).write_text("".join(sums))
+    make.run("minisign", "-S", "-s", key / "secret", "-m", folder / verify.SUMS)
+
+
+def test_made_again_elsewhere_it_is_the_same_to_the_byte(made, checkout, key, tmp_path):
+    elsewhere = tmp_path / "another" / "place"
+    make.run("git", "clone", "--quiet", checkout, elsewhere)
+    again = make.release(elsewhere, tmp_path / "dist", key / "secret")
+    assert {path.name: verify.digest(path) for path in again.iterdir()} == {
+        path.name: verify.digest(path) for path in made.iterdir()
+    }
+
+
+def test_it_holds_what_it_should_and_verifies(made, key):
+    names = {path.name for path in made.iterdir()}
+    artifacts = {name.removesuffix(verify.SBOM) for name in names if name.endswith(verify.SBOM)}
+    assert names == {*artifacts, *(f"{name}{verify.SBOM}" for name in artifacts), verify.PROVENANCE, "verify",
+                     verify.SUMS, verify.SIGNATURE}  # fmt: skip
+    page = (suites.ROOT / "docs/reference/release_artifacts.md").read_text()
+    for name in names:
+        shape = name.replace("0.1.0", "<version>").removesuffix(verify.SBOM)
+        assert f"`{shape}`" in page, f"the page Release artifacts does not say what {shape} is"
+    assert prove(made, key) == []
+
+
+def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
+    document = json.loads((made / f"channels_asgi_amqp-0.1.0-py3-none-any.whl{verify.SBOM}").read_text())
+    names = {each["name"] for each in document["components"]}
+    assert {"aiormq", "pamqp", "channels", "msgpack", "asgiref", "django"} <= names
+    assert not {"psycopg", "djangorestframework", "uwsgi"} & names
+
+
+def test_the_wheels_are_what_the_commit_builds(made, copy, checkout):
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    assert make.rebuild(checkout, commit, made) == []
+    wheel = copy / "channels_asgi_amqp-0.1.0-py3-none-any.whl"
+    rewrite_wheel(wheel, "asgi_amqp/py.typed", b"changed")
+    assert make.rebuild(checkout, commit, copy) == [f"{wheel.name}: commit {commit[:12]} builds another"]
+
+
+def rewrite_wheel(path, name, content):
+    with zipfile.ZipFile(path) as old:
+        parts = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for each, data in {**parts, name: content}.items():
+            new.writestr(each, data)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def add_to_tar(path):
+    with tarfile.open(path) as old:
+        parts = [(info, old.extractfile(info).read() if info.isfile() else b"") for info in old]
+    with tarfile.open(path, "w:gz") as new:
+        for info, data in [*parts, (tarfile.TarInfo("planted"), b"")]:
+            new.addfile(info, io.BytesIO(data))
+
+
+def edit(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    make.write(path, document)
+
+
+WHEEL, SDIST = "channels_asgi_amqp-0.1.0-py3-none-any.whl", "channels_asgi_amqp-0.1.0.tar.gz"
+BOM = f"{WHEEL}{verify.SBOM}"
+
+
+def forget_file(document):
+    document["metadata"]["component"]["components"].pop()
+
+
+def another_digest(document):
+    document["subject"][0]["digest"]["sha256"] = "0" * 64
+
+
+# Name: what is done, whether the sums are signed anew with the stolen key, and the file that is named.
+MANIPULATIONS = {
+    "a byte of a wheel": (lambda folder: flip(folder / WHEEL), False, WHEEL),
+    "a byte of an sdist": (lambda folder: flip(folder / SDIST), False, SDIST),
+    "a byte of an SBOM": (lambda folder: flip(folder / BOM), False, BOM),
+    "a byte of the sums": (lambda folder: flip(folder / verify.SUMS), False, verify.SIGNATURE),
+    "a byte of the signature": (lambda folder: flip(folder / verify.SIGNATURE), False, verify.SIGNATURE),
+    "an artifact is gone": (lambda folder: (folder / SDIST).unlink(), False, SDIST),
+    "a file is added": (lambda folder: (folder / "extra.whl").write_bytes(b""), False, "extra.whl"),
+    "a module in a wheel, signed": (
+        lambda folder: rewrite_wheel(folder / WHEEL, "asgi_amqp/planted.py", b""), True, WHEEL,
+    ),
+    "a file in an sdist, signed": (lambda folder: add_to_tar(folder / SDIST), True, SDIST),
+    "an SBOM that leaves a file out, signed": (
+        lambda folder: edit(folder / BOM, forget_file), True, BOM,
+    ),
+    "a provenance of something else, signed": (
+        lambda folder: edit(folder / verify.PROVENANCE, another_digest), True, verify.PROVENANCE,
+    ),
+    "the verifying program, signed": (
+        lambda folder: (folder / "verify").write_text((folder / "verify").read_text() + "\n"), True, "verify",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MANIPULATIONS)
+def test_a_manipulation_is_named(name, copy, key):
+    change, signed, named = MANIPULATIONS[name]
+    change(copy)
+    if signed:
+        sign(copy, key)
+    said = prove(copy, key)
+    assert any(named in line for line in said), said
+
+
+def test_another_key_proves_nothing(copy, key, tmp_path):
+    make.run("minisign", "-G", "-W", "-p", tmp_path / "public", "-s", tmp_path / "secret")
+    assert [line for line in prove(copy, tmp_path) if verify.SIGNATURE in line]
+
+
+# What is refused
+
+
+def test_a_dirty_checkout_a_version_that_exists_and_a_missing_key_are_refused(made, checkout, key, tmp_path):
+    with pytest.raises(make.ReleaseError, match="exists: a version is made once"):
+        make.release(checkout, made.parent, key / "secret")
+    with pytest.raises(make.ReleaseError, match=r"CARILLON_RELEASE_KEY=.* is not there"):
+        make.release(checkout, tmp_path, tmp_path / "none")
+    changed = tmp_path / "changed"
+    make.run("git", "clone", "--quiet", checkout, changed)
+    (changed / "README.md").write_text("changed")
+    with pytest.raises(make.ReleaseError, match=r"the checkout has changes, such as README\.md"):
+        make.release(changed, tmp_path / "dist", key / "secret")
+    assert not (tmp_path / "dist").exists()
+
+
+def test_an_artifact_that_is_too_large_leaves_nothing_behind(checkout, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "MOST", 1000)
+    with pytest.raises(make.ReleaseError, match="more than 1000"):
+        make.release(checkout, tmp_path / "dist", key / "secret")
+    assert list((tmp_path / "dist").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["short  name\n", f"{'a' * 64} name\n", f"{'a' * 64}  ../name\n"])
+def test_sums_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="not a line"):
+        verify.parse_sums(text)
+
+
+def test_what_is_no_archive_is_said_to_be_none(tmp_path):
+    path = Path(tmp_path / "a.whl")
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read"):
+        verify.members(path)
