@@ -60,10 +60,11 @@ simulate: $(TEST_PYTHON) ## run seeds of the simulation, e.g. SEEDS=0-9999 SECON
 	@PYTHONPATH=src PYTHONHASHSEED=0 $(TEST_PYTHON) -m tests.simulation --seeds $(or $(SEEDS),0-1999) \
 	    --seconds $(or $(SECONDS),120) --jobs $$(nproc)
 
-chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
-	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
-	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
-	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py
+chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes); or SEEDS=20 composed schedules on three brokers
+	@export CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon}; \
+	$(if $(SEEDS),$(TEST_PYTHON) -m tests.chaos compose --seeds $(SEEDS) --seed-from $(or $(SEED_FROM),0),\
+	    CARILLON_CHAOS_WHOLE=1 CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
+	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py)
 
 production: ## production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production
@@ -147,6 +148,7 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
+#: SEED_FROM                 make chaos SEEDS=20: the first of them (0)
 #: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings, acks)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 
