@@ -41,7 +41,7 @@ class Fault:
             "power": f"{', '.join(self.on)} lose power, and {self.how} bytes off the end of the stream",
             "clock": f"the clock of {first} jumps by {self.how} s",
             "disk": f"the disk takes {self.how} writes a second from {first}",
-            "line": f"the line of half the clients is {self.how}",
+            "line": f"the line of two clients is {self.how}",
         }[self.kind]
 
 
