@@ -24,6 +24,9 @@ def main() -> int:
     composed.add_argument("--seconds", type=float, default=float("inf"), help="no new one after so long")
     composed.add_argument("--record", type=Path, default=RECORD, help="gets a line of JSON for each")
     composed.add_argument("--tell", action="store_true", help="say what would happen, and do nothing")
+    composed.add_argument(
+        "--stories", action="store_true", help="tell of each, and not of those alone that fail"
+    )
     chosen = parser.parse_args()
     seeds = range(chosen.seed_from, chosen.seed_from + chosen.seeds)
     if chosen.tell:
@@ -39,7 +42,7 @@ def main() -> int:
         with chosen.record.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
 
-    return int(asyncio.run(compose(site, seeds, found, chosen.seconds)) > 0)
+    return int(asyncio.run(compose(site, seeds, found, chosen.seconds, chosen.stories)) > 0)
 
 
 if __name__ == "__main__":

@@ -120,9 +120,9 @@ class Stage:
     def names(self) -> dict[str, str]:
         """Who is called what in a schedule that begins now."""
         queues = {
-            each["name"]: each["node"]
-            for each in self._ask("queues/carillon?disable_stats=true&enable_queue_totals=true")
-            if each.get("type") in ("quorum", "stream")
+            each["name"]: each.get("leader") or each["node"]
+            for each in self._ask("queues/carillon")
+            if each.get("type") in ("quorum", "stream") and ("leader" in each or "node" in each)
         }
         queue = next((node for name, node in queues.items() if name.endswith(".notifications")), None)
         if queue is None:
@@ -278,21 +278,25 @@ def stage(site: Site) -> Iterator[Stage]:
 
 
 async def compose(
-    site: Site, seeds: range, found: Callable[[dict], None], seconds: float = float("inf")
+    site: Site,
+    seeds: range,
+    found: Callable[[dict], None],
+    seconds: float = float("inf"),
+    every_story: bool = False,
 ) -> int:
     """Plays the seeds one after the other until the time is over; how many failed. `found` gets the row of
     each."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
-    begun, failed = time.monotonic(), 0
+    begun, failed, ran = time.monotonic(), 0, code()
     with contextlib.ExitStack() as stack:
         at_work = await asyncio.to_thread(stack.enter_context, stage(site))
         for seed in seeds:
             if time.monotonic() - begun > seconds:
                 break
             outcome = await at_work.play(schedule(seed))
-            found({**outcome.row(), "code": code(), "load": round(os.getloadavg()[0], 1)})
-            if outcome.failures or outcome.void:
-                failed += bool(outcome.failures)
+            found({**outcome.row(), "code": ran, "load": round(os.getloadavg()[0], 1)})
+            failed += bool(outcome.failures)
+            if outcome.failures or outcome.void or every_story:
                 print(outcome.story(), flush=True)
     return failed
 
