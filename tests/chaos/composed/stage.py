@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -284,14 +285,17 @@ async def compose(
     seconds: float = float("inf"),
     every_story: bool = False,
 ) -> int:
-    """Plays the seeds one after the other until the time is over; how many failed. `found` gets the row of
-    each."""
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
+    """Plays the seeds one after the other until the time is over, or a signal asks for the end; how many
+    failed. `found` gets the row of each."""
+    loop, enough = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_default_executor(ThreadPoolExecutor(32))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, enough.set)
     begun, failed, ran = time.monotonic(), 0, code()
     with contextlib.ExitStack() as stack:
         at_work = await asyncio.to_thread(stack.enter_context, stage(site))
         for seed in seeds:
-            if time.monotonic() - begun > seconds:
+            if enough.is_set() or time.monotonic() - begun > seconds:
                 break
             outcome = await at_work.play(schedule(seed))
             found({**outcome.row(), "code": ran, "load": round(os.getloadavg()[0], 1)})
