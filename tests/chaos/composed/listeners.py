@@ -53,7 +53,6 @@ class Publisher:
     def __init__(self, site: Site, record: Record, name: str, tag: str, enough: int) -> None:
         self.site, self.record, self.name, self.tag, self.enough = site, record, name, tag, enough
         self.confirmed = 0
-        self.retries = 0
         self.longest = 0.0
         self.task: asyncio.Task | None = None
         self._stop = False
@@ -86,7 +85,6 @@ class Publisher:
         ).encode()
         begun = time.monotonic()
         while not await asyncio.to_thread(self._post, body):
-            self.retries += 1
             if time.monotonic() - begun > MOST_SECONDS:
                 raise AssertionError(f"{self.name}: nothing is confirmed for {MOST_SECONDS} s")
             await asyncio.sleep(0.2)
