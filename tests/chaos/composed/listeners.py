@@ -120,15 +120,18 @@ class Client:
         self.ready = asyncio.Event()
         self.newest: dict[str, int] = {}
         self.since: str | None = None
+        self._stopping = False
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        """Also where a deadline inside the connection takes a cancellation for its own."""
+        self._stopping = True
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=1)
 
     def level(self, confirmed: dict[str, int]) -> bool:
         """Whether the newest that it heard of each publisher is the last that was confirmed."""
@@ -136,7 +139,7 @@ class Client:
 
     async def _run(self) -> None:
         wait = 0.1
-        while True:
+        while not self._stopping:
             self.ready.clear()
             with contextlib.suppress(*GONE):
                 await self._connection()
