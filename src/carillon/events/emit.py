@@ -13,18 +13,11 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DatabaseError, transaction
-from prometheus_client import Counter
 
 from carillon.events import outbox, queue
+from carillon.metrics.names import DROPPED, KEPT, LOST
 
 logger = logging.getLogger(__name__)
-
-LOST = Counter("carillon_notifications_lost", "Notifications of committed changes that nothing would take")
-KEPT = Counter(
-    "carillon_notifications_kept",
-    "Notifications that went by the outbox: the broker was away, or others waited",
-)
-DROPPED = Counter("carillon_notifications_dropped", "Notifications whose payload was no JSON")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -20,6 +21,7 @@ from channels.layers import get_channel_layer
 from asgi_amqp import LayerError
 from carillon.conf import conf
 from carillon.events.event import tags_of
+from carillon.metrics import names
 
 QUEUE = "notifications"
 
@@ -57,22 +59,30 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) ->
     """
     if not messages:
         return
-    try:
+    with _counted(len(messages)):
         get_channel_layer().publisher.send_many(
             [(QUEUE, message) for message in messages], timeout=timeout or conf.PUBLISH_SECONDS
         )
-    except (LayerError, ChannelFull) as error:
-        raise NotificationsUnavailable from error
 
 
 async def apublish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:
     """`publish` for asynchronous code."""
     layer = get_channel_layer()
-    try:
+    with _counted(len(messages)):
         async with asyncio.timeout(timeout or conf.PUBLISH_SECONDS):
             await asyncio.gather(*(layer.send(QUEUE, message) for message in messages))
+
+
+@contextmanager
+def _counted(events: int) -> Iterator[None]:
+    begun = time.perf_counter()
+    try:
+        yield
     except (LayerError, ChannelFull, TimeoutError) as error:
+        names.EMIT_FAILURES.inc()
         raise NotificationsUnavailable from error
+    names.EMIT_SECONDS.observe(time.perf_counter() - begun)
+    names.EMITTED.inc(events)
 
 
 def check(timeout: float = 2.0) -> None:

@@ -30,6 +30,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from carillon.events import NotificationsUnavailable, aemit_channel_notification
+from carillon.metrics import names
 from carillon.sockets.models import Connection, Process, Watch
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class Presence:
                 await self._reap()
             except Error as error:  # InterfaceError, of a connection that broke, is no DatabaseError
                 written = False
+                names.PRESENCE_FAILURES.inc()
                 logger.warning("Presence cannot be kept: %s", type(error).__name__)
             finally:
                 if waiting is not None and not waiting.done():
