@@ -22,6 +22,8 @@ The values, all required:
     http2_directive  true: HTTP/2 is a directive, as since nginx 1.25.1; false: a word of `listen`, as before
     client_limits    true: sockets and logins are limited per client address
     access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
+    status           "port" or "address:port" where an exporter asks for nginx's counters, by plain HTTP and without a
+                     word of who it is; "": nowhere
     temporary        absolute path of a directory on nginx's machine that its workers may write to
 """
 
@@ -72,6 +74,7 @@ def check(values) -> list[str]:
         "client_limits": _flag,
         "access_log": _path,
         "temporary": _path,
+        "status": _listen_or_nowhere,
     }
     _walk(tree, values, "", problems)
     if not problems and values["resolver"]:
@@ -194,6 +197,10 @@ def _listen(value):
     if not _address(host):
         return [f"{value!r} is not a port, address:port or [address]:port"]
     return _port(port)
+
+
+def _listen_or_nowhere(value):
+    return [] if value == "" else _listen(value)
 
 
 def _upstream(value):

@@ -9,11 +9,11 @@ import pytest
 from tests.infra.stack import SERVICES
 
 LISTENERS = {
-    "nginx": {8013, 8043},
+    "nginx": {8013, 8043, 8113},
     "uwsgi": {8050},
     "daphne": {8051},
     "runworker": set(),
-    "rabbitmq": {4369, 5672, 15672, 25672},
+    "rabbitmq": {4369, 5672, 15672, 15692, 25672},
     "postgresql": {5432},
 }
 USERS = {
