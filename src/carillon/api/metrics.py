@@ -68,14 +68,14 @@ class MetricsView(APIView):
     def get(self, request: Request) -> HttpResponse:
         directory = conf.METRICS_DIRECTORY
         if directory is None:
-            return Response({"detail": "CARILLON_METRICS_DIRECTORY is none: no metrics are kept."}, status=503)
+            return Response(
+                {"detail": "CARILLON_METRICS_DIRECTORY is none: no metrics are kept."}, status=503
+            )
         try:
             together = shared.read(directory)
         except OSError as error:
             logger.warning("The metrics in %s cannot be read: %s", directory, error.strerror)
-            return Response(
-                {"detail": "The metrics cannot be read: the log of uwsgi says why."}, status=503
-            )
+            return Response({"detail": "The metrics cannot be read: the log of uwsgi says why."}, status=503)
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return HttpResponse(encode(together), content_type=content_type)
 

@@ -34,7 +34,9 @@ class TokenSerializer(serializers.ModelSerializer):
     token = serializers.CharField(
         read_only=True, required=False, help_text="Only in the answer to POST, once."
     )
-    scope = serializers.CharField(default="read write", help_text="Of read, write, publish and metrics, with spaces.")
+    scope = serializers.CharField(
+        default="read write", help_text="Of read, write, publish and metrics, with spaces."
+    )
 
     class Meta:
         model = ApiToken

@@ -1,8 +1,8 @@
 """The directory in which every process leaves what it counts, once a second, and from which uwsgi answers.
 
-Each process has a slot of its own: a file that it replaces as a whole, and a lock that the kernel keeps for as
-long as it lives. So a process that is killed while it writes leaves its last whole file, and a disk that is
-full costs nothing but a line in the log. (prometheus_client's own multiprocess mode maps its files into
+Each process has a slot of its own: a file that it replaces as a whole, and a lock that the kernel keeps for
+as long as it lives. So a process that is killed while it writes leaves its last whole file, and a disk that
+is full costs nothing but a line in the log. (prometheus_client's own multiprocess mode maps its files into
 memory: on a full tmpfs the next counter of a process is its last, by SIGBUS.)
 """
 

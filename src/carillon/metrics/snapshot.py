@@ -51,10 +51,7 @@ class Snapshot:
     def lasting(self) -> dict[Sample, float]:
         """What goes on in the process that has this slot next."""
         return {
-            key: value
-            for family in self.families
-            if goes_on(family)
-            for key, value in family.samples.items()
+            key: value for family in self.families if goes_on(family) for key, value in family.samples.items()
         }
 
 

@@ -114,9 +114,7 @@ class SocketProtocol(WebSocketProtocol):
 
     def onClose(self, wasClean, code, reason):
         if self.slot is not None:
-            names.closed(
-                self.localCloseCode if self.closedByMe else "dead" if self.droppedByMe else "client"
-            )
+            names.closed(self.localCloseCode if self.closedByMe else "dead" if self.droppedByMe else "client")
         self.outlet.stop()
         self.server.closed(self)
         super().onClose(wasClean, code, reason)

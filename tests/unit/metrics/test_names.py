@@ -27,9 +27,7 @@ def table() -> list[str]:
         owners = names.OWNERS[metric._name]
         of = "every process" if owners == names.EVERYWHERE else ", ".join(owners)
         labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-        rows.append(
-            f"| `{full_name(metric)}` | {metric._type} | {labels} | {of} | {metric._documentation} |"
-        )
+        rows.append(f"| `{full_name(metric)}` | {metric._type} | {labels} | {of} | {metric._documentation} |")
     name, text = names.UP
     return [*rows, f"| `{name}` | gauge |  | every process | {text} |"]
 

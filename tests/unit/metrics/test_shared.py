@@ -80,9 +80,7 @@ def test_who_comes_after_one_that_died_counts_on_in_its_slot(directory):
     assert value(directory, "carillon_calls_total", slot=1) is None
 
 
-def test_a_directory_that_cannot_be_written_is_said_once_and_then_that_it_can(
-    directory, caplog, failures
-):
+def test_a_directory_that_cannot_be_written_is_said_once_and_then_that_it_can(directory, caplog, failures):
     directory.write_text("a file in its place")
     process = Process(directory)
     for _ in range(3):
