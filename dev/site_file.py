@@ -22,8 +22,8 @@ The values, all required:
     http2_directive  true: HTTP/2 is a directive, as since nginx 1.25.1; false: a word of `listen`, as before
     client_limits    true: sockets and logins are limited per client address
     access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
-    status           "port" or "address:port" where an exporter asks for nginx's counters, by plain HTTP, without
-                     saying who it is; "": nowhere
+    status           "port" or "address:port" where an exporter asks for nginx's counters, by plain HTTP and
+                     without a password; "": nowhere
     temporary        absolute path of a directory on nginx's machine that its workers may write to
 """
 

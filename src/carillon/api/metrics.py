@@ -19,6 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from carillon import logs
 from carillon.accounts.models import ApiToken
 from carillon.conf import conf
 from carillon.metrics import names, shared
@@ -95,14 +96,17 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
 
 
 class MeasureMiddleware:
-    """Counts requests by the name of their route: there are as many as there are routes."""
+    """Counts requests by the name of their route: there are as many as there are routes. What is logged and
+    emitted meanwhile belongs to the request."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         begun = time.perf_counter()
-        response = self.get_response(request)
+        headers = request.headers
+        with logs.about(headers.get("X-Request-ID", ""), headers.get("traceparent", "")):
+            response = self.get_response(request)
         match = request.resolver_match
         route = "none" if match is None else match.view_name or "unnamed"
         method = request.method if request.method in METHODS else "other"

@@ -2,8 +2,8 @@
 
 A message is `{"id", "group", "text", "audience", "stamp"}`: 16 bytes that name the event for ever, the group,
 the payload as JSON text, the tags of those who may hear it (None: every subscriber), and the time in
-milliseconds. A message that is sent again, by us or by who called, is recognised by its id: clients see it
-once.
+milliseconds; and `"trace"`, the `traceparent` of the request that emitted it, if it had one. A message that
+is sent again, by us or by who called, is recognised by its id: clients see it once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from channels.layers import get_channel_layer
 from asgi_amqp import LayerError
 from carillon.conf import conf
 from carillon.events.event import tags_of
+from carillon.logs import trace
 from carillon.metrics import names
 
 QUEUE = "notifications"
@@ -42,13 +43,16 @@ def message(
     group: str, text: str, audience: Mapping[str, Sequence[int]] | None = None, id: bytes | None = None
 ) -> dict[str, Any]:
     """An event, ready for the queue; `id`: 16 bytes, where the caller has given it one."""
-    return {
+    made = {
         "id": os.urandom(16) if id is None else id,
         "group": group,
         "text": text,
         "audience": tags_of(audience),
         "stamp": int(time.time() * 1000),
     }
+    if traced := trace.get():
+        made["trace"] = traced
+    return made
 
 
 def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:

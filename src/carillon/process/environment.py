@@ -53,6 +53,7 @@ NAMES = frozenset(
         "CARILLON_SESSION_COOKIE_NAME",
         "CARILLON_METRICS_DIRECTORY",
         "CARILLON_METRICS_ADDRESSES",
+        "CARILLON_LOG_FORMAT",
     }
 )
 
@@ -108,6 +109,7 @@ class Environment:
     session_cookie_name: str
     metrics_directory: Path | None
     metrics_addresses: list[str]
+    log_format: str
     project: ProjectSettings
 
 
@@ -270,6 +272,7 @@ def _read(read: _Reader) -> Environment:
         session_cookie_name=_cookie_name(read, "CARILLON_SESSION_COOKIE_NAME", "awx_sessionid"),
         metrics_directory=_directory_or_none(read, "CARILLON_METRICS_DIRECTORY", "/run/carillon/metrics"),
         metrics_addresses=read.items("CARILLON_METRICS_ADDRESSES", "", _network_problem),
+        log_format=_one_of(read, "CARILLON_LOG_FORMAT", "text" if development else "json", "json", "text"),
         project=_project(read),
     )
 
@@ -352,6 +355,13 @@ def _absolute(read: _Reader, name: str, default: str) -> Path:
     value = Path(read.text(name, default))
     if not value.is_absolute():
         read.problems.append(f"{name}: {str(value)!r} is not an absolute path")
+    return value
+
+
+def _one_of(read: _Reader, name: str, default: str, *words: str) -> str:
+    value = read.text(name, default)
+    if value not in words:
+        read.problems.append(f"{name}: {value!r} is not one of {', '.join(words)}")
     return value
 
 

@@ -45,6 +45,11 @@ GROUP = "connections-changed"
 PAYLOAD = {"group_name": "connections", "changed": True}
 
 
+def subscribed(group: str) -> QuerySet[Connection]:
+    """The live connections that are subscribed to a group, whoever asks: for operators."""
+    return Connection.objects.filter(process__heartbeat__gt=Now() - STALE, watches__group=group)
+
+
 def connected(user: Any, group: str | None = None) -> QuerySet[Connection]:
     """The live connections that a user may see: his own and his team mates'; an admin, all. Newest first.
     With `group`, those that are subscribed to it."""
