@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dev import base_image, development, images, preflight, secret_files, stack
+from dev import development, images, preflight, secret_files, stack
 from dev.config import ROOT, Config, port
 from dev.output import Failure, say, timed
 
@@ -26,18 +26,23 @@ def beside(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
     )
 
 
-def start(config: Config) -> None:
-    """The stack of `make dev`, and these beside it. Run again, it changes nothing."""
-    with timed() as seconds:
-        config = beside(config)
-        development.prepare(config)
-        development.enter_tools(config)
-        development.up(replace(config, compose_files=config.compose_files[:1]), orphans=True)
+def up(config: Config) -> None:
+    """The stack of `make dev` runs, and these beside it. Run again, it changes nothing."""
+    development.up(replace(config, compose_files=config.compose_files[:1]), orphans=True)
+    with development.alone(config):
         _ports(config)
-        base_image.ensure(config)
         images.ensure(config, (IMAGE,))
         _token(config)
         stack.up(config)
+
+
+def start(config: Config) -> None:
+    """`make observe`."""
+    with timed() as seconds:
+        development.prepare(config)
+        development.enter_tools(config)
+        config = beside(config)
+        up(config)
     prometheus, alertmanager = (config.settings[name] for name in PORTS)
     say(f"""
 Watched ({seconds[0]:.0f} s).

@@ -89,6 +89,7 @@ class SocketProtocol(WebSocketProtocol):
     outlet = None
     slot = None
     heard = 0.0
+    dead = False
 
     def onConnect(self, request):
         transport = self.transport
@@ -114,7 +115,7 @@ class SocketProtocol(WebSocketProtocol):
 
     def onClose(self, wasClean, code, reason):
         if self.slot is not None:
-            names.closed(self.localCloseCode if self.closedByMe else "dead" if self.droppedByMe else "client")
+            names.closed(self.localCloseCode if self.closedByMe else "dead" if self.dead else "client")
         self.outlet.stop()
         self.server.closed(self)
         super().onClose(wasClean, code, reason)
@@ -307,6 +308,7 @@ class DeliveryServer(Server):
             if socket.heard < self.now - self.ping_interval and outlet.moved():
                 socket.heard = self.now  # slow, not dead: a ping waits behind all that it has not read
             if socket.heard < dead:
+                socket.dead = True
                 socket.dropConnection(abort=True)
                 continue
             outlet.put(PING)
