@@ -13,6 +13,7 @@ The values, all required:
     http.listen      as above; http.policy: "serve" (every route: development) or "redirect" (to HTTPS)
     http.redirect_port  the port that a redirect names (443: none)
     uwsgi, daphne    lists of "host:port"
+    uwsgi_own        "address:port" of the uwsgi whose metrics this nginx shows: that of its own host; "": any
     resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving;
                      null: they are fixed, and there may be several
     prefix           "" or "/name": the path below which an outer proxy shows Carillon
@@ -66,6 +67,7 @@ def check(values) -> list[str]:
         "http": {"listen": _each(_listen), "policy": _policy, "redirect_port": _port},
         "uwsgi": _each(_upstream),
         "daphne": _each(_upstream),
+        "uwsgi_own": _own,
         "resolver": _resolver,
         "prefix": _prefix,
         "trusted_proxies": _each(_network, may_be_empty=True),
@@ -201,6 +203,10 @@ def _listen(value):
 
 def _listen_or_nowhere(value):
     return [] if value == "" else _listen(value)
+
+
+def _own(value):
+    return [] if value == "" else _upstream(value)
 
 
 def _upstream(value):

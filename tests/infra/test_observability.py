@@ -16,7 +16,7 @@ from dev import config as configuration
 from dev import observe
 from dev import stack as containers
 from tests.infra.stack import docker, wait
-from tests.unit.observability.test_alerts import FILES, FORM, rules
+from tests.unit.observability.test_alerts import FILES, FORM, ROOT, rules
 
 HERE = "/etc/carillon/observability"
 
@@ -67,7 +67,7 @@ def watched(stack):
 
 
 def test_every_target_is_up(watched):
-    jobs = yaml.safe_load((Path(observe.ROOT) / "observability/prometheus.yml").read_text())["scrape_configs"]
+    jobs = yaml.safe_load((ROOT / "observability/prometheus.yml").read_text())["scrape_configs"]
     wanted = {job["job_name"] for job in jobs}
     wait(
         "every target is up",
@@ -92,6 +92,30 @@ def test_the_query_of_each_alert_has_data(watched, path):
     (alert,) = rules(path)
     query = FORM.fullmatch(alert["expr"])["query"]
     wait(f"{alert['alert']} has data", lambda: watched.query(query), 60, 0.5)
+
+
+PANELS = {
+    f"{path.stem}: {panel['title']}: {target['expr']}": target["expr"]
+    for path in sorted((ROOT / "observability/dashboards").glob("*.json"))
+    for panel in json.loads(path.read_text())["panels"]
+    for target in panel["targets"]
+}
+
+
+def test_the_query_of_each_panel_has_data(watched):
+    """All at once: what is counted first by a request or a minute of time comes to all at the same time."""
+    missing = dict(PANELS)
+
+    def all_have() -> bool:
+        for name, query in list(missing.items()):
+            if watched.query(query):
+                del missing[name]
+        return not missing
+
+    try:
+        wait("every panel has data", all_have, 90, 1)
+    except AssertionError:
+        raise AssertionError(f"no data: {sorted(missing)}") from None
 
 
 def test_a_dead_letter_raises_its_own_alert_and_no_other_and_it_resolves(watched, stack):

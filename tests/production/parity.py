@@ -29,7 +29,7 @@ ALLOWED_NGINX = {
     "fastcgi_temp_path": "as above",
     "scgi_temp_path": "as above",
     "resolver": "containers change their addresses; hosts do not",
-    'map "" $carillon_uwsgi': "a name that is looked up in containers, a group of fixed addresses on hosts",
+    "map $uri $carillon_uwsgi": "a name that is looked up in containers, fixed addresses on hosts",
     'map "" $carillon_daphne': "as above",
     "upstream carillon_uwsgi": "as above",
     "upstream carillon_daphne": "as above",

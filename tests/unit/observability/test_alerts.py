@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def test_it_asks_for_what_there_is(path):
     for rule in rules(path):
         asked = set(re.findall(r"\bcarillon[_:][a-z0-9_:]+", rule["expr"]))
         assert asked <= known(), asked - known()
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "dashboards").glob("*.json")), ids=lambda path: path.stem)
+def test_a_dashboard_asks_for_what_there_is(path):
+    board = json.loads(path.read_text())
+    assert board["uid"] == f"carillon-{path.stem}"
+    for panel in board["panels"]:
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            asked = set(re.findall(r"\bcarillon[_:][a-z0-9_:]+", target["expr"]))
+            assert asked <= known(), asked - known()
 
 
 def test_each_has_a_test_of_its_own():
