@@ -90,23 +90,23 @@ MEASURE = 5.0
 """Seconds between two looks at what waits."""
 
 
-@sync_to_async(thread_sensitive=False)
-def _measure() -> None:
+def count_waiting() -> None:
+    """Say how much waits and for how long. Ages compare two machines' clocks: none is below 0."""
     close_old_connections()
     try:
         rows = _rows().aggregate(number=Count("pk"), oldest=Min("created"))
     finally:
         close_old_connections()
+    now = timezone.now()
     names.OUTBOX_EVENTS.set(rows["number"])
-    oldest = rows["oldest"] or timezone.now()
-    names.OUTBOX_OLDEST.set(max(0.0, (timezone.now() - oldest).total_seconds()))
+    names.OUTBOX_OLDEST.set(max(0.0, (now - (rows["oldest"] or now)).total_seconds()))
 
 
 async def measure() -> None:
-    """Say how much waits and for how long, until cancelled."""
+    """Say how much waits, again and again until cancelled."""
     while True:
         with suppress(DatabaseError):  # run() says so
-            await _measure()
+            await sync_to_async(count_waiting, thread_sensitive=False)()
         await asyncio.sleep(MEASURE)
 
 
