@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 import urllib.error
 import urllib.request
+import uuid
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,7 +52,6 @@ def test_every_process_is_behind_the_one_address(stack):
     found = wait("every kind of process is up", lambda: _all_up(stack), 20)
     for process in ("uwsgi", "daphne", "runworker"):
         assert found["process_resident_memory_bytes", process] > 2**20
-        assert ("asgi_amqp_sent_total", process) in found
     assert ("carillon_relay_active", "uwsgi") not in found
     assert found["carillon_relay_active"] == 1
     assert found["carillon_fanout_level"] == 1
@@ -111,6 +112,7 @@ def test_what_is_emitted_is_relayed_and_delivered(stack):
             ),
         )
         assert grown(after, "carillon_fanout_deliveries_total") >= events
+        assert after["asgi_amqp_confirmed_total", "uwsgi"] >= events
         assert grown(after, "carillon_event_age_seconds_count") > 0
         assert settled(
             stack, lambda found: found["carillon_relay_position"] == found["carillon_fanout_position"]
@@ -127,7 +129,7 @@ def test_what_is_emitted_is_relayed_and_delivered(stack):
 
 def test_a_full_disk_stops_no_event(stack):
     """The processes' real directory, full to the last byte."""
-    runworker = stack.container("runworker")
+    runworker, since = stack.container("runworker"), str(int(time.time()))
     filled = subprocess.run(
         ["docker", "exec", runworker, "python3", "-c", f"open('{FILLER}', 'wb').write(bytes(2**26))"],
         capture_output=True, text=True, timeout=60, check=False,
@@ -137,13 +139,13 @@ def test_a_full_disk_stops_no_event(stack):
         for service in ("daphne", "runworker", "uwsgi"):
             wait(
                 f"{service} says so",
-                lambda service=service: "Metrics cannot be written" in stack.logs(service, "--since", "60s"),
+                lambda service=service: "Metrics cannot be written" in stack.logs(service, "--since", since),
                 10,
             )
         assert stack.deliver()
     finally:
         docker("exec", runworker, "rm", FILLER)
-    wait("it is well again", lambda: "are written to" in stack.logs("runworker", "--since", "60s"), 10)
+    wait("it is well again", lambda: "are written to" in stack.logs("runworker", "--since", since), 10)
     assert stack.deliver()
     wait("every process is seen again", lambda: _all_up(stack), 20)
 
@@ -157,7 +159,7 @@ def explain(stack, what: str) -> tuple[int, str]:
 
 
 def test_one_event_is_explained_by_its_position_and_by_its_id(stack):
-    id, trace = "0123456789abcdef0123456789abcdef", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    id, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with stack.websocket(subprotocols=["carillon.v2"]) as socket:
         socket.recv(10)
         socket.send(json.dumps({"groups": {"schedules": ["changed"]}}))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def watched(stack):
     ports = {name: str(port + shift) for name, port in observe.PORTS.items()}
     environ["CARILLON_STATE"] = str(Path(environ["CARILLON_STATE"]).resolve())
     config = observe.beside(configuration.load(environ), ports)
+    # The unit tests' settings, which this process has in its environment, are not the stack's.
+    config = replace(config, settings={**config.settings, "CARILLON_ALLOWED_HOSTS": ""})
     try:
         observe.up(config)
         yield Watched(config)
