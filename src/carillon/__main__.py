@@ -128,7 +128,7 @@ def _explain(options: argparse.Namespace, _: Environment) -> int:
 
     from django.db import DatabaseError
 
-    from asgi_amqp.exceptions import LayerError
+    from asgi_amqp import LayerError
     from carillon import explain
 
     try:

@@ -18,10 +18,7 @@ from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from django.db.models import Count
 
-from asgi_amqp import dead_letters, position, stream
-from asgi_amqp.connection import Link
-from asgi_amqp.position import Position
-from asgi_amqp.supervisor import Supervisor
+from asgi_amqp import Link, Position, Supervisor, dead_letters, stream
 from carillon.conf import conf
 from carillon.events import broker, heads
 from carillon.events.event import Event, Malformed, unpack
@@ -90,7 +87,7 @@ def parse(text: str) -> Wanted:
     if _ID.fullmatch(text):
         return Wanted(None, bytes.fromhex(text.replace("-", "")))
     try:
-        return Wanted(position.parse(text), None)
+        return Wanted(Position.parse(text), None)
     except ValueError:
         raise Unclear(
             f"{text[:80]!r} is neither a position (<epoch>:<number>) nor an id (32 hexadecimal digits)"

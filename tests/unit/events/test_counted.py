@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.db.models import F
 
-from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp import BrokerUnavailable
 from carillon.events import NotificationsUnavailable, emit_channel_notification, outbox, queue
 from carillon.events.models import Outbox
 from carillon.metrics import names

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from asgi_amqp.options import Options, Target
-from asgi_amqp.position import Position
+from asgi_amqp import Options, Position, Target
 from carillon.events.event import Event, pack
 from carillon.fanout.hub import Hub
 from carillon.fanout.station import Station

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.core import Metric
 
-from asgi_amqp.position import Position
+from asgi_amqp import Position
 from carillon import explain
 from carillon.events.event import Event
 from carillon.explain import Facts, Passed, Place, Unclear
