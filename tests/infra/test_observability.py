@@ -64,6 +64,7 @@ def watched(stack):
     config = replace(config, settings={**config.settings, "CARILLON_ALLOWED_HOSTS": ""})
     try:
         observe.up(config)
+        type(stack).container.cache_clear()  # a checkout that has changed meanwhile makes other containers
         yield Watched(config)
     finally:
         containers.compose(config, "rm", "--stop", "--force", *observe.SERVICES, seconds=60)
