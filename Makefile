@@ -14,6 +14,9 @@ dev: ## set up everything and start the stack; run again, it changes nothing
 demo: ## a real Ansible run, live on the page
 	@$(DEV) demo
 
+observe: ## Prometheus and Alertmanager beside the stack, with alerts: docs/how-to/watch-it.md
+	@$(DEV) observe
+
 watch: ## events in the terminal, as they happen (EVENTS="jobs:status_changed job_events:42")
 	@$(DEV) watch $(EVENTS)
 
@@ -140,6 +143,8 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_HTTPS_PORT       HTTPS (8043)
 #: CARILLON_MANAGEMENT_PORT  RabbitMQ's pages (15672), on 127.0.0.1
 #: CARILLON_AMQP_PORT        RabbitMQ (5672), on 127.0.0.1
+#: CARILLON_PROMETHEUS_PORT    make observe: Prometheus (9090), on 127.0.0.1
+#: CARILLON_ALERTMANAGER_PORT  make observe: Alertmanager (9093), on 127.0.0.1
 #: CARILLON_LISTEN           address of the first two (127.0.0.1; 0.0.0.0: the whole network may come)
 #: CARILLON_ALLOWED_HOSTS    names and addresses that the application answers to (this machine's own)
 #: CARILLON_CERTIFICATE      make production: your certificate, PEM, the server's first (one for localhost)

@@ -34,7 +34,9 @@ class TokenSerializer(serializers.ModelSerializer):
     token = serializers.CharField(
         read_only=True, required=False, help_text="Only in the answer to POST, once."
     )
-    scope = serializers.CharField(default="read write", help_text="Of read, write and publish, with spaces.")
+    scope = serializers.CharField(
+        default="read write", help_text="Of read, write, publish and metrics, with spaces."
+    )
 
     class Meta:
         model = ApiToken
@@ -53,8 +55,10 @@ class TokenSerializer(serializers.ModelSerializer):
                 raise serializers.ValidationError(
                     f"the token you use has no scope {', '.join(sorted(missing))} to give on"
                 )
-        elif "publish" in wanted and not request.user.is_superuser:
-            raise serializers.ValidationError("only an admin may make a token with the scope publish")
+        elif (privileged := wanted & tokens.PRIVILEGED) and not request.user.is_superuser:
+            raise serializers.ValidationError(
+                f"only an admin may make a token with the scope {', '.join(sorted(privileged))}"
+            )
         return scope
 
     def validate_expires(self, value: Any) -> Any:

@@ -27,6 +27,7 @@ from twisted.internet import defer
 
 from asgi_amqp import Position
 from carillon.fanout.forms import PING, Frames2, frame
+from carillon.metrics import names
 from carillon.server.outlet import TOO_SLOW, Outlet
 from carillon.server.wheel import Wheel
 
@@ -88,6 +89,7 @@ class SocketProtocol(WebSocketProtocol):
     outlet = None
     slot = None
     heard = 0.0
+    dead = False
 
     def onConnect(self, request):
         transport = self.transport
@@ -112,6 +114,8 @@ class SocketProtocol(WebSocketProtocol):
         self.heard = self.server.now
 
     def onClose(self, wasClean, code, reason):
+        if self.slot is not None:
+            names.closed(self.localCloseCode if self.closedByMe else "dead" if self.dead else "client")
         self.outlet.stop()
         self.server.closed(self)
         super().onClose(wasClean, code, reason)
@@ -304,6 +308,7 @@ class DeliveryServer(Server):
             if socket.heard < self.now - self.ping_interval and outlet.moved():
                 socket.heard = self.now  # slow, not dead: a ping waits behind all that it has not read
             if socket.heard < dead:
+                socket.dead = True
                 socket.dropConnection(abort=True)
                 continue
             outlet.put(PING)
@@ -365,11 +370,13 @@ class CarillonServer(DeliveryServer):
         # Only now: they need Django's settings.
         from carillon.conf import conf
         from carillon.fanout.station import station
+        from carillon.metrics import shared
 
         self.write_budget = conf.SOCKET_BUFFER_BYTES
         self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
         self.drain_seconds = conf.DRAIN_SECONDS
         self.reconnect_within = conf.RECONNECT_WITHIN_MS
+        shared.start(conf.METRICS_DIRECTORY, names.DAPHNE)
         # Before the first client: those who come back after a restart find the window filled.
         station().start()
         super().begin()

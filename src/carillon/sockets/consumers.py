@@ -27,7 +27,7 @@ from django.utils import timezone
 from carillon.conf import conf
 from carillon.sockets import authentication, protocol
 from carillon.sockets.questions import Groups
-from carillon.sockets.session import Close
+from carillon.sockets.session import Close, count_refusal
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 class ProjectConsumer:
     """One connection to a consumer of the project's, for as long as its login is good."""
+
+    kind = "consumer"
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -65,10 +67,12 @@ class ProjectConsumer:
         except authentication.NoCredentials:
             pass
         except authentication.Refused as refused:
+            count_refusal(refused)
             await self._turn_away(Close(refused.code, reason=refused.reason))
             return
         except (DatabaseError, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
+            count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
             return
         user = AnonymousUser() if self.identity is None else self.identity.user

@@ -25,6 +25,7 @@ from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2
 from carillon.fanout.station import StreamUnavailable
+from carillon.metrics import names
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
@@ -85,6 +86,11 @@ class Session:
         self._ending: Close | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def kind(self) -> str:
+        """How it speaks, for those who count."""
+        return f"v{self.version}"
 
     async def run(self) -> None:
         self.task = asyncio.current_task()
@@ -171,11 +177,13 @@ class Session:
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
         except authentication.Refused as refused:
+            count_refusal(refused)
             self._text(protocol.refused(refused.reason))
             await self._close(Close(refused.code))
             return False
         except (DatabaseError, LayerError, StreamUnavailable, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
+            count_refusal(error)
             self._text(protocol.refused("the server cannot reach its database or broker: try again later"))
             await self._close(Close(protocol.TRY_LATER))
             return False
@@ -314,11 +322,13 @@ class Session:
     # What its outlet tells
 
     def recovered(self, at: Position) -> None:
+        names.RESUMES.labels("recovered").inc()
         self._text(protocol.recovered(at))
         self.wake()
 
     def lost(self, reason: str, asked: bool = False) -> None:
         """It goes on from here: what it wanted of before cannot be had."""
+        names.RESUMES.labels(reason).inc()
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
             self.wake()
@@ -381,6 +391,17 @@ def allowed_limits() -> protocol.Limits:
         message_burst=conf.MESSAGE_BURST,
         message_rate=conf.MESSAGE_RATE,
     )
+
+
+def count_refusal(error: Exception) -> None:
+    """A client was not let in."""
+    if isinstance(error, authentication.NoCredentials):
+        reason = "nothing"
+    elif isinstance(error, authentication.Refused):
+        reason = "origin" if error.code == protocol.FORBIDDEN_ORIGIN else "invalid"
+    else:
+        reason = "unavailable"
+    names.REFUSED.labels(reason).inc()
 
 
 def _seconds_until(moment: datetime | None) -> float:
