@@ -1,19 +1,19 @@
 """What may be done to jobs: each change in one transaction, told of when it has committed.
 
-What is told of one job is told in the order in which it happened, also when several processes change the job
-at once: a change takes the job's turn, commits, tells, and gives the turn back. Otherwise the later of two
-statuses might be told first, and clients would end with the earlier one.
+The statuses of one job are told in the order in which they happened, also when several processes change the
+job at once: a status and its word in the outbox are one transaction, which has the lock on the job's row, and
+the outbox is sent in its order. Told after the commit, the later of two might come first, and clients would
+end with the earlier one. No lock outlives its transaction, so that a pool of connections may lie between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from typing import Any
 
-from django.db import Error, connection, transaction
+from django.db import transaction
 
-from carillon.events import emit_on_commit
+from carillon.events import emit_in_transaction, emit_on_commit, outbox
 from tower import payloads, states
 from tower.models import Job, JobEvent, Schedule
 
@@ -27,56 +27,29 @@ class IllegalTransition(Exception):
         super().__init__(f"A job that is {current} cannot become {wanted}: {hint}.")
 
 
-# Advisory locks of PostgreSQL have two numbers: what is locked, and which one of it.
-_TURNS = 0x6A6F6273
+def _tell_of_status(job: Job) -> None:
+    emit_in_transaction(payloads.status_changed(job))
+    transaction.on_commit(outbox.send_now)
 
 
-@contextmanager
-def _turns() -> Iterator[Callable[[int], None]]:
-    """`take(job_id)` waits for this job's turn; it lasts to the end of the block.
-
-    Locks of the session, not of the transaction, which has ended by the time its change is told of. Where all
-    writers are one thread (the unit tests' SQLite), there is nobody to wait for.
-    """
-    taken: list[int] = []
-
-    def take(job_id: int) -> None:
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_lock(%s, %s)", [_TURNS, job_id % 2**31])
-            taken.append(job_id)
-
-    try:
-        yield take
-    finally:
-        # With a connection that has broken meanwhile the locks are gone, too.
-        with suppress(Error):
-            for job_id in taken:
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [_TURNS, job_id % 2**31])
-
-
+@transaction.atomic
 def create_job(**fields: Any) -> Job:
     """A new job, and the word of its first status."""
-    with _turns() as take, transaction.atomic():
-        job = Job.objects.create(**fields)
-        take(job.pk)  # at once: nobody else can see the job yet
-        emit_on_commit(payloads.status_changed(job))
+    job = Job.objects.create(**fields)
+    _tell_of_status(job)
     return job
 
 
+@transaction.atomic
 def set_status(job_id: int, status: str) -> Job:
     """Change a job's status; the same status again changes and tells nothing. Raises IllegalTransition."""
-    with _turns() as take:
-        take(job_id)
-        with transaction.atomic():
-            job = Job.objects.select_for_update(no_key=True).get(pk=job_id)
-            if not states.may_become(job.status, status):
-                raise IllegalTransition(job.status, status)
-            if job.status != status:
-                job.become(status)
-                job.save(update_fields=["status", "started", "finished", "modified"])
-                emit_on_commit(payloads.status_changed(job))
+    job = Job.objects.select_for_update(no_key=True).get(pk=job_id)
+    if not states.may_become(job.status, status):
+        raise IllegalTransition(job.status, status)
+    if job.status != status:
+        job.become(status)
+        job.save(update_fields=["status", "started", "finished", "modified"])
+        _tell_of_status(job)
     return job
 
 

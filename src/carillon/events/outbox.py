@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 """Rows that are sent at once, under one deadline: half as many after one that was not kept, down to one."""
 
+ROUNDS = 10
+"""Batches that a process sends in a row after a commit of its own; then it is runworker's turn."""
+
 LOOK = 0.25
 """Seconds between looks at an empty outbox."""
 
@@ -69,10 +72,12 @@ def send_some(most: int = BATCH) -> int:
 
 
 def send_now() -> None:
-    """Send what is there, unless somebody is at it. What cannot be sent, runworker sends. Raises nothing."""
+    """Send what is there, unless somebody is at it: who is looks once more when he has sent, so that nothing
+    waits that came meanwhile. What cannot be sent, runworker sends. Raises nothing."""
     try:
-        while send_some() == BATCH:
-            pass
+        for _ in range(ROUNDS):
+            if not send_some():
+                break
     except (queue.NotificationsUnavailable, DatabaseError) as error:
         logger.warning("The outbox waits for runworker: %s", type(error).__name__)
 
