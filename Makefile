@@ -123,10 +123,10 @@ test-production-clean: ## remove what a cut-off `make test-production` left behi
 bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
 	@$(TEST_PYTHON) benchmarks/layer.py
 
-test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes) and the cluster that loses its leader
-	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py
+test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases
+	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py tests/integration/sockets/test_autobahn.py
 
-mutation: $(TEST_PYTHON) ## change the channel layer's cores in some 990 ways and see that their unit tests notice (long, on a quiet machine)
+mutation: $(TEST_PYTHON) ## change the pure cores in some 1900 ways and see that their unit tests notice (an hour, on a quiet machine)
 	@$(TEST_PYTHON) -m tests.mutation $(CORES)
 
 $(TEST_PYTHON):
@@ -154,7 +154,7 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
 #: SEED_FROM                 make chaos SEEDS=20: the first of them (0)
-#: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings, acks)
+#: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings, acks; relay, tail, log, window, cursor, …)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 
 # Variables given on make's command line reach the tool by its environment.

@@ -1,0 +1,9 @@
+"""A project whose one consumer says what it hears; its clients may send what Autobahn's cases send."""
+
+from tests.settings import *  # noqa: F403
+
+CARILLON = {
+    "STREAM": None,
+    "WEBSOCKET_URLCONF": "tests.integration.sockets.echo.routing",
+    "SOCKET_MESSAGE_BYTES": 32 * 2**20,
+}
