@@ -71,10 +71,11 @@ def _event_of(message: dict) -> Event:
     if not isinstance(id, bytes) or len(id) != 16:
         raise Malformed("its id is not 16 bytes")
     try:
-        if not isinstance(json.loads(text), dict):
-            raise Malformed("its payload is no JSON object")
+        payload = json.loads(text)
     except (ValueError, RecursionError):
         raise Malformed("its payload is no JSON, or nested too deeply") from None
+    if not isinstance(payload, dict):
+        raise Malformed("its payload is no JSON object")
     if "\n" in message["text"] or "\r" in message["text"]:
         text = re.sub(rb"[\r\n]+", b" ", text)
     if audience is not None:

@@ -1,5 +1,6 @@
 """Events and the bodies that carry them."""
 
+import re
 from contextlib import suppress
 
 import msgpack
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from asgi_amqp import codec
 from carillon.events.event import Event, Malformed, pack, tags_of, unpack
-from carillon.relay.judge import event_of, judge
+from carillon.relay.judge import MAX_AUDIENCE, MAX_TEXT, REASON, _letter, event_of, judge
 
 EVENTS = st.builds(
     Event,
@@ -41,6 +42,22 @@ def test_any_other_body_is_malformed(body):
         unpack(body)
 
 
+def test_a_body_of_another_version_is_malformed():
+    """What lies in a log outlives an upgrade: its version is no other than it was."""
+    fields = msgpack.unpackb(pack([Event(b"a-1", b"{}")], 7))
+    assert fields[:3] == [2, 7, 6]
+    with pytest.raises(Malformed, match="version 3 is not 2"):
+        unpack(msgpack.packb((3, *fields[1:])))
+    with pytest.raises(Malformed, match="not a batch of events: ValueError"):
+        unpack(msgpack.packb(fields[:4]))
+
+
+def test_an_event_of_which_little_is_said():
+    assert values(Event(b"a-1", b"{}")) == (b"a-1", b"{}", None, b"", 0, 0)
+    assert repr(Event(b"a-1", b"{}", number=5)) == "<Event a-1 at 5>"
+    assert (unpack(pack([])).number, unpack(pack([])).word) == (0, b"")
+
+
 def test_tags():
     assert tags_of(None) is None
     assert tags_of({"users": [9, 1], "teams": (2,)}) == ("t2", "u1", "u9")
@@ -56,6 +73,57 @@ def test_a_message_of_the_queue():
     assert (
         event_of({**GOOD, "text": '{"a":\r\n1}'}).text == b'{"a": 1}'
     )  # a line break would end an SSE field
+
+
+def test_what_may_be_as_large_as_it_is(monkeypatch):
+    text = '{"a": "' + "x" * (MAX_TEXT - 9) + '"}'
+    assert len(event_of({**GOOD, "text": text}).text) == MAX_TEXT
+    audience = ["u" * 65, *map(str, range(MAX_AUDIENCE - 1))]
+    tags = event_of({**GOOD, "audience": audience}).audience
+    assert (len(tags), tags[:2]) == (MAX_AUDIENCE, ("u" * 64, "0"))
+    assert event_of({**GOOD, "audience": None}).audience is None
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\n\r\n"])
+def test_a_line_break_is_a_space(line_break):
+    assert event_of({**GOOD, "text": '{"a":' + line_break + "1}"}).text == b'{"a": 1}'
+
+
+def test_who_gives_no_time_is_given_one(monkeypatch):
+    monkeypatch.setattr("carillon.relay.judge.time.time", lambda: 12.3456)
+    nothing = {key: value for key, value in GOOD.items() if key not in ("stamp", "audience")}
+    assert (event_of(nothing).stamp, event_of(nothing).audience) == (12345, None)
+    assert event_of({**GOOD, "stamp": 0}).stamp == 12345
+    assert event_of({**GOOD, "stamp": 1}).stamp == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"group": None}, "not an event: AttributeError 'NoneType' object has no attribute 'encode'"),
+        ({"group": "no group"}, "its group is no group's name"),
+        ({"id": b"short"}, "its id is not 16 bytes"),
+        ({"text": "[]"}, "its payload is no JSON object"),
+        ({"text": "{"}, "its payload is no JSON, or nested too deeply"),
+        ({"text": '"' + "x" * MAX_TEXT + '"'}, "1048578 bytes of payload: 1048576 are the most"),
+        ({"audience": ["u1"] * 100_001}, "an audience of 100001: 100000 tags are the most"),
+        ({"audience": 5}, "not an event: TypeError"),
+        ({"stamp": 2**70}, "not an event: OverflowError"),
+    ],
+)
+def test_the_reason_is_said(wrong, reason):
+    with pytest.raises(Malformed, match=f"^{re.escape(reason)}$"):
+        event_of({**GOOD, **wrong})
+
+
+def test_a_reason_is_not_longer_than_can_be_read():
+    ((reason, _),) = judge(b"x" * 10)[1]
+    assert reason.startswith("not a batch: ")
+    body = codec.encode_batch([codec.encode_target("") + codec.encode({"group": "a-1", "text": "{}"})])
+    ((short, _),) = judge(body)[1]
+    assert short == "not an event: KeyError 'id'"
+    assert len(_letter("r" * 1000, {})[0]) == REASON
+    assert list(codec.decode(_letter("r" * 1000, {})[1])) == [("r" * REASON, {})]
 
 
 @pytest.mark.parametrize(
@@ -122,4 +190,5 @@ def test_a_message_without_events_is_no_dead_letter():
 
 
 def test_an_audience_counts_where_memory_is_bounded():
-    assert Event(b"a-b", b"{}", ("u1",) * 1000).size > Event(b"a-b", b"{}").size + 10_000
+    assert Event(b"a-b", b"{}", ("u1",) * 1000).size == Event(b"a-b", b"{}").size + 16_000
+    assert Event(b"a-b", b"{}").size == 255
