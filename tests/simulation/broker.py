@@ -342,7 +342,7 @@ class Connection:
             for queues in self.broker.bindings.values():
                 queues.discard(queue.name)
         if not self.process.dead:
-            self.down.send(self._ended)
+            self.down.send(lambda: self.process.do(self._ended))
 
     def _ended(self) -> None:
         error = ConnectionResetError("the connection is gone")
@@ -362,8 +362,10 @@ class Connection:
         self.up.send(lambda: act() if self.alive else None)
 
     def downwards(self, act: Callable[[], None], extra: float = 0.0) -> None:
-        """To this side: also what was on its way when the connection ended."""
-        self.down.send(lambda: None if self.process.dead or self.closing.done() else act(), extra)
+        """To this side, as its process: also what was on its way when the connection ended."""
+        self.down.send(
+            lambda: None if self.process.dead or self.closing.done() else self.process.do(act), extra
+        )
 
 
 class Channel:

@@ -30,6 +30,9 @@ class Faults:
     lost_at = float("-inf")
     """When a loss of power last took something that a stream had held."""
 
+    async def close(self) -> None:
+        """The run is over: what has to end in its loop ends."""
+
     @property
     def victims(self) -> list[Process]:
         raise NotImplementedError

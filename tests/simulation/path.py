@@ -1,8 +1,10 @@
-"""Everything at once: emitters, relays, tails, clients, the broker and the database, in one seeded loop.
+"""Everything at once: emitters, relays, tails, sessions, clients, the broker and the database, in one seeded
+loop.
 
-What runs is the code itself: the channel layer, the relay, the row of epochs, the tail, the hub, its window
-and the replays. Modelled are the broker (`broker`), the database's delays and failures (the queries are the
-real ones, on SQLite), the network to the clients, and the clients.
+What runs is the code itself: the channel layer, the relay, the row of epochs, the station with its tail, hub,
+window and replays, the sessions and the machine of rights. Modelled are the broker (`broker`), the database's
+delays and failures (the queries of the row are the real ones, on SQLite), who may hear what (`people`), the
+network to the clients, and the clients.
 """
 
 import asyncio
@@ -14,32 +16,42 @@ from unittest import mock
 
 from django.db import OperationalError
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, Options, Position, Target
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, Options, Target
 from asgi_amqp.stream import Stream
 from carillon.client import protocol
-from carillon.events import heads
+from carillon.conf import DEFAULTS
+from carillon.events import access, heads
 from carillon.events.models import Head
-from carillon.fanout.forms import envelope
-from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.replay import Replayer
-from carillon.fanout.tail import Tail
-from carillon.fanout.window import Window
+from carillon.fanout.forms import frame
+from carillon.fanout.hub import Listener
+from carillon.fanout.station import Station
 from carillon.relay.relay import Relay
+from carillon.sockets.protocol import Limits
+from carillon.sockets.session import Session
+from carillon.sockets.sockets import Sockets
 from tests.simulation.broker import Process, process
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Chance
+from tests.simulation.people import People
 
 CONTEXT = contextvars.copy_context()
 """The context that has the connection to the database: Django makes one for each."""
 
 URL = "amqp://user:password@broker/simulated"
-GROUPS = ("a", "b", "c")
+GROUPS = ("bells-1", "bells-2", "bells-3")
 QUERIES = ("current", "begin", "reserve", "extend", "note")  # of `heads`
 CALM = 9.0  # seconds after the last fault, within which everybody is to be where the others are
 UNSURE = {"unavailable", "timeout", "ahead"}  # a server that cannot look says so
 PIECE = 1_000
 BUDGET = 3_000  # bytes that may wait in a process for a client
-WINDOW_BYTES = 6_000  # some twenty events: resumes come from the window and from the stream
+SETTINGS = {
+    **DEFAULTS,
+    "WINDOW_BYTES": 6_000,  # some twenty events: resumes come from the window and from the stream
+    "RESUME_SECONDS": 10.0,
+}
+
+MEMORIES: tuple[type, ...] = (protocol.Memory,)
+"""What the clients remember by, in turns: `simulate --browser` has every second one be a page."""
 
 
 class Database:
@@ -48,6 +60,7 @@ class Database:
     def __init__(self, seed: int) -> None:
         self.chance = Chance.of(seed, "database")
         self.running = True
+        self.slow = 1.0
         CONTEXT.run(Head.objects.all().delete)
 
     async def ask(self, query, *arguments):
@@ -59,47 +72,38 @@ class Database:
         return answer
 
     async def _pass(self) -> None:
-        await asyncio.sleep(self.chance.expovariate(1 / 0.001))
+        slow = 100 if self.chance.often(0.2) else self.slow
+        await asyncio.sleep(slow * self.chance.expovariate(1 / 0.001))
         if process.get().dead:
             await asyncio.get_running_loop().create_future()
 
     def wrap(self, function):
-        """One of `heads`' queries, asked by way of this database."""
+        """In place of `database_sync_to_async`: asked by way of this database."""
 
         async def asked(*arguments):
-            return await self.ask(function.func, *arguments)
+            return await self.ask(function, *arguments)
 
         return asked
 
 
-class Lines:
-    """Version 2's frames, a line each."""
-
-    @staticmethod
-    def piece(event, epoch):
-        return envelope(event, epoch) + b"\n"
-
-    join = b"".join
-
-
 class Socket(Listener):
-    """One connection of a client to a daphne, and what the session does there. What is written leaves at the
-    client's pace, and arrives a moment later, or never."""
+    """The writing side of one connection of a client to a daphne. What is written leaves at the client's
+    pace, and arrives a moment later, or never."""
 
-    __slots__ = ("_last", "_starved", "client", "daphne", "most_waiting", "open", "speed", "waiting")
+    __slots__ = ("_last", "_starved", "client", "daphne", "most_waiting", "moved", "open", "speed", "waiting")
 
     def __init__(self, client, daphne) -> None:
-        super().__init__(Lines)
+        super().__init__(None)
         self.client = client
         self.daphne = daphne
-        self.owner = self
         self.open = True
         self.speed = client.chance.choice([1e9, 1e9, 20_000, 500])  # bytes in a second
         self.waiting = self.most_waiting = 0
+        self.moved = asyncio.Event()
         self._last = 0.0
         self._starved = False
 
-    # What the hub and the feeder ask
+    # What the hub, the feeder and the session ask
 
     def write(self, data, number) -> None:
         if not self.live or self.waiting + len(data) > BUDGET:
@@ -118,103 +122,146 @@ class Socket(Listener):
     def failed(self) -> None:
         self.client.world.wrong(f"{self.client.name} could not be served")
 
-    def recovered(self, at) -> None:
-        self.text({"recovered": True, "position": str(at)})
+    def text(self, text: str) -> None:
+        self.put(frame(text.encode()))
 
-    def lost(self, reason, asked=False) -> None:
-        self.text({"recovered": False, "reason": reason, "position": str(self.daphne.hub.position)})
+    async def drained(self) -> None:
+        while self.waiting > PIECE and not self.ended:
+            self.moved.clear()
+            await self.moved.wait()
+
+    def stop(self) -> None:
+        """The connection is no more."""
+        self.open = False
+        self.end()
+        self.moved.set()
+        if self.owner is not None:
+            self.owner.wake()
 
     # The network
 
-    def text(self, frame) -> None:
-        self.put(json.dumps(frame).encode() + b"\n")
-
     def put(self, data: bytes) -> None:
-        if self in self.client.world.unsure and b'"event"' in data:
-            self.client.world.wrong(f"{self.client.name} hears something while its rights are not known")
-        loop = asyncio.get_running_loop()
+        frames = [protocol.classify(text) for text in texts(data)]
+        self.client.world.people.judge(self, frames)
         self.waiting += len(data)
         self.most_waiting = max(self.most_waiting, self.waiting)
-        delay = self.client.chance.expovariate(1 / 0.002)
-        self._last = max(self._last + 1e-6, loop.time() + delay) + len(data) / self.speed
-        if not self.daphne.process.dead:
-            loop.call_at(self._last, self._leave, data)
+        self._later(len(data), self._leave, frames, len(data))
 
-    def _leave(self, data: bytes) -> None:
+    def close(self, code: int) -> None:
+        """Behind all that was written."""
+        self.end()
+        self._later(0, self.client.closed, self, code)
+
+    def _later(self, size: int, call, *arguments) -> None:
+        loop = asyncio.get_running_loop()
+        delay = self.client.chance.expovariate(1 / 0.002)
+        self._last = max(self._last + 1e-6, loop.time() + delay) + size / self.speed
+        if not self.daphne.process.dead:
+            loop.call_at(self._last, call, *arguments)
+
+    def _leave(self, frames, size: int) -> None:
         if not self.open or self.daphne.process.dead:
             return
-        self.waiting -= len(data)
-        for line in data.splitlines():
-            self.client.heard(line.decode())
+        self.waiting -= size
+        self.moved.set()
+        for each in frames:
+            self.client.heard(each)
         if self._starved and not self.waiting:
             self._starved = False
             self.daphne.process.do(self.feeder.ready, self)
 
 
+def texts(data: bytes):
+    """The texts of the websocket's frames in `data`."""
+    at = 0
+    while at < len(data):
+        size, at = data[at + 1], at + 2
+        if size > 125:
+            width = 2 if size == 126 else 8
+            size, at = int.from_bytes(data[at : at + width]), at + width
+        yield data[at : at + size].decode()
+        at += size
+
+
 class Daphne:
-    """One process that serves clients: what `Station` puts together."""
+    """One process that serves clients."""
 
     def __init__(self, world, name: str) -> None:
         self.world = world
         self.process = Process(name)
-        self.sockets: dict[Socket, None] = {}
         self.ready = False
         self.dead = asyncio.Event()
+        self.told: dict[
+            tuple, float
+        ] = {}  # whom words concerned: when the last change was made that is known
         self.process.start(self._run())
 
     async def _run(self):
-        world = self.world
-        self.hub = Hub(Window(WINDOW_BYTES))
-        self.tail = Tail(world.options("tail"), self.hub, heads.current, self._gap)
-        self.replayer = self.hub.feeder.log = Replayer(world.options("replay"), self.hub.feeder)
-        self.hub.feeder.patience = 10.0
-        self.tail.start()
-        await self.tail.level.wait()
+        self.station = Station()
+        self.sockets = self.world.serving[self.process] = Sockets(self.station)
+        self.station.hub.on(access.ACCESS.encode(), self._access_changed)
+        await self.station.ready(1e9)
         self.ready = True
 
-    def _gap(self, reason: str) -> None:
-        for socket in list(self.sockets):
-            socket.interrupted(self.hub.position)
-            socket.lost(reason)
+    def _access_changed(self, event) -> None:
+        whom, made = self.world.people.words[event.id]
+        self.told[whom] = max(made, self.told.get(whom, 0.0))
+        self.sockets._access_changed(event)
 
-    def leave(self, socket) -> None:
-        self.sockets.pop(socket, None)
-        socket.end()
-        if not self.process.dead:
-            self.process.do(self.hub.subscribe, socket, frozenset())
+    def serve(self, scope, receive, send) -> None:
+        """A new connection."""
+        session = self.process.start(Session(scope, receive, send, Limits()).run())
+        self.world.sessions.add(session)
+        session.add_done_callback(self.world.sessions.discard)
 
 
 class Client:
-    """Hears some groups, remembers where it was as the Python client does, and comes back. It records all
-    that it was told."""
+    """Hears some groups, remembers where it was, and comes back. It records all that it was told."""
 
     def __init__(self, world, number: int) -> None:
         self.world = world
+        self.user = number + 1
         self.name = f"client {number}"
         self.chance = Chance.of(world.seed, self.name)
         self.groups = tuple(sorted(self.chance.sample(GROUPS, self.chance.randint(1, 2))))
-        self.memory = protocol.Memory()
+        self.memory = MEMORIES[number % len(MEMORIES)]()
         self.socket: Socket | None = None
-        self.since: float | None = None  # when it first heard its groups
+        self.since: dict[str, float] = {}  # of each group: when it was let in, but for those it is not now
         self.record: list[tuple] = []  # ("event", id, group) and ("told", reason, when)
         self.process = Process(self.name)
         self.process.start(self._run())
 
-    def heard(self, line: str) -> None:
-        frame = protocol.classify(line)
-        if isinstance(frame, protocol.Welcome):
-            self.memory.welcome(frame.position)
-        elif isinstance(frame, protocol.Subscription):
-            self.since = self.since or asyncio.get_running_loop().time()
-        elif isinstance(frame, protocol.Event):
-            if self.memory.is_new(frame):
-                self.record.append(("event", frame.payload["id"].encode(), frame.group))
-        elif isinstance(frame, protocol.Recovery):
-            self.memory.settled(frame.position)
-            if not frame.whole:
-                self.record.append(("told", frame.reason, asyncio.get_running_loop().time()))
-        else:
-            self.world.wrong(f"{self.name} was sent {line}")
+    def heard(self, what) -> None:
+        now = asyncio.get_running_loop().time()
+        if isinstance(what, protocol.Welcome):
+            self.memory.welcome(what.position)
+            self.memory.asked(self.memory.since)
+            self.say({"groups": {"bells": [each.partition("-")[2] for each in self.groups]},
+                      "since": self.memory.since})  # fmt: skip
+        elif isinstance(what, protocol.Subscription):
+            self.since = {group: self.since.get(group, now) for group in what.current}
+        elif isinstance(what, protocol.Event):
+            if self.memory.is_new(what):
+                self.record.append(("event", what.payload["id"].encode(), what.group))
+        elif isinstance(what, protocol.Recovery):
+            self.memory.settled(what.position)
+            if not what.whole:
+                self.record.append(("told", what.reason, now))
+        elif not isinstance(what, protocol.Refusal | protocol.ServerError):
+            self.world.wrong(f"{self.name} was sent {what}")
+
+    def closed(self, socket: Socket, code: int) -> None:
+        if not socket.open or socket.daphne.process.dead:
+            return
+        if code not in (1013, 4401):
+            self.world.wrong(f"{self.name} was closed with {code}")
+        if code == 4401:
+            self.world.people.log_in(self.user)
+        socket.stop()
+        self.left.set()
+
+    def say(self, message: dict) -> None:
+        self.inbox.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
 
     async def _run(self):
         while True:
@@ -225,28 +272,31 @@ class Client:
                 await asyncio.sleep(0 if self.world.calm else self.chance.choice([0, 0.1, 2.0]))
 
     async def _stay(self, daphne) -> None:
-        """One connection: what a session does with `{"groups": …, "since": …}`, and some time to listen."""
+        """One connection, and some time to listen."""
         socket = self.socket = Socket(self, daphne)
-        hub, since = daphne.hub, self.memory.since
         if self.world.calm:
             socket.speed = 1e9
-        daphne.sockets[socket] = None
-        daphne.process.do(hub.subscribe, socket, frozenset())
-        socket.text({"accept": True, "user": 1, "position": str(hub.position)})
-        socket.text({"groups_current": self.groups})
-        if since is not None:
-            self.memory.asked(since)
-        groups = frozenset(name.encode() for name in self.groups)
-        daphne.process.do(hub.subscribe, socket, groups, None if since is None else Position.parse(since))
+        self.left = asyncio.Event()
+        self.inbox: asyncio.Queue = asyncio.Queue()
+        self.inbox.put_nowait({"type": "websocket.connect"})
+        inbox, left = self.inbox, self.left
+
+        async def send(message):
+            if message["type"] == "websocket.close":
+                socket.close(message["code"])
+
+        daphne.serve(self.world.people.scope(self.user, socket), inbox.get, send)
         seconds = self.chance.uniform(0.2, 5)
-        leaving = asyncio.ensure_future(self.world.over.wait() if self.world.calm else asyncio.sleep(seconds))
-        dying = asyncio.ensure_future(daphne.dead.wait())
-        await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        dying.cancel()
-        socket.open = False
+        staying = [self.world.over.wait() if self.world.calm else asyncio.sleep(seconds)]
+        waits = [asyncio.ensure_future(each) for each in (*staying, daphne.dead.wait(), left.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
         self.socket = None
-        daphne.leave(socket)
+        if not daphne.process.dead:
+            daphne.process.do(socket.stop)
+            inbox.put_nowait({"type": "websocket.disconnect"})
+        socket.open = False
         if socket.most_waiting > BUDGET + PIECE + 2_000:
             self.world.wrong(f"{socket.most_waiting} bytes waited for {self.name}")
 
@@ -274,16 +324,18 @@ class Emitter:
         self.number += 1
         id = f"{self.name[8:]:>4}{self.number:>12}".encode()
         text = json.dumps({"id": id.decode(), "text": "x" * self.chance.choice([1, 50, 600])})
-        message = {"id": id, "group": group, "text": text, "audience": None, "stamp": 1}
         self.world.begun[id] = asyncio.get_running_loop().time(), group
+        await self.send(id, group, text)
+        self.world.accepted[id] = asyncio.get_running_loop().time()
+        return id
+
+    async def send(self, id: bytes, group: str, text: str) -> None:
+        message = {"id": id, "group": group, "text": text, "audience": None, "stamp": 1}
         while True:
             try:
-                await self.layer.send("notifications", message)
+                return await self.layer.send("notifications", message)
             except BrokerUnavailable:
                 await asyncio.sleep(0.05)
-            else:
-                self.world.accepted[id] = asyncio.get_running_loop().time()
-                return id
 
 
 class Runworker:
@@ -301,7 +353,10 @@ class World(Faults):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.database = Database(seed)
-        self.heads = {name: self.database.wrap(getattr(heads, name)) for name in QUERIES}
+        self.people = People(self)
+        self.serving: dict[Process, Sockets] = {}
+        self.sessions: set[asyncio.Task] = set()
+        self.heads = {name: self.database.wrap(getattr(heads, name).func) for name in QUERIES}
         layer = self.layer()
         reached = SimpleNamespace(
             options=self.options,
@@ -312,9 +367,14 @@ class World(Faults):
         self.patches = [
             *(mock.patch(f"carillon.fanout.{module}.PIECE", PIECE) for module in ("cursor", "hub")),
             *(mock.patch.object(heads, name, query) for name, query in self.heads.items()),
-            mock.patch("carillon.relay.relay.broker", reached),
+            *(
+                mock.patch(f"carillon.{module}.broker", reached)
+                for module in ("relay.relay", "fanout.station")
+            ),
+            mock.patch("carillon.fanout.station.conf", SimpleNamespace(**SETTINGS)),
+            mock.patch("carillon.sockets.session.sockets", self.here),
+            *self.people.patches,
         ]
-        self.unsure: dict[Socket, int] = {}  # whose rights are not known
         self.calm = False
         self.over = asyncio.Event()
         self.last: dict[str, bytes] = {}  # of each group, when all is calm
@@ -327,6 +387,10 @@ class World(Faults):
 
     def options(self, name: str) -> Options:
         return Options((Target.parse(URL),), name)
+
+    def here(self) -> Sockets:
+        """Those of the process that asks."""
+        return self.serving[process.get()]
 
     def layer(self) -> AMQPChannelLayer:
         return AMQPChannelLayer(URL, durable={"notifications": {"single": True, "delivery_limit": None}})
@@ -361,22 +425,18 @@ class World(Faults):
         self.broker.kill(what.process)
 
     async def rights(self) -> None:
-        """Somebody's rights change: nothing is written to it until they are known."""
-        daphne = self.chance.choice(self.daphnes)
-        held = [socket for socket in daphne.sockets if self.chance.often(0.5)]
-        self.say(f"{daphne.process.name} holds {len(held)} clients")
-        for socket in held:
-            socket.hold(daphne.hub.position)
-            self.unsure[socket] = self.unsure.get(socket, 0) + 1
-        await asyncio.sleep(self.chance.uniform(0, 1))
-        for socket in held:
-            self.unsure[socket] -= 1
-            if self.unsure[socket]:
-                continue
-            del self.unsure[socket]
-            if socket in daphne.sockets:
-                socket.release()
-                daphne.process.do(daphne.hub.feeder.ready, socket)
+        """Somebody's rights change, perhaps several times, or are said to have changed."""
+        user = self.chance.choice(self.clients).user
+        for _ in range(self.chance.choice([1, 2, 4, 8])):
+            self.say(self.people.change(user, self.chance))
+            await asyncio.sleep(self.chance.uniform(0, 0.2))
+
+    async def database_slow(self) -> None:
+        self.say("the database is slow")
+        self.database.slow = self.chance.choice([20.0, 300.0])
+        await asyncio.sleep(self.chance.uniform(0.5, 3))
+        self.database.slow = 1.0
+        self.say("the database is fast again")
 
     async def database_away(self) -> None:
         self.say("the database is away")
@@ -390,8 +450,10 @@ class World(Faults):
     async def run(self, seconds: float = 6.0) -> None:
         """Faults, then calm; then one last event for each group, which everybody must hear soon."""
         syncing = asyncio.get_running_loop().create_task(self._sync())
-        kinds = [self.kill_runworker, self.kill_daphne, self.cut, self.broker_away, self.slow, self.rights,
-                 self.rights, self.database_away, self.partition]  # fmt: skip
+        kinds = [
+            self.kill_runworker, self.kill_daphne, self.cut, self.broker_away, self.slow, self.partition,
+            self.database_away, self.database_slow, self.rights, self.rights, self.rights,
+        ]  # fmt: skip
         if self.chance.often(0.5):
             kinds += [self.power, self.power, self.power, self.retention, self.stream_deleted]
         await self.suffer(seconds, kinds)
@@ -407,6 +469,12 @@ class World(Faults):
         await asyncio.sleep(1)
         syncing.cancel()
         self.over.set()
+
+    async def close(self) -> None:
+        """What has been found wrong has been told: the sessions end while there is a loop."""
+        for session in self.sessions:
+            session.cancel()
+        await asyncio.gather(*self.sessions, return_exceptions=True)
 
     async def _sync(self):
         """The brokers write to disk now and then."""
@@ -439,19 +507,19 @@ class World(Faults):
             if int(id[4:]) <= newest.get(key, 0):
                 yield f"{id!r} came after number {newest[key]}"
             newest[key] = int(id[4:])
-        if client.since is None:
-            yield "it never began"
-            return
         tells = [when for kind, _, when in client.record if kind == "told"]
         reasons = {reason for kind, reason, _ in client.record if kind == "told"} - UNSURE
         if reasons and self.lost_at < 0:
             yield f"it was told {reasons}, and nothing was lost"
         for id, when in self.accepted.items():
             begun, group = self.begun[id]
-            if group not in client.groups or begun < client.since or id in seen:
+            if group not in client.since or begun < client.since[group] or id in seen:
                 continue
             if not any(told >= begun for told in tells):
                 yield f"{id!r} of group {group}, accepted at {when:.3f}, never came, and nothing was said"
         for group in client.groups:
-            if self.last[group] not in seen:
+            may = self.people.may(client.user, group)
+            if may and self.last[group] not in seen:
                 yield f"it is deaf: the last event of group {group} did not come"
+            if self.last[group] in seen and not may:
+                yield f"it heard the last event of group {group}, which it may not"

@@ -1,6 +1,6 @@
 """Runs seeds, and tells the story of those that fail.
 
-    python -m tests.simulation [path|layer] --seeds 0-1999 --seconds 120 --jobs 2
+    python -m tests.simulation [path|layer] --seeds 0-1999 --seconds 120 --jobs 2 [--browser]
 
 A seed decides everything, so `--seeds 125 --log` runs the one that failed again, with every log line under
 its simulated time.
@@ -51,9 +51,11 @@ def run(name: str, seed: int, **options):
                 stack.enter_context(each)
             try:
                 await world.run()
+                problems = world.problems()
             except Exception as error:
-                return world, [f"the run ends with {type(error).__name__}: {error}"]
-            return world, world.problems()
+                problems = [f"the run ends with {type(error).__name__}: {error}"]
+            await world.close()
+            return world, problems
 
     with simulated(seed) as loop, mock.patch("asgi_amqp.connection.aiormq.Connection", broker.Connection):
         return loop.run_until_complete(loop.create_task(main()))
@@ -85,14 +87,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new seed after so long")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--undo", help="undo the mend of this name, and end at the first seed that finds it")
+    parser.add_argument(
+        "--browser", action="store_true", help="path: every second client remembers as a page does (node)"
+    )
     parser.add_argument("--log", action="store_true", help="what the code logs, with the simulated time")
     chosen = parser.parse_args()
     span, _, step = chosen.seeds.partition(":")
     first, _, last = span.partition("-")
     if chosen.jobs > 1:
         own = [*filter(None, [chosen.world]), "--seconds", str(chosen.seconds)]
+        own += ["--browser"] * chosen.browser
         return several(own, chosen.jobs, int(first), int(last or first))
     prepare()
+    if chosen.browser:
+        from tests.simulation import browser, path
+
+        path.MEMORIES = (*path.MEMORIES, browser.Memory)
     if chosen.log:
         logging.disable(logging.NOTSET)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

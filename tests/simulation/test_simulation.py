@@ -29,6 +29,13 @@ def test_no_seed_finds_anything(world):
     assert sum(ran) > 300, done.stdout
 
 
+def test_pages_remember_as_well():
+    """Every second client has the memory of the module that pages load."""
+    done = simulate("path", "--seeds", "0-39", "--browser")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "path: 40 seeds" in done.stdout
+
+
 def undone() -> list[str]:
     source = (ROOT / "tests/simulation/undo.py").read_text().split("\n@undoes(")[1:]
     return [part.split("\ndef ")[1].split("(")[0].replace("_", " ") for part in source]

@@ -14,6 +14,8 @@ from asgi_amqp import bindings, connection, mailboxes, outbox, stream
 from carillon.events.seen import Seen
 from carillon.fanout import core, cursor, hub, log, replay, window
 from carillon.relay import core as relay
+from carillon.sockets import rights
+from tests.simulation import browser, path
 
 Undone = Callable[[], AbstractContextManager]
 UNDONE: dict[str, tuple[str, Undone]] = {}
@@ -158,6 +160,47 @@ def a_replay_begins_too_late() -> Iterator[None]:
 @undoes("path")
 def whose_rights_are_not_known_is_written_to() -> Iterator[None]:
     with patched(cursor.Cursor, "hold", lambda self, at: None):
+        yield
+
+
+@undoes("path")
+def an_answer_of_before_the_last_change_counts() -> Iterator[None]:
+    def answered(self, socket):
+        known = self.doubts(socket)
+        self.forget(socket)
+        return known
+
+    with patched(rights.Rights, "answered", answered):
+        yield
+
+
+@undoes("path")
+def nobody_is_held_while_it_is_asked_about() -> Iterator[None]:
+    true = rights.Rights.doubt
+
+    def doubt(self, socket, held_at=None):
+        true(self, socket)
+        return False
+
+    with patched(rights.Rights, "doubt", doubt):
+        yield
+
+
+@undoes("path")
+def what_changes_while_a_client_logs_in_is_not_looked_for() -> Iterator[None]:
+    with patched(rights.Rights, "changed_since", lambda self, before, whose: False):
+        yield
+
+
+@undoes("path")
+def a_page_forgets_what_it_has_heard() -> Iterator[None]:
+    true = browser.Memory.is_new
+
+    def is_new(self, event):
+        true(self, event)
+        return True
+
+    with patched(path, "MEMORIES", (browser.Memory,)), patched(browser.Memory, "is_new", is_new):
         yield
 
 
