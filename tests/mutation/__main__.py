@@ -9,23 +9,62 @@ import argparse
 import ast
 import copy
 import importlib.util
+import math
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SOURCE, TESTS = ROOT / "src/asgi_amqp", ROOT / "tests/unit/asgi_amqp"
-CORES = {
-    "outbox": ("test_outbox.py", "test_outbox_properties.py"),
-    "lanes": ("test_outbox.py", "test_outbox_properties.py"),
-    "mailboxes": ("test_mailboxes.py", "test_mailboxes_properties.py"),
-    "bindings": ("test_bindings.py",),
-    "acks": ("test_acks.py",),
+
+
+class Core(NamedTuple):
+    """A module, and the tests that are to notice a change of it: those that are quick first."""
+
+    module: str
+    tests: tuple[str, ...]
+    shells: bool = False
+    """Whether the tests of what is around it are beside them: they want Django and asyncio."""
+
+    @property
+    def source(self) -> str:
+        return (ROOT / "src" / f"{self.module.replace('.', '/')}.py").read_text()
+
+
+LAYER = {
+    "outbox": Core("asgi_amqp.outbox", ("asgi_amqp/test_outbox.py", "asgi_amqp/test_outbox_properties.py")),
+    "lanes": Core("asgi_amqp.lanes", ("asgi_amqp/test_outbox.py", "asgi_amqp/test_outbox_properties.py")),
+    "mailboxes": Core(
+        "asgi_amqp.mailboxes", ("asgi_amqp/test_mailboxes.py", "asgi_amqp/test_mailboxes_properties.py")
+    ),
+    "bindings": Core("asgi_amqp.bindings", ("asgi_amqp/test_bindings.py",)),
+    "acks": Core("asgi_amqp.acks", ("asgi_amqp/test_acks.py",)),
 }
+PATH = {
+    "relay": Core(
+        "carillon.relay.core", ("relay/test_core.py", "relay/test_core_properties.py"), shells=True
+    ),
+    "tail": Core(
+        "carillon.fanout.core", ("fanout/test_tail.py", "relay/test_core_properties.py"), shells=True
+    ),
+    "log": Core("carillon.fanout.log", ("fanout/test_tail.py", "relay/test_core_properties.py"), shells=True),
+    "window": Core("carillon.fanout.window", ("fanout/test_window.py",)),
+    "cursor": Core("carillon.fanout.cursor", ("fanout/test_cursor.py",)),
+    "rights": Core("carillon.sockets.rights", ("sockets/test_rights.py",)),
+    "seen": Core("carillon.events.seen", ("fanout/test_hub.py",), shells=True),
+    "event": Core("carillon.events.event", ("events/test_event.py",)),
+    "judge": Core("carillon.relay.judge", ("events/test_event.py",)),
+    "wheel": Core("carillon.server.wheel", ("fanout/test_hub.py",), shells=True),
+}
+CORES = LAYER | PATH
+ONCE = ("hypothesis.stateful", "pytest", "pytest_asyncio.plugin", "pytest_django.plugin", "django.test",
+        "channels.layers", "aio_pika", "msgpack", "prometheus_client")  # fmt: skip
+"""What all children need, and no mutant changes."""
 LEAST = 0.95
-SECONDS = 20  # of processor time for the tests on one mutant, some four times what they take: it never ends
+TIMES = 4  # what the tests take of the processor: a mutant that takes more never ends
 EQUAL = Path(__file__).with_name("equivalent.txt")  # mutants that change nothing, each with its reason
 
 COMPARISONS = {
@@ -152,67 +191,78 @@ class Mutant:
         exec(self.code, module.__dict__)
 
 
-def run(core, tree, tests, examples):
-    """The tests of a core with this tree in place of its module; whether they passed. In a child process."""
-    import resource
-
+def run(core, tree, examples, seconds):
+    """The tests of a core with this tree in place of its module; whether they passed. In a child process,
+    which has so many seconds of the processor."""
+    import hypothesis
     import pytest
 
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     for name in list(sys.modules):
-        if name.startswith(("asgi_amqp", "tests.unit")):
+        if name.startswith(("asgi_amqp", "carillon", "tests.unit")):
             del sys.modules[name]
-    sys.meta_path.insert(0, Mutant(f"asgi_amqp.{core}", tree))
+    sys.meta_path.insert(0, Mutant(core.module, tree))
     os.environ["CARILLON_CORE_EXAMPLES"] = str(examples)
     os.environ["CARILLON_CORE_SHRINK"] = "0"
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the cores need none, and each costs every mutant
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
-    os._exit(int(pytest.main([*arguments, *(str(TESTS / each) for each in tests)])))
+    hypothesis.settings.register_profile(
+        "mutants", phases=[hypothesis.Phase.generate], derandomize=True, database=None
+    )
+    hypothesis.settings.load_profile("mutants")  # one example that fails is enough
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # each costs every mutant
+    arguments = ["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "--assert=plain"]
+    if core.shells:
+        arguments += ["-p", "pytest_asyncio.plugin", "-p", "pytest_django.plugin"]
+    os._exit(int(pytest.main([*arguments, *(str(ROOT / "tests/unit" / each) for each in core.tests)])))
 
 
-def survives(core, tree, tests, examples):
-    process = multiprocessing.get_context("fork").Process(target=run, args=(core, tree, tests, examples))
+def survives(core, tree, examples, seconds):
+    process = multiprocessing.get_context("fork").Process(target=run, args=(core, tree, examples, seconds))
     process.start()
     process.join()
     return process.exitcode == 0
 
 
+def spent():
+    """Seconds of the processor that children have had."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.splitlines()[0])
-    parser.add_argument("cores", nargs="*", default=list(CORES))
+    parser.add_argument("cores", nargs="*", default=list(CORES), metavar="core", help=", ".join(CORES))
     parser.add_argument("--line", type=int, help="only the mutants of this line")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="0 3: every third")
     parser.add_argument("--examples", type=int, default=50, help="of each property test")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
-    import hypothesis.stateful  # noqa: F401 - once, for all children
-    import pytest  # noqa: F401
-
-    import asgi_amqp  # noqa: F401
-
+    for name in ONCE:
+        importlib.import_module(name)
     equal = set(EQUAL.read_text().splitlines()) if EQUAL.exists() else set()
     enough = True
-    for core in options.cores:
-        source = (SOURCE / f"{core}.py").read_text()
-        if not survives(core, ast.parse(source), CORES[core], options.examples):
-            sys.exit(f"{core}: its tests do not pass as it is")
+    for name in options.cores:
+        core = CORES[name]
+        source = core.source
+        before = spent()
+        if not survives(core, ast.parse(source), options.examples, 60):
+            sys.exit(f"{name}: its tests do not pass as it is")
+        seconds = math.ceil(TIMES * (spent() - before)) + 1
         begun, total, left, alike = time.monotonic(), 0, [], 0
         part, parts = options.part
         for number, (line, text, what, tree) in enumerate(mutants(source)):
             if options.line in (None, line) and number % parts == part:
                 total += 1
-                if f"{core}: {text} | {what}" in equal:
+                if f"{name}: {text} | {what}" in equal:
                     alike += 1
-                elif survives(core, tree, CORES[core], options.examples):
+                elif survives(core, tree, options.examples, seconds):
                     left.append((line, text, what))
-                    print(f"{core}: {text} | {what}", f"(line {line})", flush=True)
+                    print(f"{name}: {text} | {what}", f"(line {line})", flush=True)
         score = (total - alike - len(left)) / max(1, total - alike)
         print(
-            f"{core}: {total} mutants, {alike} of them equivalent, {len(left)} not noticed: {score:.1%} "
+            f"{name}: {total} mutants, {alike} of them equivalent, {len(left)} not noticed: {score:.1%} "
             f"({time.monotonic() - begun:.0f} s)",
             flush=True,
         )

@@ -121,8 +121,7 @@ class Cursor:
             if self.asked is not None:
                 self._insert(self.asked)
             self.asked = Stretch(new, since)
-            self.live = False
-        elif new and not self.live:
+        elif not self.live:
             self._insert(Stretch(new, at))
         self.groups = groups
         self._settle()

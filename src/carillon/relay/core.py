@@ -150,7 +150,6 @@ class RelayCore:
                 if self._number == self.reserved:
                     break
                 self._number += 1
-                event.number = self._number
                 events.append(event)
                 self._ids.append(event.id)
                 size += event.size

@@ -188,8 +188,13 @@ def test_nothing_lost_nothing_twice_in_order_and_in_few_bytes(steps):
     assert world.wanted.keys() == world.cursor.groups
 
 
+def test_the_numbers_that_the_documents_state():
+    assert (PIECE, SLOW) == (65_536, 2.0)
+
+
 def test_the_states():
     cursor = Cursor()
+    assert (cursor.live, cursor.sent, cursor.lag, cursor.wanted()) == (True, 0, 0, float("inf"))
     cursor.subscribed(frozenset(GROUPS[:1]), at(0))
     assert cursor.live
     cursor.fell(at(4), 10)
@@ -206,6 +211,29 @@ def test_the_states():
     assert cursor.live
     cursor.end()
     assert not cursor.live
+
+
+def test_what_comes_while_it_is_held_is_had_when_its_rights_are_known():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(0))
+    cursor.hold(at(6))
+    assert (cursor.live, cursor.wanted()) == (False, 6)
+    assert cursor.feed(lambda *_: ([event(7)], 7), at(7)) == core.NOTHING
+    cursor.release()
+    assert not cursor.live
+    piece = cursor.feed(lambda groups, since, upto, most: ([event(since + 1)], upto), at(7))
+    assert [each.number for each in piece.events] == [7]
+    assert (cursor.live, cursor.sent) == (True, 7)
+
+
+def test_who_wants_nothing_of_what_he_is_behind_in_is_level():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(0))
+    cursor.fell(at(4), 1)
+    cursor.subscribed(frozenset([b"b-1"]), at(9))
+    assert (cursor.live, cursor.wanted()) == (False, 4)
+    cursor.subscribed(frozenset(), at(9))
+    assert (cursor.live, cursor.lag) == (True, 0)
 
 
 def test_a_resume_does_not_stop_the_groups_that_were_there():
@@ -233,6 +261,18 @@ def test_what_is_said_of_a_resume_names_what_everything_has_reached():
     assert cursor.reached(at(100)) == at(50)
 
 
+def test_who_asks_again_before_the_answer_misses_nothing_of_what_was_asked_first():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(10), at(3))
+    assert not cursor.live
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(10), at(5))
+    assert [(stretch.groups, stretch.since) for stretch in (*cursor.stretches, cursor.asked)] == [
+        ({b"a-1"}, at(3)),
+        ({b"b-1"}, at(5)),
+    ]
+    assert cursor.wanted() == 3
+
+
 def test_another_epoch_is_lost_at_once():
     cursor = Cursor()
     cursor.subscribed(frozenset([b"a-1"]), at(5), Position("old", 3))
@@ -245,13 +285,37 @@ def test_another_epoch_is_lost_at_once():
 def test_an_interruption_begins_anew_and_stays_held():
     cursor = Cursor()
     cursor.subscribed(frozenset([b"a-1"]), at(5), at(0))
+    cursor.arrived(7)
+    cursor.interrupted(Position("other", 3))
+    assert (cursor.live, cursor.sent, cursor.lag, cursor.wanted()) == (True, 3, 0, float("inf"))
     cursor.hold(at(5))
     cursor.interrupted(Position("next", 1))
     assert (cursor.live, cursor.asked) == (False, None)
+    assert (cursor.sent, cursor.lag) == (1, 0)
     assert cursor.reached(at(0)) == Position("next", 1)
     cursor.release()
     cursor.feed(lambda *_: ([], 1), Position("next", 1))
     assert cursor.live
+
+
+def test_who_wants_nothing_is_behind_in_nothing_whatever_happens():
+    cursor = Cursor()
+    cursor.hold(at(5))
+    cursor.interrupted(Position("next", 1))
+    assert (cursor.live, cursor.wanted()) == (False, float("inf"))
+    cursor.release()
+    assert cursor.live
+
+
+def test_nothing_is_written_after_the_end():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(0))
+    cursor.fell(at(4), 1)
+    cursor.end()
+    assert (cursor.live, cursor.ended) == (False, True)
+    assert cursor.feed(lambda *_: ([event(5)], 5), at(5)) == core.NOTHING
+    cursor.subscribed(frozenset(), at(5))
+    assert not cursor.live
 
 
 @pytest.mark.parametrize(("since", "reason", "after"), [(10, "timeout", 30.0), (10**9, "ahead", core.AHEAD)])

@@ -320,20 +320,33 @@ def test_ids_are_remembered_up_to_a_limit():
         True,
         True,
     ]
+    assert len(seen) == 2
     seen.discard(b"a")
     assert b"a" not in seen
+    assert b"c" in seen
     assert seen.add(b"a")
+    assert not seen.add(b"c")
 
 
-def test_the_wheel_visits_each_once_a_turn():
-    wheel = Wheel(3)
+@pytest.mark.parametrize("slots", [3, 4])
+def test_the_wheel_visits_each_once_a_turn(slots):
+    wheel = Wheel(slots)
     slot = wheel.add("a")
     wheel.tick()
     wheel.add("b")
-    visits = [wheel.tick() for _ in range(6)]
-    assert visits == [(), ("a",), ("b",)] * 2
+    nobody = [()] * (slots - 2)
+    visits = [wheel.tick() for _ in range(2 * slots)]
+    assert visits == [*nobody, ("a",), ("b",)] * 2
     wheel.discard("a", slot)
-    assert [wheel.tick() for _ in range(3)] == [(), (), ("b",)]
+    assert [wheel.tick() for _ in range(slots)] == [*nobody, (), ("b",)]
+
+
+def test_a_wheel_of_one_slot_visits_everybody_at_each_tick():
+    wheel = Wheel(1)
+    slot = wheel.add("a")
+    assert [wheel.tick(), wheel.tick()] == [("a",)] * 2
+    wheel.discard("a", slot)
+    assert wheel.tick() == ()
 
 
 @pytest.mark.parametrize("count", [1, 7])

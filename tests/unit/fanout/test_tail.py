@@ -51,6 +51,13 @@ def steps(core, *bodies, first=0):
     ]
 
 
+def test_before_anything_has_been_read():
+    core = TailCore()
+    assert (core.epoch, core.offset, core.last, core.level) == ("", None, None, False)
+    assert core.over(Position("ep", 0))
+    assert not core.over(None)
+
+
 def test_it_begins_with_what_comes_first():
     assert steps(core_at(), message(5, b"a", b"b"), message(7, b"c")) == [
         ("begin", 4, ""),

@@ -71,3 +71,68 @@ def test_nothing_is_promised_before_the_first_word():
     assert [event.number for event in window.between([b"a-1"], 7, 9, 9)[0]] == [9]
     window.reset()
     assert window.between([b"a-1"], 9, 9, 9) is None
+
+
+def events_of(*numbers, size=100):
+    return [Event(b"a-1", b"x" * size, number=number) for number in numbers]
+
+
+def test_it_keeps_what_its_limit_holds_and_the_newest_in_any_case():
+    one = events_of(1)[0].size
+    window = Window(2 * one)
+    window.mark(0)
+    window.extend(events_of(1, 2))
+    assert (len(window), window.size, window.start, window.end) == (2, 2 * one, 0, 2)
+    window.extend(events_of(3))
+    assert (len(window), window.size, window.start, window.end) == (2, 2 * one, 1, 3)
+    window.extend(events_of(4, size=10_000))
+    assert (len(window), window.start, window.end) == (1, 3, 4)
+    window.extend([])
+    assert (len(window), window.start, window.end) == (1, 3, 4)
+    assert [each.number for each in window.between([b"a-1"], 3, 9, 1)[0]] == [4]
+
+
+def test_where_it_begins_and_how_far_it_goes():
+    window = Window(10_000)
+    window.extend(events_of(9))
+    assert [window.covers(number) for number in (7, 8, 9, 10)] == [False, True, True, False]
+    window.mark(5)
+    assert (window.start, window.end) == (8, 9), "it does not go back"
+    window.mark(20)
+    assert (window.start, window.end) == (8, 20)
+    assert window.between([b"a-1"], 8, 15, 1000)[1] == 15
+    assert window.between([b"a-1"], 8, 30, 1000)[1] == 20
+    fresh = Window(10_000)
+    fresh.mark(3)
+    assert (fresh.start, fresh.end) == (3, 3)
+
+
+def test_a_piece_ends_where_it_is_full_or_has_come_far_enough():
+    window = Window(10**6)
+    window.mark(0)
+    window.extend(events_of(1, 2, 3, 4))
+    one = events_of(1)[0].size
+    found, reached = window.between([b"a-1"], 0, 4, 2 * one)
+    assert ([each.number for each in found], reached) == ([1, 2], 2)
+    found, reached = window.between([b"a-1"], 0, 4, 2 * one - 1)
+    assert ([each.number for each in found], reached) == ([1], 1)
+    found, reached = window.between([b"a-1"], 1, 3, 10**6)
+    assert ([each.number for each in found], reached) == ([2, 3], 3)
+
+
+def test_jumps_are_known_for_as_long_as_they_matter():
+    one = events_of(1)[0].size
+    window = Window(3 * one)
+    window.mark(0)
+    window.extend(events_of(1, 2))
+    window.jump(2, 10)
+    window.extend(events_of(10))
+    window.jump(10, 20)
+    assert [window.jumped(number) for number in (2, 3, 9, 10, 11, 19, 20)] == [
+        False, True, True, False, True, True, False,
+    ]  # fmt: skip
+    assert [window.covers(number) for number in (2, 5, 10)] == [True, False, True]
+    window.extend(events_of(20, 21, 22, 23))
+    window.jump(23, 30)
+    assert len(window._jumps) == 1, "what lies before the window is not asked about"
+    assert window.jumped(25)

@@ -105,6 +105,39 @@ def test_the_mark_itself_is_noted_before_anything_is_done_with():
     assert core.done() == 1
 
 
+def test_a_mark_that_nothing_follows_is_noted_too():
+    """What the relay took over is known by it: the row must not stay behind."""
+    core = RelayCore()
+    take_over(core, 7, 100)
+    assert (core.in_hand, core.settled, core.to_note()) == (1, False, None)
+    core.confirmed()
+    assert core.to_note() == Position("ep", 99)
+    core.noted(99)
+    assert (core.done(), core.in_hand, core.settled) == (0, 0, True)
+    core.arrived(1, [event("a")])
+    assert core.in_hand == 0, "it was not sent yet"
+    assert sent(core) == [(100, 99, [b"a"])]
+    assert core.in_hand == 1
+
+
+def test_who_stands_by_sends_nothing_whatever_it_is_given():
+    core = RelayCore()
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    mark = core.took_over(0, 1, 1000)
+    core.arrived(1, [event("a")])
+    assert core.send() is None
+    core.read(unpack(mark))
+    core.confirmed()
+    assert sent(core) == [(1, 0, [b"a"])]
+
+
+def test_a_message_of_the_log_is_full_at_its_limit_of_bytes():
+    full = module.BATCH_BYTES - event("x", 0).size
+    core = active()
+    core.arrived(1, [event("a", full - 1), event("b", full), event("c", full), event("d")])
+    assert sent(core) == [(1, 0, [b"a", b"b"]), (3, 2, [b"c"]), (4, 3, [b"d"])]
+
+
 def test_doubles_are_done_with_when_what_came_before_them_is():
     core = active()
     core.arrived(1, [event("a")])

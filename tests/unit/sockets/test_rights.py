@@ -98,6 +98,34 @@ def test_what_is_forgotten_may_have_been_just_now():
     assert not rights.changed_since(rights.changes - 1, ("somebody",))
 
 
+def test_so_many_changes_are_remembered_and_the_newest_of_each():
+    rights = Rights()
+    for user in range(CHANGES):
+        rights.changed((user,))
+    assert not rights.changed_since(0, ("somebody",)), "nothing is forgotten yet"
+    rights.changed((0,))
+    assert not rights.changed_since(0, ("somebody",)), "it was among them"
+    rights.changed(("one more",))
+    assert rights.changed_since(1, ("somebody",))
+    assert not rights.changed_since(2, ("somebody",)), "user 1 is forgotten, whose change was the second"
+    assert rights.changed_since(CHANGES, (0,))
+    assert not rights.changed_since(CHANGES + 1, (0,))
+
+
+def test_who_is_in_question():
+    rights = Rights()
+    assert (rights.waiting, rights.doubts("a"), rights.holds("a")) == (False, False, False)
+    rights.doubt("a")
+    assert (rights.waiting, rights.doubts("a"), rights.doubts("b"), rights.holds("a")) == (
+        True, True, False, False,
+    )  # fmt: skip
+    assert rights.doubt("a", 0.0)
+    assert rights.holds("a"), "also at the time 0"
+    rights.ask()
+    assert rights.answered("a")
+    assert (rights.waiting, rights.doubts("a"), rights.holds("a")) == (False, False, False)
+
+
 STEPS = st.one_of(
     st.tuples(st.sampled_from(["change", "look", "leave"]), st.integers(0, 4)),
     st.tuples(st.just("ask"), st.just(0)),
