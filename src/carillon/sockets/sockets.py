@@ -145,8 +145,9 @@ class Sockets:
 
     def _hold(self, sockets: Iterable[Asked], number: int) -> None:
         loop = asyncio.get_running_loop()
+        now = loop.time()
         for socket in sockets:
-            if self.rights.doubt(socket, loop.time()):
+            if self.rights.doubt(socket, now):
                 socket.hold(number)
         if self._overdue is None:
             self._overdue = loop.call_later(1.0, self._close_overdue)
