@@ -384,6 +384,18 @@ def test_a_place_in_what_the_log_has_lost_is_another_behind_it():
     assert [stretch.since.number for stretch in (*cursor.stretches, cursor.asked)] == [120, 112]
 
 
+def test_a_place_that_is_carried_over_another_comes_behind_it():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(19))
+    cursor.fell(at(19), 1)
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(25))
+    cursor.carry(lambda number: number + 10 if 10 < number < 20 else number)
+    assert [(stretch.groups, stretch.since.number) for stretch in cursor.stretches] == [
+        ({b"b-1"}, 25),
+        ({b"a-1"}, 29),
+    ]
+
+
 def test_what_is_behind_one_that_waits_is_not_fed_for_ever():
     """Oldest first: until the log has what the first wants, there is nothing to do."""
     cursor = Cursor()
