@@ -126,7 +126,7 @@ bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minut
 test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py tests/integration/sockets/test_autobahn.py
 
-mutation: $(TEST_PYTHON) ## change the pure cores in some 1900 ways and see that their unit tests notice (an hour, on a quiet machine)
+mutation: $(TEST_PYTHON) ## change the pure cores in some 1900 ways and see that their unit tests notice (long, on a quiet machine)
 	@$(TEST_PYTHON) -m tests.mutation $(CORES)
 
 $(TEST_PYTHON):
