@@ -15,6 +15,13 @@ EVERYONE = "*"
 """The tag that opens every audience: superusers carry it."""
 
 
+def public(group: str) -> str:
+    """The group, if it may have this name. Raises ValueError; what begins with '!' is the system's own."""
+    if group.startswith("!") or not GROUP.fullmatch(group.encode("utf-8", "replace")):
+        raise ValueError(f"{group!r} is no group's name: letters, digits and '_.-', at most 200 of them")
+    return group
+
+
 class Event:
     """What one emit said: `group` (bytes), `text` (the payload, JSON in UTF-8), `audience` (tags, or None for
     every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC), `number` (0 until it is on the

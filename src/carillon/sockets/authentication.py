@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
+from django.contrib.auth.models import AnonymousUser
 from django.db import DatabaseError
 from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
@@ -55,7 +56,7 @@ class Credential:
 
 @dataclass(frozen=True)
 class Identity:
-    """A user, for as long as `token_id` or `session_key` is good for him."""
+    """A user, for as long as `token_id` or `session_key` is good for him; with neither it is nobody."""
 
     user: Any
     team_ids: frozenset[int]
@@ -69,8 +70,15 @@ class Identity:
     @cached_property
     def tags(self) -> frozenset[str]:
         """What an event's audience is matched against."""
+        if self.user.pk is None:
+            return frozenset()
         rank = (EVERYONE,) if self.user.is_superuser else ()
         return frozenset((f"u{self.user.pk}", *(f"t{team}" for team in self.team_ids), *rank))
+
+
+def anonymous() -> Identity:
+    """Who presents nothing."""
+    return Identity(AnonymousUser(), frozenset(), None)
 
 
 class Handshake:
@@ -186,6 +194,8 @@ def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception
         holder: Any
         if identity.session_key is not None:
             holder = holders[identity.session_key]
+        elif identity.token_id is None:
+            holder = identity
         else:
             token = tokens.get(identity.token_id)
             holder = None if token is None else (token.user, token.expires)
