@@ -4,6 +4,7 @@ The names below are the whole interface for applications; `queue` is the one pla
 gets onto the durable queue.
 """
 
+from asgi_amqp import Position
 from carillon.events.access import access_changed
 from carillon.events.emit import (
     Notification,
@@ -26,5 +27,14 @@ __all__ = [
     "emit_in_transaction",
     "emit_many",
     "emit_on_commit",
+    "position",
     "register",
 ]
+
+
+def position() -> Position | None:
+    """A position that the log had reached before this call: what is emitted afterwards lies behind it. None:
+    there is no log yet. Asks the database; raises DatabaseError."""
+    from carillon.events import heads  # only now: families are imported before Django's models may be
+
+    return heads.position()

@@ -4,85 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import subprocess
 import urllib.error
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.infra.stack import Stack, wait
+from tests.infra.stack import wait
 from tests.tls import for_threads
 
 pytestmark = [
     pytest.mark.stack,
     pytest.mark.skipif("CARILLON_STACK_ENV" not in os.environ, reason="CARILLON_STACK_ENV names no stack"),
 ]
-ROOT = Path(__file__).parents[3]
-PROJECT = "carillon-test-app"
 PREFIX = "/bells"
-UP_SECONDS = 420  # on a machine that is busy with something else
-
-
-def free_ports(count):
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    """A stack of its own, of a checkout with the example in it."""
-    checkout = tmp_path_factory.mktemp("checkout")
-    # Not the tests, the benchmarks or .git: a team may throw them away.
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("ansible", "bin", "compose", "dev", "images", "nginx", "requirements", "src", "supervisord"):
-        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
-    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, checkout)
-    shutil.copytree(ROOT / "examples" / "chat" / "src", checkout / "src", dirs_exist_ok=True)
-    # And shown at /bells as well, by a proxy in front that we play.
-    site = checkout / "nginx" / "sites" / "development.yml"
-    site.write_text(site.read_text().replace('prefix: ""', f"prefix: {PREFIX}"))
-    names = ("HTTP", "HTTPS", "MANAGEMENT", "AMQP")
-    ports = dict(zip((f"CARILLON_{name}_PORT" for name in names), free_ports(4), strict=True))
-    keep = {name: value for name, value in os.environ.items() if not name.startswith("CARILLON_")}
-    environ = {**keep, **ports, "CARILLON_PROJECT": PROJECT, "CARILLON_STATE": ".dev"}
-
-    def dev(command):
-        return subprocess.run(
-            [str(checkout / "bin" / "dev"), command],
-            env=environ, capture_output=True, text=True, timeout=UP_SECONDS, check=False,
-        )  # fmt: skip
-
-    dev("clean")  # what a run that was cut off has left
-    (checkout / ".dev").mkdir(mode=0o700)
-    (checkout / ".dev" / "project.env").write_text("PROJECT_CHAT_LONGEST=20\n")
-    try:
-        up = dev("dev")
-        assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
-        lines = (checkout / ".dev" / "env").read_text().splitlines()
-        values = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
-        yield Stack(values, PROJECT, checkout / ".dev")
-    finally:
-        dev("clean")
-
-
-@pytest.fixture(scope="module")
-def me(stack):
-    return stack.api("/api/v2/me/")["results"][0]["id"]
-
-
-@pytest.fixture
-def room(stack, me):
-    return stack.api("/api/chat/rooms/", {"name": "tower", "members": [me]})["id"]
 
 
 @pytest.fixture

@@ -1,18 +1,40 @@
-"""Who is typing: an ordinary consumer of Channels on the channel layer, which is asgi_amqp here.
-
-What may be lost goes this way; what may not (the messages) goes by `emit_on_commit`.
+"""Who is typing: an ordinary consumer of Channels on the channel layer, which is asgi_amqp here. What may be
+lost goes this way. What may not, what is said in a room, has a resumable consumer.
 """
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
+from carillon.consumers import AsyncResumableJsonWebsocketConsumer
 from chat.models import Room
+
+
+@database_sync_to_async
+def is_member(user, room):
+    return Room.objects.filter(pk=room, members=user).exists()
+
+
+class RoomConsumer(AsyncResumableJsonWebsocketConsumer):
+    """What is said in a room, by whoever is here and by the REST API; who comes back gets what he missed."""
+
+    async def connect(self):
+        user, room = self.scope["user"], self.scope["url_route"]["kwargs"]["room"]
+        if not (user.is_authenticated and await is_member(user, room)):
+            await self.close()
+            return
+        self.room = f"rooms-{room}"
+        await self.subscribe(self.room)
+        await self.accept()
+
+    async def receive_json(self, content, **kwargs):
+        who = self.scope["user"].username
+        await self.emit(self.room, {"group_name": "rooms", "user": who, "text": str(content["text"])})
 
 
 class TypingConsumer(AsyncJsonWebsocketConsumer):
     async def connect(self):
         user, room = self.scope["user"], self.scope["url_route"]["kwargs"]["room"]
-        if not (user.is_authenticated and await self.is_member(user, room)):
+        if not (user.is_authenticated and await is_member(user, room)):
             await self.close()  # before accept(): 403
             return
         self.room = f"typing.{room}"
@@ -29,7 +51,3 @@ class TypingConsumer(AsyncJsonWebsocketConsumer):
 
     async def typing(self, event):
         await self.send_json({"typing": event["user"]})
-
-    @database_sync_to_async
-    def is_member(self, user, room):
-        return Room.objects.filter(pk=room, members=user).exists()

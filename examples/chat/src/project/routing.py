@@ -2,6 +2,9 @@
 
 from django.urls import path
 
-from chat.consumers import TypingConsumer
+from chat.consumers import RoomConsumer, TypingConsumer
 
-websocket_urlpatterns = [path("websocket/chat/<int:room>/typing/", TypingConsumer.as_asgi())]
+websocket_urlpatterns = [
+    path("websocket/chat/<int:room>/", RoomConsumer.as_asgi()),
+    path("websocket/chat/<int:room>/typing/", TypingConsumer.as_asgi()),
+]
