@@ -46,6 +46,7 @@ IMAGES = (
             "requirements/dev.txt",
             "pyproject.toml",
             "src/asgi_amqp/pyproject.toml",
+            "src/carillon/pyproject.toml",
             "supervisord/uwsgi.ini",
         ),
         target="development",

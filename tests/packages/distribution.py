@@ -1,4 +1,4 @@
-"""Where the layer's distribution lies, and how it is built: by setuptools alone, in a copy, from no index."""
+"""Where the distributions lie, and how they are built: by setuptools alone, in a copy, from no index."""
 
 import shutil
 import subprocess
@@ -11,14 +11,15 @@ from tests.packages import suites
 
 PROJECT = suites.ROOT / "src" / "asgi_amqp"  # the folder of its pyproject.toml
 PACKAGE = PROJECT  # the folder of its __init__.py
+DJANGO = suites.ROOT / "src" / "carillon"  # likewise, of django-carillon
 
 
-def build(folder: Path) -> tuple[Path, Path]:
+def build(folder: Path, project: Path = PROJECT) -> tuple[Path, Path]:
     """(wheel, sdist) under `folder`. The wheel is made from the sdist, as `python -m build` does."""
     checkout, out = folder / "checkout", folder / "dist"
     # setuptools writes beside what it builds.
     shutil.copytree(
-        PROJECT, checkout, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
+        project, checkout, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
     )
     out.mkdir()
     sdist = out / _backend(checkout, "build_sdist", out)
@@ -36,11 +37,11 @@ def _backend(folder: Path, hook: str, out: Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def install(archive: Path) -> Path:
-    """The python of an environment that has the archive, and by the lock's hashes what it declares."""
-    python = suites.environment("layer")
+def install(*archives: Path, python: Path | None = None) -> Path:
+    """The python of an environment that has the archives, and by the lock's hashes what they declare."""
+    python = suites.environment("layer") if python is None else python
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall"]
-    suites.run_command([str(python), "-m", "pip", "install", *options, str(archive)])
+    suites.run_command([str(python), "-m", "pip", "install", *options, *map(str, archives)])
     return python
 
 

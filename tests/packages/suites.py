@@ -43,10 +43,15 @@ def declared() -> list[Suite]:
     return [Suite(name, **table) for name, table in tomllib.loads((HERE / "suites.toml").read_text()).items()]
 
 
-def environment(lock: str) -> Path:
-    """The python of the environment of `locks/<lock>.txt`, which is made when there is none of this lock."""
+def environment(lock: str, file: Path | None = None) -> Path:
+    """The python of the environment of `locks/<lock>.txt`, or of `file`, which is made when there is none of
+    this lock."""
     folder = CACHE / f"venv-{lock}"
-    python, mark, file = folder / "bin" / "python", folder / ".made-from", HERE / "locks" / f"{lock}.txt"
+    python, mark, file = (
+        folder / "bin" / "python",
+        folder / ".made-from",
+        file or HERE / "locks" / f"{lock}.txt",
+    )
     wanted = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {sys.version}\n"
     if not mark.is_file() or mark.read_text() != wanted:
         make_environment(folder, file)

@@ -123,8 +123,8 @@ def test_no_any_reaches_its_user(installed):
     assert said.startswith("Success"), said
 
 
-def test_the_root_project_leaves_it_out_and_asks_for_it(tmp_path):
-    """Of the files that a release is built from, by what builds it."""
+def test_the_root_project_leaves_them_out_and_asks_for_them(tmp_path):
+    """Of the files that a release is built from, by what builds it. What is deployed alone has `project`."""
     release = distribution.release_module()
     copy = tmp_path / "source"
     for path in [*release.files(suites.ROOT), suites.ROOT / "README.md", suites.ROOT / "LICENSE"]:
@@ -136,9 +136,13 @@ def test_the_root_project_leaves_it_out_and_asks_for_it(tmp_path):
     suites.run_command(
         [str(python), "-m", "pip", "wheel", *options, *(str(copy / own) for own in release.OWN)]
     )
-    layer, root = (next(tmp_path.glob(f"{name}-*.whl")) for name in ("channels_asgi_amqp", "carillon"))
-    assert "asgi_amqp/layer.py" in zipfile.ZipFile(layer).namelist()
-    wheel = zipfile.ZipFile(root)
-    assert not [name for name in wheel.namelist() if name.startswith("asgi_amqp/")]
-    text = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
-    assert re.search(r"^Requires-Dist: channels-asgi-amqp\b", text, re.MULTILINE)
+    names = ("channels_asgi_amqp", "django_carillon", "carillon_project")
+    wheels = [zipfile.ZipFile(next(tmp_path.glob(f"{name}-*.whl"))) for name in names]
+    packages = [
+        {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" not in name} for wheel in wheels
+    ]
+    assert packages == [{"asgi_amqp"}, {"carillon"}, {"tower", "project"}]
+    root = wheels[-1]
+    text = next(root.read(name).decode() for name in root.namelist() if name.endswith("/METADATA"))
+    asked = re.findall(r"^Requires-Dist: ([\w-]+)", text, re.MULTILINE)
+    assert {"channels-asgi-amqp", "django-carillon"} <= set(asked)

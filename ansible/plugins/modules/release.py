@@ -20,7 +20,7 @@ module: release
 short_description: Build or find the archive of a release on the control node
 description:
   - Runs on the control node. The archive holds the wheels of the hashed lock for the hosts' Python, the
-    project's own two wheels and the lock. Its name is made from the project's version and a digest of all
+    project's own three wheels and the lock. Its name is made from the project's version and a digest of all
     that goes in, so that what changes has another name and what does not is not built again.
   - An unpacked bundle (C(make bundle)) has its archive in I(cache), and no index is asked, ever.
 options:
@@ -54,7 +54,7 @@ INPUTS = (
     "supervisord",
     *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
-OWN = ("src/asgi_amqp", ".")  # of the checkout: each becomes a wheel, and own.in says which the other needs
+OWN = ("src/asgi_amqp", "src/carillon", ".")  # each becomes a wheel; own.in: what the last needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
     "manylinux2014",
