@@ -51,18 +51,12 @@ def archives(tmp_path_factory):
     return distribution.build(tmp_path_factory.mktemp("django"), PACKAGE)
 
 
-@pytest.fixture(scope="session", params=["wheel", "sdist"])
-def python(request, archives, tmp_path_factory):
-    """The interpreter of an environment with the wheel, or the sdist, its layer, and the deployment's lock."""
+@pytest.fixture(scope="session")
+def python(archives, tmp_path_factory):
+    """The interpreter of an environment with the wheel (made from the sdist), its layer, and the deployment's
+    lock."""
     layer, _ = distribution.build(tmp_path_factory.mktemp("layer"))
     environment = suites.environment("django-carillon", LOCK)
-    if request.param == "sdist":
-        pip = [str(environment), "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps"]
-        # By the environment that has setuptools: pip gets nothing from an index to build with.
-        pip[0] = str(suites.environment("layer"))
-        folder = tmp_path_factory.mktemp("from_sdist")
-        suites.run_command([*pip, "--no-build-isolation", "--wheel-dir", str(folder), str(archives[1])])
-        return distribution.install(layer, next(folder.glob("*.whl")), python=environment)
     return distribution.install(layer, archives[0], python=environment)
 
 
