@@ -64,6 +64,9 @@ DEFAULTS: dict[str, Any] = {
     # A module with `websocket_urlpatterns`: a project's own consumers under /websocket/, as Channels'
     # URLRouter takes them. None: there are none.
     "WEBSOCKET_URLCONF": None,
+    # Threads of a process for synchronous code of these consumers (handlers, queries): none of Carillon's own
+    # runs there. A connection keeps to one.
+    "CONSUMER_THREADS": 4,
 }
 
 

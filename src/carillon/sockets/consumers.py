@@ -16,11 +16,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from itertools import cycle
 from typing import Any
 
+from asgiref.sync import ThreadSensitiveContext
 from channels.routing import URLRouter
 from django.db import DatabaseError
 from django.urls import re_path
@@ -104,6 +106,8 @@ class ProjectConsumer:
             here.suspect(self)
         scope = {**self.scope, "user": self.identity.user, CONNECTION: self}
         try:
+            thread = next(_threads(conf.CONSUMER_THREADS))
+            await thread.__aenter__()  # never left: it is for others, too
             await _routes(conf.WEBSOCKET_URLCONF)(scope, self._receive, self._send)
         except StreamUnavailable:
             logger.warning("A client is sent away for now: the event stream cannot be read yet")
@@ -273,6 +277,13 @@ class ProjectConsumer:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(wait, sockets().look, self)
+
+
+@cache
+def _threads(count: int) -> Iterator[ThreadSensitiveContext]:
+    """Threads for synchronous code of the project's, so that Carillon's questions to the database need not
+    wait for it. A connection keeps to one of them, which is what `thread_sensitive` promises."""
+    return cycle([ThreadSensitiveContext() for _ in range(count)])
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -162,7 +163,9 @@ class Sockets:
 
     def _ask(self) -> None:
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.get_running_loop().create_task(self._inquire())
+            # Not in the context of whoever asks: a project's consumer has a thread of its own in it.
+            loop = asyncio.get_running_loop()
+            self._asking = loop.create_task(self._inquire(), context=contextvars.Context())
 
     async def _inquire(self) -> None:
         """One question for all that wait, until nobody does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import ExitStack
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -22,20 +23,17 @@ WAIT = 20
 @pytest.fixture
 def join(stack, room):
     """join(since) is a connection to the room."""
-    opened = []
+    opened = ExitStack()
 
     def join(since="", token=None):
         host, port = stack.address()
         token = token or stack.values["CARILLON_TOKEN"]
         url = f"wss://{host}:{port}/websocket/chat/{room}/?token={token}&since={since}"
-        opened.append(
-            connect(url, ssl=for_threads(stack.tls()), proxy=None, open_timeout=30, close_timeout=2)
-        )
-        return opened[-1]
+        tls = for_threads(stack.tls())
+        return opened.enter_context(connect(url, ssl=tls, proxy=None, open_timeout=30, close_timeout=2))
 
-    yield join
-    for connection in opened:
-        connection.close()
+    with opened:
+        yield join
 
 
 def frame(connection):

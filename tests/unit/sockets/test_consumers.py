@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 
 import pytest
 from channels.db import database_sync_to_async
-from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from django.db import OperationalError
 from django.urls import path
 from django.utils import timezone
 
 from carillon.accounts.models import ApiToken
 from carillon.sockets import authentication
+from carillon.sockets.sockets import sockets
 from tests.unit.support.sockets import Client, pump
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,6 +33,11 @@ class Mirror(AsyncJsonWebsocketConsumer):
 
     async def receive_json(self, content, **kwargs):
         await self.send_json(content)
+        if "look" in content:
+            while not Slow.waiting.is_set():
+                await asyncio.sleep(0.01)
+            for asked in tuple(sockets()._by_outlet.values()):
+                sockets().look(asked)
 
     async def disconnect(self, code):
         self.gone.append(code)
@@ -39,13 +46,29 @@ class Mirror(AsyncJsonWebsocketConsumer):
             await asyncio.sleep(60)
 
 
-websocket_urlpatterns = [path("websocket/mirror/<int:room>/", Mirror.as_asgi())]
+class Slow(JsonWebsocketConsumer):
+    """Its handler waits until a test lets it go on."""
+
+    gate = threading.Event()
+    waiting = threading.Event()
+
+    def receive_json(self, content, **kwargs):
+        self.waiting.set()
+        self.send_json({"let_go": self.gate.wait(20)})
+
+
+websocket_urlpatterns = [
+    path("websocket/mirror/<int:room>/", Mirror.as_asgi()),
+    path("websocket/slow/", Slow.as_asgi()),
+]
 ROOM = "/websocket/mirror/7/"
 
 
 @pytest.fixture(autouse=True)
 def _routes(settings):
     Mirror.gone.clear()
+    Slow.gate.clear()
+    Slow.waiting.clear()
     settings.CARILLON = {**settings.CARILLON, "WEBSOCKET_URLCONF": __name__}
 
 
@@ -155,3 +178,29 @@ async def test_the_server_stops(people):
     client.raw._future.cancel()
     with pytest.raises(asyncio.CancelledError):
         await client.raw._future
+
+
+async def test_a_slow_handler_delays_no_login(people, settings):
+    """Nor does it delay the question who is still what, even where a consumer of the same thread has it
+    asked."""
+    settings.CARILLON = {**settings.CARILLON, "CONSUMER_THREADS": 1}
+    slow, other = Client("/websocket/slow/"), await open_one(people, people.ben)
+    assert (await slow.raw.connect(timeout=5))[0]
+    try:
+        await other.say({"look": True})
+        assert await other.frame() == {"look": True}
+        await slow.say({})
+        async with asyncio.timeout(5):
+            while not sockets().rights.waiting:
+                await asyncio.sleep(0)
+            while sockets().rights.waiting:
+                await asyncio.sleep(0.01)
+        token = await asyncio.to_thread(people.token, people.ann)
+        await Client(ROOM, token=token).raw.send_input({"type": "websocket.connect"})
+        async with asyncio.timeout(5):
+            while people.ann.pk not in sockets()._by_user:  # logged in; its consumer waits for the thread
+                await asyncio.sleep(0.01)
+        assert await slow.is_silent()
+    finally:
+        Slow.gate.set()
+    assert await slow.frame() == {"let_go": True}
