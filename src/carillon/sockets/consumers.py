@@ -3,9 +3,9 @@ Carillon's own socket.
 
 The setting WEBSOCKET_URLCONF names a module with `websocket_urlpatterns`. A consumer finds `scope["user"]` as
 Channels' AuthMiddleware would put it there: the user of the token or session, or an AnonymousUser when the
-client presents neither. What is presented and wrong is refused with 4401, a foreign Origin with 4403. When
-the login ends or the user's rights change, the socket ends too: the client is told at once, and the consumer
-as if the client had left, so its `disconnect()` runs.
+client presents neither, and `scope["session"]` as SessionMiddleware would. What is presented and wrong is
+refused with 4401, a foreign Origin with 4403. When the login ends or the user's rights change, the socket
+ends too: the client is told at once, and the consumer as if the client had left, so its `disconnect()` runs.
 
 A consumer of `carillon.consumers` hears events, too: its groups are in the hub as those of any listener, and
 what comes for them is handed to it between the client's messages, one at a time.
@@ -104,7 +104,9 @@ class ProjectConsumer:
         self._watch()
         if here.rights.changed_since(self._before, (self.identity.user.pk,)):
             here.suspect(self)
-        scope = {**self.scope, "user": self.identity.user, CONNECTION: self}
+        # With a token: an empty session, for the cookie may be what a page of somebody else's has sent along.
+        session = authentication.SessionStore(self.identity.session_key)
+        scope = {**self.scope, "user": self.identity.user, "session": session, CONNECTION: self}
         try:
             thread = next(_threads(conf.CONSUMER_THREADS))
             await thread.__aenter__()  # never left: it is for others, too

@@ -7,6 +7,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+from channels.auth import AuthMiddlewareStack
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from django.db import OperationalError
@@ -16,6 +17,7 @@ from django.utils import timezone
 from carillon.accounts.models import ApiToken
 from carillon.sockets import authentication
 from carillon.sockets.sockets import sockets
+from tests.unit.sockets.test_session import session_of
 from tests.unit.support.sockets import Client, pump
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -57,7 +59,20 @@ class Slow(JsonWebsocketConsumer):
         self.send_json({"let_go": self.gate.wait(20)})
 
 
+class Basket(JsonWebsocketConsumer):
+    """What the session has, and one thing more."""
+
+    def connect(self):
+        self.accept()
+        session = self.scope["session"]
+        self.send_json({"user": self.scope["user"].username, "had": session.get("basket")})
+        session["basket"] = "bells"
+        session.save()
+
+
 websocket_urlpatterns = [
+    path("websocket/basket/", Basket.as_asgi()),
+    path("websocket/stack/basket/", AuthMiddlewareStack(Basket.as_asgi())),
     path("websocket/mirror/<int:room>/", Mirror.as_asgi()),
     path("websocket/slow/", Slow.as_asgi()),
 ]
@@ -204,3 +219,15 @@ async def test_a_slow_handler_delays_no_login(people, settings):
     finally:
         Slow.gate.set()
     assert await slow.frame() == {"let_go": True}
+
+
+@pytest.mark.parametrize("where", ["/websocket/basket/", "/websocket/stack/basket/"])
+async def test_the_session_is_in_the_scope(people, where):
+    """Of who was let in by it; not of a cookie beside a token, which any page may have sent along."""
+    session, _ = await database_sync_to_async(session_of)(people.ann)
+    cookie = f"awx_sessionid={session}"
+    for had in (None, "bells"):
+        assert await Client(where, cookie=cookie).open() == {"user": "ann", "had": had}
+    token = await database_sync_to_async(people.token)(people.ben)
+    assert await Client(where, token=token, cookie=cookie).open() == {"user": "ben", "had": None}
+    assert await Client(where).open() == {"user": "", "had": None}
