@@ -25,7 +25,7 @@ from pathlib import Path
 from release import provenance, sbom, verify
 
 ROOT = Path(__file__).parent.parent
-DISTRIBUTIONS = ("src/asgi_amqp", ".")  # folders with a pyproject.toml
+DISTRIBUTIONS = ("src/asgi_amqp", "src/carillon")  # `project` is a team's, and in no wheel that is published
 LOCK = "requirements/app.txt"
 LOCKS = (LOCK, "requirements/tools.txt")
 KEY = "CARILLON_RELEASE_KEY"
