@@ -33,6 +33,7 @@ from carillon.conf import conf
 from carillon.events.event import public
 from carillon.fanout.forms import Texts2
 from carillon.fanout.station import StreamUnavailable
+from carillon.metrics import names
 from carillon.sockets import authentication, protocol
 from carillon.sockets.questions import Groups
 from carillon.sockets.queue_listener import QueueListener
@@ -111,7 +112,8 @@ class ProjectConsumer:
             thread = next(_threads(conf.CONSUMER_THREADS))
             await thread.__aenter__()  # never left: it is for others, too
             await _routes(conf.WEBSOCKET_URLCONF)(scope, self._receive, self._send)
-        except StreamUnavailable:
+        except StreamUnavailable as error:
+            count_refusal(error)
             logger.warning("A client is sent away for now: the event stream cannot be read yet")
             away = Close(protocol.TRY_LATER, reason="the server cannot reach its broker")
             await self._refuse(away)
@@ -201,11 +203,11 @@ class ProjectConsumer:
         StreamUnavailable."""
         if self._began:
             raise RuntimeError("subscribe() in connect(): a client that comes back says once what it has")
-        names = [public(group) for group in groups]
+        wanted = [public(group) for group in groups]
         station = sockets().station
         await station.ready(conf.LOGIN_SECONDS)
         self._at = self._at or station.position
-        self._groups.update(names)
+        self._groups.update(wanted)
 
     async def begin(self, since: Position | None) -> None:
         """`connect()` is done: events come from behind `since`, or from where it subscribed."""
@@ -214,16 +216,21 @@ class ProjectConsumer:
             return
         here = sockets()
         self._since = since
-        names = frozenset(group.encode() for group in self._groups)
-        here.station.hub.subscribe(self.outlet, names, since or self._at)
+        groups = frozenset(group.encode() for group in self._groups)
+        here.station.hub.subscribe(self.outlet, groups, since or self._at)
         if here.rights.changed_since(self._before, (self.identity.user.pk, *self._groups)):
             here.suspect(self)  # of what `connect()` had decided by
 
     def recovered(self, at: Position) -> None:
-        self.outlet.text(protocol.recovered(at) if self._since is not None else protocol.progress(at))
+        if self._since is None:
+            self.outlet.text(protocol.progress(at))
+            return
+        names.RESUMES.labels("recovered").inc()
+        self.outlet.text(protocol.recovered(at))
 
     def lost(self, reason: str, asked: bool = False) -> None:
         """It goes on from here: what it wanted of before cannot be had."""
+        names.RESUMES.labels(reason).inc()
         self.outlet.text(protocol.unrecoverable(sockets().station.position, reason))
 
     def failed(self) -> None:

@@ -18,6 +18,7 @@ from carillon.consumers import (
 )
 from carillon.events import access_changed, aemit_channel_notification
 from carillon.fanout.station import StreamUnavailable, station
+from carillon.metrics import names
 from carillon.sockets.sockets import sockets
 from tests.unit.support.sockets import Client, pump
 
@@ -368,6 +369,18 @@ async def test_a_group_that_is_subscribed_too_late():
 
 async def test_a_groups_name_of_the_systems_own():
     assert "no group's name" in (await Client("/websocket/misspelt/").open())["error"]
+
+
+async def test_resumes_are_counted_and_first_visits_are_not():
+    def counted():
+        return [names.RESUMES.labels(each)._value.get() for each in ("recovered", "epoch")]
+
+    before = counted()
+    await join()
+    for since, place in (("none:0", 0), ("other:1", 1)):
+        await join(since=since)
+        before[place] += 1
+        assert counted() == before
 
 
 async def test_who_leaves_is_forgotten():
