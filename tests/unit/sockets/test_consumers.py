@@ -65,9 +65,10 @@ class Basket(JsonWebsocketConsumer):
     def connect(self):
         self.accept()
         session = self.scope["session"]
-        self.send_json({"user": self.scope["user"].username, "had": session.get("basket")})
+        had = session.get("basket")
         session["basket"] = "bells"
         session.save()
+        self.send_json({"user": self.scope["user"].username, "had": had})
 
 
 websocket_urlpatterns = [
