@@ -11,6 +11,7 @@ from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from carillon.api.pagination import BoundedPagination
 from tower import changes
 from tower.models import Job, JobEvent, Kind, Schedule, Status
 from tower.serializers import (
@@ -150,8 +151,14 @@ class JobViewSet(
                 events = events.filter(**{name: value})
         if names := [name for name in self.request.query_params.get("event", "").split(",") if name]:
             events = events.filter(event__in=[name.replace("\0", "") for name in names])
-        page = self.paginate_queryset(events.order_by("counter"))
-        return self.get_paginated_response(EventSerializer(page, many=True, context={"job": job}).data)
+        pages = BoundedPagination()
+        page = pages.paginate_queryset(events.order_by("counter"), self.request, self, size=JobEvent.BYTES)
+        try:
+            data = EventSerializer(page, many=True, context={"job": job}).data
+            return pages.get_paginated_response(data)
+        except BaseException:
+            pages.release()
+            raise
 
     def add_events(self, job: Job) -> Response:
         if job.kind == Kind.WORKFLOW_JOB:

@@ -112,3 +112,16 @@ class UserSession(models.Model):
 
     def __str__(self) -> str:
         return f"session of user {self.user_id}"
+
+
+class LoginBudget(models.Model):
+    """What is left of a budget of wrong passwords: `carillon.accounts.logins`. `key` is a digest: no names and
+    addresses are kept here."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    left = models.FloatField()
+    at = models.DateTimeField(db_index=True)
+    proven = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"login budget {self.key[:8]}"

@@ -20,7 +20,6 @@ from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import ScopedRateThrottle
 from rest_framework.views import APIView
 
 from carillon.accounts.models import ApiToken
@@ -80,14 +79,12 @@ class LoginView(APIView):
     authentication_classes = ()
     permission_classes = (AllowAny,)
     parser_classes = (FormParser, MultiPartParser, JSONParser)
-    throttle_classes = (ScopedRateThrottle,)
-    throttle_scope = "login"
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> HttpResponse:
         return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
 
-    @extend_schema(request=CredentialsSerializer, responses={200: dict, 302: None, 401: dict})
+    @extend_schema(request=CredentialsSerializer, responses={200: dict, 302: None, 401: dict, 429: dict})
     def post(self, request: Request) -> HttpResponse:
         serializer = CredentialsSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)

@@ -190,26 +190,3 @@ def groups_reply(old: Iterable[str], new: Iterable[str]) -> str:
     return json.dumps(
         {"groups_current": sorted(new), "groups_left": sorted(old - new), "groups_joined": sorted(new - old)}
     )
-
-
-@dataclass
-class Allowance:
-    """A token bucket: `burst` at once, `rate` a second over time. `now` is any clock's seconds."""
-
-    burst: float
-    rate: float
-    _left: float = field(init=False)
-    _at: float | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self._left = self.burst
-
-    def spend(self, now: float) -> bool:
-        """Take one; False when there is none left."""
-        if self._at is not None:
-            self._left = min(self.burst, self._left + max(now - self._at, 0.0) * self.rate)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

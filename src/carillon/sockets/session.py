@@ -21,10 +21,12 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from asgi_amqp import LayerError, Position
+from carillon.budgets import Allowance
 from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2
 from carillon.fanout.station import StreamUnavailable
+from carillon.refusals import REFUSED
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
@@ -79,8 +81,8 @@ class Session:
         self.identity: authentication.Identity | None = None
         self.entry: uuid.UUID | None = None
         self.groups: dict[str, tuple[str, str]] = {}  # name: (family, key)
-        self.messages = protocol.Allowance(limits.message_burst, limits.message_rate)
-        self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
+        self.messages = Allowance(limits.message_burst, limits.message_rate)
+        self.nonsense = Allowance(limits.nonsense_burst, limits.nonsense_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -125,7 +127,12 @@ class Session:
             if message["type"] == "websocket.disconnect":
                 raise Gone
             if not self.messages.spend(asyncio.get_running_loop().time()):
-                raise Close(protocol.POLICY, "too many messages")
+                REFUSED.labels("messages").inc()
+                raise Close(
+                    protocol.POLICY,
+                    f"too many messages: {self.limits.message_burst:g} at once and "
+                    f"{self.limits.message_rate:g} a second are allowed",
+                )
             try:
                 # Only a session's socket can be opened by somebody else's page.
                 xrftoken = self.csrftoken if self.identity.session_key is not None else None
@@ -137,6 +144,7 @@ class Session:
                     await self._until(lambda: self.outlet.asked is None)
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
+                    REFUSED.labels("nonsense").inc()
                     raise Close(protocol.POLICY, "too many invalid messages") from None
                 self._text(protocol.error(refusal.error))
             await self.outlet.drained()  # who does not read what he is told need not be heard
@@ -146,6 +154,8 @@ class Session:
 
     async def _connect(self) -> bool:
         """Accept, then say who it is or why not: a browser is shown no reason for a refused handshake."""
+        if self.direct:
+            self.outlet.accept_messages(self.limits.message_bytes)
         await self.receive()
         await self.send(
             {

@@ -35,6 +35,22 @@ test("SGR: attributes, 16 colours, 256 colours, true colour, both separators, re
   assert.equal(colour256(255), "#eeeeee");
 });
 
+test("hostile output takes time in proportion to its length", { timeout: 10_000 }, () => {
+  const n = 2 ** 20;
+  const unfinished = ["\x1b[", "\x1b]", "\x1b[38:2:", "\x1b(", "\x1bP", "\x1b[1;", "\x9b", "\r\n", "\n"];
+  const hostile = [
+    `${"\r".repeat(n)}x`,
+    "\r".repeat(n),
+    "x\r".repeat(n / 2),
+    `\x1b[${"0".repeat(n)}`,
+    `\x1b[${"0;".repeat(n / 2)}m`,
+    `\x1b[${"38:2:".repeat(n / 5)}m`,
+    `\x1b[${" ".repeat(n)}`,
+    ...unfinished.map((text) => text.repeat(n / text.length)),
+  ];
+  for (const text of hostile) assert.ok(strip(text).length <= n);
+});
+
 test("markup stays text", () => {
   assert.deepEqual(parse("<img src=x onerror=alert(1)>"), [[{ text: "<img src=x onerror=alert(1)>", style: PLAIN }]]);
 });

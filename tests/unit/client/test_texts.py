@@ -5,7 +5,7 @@ import pytest
 from carillon.client.endpoint import endpoint, from_environment
 from carillon.client.errors import ConfigurationError
 from carillon.client.protocol import Event
-from carillon.client.sequence import MAX_EARLY, Sequence, output_of, without_escapes
+from carillon.client.sequence import MAX_EARLY, Sequence, output_of
 from carillon.client.words import describe
 
 
@@ -129,7 +129,7 @@ def test_output_is_whole_lines(payload, text):
 
 
 def test_escapes_are_removed():
-    assert without_escapes("\x1b[0;32mok\x1b[0m \x1b]8;;http://x\x07link") == "ok link"
+    assert plain_text("\x1b[0;32mok\x1b[0m \x1b]8;;http://x\x07link") == "ok link"
 
 
 def test_the_address_of_the_socket():

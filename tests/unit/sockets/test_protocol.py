@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from carillon.sockets import protocol
-from carillon.sockets.protocol import Allowance, Limits, Refusal, Subscribe, parse
+from carillon.sockets.protocol import Limits, Refusal, Subscribe, parse
 
 LIMITS = Limits(message_bytes=200, groups=4, name_length=20)
 
@@ -159,13 +159,6 @@ def test_any_text_is_a_subscription_or_a_refusal(text, xrftoken):
         # What is echoed must be a frame again.
         assert json.loads(protocol.denied(family, key))
         assert json.loads(protocol.unknown_family(family))
-
-
-def test_allowance_is_a_burst_and_then_a_rate():
-    allowance = Allowance(burst=2, rate=0.5)
-    assert [allowance.spend(now) for now in (0, 0, 0, 1, 2, 3, 100, 100, 100)] == [
-        True, True, False, False, True, False, True, True, False,
-    ]  # fmt: skip
 
 
 def test_close_codes_are_never_a_goodbye():

@@ -96,6 +96,13 @@ export function sgr(style, parameters) {
 
 const clean = (text) => text.replace(CONTROL, "");
 
+/** What was painted last: behind the last carriage return that something follows. Linear, as /\r+$/ is not. */
+function lastPainted(line) {
+  let end = line.length;
+  while (end > 0 && line[end - 1] === "\r") end -= 1;
+  return line.slice(end === 0 ? 0 : line.lastIndexOf("\r", end - 1) + 1, end);
+}
+
 /**
  * One line of output to spans.
  *
@@ -105,8 +112,7 @@ const clean = (text) => text.replace(CONTROL, "");
  */
 export function parseLine(line, style = PLAIN) {
   // A carriage return inside a line is a progress bar painting over itself: what counts is what was painted last.
-  const painted = line.replace(/\r+$/, "");
-  const text = painted.slice(painted.lastIndexOf("\r") + 1);
+  const text = lastPainted(line);
   const spans = [];
   const push = (part) => {
     const cleaned = clean(part);
