@@ -133,7 +133,7 @@ class SocketProtocol(WebSocketProtocol):
         if not self.frames.spend(now):
             self.refuse("frames", f"{self.frames.burst:g} at once and {self.frames.rate:g} a second")
         elif not self.bytes.spend(now, self.current_frame.length):
-            self.refuse("bytes", f"{self.bytes.burst:g} at once and {self.bytes.rate:g} a second")
+            self.refuse("bytes", f"{self.bytes.burst} at once and {self.bytes.rate} a second")
 
     def refuse(self, what: str, limit: str) -> None:
         """The client has used up a budget: 1008, and nothing more is read of it. Autobahn's timer for the
@@ -183,6 +183,8 @@ class SocketProtocol(WebSocketProtocol):
         super().handle_reply(message)
 
     def serverSend(self, content, binary=False):
+        if self.state != self.STATE_OPEN:
+            return  # nothing follows a close frame, and nobody waits for its reader any more
         if binary:
             self.outlet.put(frame(content, 0x82))
         else:
@@ -363,6 +365,8 @@ class DeliveryServer(Server):
             if socket.heard < dead:
                 socket.dropConnection(abort=True)
                 continue
+            if socket.state != socket.STATE_OPEN:
+                continue  # nothing follows a close frame
             outlet.put(PING)
             if outlet.form is Frames2 and outlet.groups and outlet.live and outlet.sent != number:
                 # A quiet client's position does not grow old: it moves on with the stream.
