@@ -51,8 +51,8 @@ class Allowance:
 
 
 class InHand:
-    """How much each actor has under way at a time: at most `most`, but one thing alone, whatever its size. What
-    nobody has given back after `seconds` is forgotten: a budget must not leak."""
+    """How much each actor has under way at a time: at most `most`, but one thing alone, whatever its size.
+    What nobody has given back after `seconds` is forgotten: a budget must not leak."""
 
     def __init__(self, most: float, seconds: float) -> None:
         self.most = most

@@ -1,7 +1,7 @@
 """Passwords are expensive to check, and can be guessed: who may try one, decided before any hashing.
 
-`Gate` is the first of AUTHENTICATION_BACKENDS, so that every way to log in comes by it: the login page, Basic in
-each request, and what a project adds. Two budgets, in the database, for all hosts together:
+`Gate` is the first of AUTHENTICATION_BACKENDS, so that every way to log in comes by it: the login page, Basic
+in each request, and what a project adds. Two budgets, in the database, for all hosts together:
 
 - one name from one address: `LOGIN_NAME_BURST` wrong passwords at once, `LOGIN_NAME_RATE` a second;
 - one address, for names that never logged in from there: `LOGIN_ADDRESS_BURST`, `LOGIN_ADDRESS_RATE`. Who did

@@ -115,8 +115,8 @@ class UserSession(models.Model):
 
 
 class LoginBudget(models.Model):
-    """What is left of a budget of wrong passwords: `carillon.accounts.logins`. `key` is a digest: no names and
-    addresses are kept here."""
+    """What is left of a budget of wrong passwords: `carillon.accounts.logins`. `key` is a digest: no names
+    and addresses are kept here."""
 
     key = models.CharField(max_length=64, primary_key=True)
     left = models.FloatField()

@@ -149,7 +149,9 @@ async def _output(where: Endpoint, options: argparse.Namespace) -> int:
 
 def _json_line(event: Event) -> None:
     # JSON leaves these as they are, and a terminal takes them for commands.
-    text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(event.payload, ensure_ascii=False))
+    text = re.sub(
+        "[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(event.payload, ensure_ascii=False)
+    )
     print(text, flush=True)
 
 

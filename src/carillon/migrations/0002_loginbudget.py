@@ -4,19 +4,18 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('carillon', '0001_initial'),
+        ("carillon", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='LoginBudget',
+            name="LoginBudget",
             fields=[
-                ('key', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('left', models.FloatField()),
-                ('at', models.DateTimeField(db_index=True)),
-                ('proven', models.DateTimeField(null=True)),
+                ("key", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("left", models.FloatField()),
+                ("at", models.DateTimeField(db_index=True)),
+                ("proven", models.DateTimeField(null=True)),
             ],
         ),
     ]

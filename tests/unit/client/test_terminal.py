@@ -34,7 +34,7 @@ from carillon.client.terminal import RESET, coloured, plain_text
         ("a\x1b]8;;http://x\x07link\x1b]8;;\x07b", "alinkb"),
         ("a\x1b[6nb\x1b[c\x1b[5n", "ab"),
         ("a\x1b[2J\x1b[1;1H\x1b[?1049hb\x1bc", "ab"),
-        ("a\x1bP$q\"p\x1b\\b\x1b_x\x1b\\\x1b^y\x1b\\\x1bXz\x1b\\c", "abc"),
+        ('a\x1bP$q"p\x1b\\b\x1b_x\x1b\\\x1b^y\x1b\\\x1bXz\x1b\\c', "abc"),
         ("a\x9b6nb\x9d0;t\x9cc", "abc"),
         ("\x9b31mx", "\x1b[31mx" + RESET),
         # Without an end.
@@ -55,7 +55,9 @@ def test_colours_and_nothing_else(text, kept):
     assert plain_text(text) == re.sub(r"\x1b\[[0-9;]*m", "", kept)
 
 
-ALPHABET = st.sampled_from([*"\x1b\x9b\x9d\x90\x07\x9c\\[]()PX^_0123456789;:?<> mnhHJcRq", "\n", "\r", "x", "é"])
+ALPHABET = st.sampled_from(
+    [*"\x1b\x9b\x9d\x90\x07\x9c\\[]()PX^_0123456789;:?<> mnhHJcRq", "\n", "\r", "x", "é"]
+)
 
 
 @given(st.text(ALPHABET, max_size=60))

@@ -450,7 +450,9 @@ def statuses(server, count, *arguments, **options):
     ],
 )
 def test_who_says_a_password_or_nothing_is_limited_per_address(tmp_path, upstreams, request_, most):
-    with running.nginx(tmp_path / "etc", tree.values("development") | upstreams | {"resolver": None}) as server:
+    with running.nginx(
+        tmp_path / "etc", tree.values("development") | upstreams | {"resolver": None}
+    ) as server:
         found = statuses(server, most + 200, *request_)
         assert found.count(200) >= most
         assert found.count(429) == most + 200 - found.count(200) > 0
@@ -473,9 +475,9 @@ def test_machines_behind_one_address_are_not_limited(development):
 def test_large_bodies_of_one_address_at_once(development):
     """Unfinished ones hold their places; who sends small ones is not held up by them."""
     head = (
-        "POST /api/v2/jobs/1/events/ HTTP/1.1\r\nHost: localhost\r\n"
-        "Authorization: Bearer x\r\nContent-Length: 5000000\r\n\r\n"
-    ).encode()
+        b"POST /api/v2/jobs/1/events/ HTTP/1.1\r\nHost: localhost\r\n"
+        b"Authorization: Bearer x\r\nContent-Length: 5000000\r\n\r\n"
+    )
     with contextlib.ExitStack() as senders:
         slow = [senders.enter_context(wire.connect(development.http)) for _ in range(20)]
         for connection in slow:
