@@ -30,7 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "PUBLISH_CHARACTERS": 256 * 1024,
     # A socket. Bytes that wait for its reader in this process, whatever it does; what is more it gets later,
     # from the window or the log. Bytes that a reader of version 1 may be behind before it is closed with
-    # 4408. Messages of the client, and bytes of them, that wait for their consumer before it is read no further.
+    # 4408. Messages of the client, and bytes of them, that wait for their consumer before it is read no
+    # further.
     "SOCKET_BUFFER_BYTES": 2**18,
     "SOCKET_BACKLOG_BYTES": 2**20,
     "SOCKET_INBOUND_MESSAGES": 32,
@@ -44,7 +45,8 @@ DEFAULTS: dict[str, Any] = {
     # Bytes of the largest message that any client may send, one of a project's own consumers included: a
     # larger one is closed with 1009.
     "SOCKET_MESSAGE_BYTES": 2**20,
-    # What one client may ask for: bytes of a message (a larger one: 1009), groups, and messages and nonsense at once and a second.
+    # What one client may ask for: bytes of a message (a larger one: 1009), groups, and messages and nonsense
+    # at once and a second.
     "MESSAGE_BYTES": 64 * 1024,
     "GROUPS_PER_SOCKET": 250,
     "MESSAGE_BURST": 100,

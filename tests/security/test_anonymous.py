@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -108,10 +108,8 @@ def test_unfinished_bodies(stack, ordinary, inside):
                 refused += 1
                 continue
             sender.settimeout(0.2)
-            try:
+            with suppress(OSError, EOFError):
                 refused += wire.read_answer(sender).status == 429
-            except (OSError, EOFError):
-                pass
         for _ in range(20):
             answer = requests.post(
                 f"{stack.url}/api/login/",

@@ -1,5 +1,5 @@
-"""What may reach a terminal of what came over the wire: printable text, line ends, tabs, carriage returns, and of
-the terminal's own language only colours and styles (SGR) from a list. Pure.
+"""What may reach a terminal of what came over the wire: printable text, line ends, tabs, carriage returns, and
+of the terminal's own language only colours and styles (SGR) from a list. Pure.
 
 Everything else steers the terminal: titles, the clipboard (OSC 52), questions that it answers as if they had
 been typed (DSR), hidden text.
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# A whole sequence, or what is left of one that has no end. Of the string sequences (OSC, DCS, APC, PM, SOS) the
-# text belongs to them. No part can match in two ways, so this is linear.
+# A whole sequence, or what is left of one that has no end. Of the string sequences (OSC, DCS, APC, PM, SOS)
+# the text belongs to them. No part can match in two ways, so this is linear.
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)(?P<parameters>[0-?]*)(?P<between>[ -/]*)(?P<final>[@-~]?)"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"

@@ -128,10 +128,6 @@ def test_output_is_whole_lines(payload, text):
     assert output_of(payload) == text
 
 
-def test_escapes_are_removed():
-    assert plain_text("\x1b[0;32mok\x1b[0m \x1b]8;;http://x\x07link") == "ok link"
-
-
 def test_the_address_of_the_socket():
     assert endpoint("https://tower.example/base/", "t").websocket_url == "wss://tower.example/base/websocket/"
     assert endpoint("http://localhost:8013", "t").websocket_url == "ws://localhost:8013/websocket/"

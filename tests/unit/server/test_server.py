@@ -212,7 +212,7 @@ async def everything(reader, seen=None):
 
 
 async def written_until_refused(reader, writer, data, most):
-    """Writes `data` again and again; the last frame that came. Fails when more than `most` bytes were taken."""
+    """Writes `data` again and again; the last frame that came. Fails when more than `most` bytes went."""
     seen = bytearray()
     reading = asyncio.ensure_future(everything(reader, seen))
     written = 0
