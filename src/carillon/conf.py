@@ -51,6 +51,9 @@ DEFAULTS: dict[str, Any] = {
     "GROUPS_PER_SOCKET": 250,
     "MESSAGE_BURST": 100,
     "MESSAGE_RATE": 10.0,
+    # … and groups to subscribe to, whether it may hear them or not.
+    "KEY_BURST": 1000,
+    "KEY_RATE": 50.0,
     "NONSENSE_BURST": 20,
     "NONSENSE_RATE": 0.5,
     # Logins by password, before any hashing: wrong ones at once and a second, for one name from one address,

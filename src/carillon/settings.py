@@ -157,7 +157,7 @@ REST_FRAMEWORK = {
         "carillon.accounts.permissions.TokenScope",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["carillon.api.parsers.JSONParser"],
     "DEFAULT_PAGINATION_CLASS": "carillon.api.pagination.Pagination",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "carillon.api.errors.exception_handler",
@@ -201,6 +201,8 @@ LOGGING = {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         # 4xx answers are the client's affair, and nginx has them in its access log.
         "django.request": {"level": "ERROR"},
+        # A foreign Host is a 400, and no news.
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         "daphne": {"level": "WARNING"},
         "aio_pika": {"level": "WARNING"},
         "aiormq": {"level": "CRITICAL"},  # its errors carry the broker's URL

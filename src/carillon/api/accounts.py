@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -16,7 +17,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -24,6 +25,7 @@ from rest_framework.views import APIView
 
 from carillon.accounts.models import ApiToken
 from carillon.api.addresses import api
+from carillon.api.parsers import JSONParser
 from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
 
 # awxkit reads from this header which cookie is the session's.
@@ -62,7 +64,8 @@ def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
     if wants_json(request):
         response: HttpResponse = Response(data)
     else:
-        target = request.data.get("next") or resolve_url(settings.LOGIN_REDIRECT_URL)
+        wanted = request.data.get("next") if isinstance(request.data, Mapping) else None
+        target = wanted if isinstance(wanted, str) and wanted else resolve_url(settings.LOGIN_REDIRECT_URL)
         if not url_has_allowed_host_and_scheme(
             target, {request.get_host()}, require_https=request.is_secure()
         ):

@@ -11,6 +11,7 @@ from rest_framework import serializers
 
 from carillon.accounts import tokens
 from carillon.accounts.models import ApiToken, Team
+from carillon.accounts.permissions import may_publish
 from carillon.conf import conf
 
 # How long a token lives if its maker does not say. `"expires": null` makes one that does not expire.
@@ -53,18 +54,31 @@ class TokenSerializer(serializers.ModelSerializer):
                 raise serializers.ValidationError(
                     f"the token you use has no scope {', '.join(sorted(missing))} to give on"
                 )
-        elif "publish" in wanted and not request.user.is_superuser:
-            raise serializers.ValidationError("only an admin may make a token with the scope publish")
+        if "publish" in wanted and not may_publish(request.user):
+            raise serializers.ValidationError("only who may publish may make a token with the scope publish")
         return scope
 
     def validate_expires(self, value: Any) -> Any:
         if value is not None and value <= timezone.now():
             raise serializers.ValidationError("this is in the past")
+        parent = self._parent()
+        if parent is not None and parent.expires and (value is None or value > parent.expires):
+            raise serializers.ValidationError(
+                f"the token you use ends at {parent.expires.isoformat()}: no token made by it lives longer"
+            )
         return value
 
+    def _parent(self) -> ApiToken | None:
+        """The token that is used to make this one."""
+        auth = self.context["request"].auth
+        return auth if isinstance(auth, ApiToken) else None
+
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
-        validated_data.setdefault("expires", timezone.now() + timedelta(days=conf.TOKEN_DAYS))
-        row, token = ApiToken.issue(self.context["request"].user, **validated_data)
+        parent = self._parent()
+        if "expires" not in validated_data:
+            year = timezone.now() + timedelta(days=conf.TOKEN_DAYS)
+            validated_data["expires"] = min(year, parent.expires) if parent and parent.expires else year
+        row, token = ApiToken.issue(self.context["request"].user, parent=parent, **validated_data)
         row.token = token
         return row
 

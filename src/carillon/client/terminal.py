@@ -1,5 +1,5 @@
-"""What may reach a terminal of what came over the wire: printable text, line ends, tabs, carriage returns, and
-of the terminal's own language only colours and styles (SGR) from a list. Pure.
+"""What may reach a terminal of what came over the wire: printable text, line ends, tabs, carriage returns,
+and of the terminal's own language only colours and styles (SGR) from a list. Pure.
 
 Everything else steers the terminal: titles, the clipboard (OSC 52), questions that it answers as if they had
 been typed (DSR), hidden text.

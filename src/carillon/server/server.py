@@ -228,8 +228,9 @@ def _buffered(request) -> int:
 class DeliveryServer(Server):
     """See the module. `write_budget` is in bytes per socket, `inbound_messages` and `inbound_bytes` how much
     of one client waits for its application before its socket is read no further, `frame_…` and `inbound_…`
-    what it may send at once and a second: frames and their bytes. `drain_seconds` how long TERM may spread the
-    closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come back."""
+    what it may send at once and a second: frames and their bytes. `drain_seconds` how long TERM may spread
+    the closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come
+    back."""
 
     write_budget = 256 * 1024
     inbound_messages = 32

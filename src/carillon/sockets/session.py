@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -83,6 +84,7 @@ class Session:
         self.groups: dict[str, tuple[str, str]] = {}  # name: (family, key)
         self.messages = Allowance(limits.message_burst, limits.message_rate)
         self.nonsense = Allowance(limits.nonsense_burst, limits.nonsense_rate)
+        self.keys = Allowance(limits.key_burst, limits.key_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -215,6 +217,15 @@ class Session:
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
         begins at `since`, or now."""
+        count = sum(max(1, len(keys)) for keys in wanted.groups.values())
+        now = asyncio.get_running_loop().time()
+        if not self.keys.spend(now, count):
+            REFUSED.labels("keys").inc()
+            raise protocol.Refusal(
+                f"invalid message: too many groups: {self.limits.key_burst:g} at once and "
+                f"{self.limits.key_rate:g} a second are allowed, try again in "
+                f"{math.ceil(self.keys.wait(now, count))} s"
+            )
         await self._until(lambda: not self.outlet.held)
         here = sockets()
         before = here.rights.changes
@@ -222,8 +233,10 @@ class Session:
         if here.rights.changed_since(before, (self.identity.user.pk, *groups)):
             # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
             here.suspect(self)
-        unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
-        self._replace(groups, [*unknown, *errors], wanted.since)
+        unknown = [name for name in wanted.groups if not registry.get(name)]
+        if unknown:
+            errors.insert(0, protocol.unknown_families(unknown))
+        self._replace(groups, errors, wanted.since)
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Until something is so, or the client has left."""
@@ -291,7 +304,7 @@ class Session:
         if groups != self.groups.keys():
             kept = {name: key for name, key in self.groups.items() if name in groups}
             lost = [key for name, key in self.groups.items() if name not in groups]
-            self._replace(kept, [protocol.denied(*key) for key in lost])
+            self._replace(kept, [protocol.denied(lost)] if lost else [])
         self.outlet.release()
         hub.feeder.ready(self.outlet)
         self.wake()
@@ -390,6 +403,8 @@ def allowed_limits() -> protocol.Limits:
         nonsense_rate=conf.NONSENSE_RATE,
         message_burst=conf.MESSAGE_BURST,
         message_rate=conf.MESSAGE_RATE,
+        key_burst=conf.KEY_BURST,
+        key_rate=conf.KEY_RATE,
     )
 
 
