@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from contextlib import suppress
 
 import pytest
 
-from tests.security.conftest import Watched, report, together
+from tests.security.conftest import Watched, manage, report, together
 from tests.security.raw import CONTINUATION, PING, RawSocket, frame
 
 pytestmark = pytest.mark.stack
@@ -70,3 +71,86 @@ def test_large_messages(stack, ordinary, inside):
     assert set(codes) <= {1009, 0}
     assert 1009 in codes
     assert memory.growth <= 32 * 2**20
+
+
+def test_denied_groups(stack, ordinary, inside):
+    """Row 9: a hundred sockets ask for 250 groups that they may not hear, again and again: 772 000 frames."""
+    daphne = inside("daphne")
+    name = f"other-{random.randrange(10**9)}"
+    token = manage(
+        inside,
+        "from django.contrib.auth import get_user_model as model\n"
+        "from carillon.accounts.models import ApiToken\n"
+        f"user = model().objects.create_user('{name}')\n"
+        "print(ApiToken.issue(user)[1])",
+    )
+    frames = []
+
+    def attack(_number: int) -> None:
+        client = RawSocket(stack, token=token)
+        try:
+            client.message()
+            wanted = {"job_events": list(range(10**9, 10**9 + 250))}
+            for _ in range(10):
+                client.say({"groups": wanted})
+            seen = 0
+            while True:
+                error = client.message().get("error", "")
+                seen += bool(error)
+                frames.append(error)
+                if seen == 10:
+                    break
+        finally:
+            client.close()
+        time.sleep(1)
+
+    with Watched(daphne.memory) as memory, ordinary.beside():
+        together(100, attack, seconds=4)
+    manage(
+        inside,
+        "from django.contrib.auth import get_user_model as model\n"
+        f"model().objects.get(username='{name}').delete()",
+    )
+    errors = [error for error in frames if error]
+    report("denied groups", daphne=memory.growth, frames=len(frames))
+    assert any("too many groups: 1000 at once" in error for error in errors)
+    # One frame for a message, whatever it holds.
+    assert len(errors) <= len(frames) <= 2 * len(errors)
+    assert memory.growth <= 64 * 2**20
+
+
+def test_flipping_groups(stack, ordinary, inside):
+    """Row 10: thirty sockets take turns between two times a hundred groups, as fast as they are let."""
+
+    def written() -> int:
+        code = (
+            'from django.db import connection as c; k = c.cursor(); k.execute("SELECT n_tup_ins FROM '
+            "pg_stat_user_tables WHERE relname = 'carillon_watch'\"); print(k.fetchone()[0])"
+        )
+        return int(manage(inside, code))
+
+    jobs = [stack.new_job()["id"] for _ in range(200)]
+    halves = [{"job_events": jobs[:100]}, {"job_events": jobs[100:]}]
+    before = written()
+
+    def attack(number: int) -> None:
+        client = RawSocket(stack)
+        try:
+            client.message()
+            end = time.monotonic() + 4
+            while time.monotonic() < end:
+                for half in halves:
+                    client.say({"groups": half})
+                time.sleep(0.1)
+        except OSError:
+            pass
+        finally:
+            client.close()
+        time.sleep(1)
+
+    with ordinary.beside():
+        together(30, attack)
+    time.sleep(2)  # the statistics are a second behind
+    rows = written() - before
+    report("flipping groups", rows=rows)
+    assert rows <= 30_000

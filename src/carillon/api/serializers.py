@@ -49,11 +49,11 @@ class TokenSerializer(serializers.ModelSerializer):
             raise serializers.ValidationError(str(error)) from None
         request = self.context["request"]
         wanted = set(scope.split())
-        if isinstance(request.auth, ApiToken):
-            if missing := wanted - set(request.auth.scope.split()):
-                raise serializers.ValidationError(
-                    f"the token you use has no scope {', '.join(sorted(missing))} to give on"
-                )
+        had = set(request.auth.scope.split()) if isinstance(request.auth, ApiToken) else wanted
+        if missing := wanted - had:
+            raise serializers.ValidationError(
+                f"the token you use has no scope {', '.join(sorted(missing))} to give on"
+            )
         if "publish" in wanted and not may_publish(request.user):
             raise serializers.ValidationError("only who may publish may make a token with the scope publish")
         return scope

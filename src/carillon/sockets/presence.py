@@ -29,6 +29,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from carillon.budgets import fitting
 from carillon.events import NotificationsUnavailable, aemit_channel_notification
 from carillon.sockets.models import Connection, Process, Watch
 
@@ -38,6 +39,7 @@ HEARTBEAT = 3.0  # seconds
 STALE = timedelta(seconds=10)  # three heartbeats missed
 GATHER = 0.2  # seconds: a reload of a thousand pages is one batch, and one thing to look at
 BATCH = 500  # sockets in one transaction: others want the database's thread, too
+ROWS = 2000  # of who watches what, likewise; a socket's allowance of groups bounds how many it makes
 AGAIN = 1.0  # seconds until the next try, when database or broker took nothing
 
 GROUP = "connections-changed"
@@ -142,7 +144,9 @@ class Presence:
     async def _write(self) -> None:
         """Bring the copy up to date, and be alive in it. Raises DatabaseError: then nothing is forgotten."""
         while True:
-            batch = [entry for entry, _ in zip(self._changed, range(BATCH), strict=False)]
+            some = [entry for entry, _ in zip(self._changed, range(BATCH), strict=False)]
+            sizes = (len(self._here[entry].groups) if entry in self._here else 0 for entry in some)
+            batch = some[: fitting(sizes, ROWS)]
             here = [self._here[entry] for entry in batch if entry in self._here]
             rows = [each.row for each in here]
             watches = [Watch(connection=each.row, group=group) for each in here for group in each.groups]
