@@ -6,6 +6,7 @@ Sockets, the API and logins decide by these; `carillon.refusals` counts what the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -48,6 +49,24 @@ class Allowance:
             # A clock that was set back gives nothing, and takes nothing away.
             self.left = min(self.burst, self.left + max(now - self.at, 0.0) * self.rate)
         self.at = now
+
+
+class Meter:
+    """An allowance for each actor. It remembers at most `most` of them: who was not heard of for longest is
+    forgotten, and has a full one again."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        self.most = most
+        self._allowances: OrderedDict[Hashable, Allowance] = OrderedDict()
+
+    def of(self, actor: Hashable, burst: float, rate: float) -> Allowance:
+        """The actor's, with the limits of now."""
+        found = self._allowances.setdefault(actor, Allowance(burst, rate))
+        self._allowances.move_to_end(actor)
+        found.burst, found.rate = burst, rate
+        while len(self._allowances) > self.most:
+            self._allowances.popitem(last=False)
+        return found
 
 
 class InHand:

@@ -63,6 +63,15 @@ DEFAULTS: dict[str, Any] = {
     "LOGIN_ADDRESS_BURST": 10,
     "LOGIN_ADDRESS_RATE": 0.2,
     "LOGIN_PROVEN_DAYS": 90,
+    # What one user may make, in each uwsgi process: at once, and a day over time.
+    "QUOTAS": {
+        "jobs": (5_000, 10_000),
+        "events": (500_000, 2_000_000),
+        "notifications": (200_000, 20_000_000),
+    },
+    # API tokens that a user may have at a time, and sockets in each daphne process.
+    "TOKENS_PER_USER": 200,
+    "SOCKETS_PER_USER": 1000,
     # Bytes of one page of a list of job events, and how much of such pages one user may have made at a time
     # in each uwsgi process. Characters of JSON of one event's `event_data`.
     "PAGE_BYTES": 2 * 2**20,

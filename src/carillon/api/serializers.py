@@ -12,6 +12,7 @@ from rest_framework import serializers
 from carillon.accounts import tokens
 from carillon.accounts.models import ApiToken, Team
 from carillon.accounts.permissions import may_publish
+from carillon.api import quotas
 from carillon.conf import conf
 
 # How long a token lives if its maker does not say. `"expires": null` makes one that does not expire.
@@ -74,11 +75,12 @@ class TokenSerializer(serializers.ModelSerializer):
         return auth if isinstance(auth, ApiToken) else None
 
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
-        parent = self._parent()
+        user, parent = self.context["request"].user, self._parent()
+        quotas.at_most("tokens", ApiToken.objects.valid().filter(user=user).count(), conf.TOKENS_PER_USER)
         if "expires" not in validated_data:
             year = timezone.now() + timedelta(days=conf.TOKEN_DAYS)
             validated_data["expires"] = min(year, parent.expires) if parent and parent.expires else year
-        row, token = ApiToken.issue(self.context["request"].user, parent=parent, **validated_data)
+        row, token = ApiToken.issue(user, parent=parent, **validated_data)
         row.token = token
         return row
 

@@ -25,6 +25,7 @@ from django.urls import re_path
 from django.utils import timezone
 
 from carillon.conf import conf
+from carillon.refusals import REFUSED
 from carillon.sockets import authentication, protocol
 from carillon.sockets.questions import Groups
 from carillon.sockets.session import Close
@@ -74,6 +75,10 @@ class ProjectConsumer:
         user = AnonymousUser() if self.identity is None else self.identity.user
         try:
             if self.identity is not None:
+                if here.of(user.pk) >= conf.SOCKETS_PER_USER:
+                    REFUSED.labels("quota_sockets").inc()
+                    await self._turn_away(Close(protocol.POLICY, reason="too many sockets of this user"))
+                    return
                 here.add(self)
                 self._watch()
             await _routes(conf.WEBSOCKET_URLCONF)(dict(self.scope, user=user), self._receive, self._send)

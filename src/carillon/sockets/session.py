@@ -182,6 +182,7 @@ class Session:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
+            self._count()
         except authentication.Refused as refused:
             self._text(protocol.refused(refused.reason))
             await self._close(Close(refused.code))
@@ -195,6 +196,15 @@ class Session:
         at = here.station.position if self.version == 2 else None
         self._text(protocol.accepted(self.identity.user.pk, at))
         return True
+
+    def _count(self) -> None:
+        """Raises Refused when the user has all the sockets that he may."""
+        if sockets().of(self.identity.user.pk) >= conf.SOCKETS_PER_USER:
+            REFUSED.labels("quota_sockets").inc()
+            raise authentication.Refused(
+                f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
+                protocol.POLICY,
+            )
 
     def _arrive(self, before: int) -> None:
         """From here on this socket hears when its user's rights change; if any did since `before`, when its

@@ -68,6 +68,10 @@ class Sockets:
         self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
         self._by_outlet[socket.outlet] = socket
 
+    def of(self, user_id: int) -> int:
+        """How many this user has here."""
+        return len(self._by_user.get(user_id, ()))
+
     def discard(self, socket: Asked) -> None:
         self.rights.forget(socket)
         self._by_outlet.pop(socket.outlet, None)

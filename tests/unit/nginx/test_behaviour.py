@@ -365,6 +365,9 @@ def test_no_query_in_any_log(development):
         f"/websocket%3Ftoken={secret}",
         f"/?token={secret}",
         f"/websocket#{secret}",
+        f"/websocket/&token={secret}",
+        f"/websocket/%26token={secret}",
+        f"/websocket/;token={secret}",
         f"http://localhost/websocket?token={secret}",
     ):
         development.ask("GET", path)

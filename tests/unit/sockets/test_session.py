@@ -188,6 +188,19 @@ async def client_of(people, user) -> Client:
     return client
 
 
+async def test_sockets_of_a_user_have_a_number(people, settings):
+    settings.CARILLON = {**settings.CARILLON, "SOCKETS_PER_USER": 2}
+    token = await database_sync_to_async(people.token)(people.ann)
+    mine = [Client(token=token) for _ in range(3)]
+    assert [(await client.open())["accept"] for client in mine[:2]] == [True, True]
+    refused = await mine[2].open()
+    assert refused["error"] == "too many sockets of this user: 2 at a time are allowed"
+    assert await mine[2].close_code() == 1008
+    await client_of(people, people.ben)
+    await mine[0].leave()
+    assert (await Client(token=token).open())["accept"]
+
+
 async def job_of(user, **fields) -> Job:
     return await Job.objects.acreate(owner=user, name="a job", **fields)
 
