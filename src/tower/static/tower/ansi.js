@@ -32,6 +32,7 @@ export const PLAIN = Object.freeze({
 // CSI …, OSC … ended by BEL or ST, the other string sequences, and two-character escapes.
 const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])/g;
 const CONTROL = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]/g;
+const MOST_SPANS = 500; // of a line: each is an element, and all of a line's are laid out at once
 const LEVELS = [0, 95, 135, 175, 215, 255];
 
 const hex = (...rgb) => `#${rgb.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
@@ -121,10 +122,14 @@ export function parseLine(line, style = PLAIN) {
   let end = 0;
   for (const match of text.matchAll(ESCAPE)) {
     push(text.slice(end, match.index));
+    if (spans.length >= MOST_SPANS) {
+      end = match.index;
+      break;
+    }
     if (match[2] === "m" && !/[<=>?]/.test(match[1])) style = sgr(style, match[1]);
     end = match.index + match[0].length;
   }
-  push(text.slice(end));
+  push(text.slice(end).replace(ESCAPE, ""));
   return { spans, style };
 }
 
