@@ -9,7 +9,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,8 +18,10 @@ from tests.integration.conftest import Container, Stack, stack
 
 __all__ = ["stack"]
 
-CALM_SECONDS = 4.0
-ATTACK_SECONDS = 8.0
+CALM_SECONDS = 3.0
+ATTACK_SECONDS = 6.0
+LEAST = 100
+"""Requests that a p99 is made of."""
 FLOOR = 0.05
 """Seconds of a p99 that nobody minds: below it the machine's own scheduling is what is measured."""
 
@@ -34,12 +35,16 @@ class Times:
 
     @staticmethod
     def _p99(times: list[float]) -> float:
-        assert len(times) >= 50, f"only {len(times)} requests were measured"
+        assert len(times) >= LEAST, f"only {len(times)} requests were measured"
         return sorted(times)[len(times) * 99 // 100]
 
     @property
     def p99(self) -> dict[str, float]:
         return {"api": self._p99(self.api), "frame": self._p99(self.frame)}
+
+    def worse_of(self, other: Times) -> Times:
+        """That of both whose requests took longer."""
+        return Times(max(self.api, other.api, key=self._p99), max(self.frame, other.frame, key=self._p99))
 
 
 class Ordinary:
@@ -48,21 +53,22 @@ class Ordinary:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.http = requests.Session()
+        self.http.trust_env = False  # a bundle that the environment names would come before ours
         self.http.verify = stack.ca
         self.http.headers["Authorization"] = f"Bearer {stack.token}"
         self.group = stack.new_job()["id"]
 
-    def calm(self) -> dict[str, float]:
-        """The p99 of both while nothing else happens."""
+    def calm(self) -> Times:
+        """What it takes while nothing else happens."""
         end = time.monotonic() + CALM_SECONDS
-        return self._measure(lambda: time.monotonic() > end).p99
+        return self._measure(lambda: time.monotonic() > end)
 
     def _measure(self, done: Callable[[], bool]) -> Times:
         times = Times()
         with self.stack.socket() as socket:
             socket.frame()
             socket.subscribe({"job_events": [self.group]})
-            while not done():
+            while not done() or len(times.frame) < LEAST:
                 begun = time.monotonic()
                 answer = self.http.get(f"{self.stack.url}/api/v2/me/", timeout=30)
                 assert answer.status_code == 200, answer.text
@@ -80,11 +86,19 @@ class Ordinary:
                 times.frame.append(time.monotonic() - begun)
         return times
 
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """In the block something is done to the stack; the ordinary client must hardly notice: its p99 stays
-        within twice what it was before."""
-        before = self.calm()
+    def hardly_notices(self, attack: Callable[[], None]) -> None:
+        """The p99 beside the attack stays within twice the calm one, which is measured before and behind it. A
+        machine that does something else meanwhile gets three tries: what an attack breaks, it breaks always."""
+        for last in (False, False, True):
+            calm = self.calm()
+            during = self._beside(attack)
+            calm = calm.worse_of(self.calm())
+            report("p99", calm=calm.p99, during=during.p99, load=os.getloadavg()[0])
+            if all(during.p99[what] <= max(2 * calm.p99[what], FLOOR) for what in calm.p99):
+                return
+            assert not last, f"calm {calm.p99}, beside the attack {during.p99}"
+
+    def _beside(self, attack: Callable[[], None]) -> Times:
         over = threading.Event()
         found: list[Times | BaseException] = []
 
@@ -97,17 +111,13 @@ class Ordinary:
         thread = threading.Thread(target=work)
         thread.start()
         try:
-            yield
+            attack()
         finally:
             over.set()
             thread.join(120)
-        times = found[0]
-        if isinstance(times, BaseException):
-            raise times
-        during = times.p99
-        report("p99", before=before, during=during, load=os.getloadavg()[0])
-        for what, seconds in during.items():
-            assert seconds <= max(2 * before[what], FLOOR), (what, before, during)
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
 
 def report(what: str, **values: object) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,9 +79,11 @@ class RawSocket:
         self.raw.sendall(frame(0x81, json.dumps(message).encode()))
 
     def closed(self) -> tuple[int, str]:
-        """Reads to the end: code and reason of the close frame; 0 when none came."""
-        with suppress(ConnectionError):
-            while True:
+        """Reads to the end, for ten seconds at most: code and reason of the close frame; 0 when none came."""
+        end = time.monotonic() + 10
+        self.raw.settimeout(5)
+        with suppress(OSError):
+            while time.monotonic() < end:
                 first, payload = self.next()
                 if first == 0x88:
                     return int.from_bytes(payload[:2]), payload[2:].decode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import threading
 import time
 from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
@@ -53,23 +52,24 @@ def test_guessing_passwords(stack, ordinary, inside, known):
         hashed += 1
         assert hashed <= ADDRESS_BURST + 5, "nobody refuses"
     codes: list[int] = []
-    with ordinary.beside():
+    right: list[int] = []
 
-        def attack(_number: int) -> None:
-            answer = guess(stack)
-            codes.append(answer.status_code)
-            if answer.status_code == 429:
-                assert int(answer.headers["Retry-After"]) >= 1
-                assert "Too many" in answer.json()["detail"]
-            time.sleep(0.5)
+    def one(number: int) -> None:
+        if number == 0:  # behind the same address: somebody who was here before
+            right.append(guess(stack, known[0], f"{known[0]}-password").status_code)
+            time.sleep(2)
+            return
+        answer = guess(stack)
+        codes.append(answer.status_code)
+        if answer.status_code == 429:
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert "Too many" in answer.json()["detail"]
+        time.sleep(0.5)
 
-        attacker = threading.Thread(target=together, args=(6, attack))
-        attacker.start()
-        # Behind the same address, meanwhile.
-        right = [guess(stack, known[0], f"{known[0]}-password").status_code for _ in range(3)]
-        attacker.join()
+    ordinary.hardly_notices(lambda: together(7, one))
     report("guesses", codes={code: codes.count(code) for code in set(codes)})
-    assert right == [200] * 3
+    assert right
+    assert set(right) == {200}
     assert codes.count(429) >= len(codes) * 0.7
     assert set(codes) <= {401, 429}
 
@@ -90,37 +90,36 @@ def test_unfinished_bodies(stack, ordinary, inside):
         b"POST /api/v2/jobs/1/events/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 8000000\r\n\r\n"
     )
+    refused = []
+
+    def attack() -> None:
+        with ExitStack() as senders:
+            for _ in range(60):
+                sender = senders.enter_context(socket.create_connection((address.hostname, address.port), 10))
+                sender.settimeout(1)
+                with suppress(OSError, EOFError):
+                    sender.sendall(head)
+                    sender.settimeout(0.05)
+                    refused.append(wire.read_answer(sender).status == 429)
+                with suppress(OSError):
+                    sender.settimeout(1)
+                    for _ in range(40):
+                        sender.sendall(b"[" * 100_000)
+            for _ in range(20):
+                answer = requests.post(
+                    f"{stack.url}/api/login/",
+                    data=b'{"username": "' + b"x" * 15_000_000 + b'"}',
+                    headers={"Content-Type": "application/json"},
+                    verify=stack.ca,
+                    timeout=60,
+                )
+                assert answer.status_code == 413
+                assert "16 KiB" in answer.json()["detail"]
+
     nginx, uwsgi = inside("nginx"), inside("uwsgi")
-    with (
-        Watched(lambda: nginx.stored("/run/nginx")) as stored,
-        Watched(uwsgi.memory) as memory,
-        ExitStack() as senders,
-        ordinary.beside(),
-    ):
-        refused = 0
-        for _ in range(60):
-            sender = senders.enter_context(socket.create_connection((address.hostname, address.port), 10))
-            try:
-                sender.sendall(head)
-                for _ in range(40):
-                    sender.sendall(b"[" * 100_000)
-            except OSError:
-                refused += 1
-                continue
-            sender.settimeout(0.2)
-            with suppress(OSError, EOFError):
-                refused += wire.read_answer(sender).status == 429
-        for _ in range(20):
-            answer = requests.post(
-                f"{stack.url}/api/login/",
-                data=b'{"username": "' + b"x" * 15_000_000 + b'"}',
-                headers={"Content-Type": "application/json"},
-                verify=stack.ca,
-                timeout=60,
-            )
-            assert answer.status_code == 413
-            assert "16 KiB" in answer.json()["detail"]
-    report("bodies", stored=stored.growth, uwsgi=memory.growth, refused=refused)
-    assert refused >= 40
+    with Watched(lambda: nginx.stored("/run/nginx")) as stored, Watched(uwsgi.memory) as memory:
+        ordinary.hardly_notices(attack)
+    report("bodies", stored=stored.growth, uwsgi=memory.growth, refused=sum(refused))
+    assert sum(refused) >= 40
     assert stored.growth <= 128 * 2**20
     assert memory.growth <= 64 * 2**20

@@ -36,8 +36,8 @@ def test_small_frames(stack, ordinary, inside, kind):
             client.close()
         time.sleep(1)
 
-    with Watched(daphne.memory) as memory, ordinary.beside():
-        together(8, attack)
+    with Watched(daphne.memory) as memory:
+        ordinary.hardly_notices(lambda: together(8, attack))
     report("small frames", daphne=memory.growth, sockets=len(codes))
     assert {code for code, _ in codes} <= {1008, 0}
     assert (1008, "too many frames: 1000 at once and 100 a second are allowed") in codes
@@ -65,8 +65,8 @@ def test_large_messages(stack, ordinary, inside):
             client.close()
         time.sleep(1)
 
-    with Watched(daphne.memory) as memory, ordinary.beside():
-        together(6, attack)
+    with Watched(daphne.memory) as memory:
+        ordinary.hardly_notices(lambda: together(6, attack))
     report("large messages", daphne=memory.growth, sockets=len(codes))
     assert set(codes) <= {1009, 0}
     assert 1009 in codes
@@ -104,8 +104,8 @@ def test_denied_groups(stack, ordinary, inside):
             client.close()
         time.sleep(1)
 
-    with Watched(daphne.memory) as memory, ordinary.beside():
-        together(100, attack, seconds=4)
+    with Watched(daphne.memory) as memory:
+        ordinary.hardly_notices(lambda: together(100, attack, seconds=4))
     manage(
         inside,
         "from django.contrib.auth import get_user_model as model\n"
@@ -148,8 +148,7 @@ def test_flipping_groups(stack, ordinary, inside):
             client.close()
         time.sleep(1)
 
-    with ordinary.beside():
-        together(30, attack)
+    ordinary.hardly_notices(lambda: together(30, attack))
     time.sleep(2)  # the statistics are a second behind
     rows = written() - before
     report("flipping groups", rows=rows)
