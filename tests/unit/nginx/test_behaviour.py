@@ -467,7 +467,7 @@ def test_who_says_a_password_or_nothing_is_limited_per_address(tmp_path, upstrea
         # Whoever else comes from this address is served.
         assert server.ask("GET", "/api/v2/me/", [("Authorization", "Bearer x")]).status == 200
         assert server.ask("GET", "/api/v2/me/", [("Cookie", "awx_sessionid=x")]).status == 200
-        assert server.ask("GET", "/static/page.mjs").status == 200
+        assert server.ask("GET", "/robots.txt").status == 200
 
 
 def test_machines_behind_one_address_are_not_limited(development):
