@@ -117,7 +117,10 @@ def test_unfinished_bodies(stack, ordinary, inside):
                 assert "16 KiB" in answer.json()["detail"]
 
     nginx, uwsgi = inside("nginx"), inside("uwsgi")
-    with Watched(lambda: nginx.stored("/run/nginx", "/run/nginx/body")) as stored, Watched(uwsgi.memory) as memory:
+    with (
+        Watched(lambda: nginx.stored("/run/nginx", "/run/nginx/body")) as stored,
+        Watched(uwsgi.memory) as memory,
+    ):
         ordinary.hardly_notices(attack)
     report("bodies", stored=stored.growth, uwsgi=memory.growth, refused=sum(refused))
     assert sum(refused) >= 40

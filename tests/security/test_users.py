@@ -65,7 +65,10 @@ def test_large_pages_that_nobody_reads(stack, ordinary, inside, heavy):
                 time.sleep(1)
 
     uwsgi, nginx = inside("uwsgi"), inside("nginx")
-    with Watched(uwsgi.memory) as memory, Watched(lambda: nginx.stored("/run/nginx", "/run/nginx/body")) as stored:
+    with (
+        Watched(uwsgi.memory) as memory,
+        Watched(lambda: nginx.stored("/run/nginx", "/run/nginx/body")) as stored,
+    ):
         ordinary.hardly_notices(attack)
     report("pages", asked=len(asked), uwsgi=memory.growth, nginx=stored.growth)
     assert memory.growth <= 128 * 2**20
