@@ -18,8 +18,8 @@ from tests.integration.conftest import Container, Stack, stack
 
 __all__ = ["stack"]
 
-CALM_SECONDS = 3.0
-ATTACK_SECONDS = 6.0
+CALM_SECONDS = 2.0
+ATTACK_SECONDS = 5.0
 LEAST = 100
 """Requests that a p99 is made of."""
 FLOOR = 0.05
