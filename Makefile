@@ -14,6 +14,9 @@ dev: ## set up everything and start the stack; run again, it changes nothing
 demo: ## a real Ansible run, live on the page
 	@$(DEV) demo
 
+observe: ## Prometheus and Alertmanager beside the stack, with alerts: docs/how-to/watch-it.md
+	@$(DEV) observe
+
 watch: ## events in the terminal, as they happen (EVENTS="jobs:status_changed job_events:42")
 	@$(DEV) watch $(EVENTS)
 
@@ -60,10 +63,11 @@ simulate: $(TEST_PYTHON) ## run seeds of the simulation, e.g. SEEDS=0-9999 SECON
 	@PYTHONPATH=src PYTHONHASHSEED=0 $(TEST_PYTHON) -m tests.simulation --seeds $(or $(SEEDS),0-1999) \
 	    --seconds $(or $(SECONDS),120) --jobs $$(nproc)
 
-chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes)
-	@CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon} CARILLON_CHAOS_WHOLE=1 \
-	    CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
-	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py
+chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev` (it is killed, cut and filled: minutes); or SEEDS=20 composed schedules on three brokers
+	@export CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon}; \
+	$(if $(SEEDS),$(TEST_PYTHON) -m tests.chaos compose --seeds $(SEEDS) --seed-from $(or $(SEED_FROM),0),\
+	    CARILLON_CHAOS_WHOLE=1 CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
+	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py)
 
 production: ## production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production
@@ -139,6 +143,8 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_HTTPS_PORT       HTTPS (8043)
 #: CARILLON_MANAGEMENT_PORT  RabbitMQ's pages (15672), on 127.0.0.1
 #: CARILLON_AMQP_PORT        RabbitMQ (5672), on 127.0.0.1
+#: CARILLON_PROMETHEUS_PORT    make observe: Prometheus (9090), on 127.0.0.1
+#: CARILLON_ALERTMANAGER_PORT  make observe: Alertmanager (9093), on 127.0.0.1
 #: CARILLON_LISTEN           address of the first two (127.0.0.1; 0.0.0.0: the whole network may come)
 #: CARILLON_ALLOWED_HOSTS    names and addresses that the application answers to (this machine's own)
 #: CARILLON_CERTIFICATE      make production: your certificate, PEM, the server's first (one for localhost)
@@ -147,6 +153,7 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 #: CARILLON_PROJECT          name of the stack (carillon)
 #: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
 #: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
+#: SEED_FROM                 make chaos SEEDS=20: the first of them (0)
 #: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings, acks)
 #: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
 

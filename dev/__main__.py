@@ -21,6 +21,13 @@ def dev(_: list[str]) -> int:
     return 0
 
 
+def observe(_: list[str]) -> int:
+    from dev import observe
+
+    observe.start(_config())
+    return 0
+
+
 def down(_: list[str]) -> int:
     stack.down(_config(), volumes=False)
     return 0
@@ -211,6 +218,7 @@ def clean_test_production(_: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "dev": dev,
+    "observe": observe,
     "down": down,
     "clean": clean,
     "logs": logs,

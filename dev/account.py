@@ -40,12 +40,12 @@ def ensure(config: Config) -> dict[str, str]:
     return values
 
 
-def new_token(config: Config, description: str) -> str:
-    """A fresh token of the admin, for everything."""
+def new_token(config: Config, description: str, *, scope: str = "read write publish", days: int = 365) -> str:
+    """A fresh token of the admin, for everything unless told; `days` 0: it does not expire."""
     return stack.compose(
         config,
         *("exec", "-T", "uwsgi", "carillon", "manage", "create_token", "--username", USERNAME),
-        *("--scope", "read write publish", "--description", description),
+        *("--scope", scope, "--days", str(days), "--description", description),
         seconds=_SECONDS,
     ).strip()
 

@@ -101,7 +101,7 @@ def load(
 
     Raises `Failure` at the first value that cannot be.
     """
-    ports = {name: _port(environ, name, default) for name, default in DEFAULT_PORTS.items()}
+    ports = {name: port(environ, name, default) for name, default in DEFAULT_PORTS.items()}
     if len(set(ports.values())) < len(ports):
         raise Failure(f"two of {', '.join(ports)} are the same port")
     return Config(
@@ -113,7 +113,8 @@ def load(
     )
 
 
-def _port(environ: Mapping[str, str], name: str, default: int) -> int:
+def port(environ: Mapping[str, str], name: str, default: int) -> int:
+    """The port that a variable says. Raises `Failure`."""
     text = environ.get(name) or str(default)
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
         raise Failure(f"{name}={text} is not a port (1 to 65535)")

@@ -29,8 +29,9 @@ def enter_tools(config: Config) -> None:
     environments.enter(environments.ensure(config, "venv", TOOLS_LOCK))
 
 
-def up(config: Config) -> dict[str, str]:
-    """The stack runs and is healthy; the values of its environment file. Run again, it changes nothing."""
+def up(config: Config, *, orphans: bool = False) -> dict[str, str]:
+    """The stack runs and is healthy; the values of its environment file. Run again, it changes nothing.
+    With `orphans`, what else runs in its project stays."""
     # Not at the top: they need the private environment.
     from dev import account, certificates, site_file
 
@@ -40,7 +41,7 @@ def up(config: Config) -> dict[str, str]:
         ensure_secrets(config, anew="make clean")
         renewed = certificates.ensure(config.certificates)
         renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
-        stack.up(config, renew=["nginx"] if renewed else [])
+        stack.up(config, renew=["nginx"] if renewed else [], orphans=orphans)
         return account.ensure(config)
 
 

@@ -13,6 +13,7 @@ The values, all required:
     http.listen      as above; http.policy: "serve" (every route: development) or "redirect" (to HTTPS)
     http.redirect_port  the port that a redirect names (443: none)
     uwsgi, daphne    lists of "host:port"
+    uwsgi_own        "address:port" of the uwsgi whose metrics this nginx shows: that of its own host; "": any
     resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving;
                      null: they are fixed, and there may be several
     prefix           "" or "/name": the path below which an outer proxy shows Carillon
@@ -22,6 +23,8 @@ The values, all required:
     http2_directive  true: HTTP/2 is a directive, as since nginx 1.25.1; false: a word of `listen`, as before
     client_limits    true: requests, bodies and sockets are limited per client address, as in limits.conf
     access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
+    status           "port" or "address:port" where an exporter asks for nginx's counters, by plain HTTP and
+                     without a password; "": nowhere
     temporary        absolute path of a directory on nginx's machine that its workers may write to
 """
 
@@ -64,6 +67,7 @@ def check(values) -> list[str]:
         "http": {"listen": _each(_listen), "policy": _policy, "redirect_port": _port},
         "uwsgi": _each(_upstream),
         "daphne": _each(_upstream),
+        "uwsgi_own": _own,
         "resolver": _resolver,
         "prefix": _prefix,
         "trusted_proxies": _each(_network, may_be_empty=True),
@@ -72,6 +76,7 @@ def check(values) -> list[str]:
         "client_limits": _flag,
         "access_log": _path,
         "temporary": _path,
+        "status": _listen_or_nowhere,
     }
     _walk(tree, values, "", problems)
     if not problems and values["resolver"]:
@@ -194,6 +199,14 @@ def _listen(value):
     if not _address(host):
         return [f"{value!r} is not a port, address:port or [address]:port"]
     return _port(port)
+
+
+def _listen_or_nowhere(value):
+    return [] if value == "" else _listen(value)
+
+
+def _own(value):
+    return [] if value == "" else _upstream(value)
 
 
 def _upstream(value):

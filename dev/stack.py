@@ -54,19 +54,20 @@ def has_volume(config: Config, name: str) -> bool:
     return process.ask(["docker", "volume", "inspect", f"{config.project}_{name}"]).returncode == 0
 
 
-def up(config: Config, *, renew: Sequence[str] = ()) -> None:
-    """Start what does not run; `renew` names services whose mounted files were replaced.
+def up(config: Config, *, renew: Sequence[str] = (), orphans: bool = False) -> None:
+    """Start what does not run; `renew` names services whose mounted files were replaced. With `orphans`,
+    services of the project that the files do not have stay.
 
     Returns when every service is healthy. Raises `Failure` with the logs of those that are not.
     """
-    running = {row["Service"] for row in _rows(config) if row["State"] == "running"}
+    running = {row["Service"] for row in rows(config) if row["State"] == "running"}
     if not running:
         step(f"Starting the containers of the stack {config.project}")
     renew = [service for service in renew if service in running]
     if renew:
         # A mounted file is the one that was there when the container started.
         compose(config, "up", "--detach", "--no-deps", "--force-recreate", *renew, seconds=120)
-    compose(config, "up", "--detach", "--remove-orphans", seconds=180)
+    compose(config, "up", "--detach", *([] if orphans else ["--remove-orphans"]), seconds=180)
     _await_healthy(config)
 
 
@@ -74,9 +75,9 @@ def _await_healthy(config: Config) -> None:
     start = time.monotonic()
     reported = start
     while True:
-        rows = _rows(config)
-        failed = sorted({row["Service"] for row in rows if _failed(row)})
-        waiting = sorted({row["Service"] for row in rows if not _ready(row)})
+        found = rows(config)
+        failed = sorted({row["Service"] for row in found if _failed(row)})
+        waiting = sorted({row["Service"] for row in found if not _ready(row)})
         if not waiting:
             return
         now = time.monotonic()
@@ -109,7 +110,7 @@ def _failed(row: dict) -> bool:
     return count.isdecimal() and int(count) >= _MOST_RESTARTS
 
 
-def _rows(config: Config) -> list[dict]:
+def rows(config: Config) -> list[dict]:
     return parse_rows(compose(config, "ps", "--all", "--format", "json", seconds=30))
 
 

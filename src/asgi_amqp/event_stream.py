@@ -12,7 +12,7 @@ from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from .codec import NOTHING, Message, decode, encode, encode_target
 from .connection import Link
-from .exceptions import GONE, BrokerUnavailable, LayerError, Unroutable, describe
+from .exceptions import GONE, BrokerUnavailable, LayerError, Unroutable, describe, is_gone
 from .layer import AMQPChannelLayer
 from .position import BATCH, Position, first_of, message_of
 from .stream import FIRST, Messages, Stream, StreamReader, declare, last_chunk, peek
@@ -110,7 +110,9 @@ class EventStream:
             link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
             try:
                 offset, body = (await last_chunk(link, self._stream.name, self._layer.timeout))[-1]
-            except (ChannelNotFoundEntity, IndexError):  # deleted underneath
+            except (ChannelNotFoundEntity, IndexError) as error:  # deleted underneath
+                if isinstance(error, ChannelNotFoundEntity) and not is_gone(error):
+                    raise BrokerUnavailable(f"{self._stream.name}: {describe(error)}") from None
                 self.epoch = ""
             except ChannelPreconditionFailed as error:
                 raise self._no_copy(error) from None
@@ -172,8 +174,10 @@ class EventStream:
                         raise PositionGone(
                             f"position {epoch}:{reached} is beyond the end of the log"
                         ) from None
-            except ChannelNotFoundEntity:
-                raise PositionGone(f"the log of epoch {epoch} is gone") from None
+            except ChannelNotFoundEntity as error:
+                if is_gone(error):
+                    raise PositionGone(f"the log of epoch {epoch} is gone") from None
+                await asyncio.sleep(0.5)  # its broker is down
             except ChannelPreconditionFailed as error:
                 raise self._no_copy(error) from None
             except (BrokerUnavailable, *GONE):

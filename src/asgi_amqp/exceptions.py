@@ -39,3 +39,10 @@ def describe(error: BaseException) -> str:
     """An error in words that hold no secret. aiormq's own texts name hosts and reasons, never passwords."""
     text = ", ".join(str(part) for part in error.args if part not in (None, "")) or type(error).__name__
     return "no answer in time" if isinstance(error, TimeoutError) else text
+
+
+def is_gone(error: aiormq.ChannelNotFoundEntity) -> bool:
+    """Whether the broker knows no queue of that name. NOT_FOUND is also what it says of one whose own broker
+    is down: that is there, and comes back.
+    """
+    return "no queue" in describe(error)

@@ -20,7 +20,7 @@ from aiormq import ChannelNotFoundEntity
 from .codec import Message, encode, encode_batch
 from .config import Config
 from .connection import Link
-from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError, describe
+from .exceptions import BrokerUnavailable, ChannelFull, ConfigurationError, LayerError, describe, is_gone
 from .lanes import Ticket
 from .mailboxes import Parcel
 from .outbox import BATCH_BYTES, Outbox
@@ -263,8 +263,8 @@ class Sender:
             declared, left = self.outbox.refused_since(queue)
             if found.message_count and declared < left:
                 error = ChannelFull(f"the queue of channel {channel!r} is full")
-        except ChannelNotFoundEntity:
-            gone = True
+        except ChannelNotFoundEntity as problem:
+            gone = is_gone(problem)
         except Exception as problem:  # of the question alone; the refusal stands
             error = BrokerUnavailable(
                 f"the broker refused an event for channel {channel!r} and does not say why: "

@@ -20,7 +20,7 @@ from typing import Any
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from .connection import Link
-from .exceptions import BrokerUnavailable, ConfigurationError
+from .exceptions import BrokerUnavailable, ConfigurationError, describe, is_gone
 from .transport import Delivery
 from .wire import Wire
 
@@ -57,10 +57,12 @@ class Stream:
 
 
 async def exists(link: Link, name: str) -> bool:
-    """Whether the stream (or any queue) is there."""
+    """Whether the stream (or any queue) is there. BrokerUnavailable: its own broker is down."""
     try:
         await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
-    except ChannelNotFoundEntity:
+    except ChannelNotFoundEntity as error:
+        if not is_gone(error):
+            raise BrokerUnavailable(f"{name}: {describe(error)}") from None
         return False
     return True
 

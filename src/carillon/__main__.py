@@ -122,6 +122,35 @@ def _dead_letters(options: argparse.Namespace, _: Environment) -> int:
     return 1 if missing else 0
 
 
+def _explain(options: argparse.Namespace, _: Environment) -> int:
+    launcher.set_up()
+    import asyncio
+
+    from django.db import DatabaseError
+
+    from asgi_amqp import LayerError
+    from carillon import explain
+
+    try:
+        facts = asyncio.run(explain.find(options.event))
+    except explain.Unclear as problem:
+        launcher.say(str(problem))
+        return 1
+    except (DatabaseError, LayerError, TimeoutError) as error:
+        launcher.say(f"the log cannot be asked: {str(error).strip() or type(error).__name__}")
+        return launcher.EXIT_NOT_READY
+    for name, text in explain.story(facts):
+        print(f"{name:<11} {text}")
+    return 0
+
+
+def _top(options: argparse.Namespace, _: Environment) -> int:
+    launcher.set_up()
+    from carillon import top
+
+    return top.run(options.seconds, once=options.once)
+
+
 def _manage(options: argparse.Namespace, _: Environment) -> None:
     launcher.manage(options.arguments)
 
@@ -158,6 +187,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         names = whats.add_parser(what, help=summary)
         names.add_argument("names", nargs="+", metavar="name", help="as `list` shows it, or `all`")
+    explain = command("explain", _explain, "one event, hop by hop: where it is, and who has passed it")
+    explain.add_argument("event", metavar="position|id", help="<epoch>:<number>, or 32 hexadecimal digits")
+    top = command("top", _top, "rates, lag, sockets and queues of this host, again and again")
+    top.add_argument("--seconds", type=float, default=1.0, help="between two looks (%(default)s)")
+    top.add_argument("--once", action="store_true", help="one table, and no more")
     manage = command("manage", _manage, "run a command of Django's")
     manage.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command …")
     return parser

@@ -1,7 +1,7 @@
 """Budgets: what one actor may use at once and over time, by count or by bytes. Pure: no I/O and no clock;
 `now` is any clock's seconds, the same one each time.
 
-Sockets, the API and logins decide by these; `carillon.refusals` counts what they refuse.
+Sockets, the API and logins decide by these; `carillon_over_budget` counts what they refuse.
 """
 
 from __future__ import annotations

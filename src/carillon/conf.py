@@ -88,6 +88,10 @@ DEFAULTS: dict[str, Any] = {
     "RECONNECT_WITHIN_MS": 2000,
     # Sessions that a user may have at a time; a new one beyond that ends the oldest. -1: any number.
     "SESSIONS_PER_USER": -1,
+    # Where every process leaves what it counts, once a second (a Path; None: nowhere), and the addresses and
+    # networks from which metrics may be read without a token.
+    "METRICS_DIRECTORY": None,
+    "METRICS_ADDRESSES": (),
     # Days that a token lives when nobody says otherwise.
     "TOKEN_DAYS": 365,
     # A module with `websocket_urlpatterns`: a project's own consumers under /websocket/, as Channels'

@@ -24,7 +24,9 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    # First: the position is read before anything else is.
+    # Around everything: what is answered is counted.
+    "carillon.api.metrics.MeasureMiddleware",
+    # Before the rest: the position is read before anything else is.
     "carillon.api.position.PositionMiddleware",
     "carillon.accounts.logins.RefusalMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -105,7 +107,11 @@ CHANNEL_LAYERS = {
 }
 
 # Carillon's own: `carillon.conf` says what there is, and what holds where nothing is said here.
-CARILLON = {"WEBSOCKET_URLCONF": "project.routing"}
+CARILLON = {
+    "WEBSOCKET_URLCONF": "project.routing",
+    "METRICS_DIRECTORY": env.metrics_directory,
+    "METRICS_ADDRESSES": env.metrics_addresses,
+}
 
 # Who may come in -----------------------------------------------------------------------------------
 
@@ -194,8 +200,11 @@ APPEND_SLASH = True
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "json": {"()": "carillon.logs.JsonFormatter"},
+        "text": {"()": "carillon.logs.TextFormatter"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": env.log_format}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},

@@ -8,6 +8,7 @@ from rest_framework.routers import SimpleRouter
 from carillon.api.accounts import LoginView, LogoutView, MeView, RootView, TokenViewSet
 from carillon.api.connections import ConnectionsView, upgrade_required
 from carillon.api.health import HealthView, PingView
+from carillon.api.metrics import MetricsView
 from carillon.api.publish import NotificationsView
 
 router = SimpleRouter()
@@ -16,6 +17,7 @@ router.register("tokens", TokenViewSet, basename="token")
 v2 = [
     path("ping/", PingView.as_view(), name="ping"),
     path("health/", HealthView.as_view(), name="health"),
+    path("metrics/", MetricsView.as_view(), name="metrics"),
     path("me/", MeView.as_view(), name="me"),
     path("notifications/", NotificationsView.as_view(), name="notifications"),
     path("connections/", ConnectionsView.as_view(), name="connections"),

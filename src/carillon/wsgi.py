@@ -8,3 +8,9 @@ from carillon.process.environment import SETTINGS_MODULE
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
 application = get_wsgi_application()
+
+from carillon.conf import conf  # noqa: E402  (needs Django's apps)
+from carillon.metrics import names, shared  # noqa: E402
+
+# uWSGI's master has the application and serves nobody: each of its workers, forked from it, has its metrics.
+os.register_at_fork(after_in_child=lambda: shared.start(conf.METRICS_DIRECTORY, names.UWSGI))

@@ -11,6 +11,7 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "refuse", "code": 4403, "error": "…"}              refuse handshakes; code null: accept again
     {"do": "mute", "mute": true}                              answer no subscription
     {"do": "session", "valid": false}                         end the login
+    {"do": "fail", "path": "/api/v2/jobs/", "times": 1}       answer 502 to the next requests of a path
     {"do": "reset"}                                           all as at the start
 """
 
@@ -94,6 +95,7 @@ class State:
         self.logged_in = True
         self.refusal = None
         self.muted = False
+        self.failing = {}
         self.sockets = {}
         self.jobs = {
             one["id"]: one
@@ -206,6 +208,8 @@ async def steer(order):
         STATE.refusal = order if order["code"] else None
     elif do == "mute":
         STATE.muted = order["mute"]
+    elif do == "fail":
+        STATE.failing[order["path"]] = order["times"]
     elif do == "session":
         STATE.logged_in = order["valid"]
     elif do == "reset":
@@ -219,6 +223,9 @@ async def answer(method, path, query, body):
     if path == "/fake/":
         await steer(json.loads(body))
         return 200, {}
+    if STATE.failing.get(path, 0) > 0:
+        STATE.failing[path] -= 1
+        return 502, None
     if path == "/api/login/":
         form = parse_qs(body.decode())
         if form.get("password") != ["bells"]:

@@ -10,7 +10,7 @@ from tests.browser.audit import CONTRAST, NAMELESS, contrast_of
 from tests.browser.network import Cable
 
 CONNECTED = re.compile("^Connected$")
-REFUSED_NETWORK = "ERR_CONNECTION|ERR_EMPTY_RESPONSE|WebSocket connection to|Failed to fetch"
+REFUSED_NETWORK = "ERR_CONNECTION|ERR_SOCKET_NOT|ERR_EMPTY_RESPONSE|WebSocket connection to|Failed to fetch"
 
 
 def event(counter, stdout, **fields):
@@ -264,6 +264,60 @@ def test_a_cut_network_is_told_and_the_missed_lines_are_fetched(fake, open_page)
         expect(page.locator(".ln")).to_have_count(51)
         page.locator("#link").click()
         expect(page.locator("#link-story li").first).to_contain_text("Resumed: 30 missed lines fetched")
+    finally:
+        cable.close()
+
+
+# What a view knows ------------------------------------------------------------------------------
+
+
+def test_one_bad_answer_is_told_and_the_output_comes_by_itself(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 60), live=False)
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=2)
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/1")
+    problem = page.locator(".job .problem:visible")
+    expect(problem).to_contain_text("The output is not loaded: The server cannot answer right now (502).")
+    expect(page.locator(".job .count")).not_to_have_text("No output")
+    expect(page.locator(".job .figure.is-ok b")).to_have_text("\N{EN DASH}")
+    expect(page.locator(".job .count")).to_have_text("60 lines", timeout=15_000)
+    expect(problem).to_have_count(0)
+    expect(page.locator(".job .figure.is-ok b")).to_have_text("0")
+
+
+def test_a_list_that_failed_claims_nothing_and_is_asked_for_again(fake, open_page):
+    fake.do("fail", path="/api/v2/jobs/", times=2)
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(fake.url)
+    expect(page.locator(".jobs .problem")).to_contain_text("The list is not loaded")
+    expect(page.get_by_text("No jobs yet")).to_be_hidden()
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator(".jobs .row")).to_have_count(5, timeout=15_000)
+    expect(page.locator(".jobs .problem")).to_be_hidden()
+
+
+def test_a_job_that_was_opened_without_a_network_shows_its_output_when_that_is_back(fake, open_page):
+    """The link may bring what was missed: the page never had what came before."""
+    fake.do("events", job=2, events=lines(1, 60), live=False)
+    cable = Cable(("127.0.0.1", int(fake.url.rsplit(":", 1)[1])))
+    watched = open_page()
+    watched.expect(REFUSED_NETWORK)
+    page = watched.page
+    try:
+        page.goto(f"http://localhost:{cable.port}")
+        expect(words(page)).to_have_text(CONNECTED)
+        cable.cut()
+        page.get_by_role("link", name="Nightly inventory").click()
+        expect(page.locator(".job .problem:visible")).to_contain_text("Job 2 is not loaded")
+        expect(page.locator(".job .count")).not_to_have_text("No output")
+        cable.mend()
+        expect(page.locator(".job .count")).to_have_text("60 lines", timeout=40_000)
+        page.locator("#link").click()
+        expect(page.locator("#link-story")).not_to_contain_text("Resumed")
     finally:
         cable.close()
 

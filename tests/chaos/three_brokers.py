@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +48,8 @@ class Brokers:
 
 
 @contextlib.contextmanager
-def three_brokers(site: Site) -> Iterator[Brokers]:
-    """The application runs on three brokers."""
+def three_brokers(site: Site, options: Mapping[str, dict] | None = None) -> Iterator[Brokers]:
+    """The application runs on three brokers; with these `options` of Site.beside() for some processes."""
     names = [f"broker{number}" for number in (1, 2, 3)]
     with contextlib.ExitStack() as stack:
         containers = {}
@@ -76,15 +76,13 @@ def three_brokers(site: Site) -> Iterator[Brokers]:
         stack.callback(site.run_in, "postgresql", *psql, f"DROP DATABASE {DATABASE} WITH (FORCE)")
         # Its events are in a stream of its own.
         site.run_in("postgresql", *psql[:3], DATABASE, "-c", "DELETE FROM carillon_head")
-        stack.enter_context(
-            site.instead(
-                APP,
-                environment={
-                    "CARILLON_AMQP_HOSTS": ",".join(names),
-                    "CARILLON_DATABASE_NAME": DATABASE,
-                },
-            )
-        )
+        environment = {"CARILLON_AMQP_HOSTS": ",".join(names), "CARILLON_DATABASE_NAME": DATABASE}
+        own = {name: (options or {}).get(name, {}) for name in APP}
+        every = {
+            name: {**each, "environment": {**each.get("environment", {}), **environment}}
+            for name, each in own.items()
+        }
+        stack.enter_context(site.instead(APP, every))
         site.stand_ins["rabbitmq"] = list(containers.values())
         stack.callback(site.stand_ins.pop, "rabbitmq")
         site.await_serving()

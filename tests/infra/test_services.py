@@ -9,11 +9,11 @@ import pytest
 from tests.infra.stack import SERVICES
 
 LISTENERS = {
-    "nginx": {8013, 8043},
+    "nginx": {8013, 8043, 8113},
     "uwsgi": {8050},
     "daphne": {8051},
     "runworker": set(),
-    "rabbitmq": {4369, 5672, 15672, 25672},
+    "rabbitmq": {4369, 5672, 15672, 15692, 25672},
     "postgresql": {5432},
 }
 USERS = {
@@ -131,7 +131,7 @@ def test_hardened_as_the_kernel_sees_it(stack, service):
 def test_the_source_and_the_secrets_are_read_only(stack):
     for service in ("uwsgi", "daphne", "runworker"):
         writable = {m["Destination"] for m in stack.inspect(service)["Mounts"] if m["RW"]}
-        assert writable <= {"/var/lib/carillon/static"}
+        assert writable <= {"/var/lib/carillon/static", "/run/carillon/metrics"}
     assert not [m for m in stack.inspect("nginx")["Mounts"] if m["RW"]]
 
 

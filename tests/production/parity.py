@@ -29,7 +29,7 @@ ALLOWED_NGINX = {
     "fastcgi_temp_path": "as above",
     "scgi_temp_path": "as above",
     "resolver": "containers change their addresses; hosts do not",
-    'map "" $carillon_uwsgi': "a name that is looked up in containers, a group of fixed addresses on hosts",
+    "map $uri $carillon_uwsgi": "a name that is looked up in containers, fixed addresses on hosts",
     'map "" $carillon_daphne': "as above",
     "upstream carillon_uwsgi": "as above",
     "upstream carillon_daphne": "as above",
@@ -73,10 +73,9 @@ ALLOWED_ENVIRONMENT = {
 # Lines of the broker's and the database's description, by their first words.
 ALLOWED_SERVICES = {
     "plugin rabbitmq_management": "containers: development shows its pages; hosts have metrics alone",
-    "plugin rabbitmq_prometheus": "as above",
     "tags": "as above: a login may look at the pages",
     "conf management.tcp.port": "as above",
-    "conf prometheus.tcp.": "as above",
+    "conf prometheus.tcp.ip": "hosts: loopback; containers: their own network",
     "conf listeners.tcp": "containers: every address of their own network",
     "conf definitions.local.path": "containers: what their entrypoint writes",
     "conf definitions.skip_if_unchanged": "as above: it is another at each start",

@@ -138,6 +138,7 @@ class Broker:
         self.bindings: dict[str, set[str]] = {}  # routing key: queues
         self.connections: set[Connection] = set()
         self.running = True
+        self.homeless = float("-inf")  # until then, streams are there and cannot be used
         self.slow = 1.0  # what every delay is multiplied with
         self.counted: dict[str, int] = {}
         self._numbers = 0
@@ -199,6 +200,12 @@ class Broker:
 
     def find(self, name: str) -> "Queue | Stream | None":
         return self.streams.get(name) or self.queues.get(name)
+
+    def at_home(self, name: str) -> "Queue | Stream | None":
+        """Likewise, or the error of a stream whose own broker has not come back yet."""
+        if name in self.streams and asyncio.get_running_loop().time() < self.homeless:
+            raise aiormq.ChannelNotFoundEntity(f"home node of durable queue {name} is down")
+        return self.find(name)
 
     def declare(self, name: str, arguments: dict, owner: "Connection | None") -> "Queue | Stream":
         found = self.find(name)
@@ -464,7 +471,7 @@ class Channel:
 
     async def queue_declare(self, name, *, passive=False, durable=False, exclusive=False, arguments=None):
         def act():
-            found = self.broker.find(name)
+            found = self.broker.at_home(name)
             if found is None and passive:
                 raise aiormq.ChannelNotFoundEntity(f"no queue {name}")
             owner = self.connection if exclusive else None
@@ -507,7 +514,7 @@ class Channel:
         tag = f"{self.connection.number}.{self.number}.{self.broker.number()}"
 
         def act():
-            found = self.broker.find(name)
+            found = self.broker.at_home(name)
             if found is None:
                 raise aiormq.ChannelNotFoundEntity(f"no queue {name}")
             consumer = Consumer(self, tag, found, callback, self.prefetch, no_ack)

@@ -17,6 +17,7 @@ class Faults:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.chance = Chance.of(seed, "world")
+        self.homes = Chance.of(seed, "homes")
         self.broker = Broker(seed)
         model.broker.set(self.broker)
         self.story: list[str] = []
@@ -83,6 +84,10 @@ class Faults:
         await asyncio.sleep(self.chance.uniform(0.05, 2))
         self.broker.up()
         self.say("the broker is back")
+        if self.homes.often(0.3):
+            seconds = self.homes.uniform(0.05, 1)
+            self.broker.homeless = asyncio.get_running_loop().time() + seconds
+            self.say(f"the home of the streams is another broker, which comes {seconds:.2f} s later")
 
     async def slow(self) -> None:
         self.broker.slow = self.chance.choice([5.0, 30.0])

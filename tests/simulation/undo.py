@@ -174,3 +174,9 @@ def a_slow_reader_is_written_to_all_the_same() -> Iterator[None]:
 
     with patched(hub.Listener, "later", later):
         yield
+
+
+@undoes("path")
+def a_stream_whose_broker_is_down_is_not_gone() -> Iterator[None]:
+    with patched(stream, "is_gone", lambda error: True):
+        yield

@@ -24,22 +24,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
-from django.contrib.auth.backends import BaseBackend
 from django.contrib.auth.signals import user_logged_in, user_login_failed
 from django.db import transaction
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
-from prometheus_client import Counter
 from rest_framework.exceptions import Throttled
 
 from carillon.accounts.models import LoginBudget
 from carillon.budgets import Allowance
 from carillon.conf import conf
-from carillon.refusals import REFUSED
+from carillon.metrics import names
 
-LOGINS = Counter("carillon_logins", "Attempts to log in by password", ["outcome"])
 audit = logging.getLogger("carillon.audit")
 
 SWEEP = 100
@@ -105,14 +103,18 @@ def _digest(text: str) -> str:
 # The shell -------------------------------------------------------------------------------------------------
 
 
-class Gate(BaseBackend):
-    """Lets nobody in: raises TooManyLogins, or leaves it to the backends behind it."""
+class Gate:
+    """Lets nobody in: raises TooManyLogins, or leaves it to the backends behind it. No get_user(): a session
+    is never of this one."""
 
     def authenticate(self, request: Any, **credentials: Any) -> None:
         where = _where(request)
         name = credentials.get("username", credentials.get(get_user_model().USERNAME_FIELD))
         if where and name is not None:
             admit(str(name), where)
+
+    async def aauthenticate(self, request: Any, **credentials: Any) -> None:
+        await sync_to_async(self.authenticate)(request, **credentials)
 
 
 def _where(request: Any) -> str:
@@ -126,7 +128,7 @@ def admit(name: str, where: str) -> None:
     if random.randrange(SWEEP) == 0:  # noqa: S311  (spreads work, hides nothing)
         _sweep()
     if verdict.budget is not None:
-        REFUSED.labels("logins").inc()
+        names.OVER_BUDGET.labels("logins").inc()
         _tell("refused", name, where, verdict.budget)
         raise TooManyLogins(verdict.budget, verdict.wait)
 
@@ -214,7 +216,7 @@ def _sweep() -> None:
 
 def _tell(outcome: str, name: str, where: str, why: str = "") -> None:
     """One line of JSON for each attempt, and a count."""
-    LOGINS.labels(outcome.replace(" ", "_")).inc()
+    names.PASSWORDS.labels(outcome.replace(" ", "_")).inc()
     line = {"audit": "login", "outcome": outcome, "name": name[:150], "address": where}
     audit.info(json.dumps({**line, "why": why} if why else line))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-SCOPES = ("read", "write", "publish")
+SCOPES = ("read", "write", "publish", "metrics")
 
 # A fixed beginning lets secret scanners find a token that leaked, and no token starts with a '-'.
 _PREFIX = "car_"

@@ -15,7 +15,7 @@ from rest_framework.utils.urls import remove_query_param, replace_query_param
 
 from carillon.budgets import InHand, fitting
 from carillon.conf import conf
-from carillon.refusals import REFUSED
+from carillon.metrics import names
 
 
 class Pagination(PageNumberPagination):
@@ -81,7 +81,7 @@ class BoundedPagination(Pagination):
             _in_hand.most = conf.PAGE_BYTES_AT_ONCE
             ticket = _in_hand.take(actor, amount, time.monotonic())
         if ticket is None:
-            REFUSED.labels("pages").inc()
+            names.OVER_BUDGET.labels("pages").inc()
             raise TooMuchAtOnce
 
         def release() -> None:

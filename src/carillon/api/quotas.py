@@ -12,7 +12,7 @@ from rest_framework.exceptions import Throttled
 
 from carillon.budgets import Meter
 from carillon.conf import DEFAULTS, conf
-from carillon.refusals import REFUSED
+from carillon.metrics import names
 
 _meter = Meter()
 _lock = Lock()  # of a process's threads
@@ -37,12 +37,12 @@ def spend(what: str, user: Any, amount: int = 1) -> None:
         if allowance.spend(now, amount):
             return
         wait = allowance.wait(now, amount)
-    REFUSED.labels(f"quota_{what}").inc()
+    names.OVER_BUDGET.labels(f"quota_{what}").inc()
     raise OverQuota(f"Too many {what}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
 
 
 def at_most(what: str, there: int, most: int) -> None:
     """Of what a user has at a time. Raises OverQuota."""
     if there >= most:
-        REFUSED.labels(f"quota_{what}").inc()
+        names.OVER_BUDGET.labels(f"quota_{what}").inc()
         raise OverQuota(f"You have {there} {what}, and {most} are allowed: delete some.", 1)

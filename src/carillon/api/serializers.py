@@ -36,7 +36,9 @@ class TokenSerializer(serializers.ModelSerializer):
     token = serializers.CharField(
         read_only=True, required=False, help_text="Only in the answer to POST, once."
     )
-    scope = serializers.CharField(default="read write", help_text="Of read, write and publish, with spaces.")
+    scope = serializers.CharField(
+        default="read write", help_text="Of read, write, publish and metrics, with spaces."
+    )
 
     class Meta:
         model = ApiToken
@@ -50,13 +52,15 @@ class TokenSerializer(serializers.ModelSerializer):
             raise serializers.ValidationError(str(error)) from None
         request = self.context["request"]
         wanted = set(scope.split())
-        had = set(request.auth.scope.split()) if isinstance(request.auth, ApiToken) else wanted
-        if missing := wanted - had:
+        used = request.auth if isinstance(request.auth, ApiToken) else None
+        if used is not None and (missing := wanted - set(used.scope.split())):
             raise serializers.ValidationError(
                 f"the token you use has no scope {', '.join(sorted(missing))} to give on"
             )
         if "publish" in wanted and not may_publish(request.user):
             raise serializers.ValidationError("only who may publish may make a token with the scope publish")
+        if used is None and "metrics" in wanted and not request.user.is_superuser:
+            raise serializers.ValidationError("only an admin may make a token with the scope metrics")
         return scope
 
     def validate_expires(self, value: Any) -> Any:

@@ -13,18 +13,11 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DatabaseError, transaction
-from prometheus_client import Counter
 
 from carillon.events import outbox, queue
+from carillon.metrics.names import DROPPED, KEPT, LOST
 
 logger = logging.getLogger(__name__)
-
-LOST = Counter("carillon_notifications_lost", "Notifications of committed changes that nothing would take")
-KEPT = Counter(
-    "carillon_notifications_kept",
-    "Notifications that went by the outbox: the broker was away, or others waited",
-)
-DROPPED = Counter("carillon_notifications_dropped", "Notifications whose payload was no JSON")
 
 
 @dataclass(frozen=True)
@@ -117,10 +110,23 @@ def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
         LOST.inc(len(messages))
         groups = sorted({message["group"] for message in messages})
         reason = reason or f"the database: {type(error).__name__}"
-        logger.error("Lost %d notifications to %s: %s", len(messages), ", ".join(groups[:5]), reason)
+        logger.error(
+            "Lost %d notifications to %s: %s",
+            len(messages),
+            ", ".join(groups[:5]),
+            reason,
+            extra={"event": _ids(messages)},
+        )
         return
     KEPT.inc(len(messages))
     if reason is None:
         outbox.send_now()
     else:
-        logger.warning("%d notifications wait in the outbox: %s", len(messages), reason)
+        logger.warning(
+            "%d notifications wait in the outbox: %s", len(messages), reason, extra={"event": _ids(messages)}
+        )
+
+
+def _ids(messages: Sequence[dict[str, Any]]) -> str:
+    """Of the first of them, for a log line."""
+    return " ".join(message["id"].hex() for message in messages[:5])

@@ -17,23 +17,24 @@ EVERYONE = "*"
 
 class Event:
     """What one emit said: `group` (bytes), `text` (the payload, JSON in UTF-8), `audience` (tags, or None for
-    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC) and `number` (0 until it is on
-    the stream)."""
+    every subscriber), `id` (16 bytes), `stamp` (milliseconds since 1970, UTC), `number` (0 until it is on the
+    stream) and `trace` (the `traceparent` of the request that emitted it, or "")."""
 
-    __slots__ = ("audience", "group", "id", "number", "stamp", "text")
+    __slots__ = ("audience", "group", "id", "number", "stamp", "text", "trace")
 
-    def __init__(self, group, text, audience=None, id=b"", stamp=0, number=0):
+    def __init__(self, group, text, audience=None, id=b"", stamp=0, number=0, trace=""):
         self.group = group
         self.text = text
         self.audience = audience
         self.id = id
         self.stamp = stamp
         self.number = number
+        self.trace = trace
 
     @property
     def size(self) -> int:
         """Bytes that this event is counted with wherever memory is bounded."""
-        return len(self.text) + len(self.group) + 250 + 16 * len(self.audience or ())
+        return len(self.text) + len(self.group) + len(self.trace) + 250 + 16 * len(self.audience or ())
 
     def __repr__(self):
         return f"<Event {self.group.decode()} at {self.number}>"
@@ -58,7 +59,12 @@ class Batch(NamedTuple):
 
 def pack(events, number: int = 0, after: int | None = None, word: bytes = b"") -> bytes:
     """A stream message's body; `after` is the number before, if nothing else is said."""
-    rows = [(e.group, e.text, e.audience, e.id, e.stamp) for e in events]
+    rows = [
+        (e.group, e.text, e.audience, e.id, e.stamp, e.trace)
+        if e.trace
+        else (e.group, e.text, e.audience, e.id, e.stamp)
+        for e in events
+    ]
     return msgpack.packb((VERSION, number, number - 1 if after is None else after, rows, word))
 
 
@@ -69,8 +75,8 @@ def unpack(body: bytes) -> Batch:
         if version != VERSION:
             raise Malformed(f"version {version!r} is not {VERSION}")
         events = [
-            Event(group, text, audience, id, stamp, number + index)
-            for index, (group, text, audience, id, stamp) in enumerate(rows)
+            Event(group, text, audience, id, stamp, number + index, *traced)
+            for index, (group, text, audience, id, stamp, *traced) in enumerate(rows)
         ]
         return Batch(int(number), int(after), events, bytes(word))
     except Malformed:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgpack
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db.models import Count, Min
+from django.utils import timezone
 
 from carillon.events import queue
+from carillon.metrics import names
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +84,30 @@ def _send_some(most: int) -> int:
         return send_some(most)
     finally:
         close_old_connections()
+
+
+MEASURE = 5.0
+"""Seconds between two looks at what waits."""
+
+
+def count_waiting() -> None:
+    """Say how much waits and for how long. Ages compare two machines' clocks: none is below 0."""
+    close_old_connections()
+    try:
+        rows = _rows().aggregate(number=Count("pk"), oldest=Min("created"))
+    finally:
+        close_old_connections()
+    now = timezone.now()
+    names.OUTBOX_EVENTS.set(rows["number"])
+    names.OUTBOX_OLDEST.set(max(0.0, (now - (rows["oldest"] or now)).total_seconds()))
+
+
+async def measure() -> None:
+    """Say how much waits, again and again until cancelled."""
+    while True:
+        with suppress(DatabaseError):  # run() says so
+            await sync_to_async(count_waiting, thread_sensitive=False)()
+        await asyncio.sleep(MEASURE)
 
 
 async def run() -> None:

@@ -2,8 +2,8 @@
 
 A message is `{"id", "group", "text", "audience", "stamp"}`: 16 bytes that name the event for ever, the group,
 the payload as JSON text, the tags of those who may hear it (None: every subscriber), and the time in
-milliseconds. A message that is sent again, by us or by who called, is recognised by its id: clients see it
-once.
+milliseconds; and `"trace"`, the `traceparent` of the request that emitted it, if it had one. A message that
+is sent again, by us or by who called, is recognised by its id: clients see it once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -20,6 +21,8 @@ from channels.layers import get_channel_layer
 from asgi_amqp import LayerError
 from carillon.conf import conf
 from carillon.events.event import tags_of
+from carillon.logs import trace
+from carillon.metrics import names
 
 QUEUE = "notifications"
 
@@ -40,13 +43,16 @@ def message(
     group: str, text: str, audience: Mapping[str, Sequence[int]] | None = None, id: bytes | None = None
 ) -> dict[str, Any]:
     """An event, ready for the queue; `id`: 16 bytes, where the caller has given it one."""
-    return {
+    made = {
         "id": os.urandom(16) if id is None else id,
         "group": group,
         "text": text,
         "audience": tags_of(audience),
         "stamp": int(time.time() * 1000),
     }
+    if traced := trace.get():
+        made["trace"] = traced
+    return made
 
 
 def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:
@@ -57,22 +63,30 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) ->
     """
     if not messages:
         return
-    try:
+    with _counted(len(messages)):
         get_channel_layer().publisher.send_many(
             [(QUEUE, message) for message in messages], timeout=timeout or conf.PUBLISH_SECONDS
         )
-    except (LayerError, ChannelFull) as error:
-        raise NotificationsUnavailable from error
 
 
 async def apublish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:
     """`publish` for asynchronous code."""
     layer = get_channel_layer()
-    try:
+    with _counted(len(messages)):
         async with asyncio.timeout(timeout or conf.PUBLISH_SECONDS):
             await asyncio.gather(*(layer.send(QUEUE, message) for message in messages))
+
+
+@contextmanager
+def _counted(events: int) -> Iterator[None]:
+    begun = time.perf_counter()
+    try:
+        yield
     except (LayerError, ChannelFull, TimeoutError) as error:
+        names.EMIT_FAILURES.inc()
         raise NotificationsUnavailable from error
+    names.EMIT_SECONDS.observe(time.perf_counter() - begun)
+    names.EMITTED.inc(events)
 
 
 def check(timeout: float = 2.0) -> None:

@@ -50,6 +50,11 @@ class Feeder:
             if self._ticking is None:
                 self._ticking = loop.call_later(TICK, self._tick)
 
+    @property
+    def behind(self) -> list[Listener]:
+        """Who is behind, or held, now. A copy, made in one step: any thread may ask."""
+        return list(self._behind)
+
     def advanced(self) -> None:
         """The log has been read further: perhaps as far as somebody has come from."""
         if self._ahead:

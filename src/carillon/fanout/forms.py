@@ -35,11 +35,12 @@ class Frames1:
 
 
 def envelope(event, epoch: str) -> bytes:
-    """Version 2's text of an event."""
-    return b'{"position": "%s:%d", "group": "%s", "event": %s}' % (
+    """Version 2's text of an event; with `trace`, where the request that emitted it brought one."""
+    return b'{"position": "%s:%d", "group": "%s", %s"event": %s}' % (
         epoch.encode(),
         event.number,
         event.group,
+        b'"trace": "%s", ' % event.trace.encode() if event.trace else b"",
         event.text,
     )
 

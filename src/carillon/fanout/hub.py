@@ -45,6 +45,11 @@ class Listener(Cursor):
         """Write a piece of what it was behind in: there is room()."""
         raise NotImplementedError
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait in this process for its reader."""
+        return 0
+
     def room(self) -> bool:
         """Whether its reader takes a piece. If not, feeder.ready() is called as soon as it does."""
         raise NotImplementedError
@@ -81,6 +86,7 @@ class Hub:
         self.epoch = ""
         self.number = 0
         """Number of the last event that was fanned out."""
+        self.read = 0
         self.delivered = 0
         self.doubles = 0
         self._seen = Seen() if seen is None else seen
@@ -154,6 +160,7 @@ class Hub:
         """Fan out events in the stream's order; doubles, known by their ids, are dropped."""
         seen = self._seen
         fresh = [event for event in events if seen.add(event.id)]
+        self.read += len(events)
         self.doubles += len(events) - len(fresh)
         lanes: dict[tuple, list] = {}
         groups = self._groups

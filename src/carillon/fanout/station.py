@@ -14,6 +14,8 @@ from carillon.fanout.hub import Hub
 from carillon.fanout.replay import Replayer
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
+from carillon.metrics import names
+from carillon.metrics.sampled import Grown, sampled
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,22 @@ class Station:
         self.gaps: list[Callable[[str], None]] = []
         self.tail: Tail | None = None
         self.replayer: Replayer | None = None
+        self._events, self._doubles, self._delivered, self._scans = Grown(), Grown(), Grown(), Grown()
+        sampled(self)
+
+    def sample(self) -> None:
+        """Its part of the metrics."""
+        hub = self.hub
+        names.FANOUT_POSITION.set(hub.number)
+        names.FANOUT_LEVEL.set(self.tail is not None and self.tail.level.is_set())
+        names.FANOUT_EVENTS.inc(self._events.by(hub.read))
+        names.FANOUT_DOUBLES.inc(self._doubles.by(hub.doubles))
+        names.DELIVERED.inc(self._delivered.by(hub.delivered))
+        names.REPLAYS.inc(self._scans.by(self.replayer.scans if self.replayer else 0))
+        names.WINDOW_BYTES.set(hub.window.size)
+        behind = hub.feeder.behind
+        names.SOCKETS_BEHIND.set(sum(not each.held for each in behind))
+        names.SOCKETS_WAITING.set(sum(each.waiting for each in behind))
 
     def start(self) -> None:
         """Begin to tail the stream, over reconnects, until close(). Where the setting STREAM is None,
@@ -62,6 +80,7 @@ class Station:
         return self.hub.position
 
     def _gap(self, reason: str) -> None:
+        names.GAPS.labels(reason).inc()
         logger.error(
             "What happened meanwhile is not known (%s): %d listeners are told",
             reason,

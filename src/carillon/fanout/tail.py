@@ -10,6 +10,7 @@ offsets to other events. Numbers are never given twice, so a tail looks for its 
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ from asgi_amqp import BrokerUnavailable, Link, Options, Position, Supervisor, st
 from carillon.fanout.core import TailCore
 from carillon.fanout.hub import Hub
 from carillon.fanout.log import locate, stream_name
+from carillon.metrics import names
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +127,8 @@ class Tail:
             match what, about:
                 case "events", (events,):
                     self.hub.deliver(events)
+                    if self.level.is_set():
+                        names.EVENT_AGE.observe(max(0.0, time.time() - events[0].stamp / 1000))
                 case "reached", (number,):
                     self.hub.advance(number)
                 case "jump", (before, after):

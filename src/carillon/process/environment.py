@@ -51,6 +51,9 @@ NAMES = frozenset(
         "CARILLON_STATIC_ROOT",
         "CARILLON_WAIT_SECONDS",
         "CARILLON_SESSION_COOKIE_NAME",
+        "CARILLON_METRICS_DIRECTORY",
+        "CARILLON_METRICS_ADDRESSES",
+        "CARILLON_LOG_FORMAT",
     }
 )
 
@@ -104,6 +107,9 @@ class Environment:
     static_root: Path
     wait_seconds: int
     session_cookie_name: str
+    metrics_directory: Path | None
+    metrics_addresses: list[str]
+    log_format: str
     project: ProjectSettings
 
 
@@ -264,6 +270,9 @@ def _read(read: _Reader) -> Environment:
         static_root=_absolute(read, "CARILLON_STATIC_ROOT", "/var/lib/carillon/static"),
         wait_seconds=read.integer("CARILLON_WAIT_SECONDS", 120, 1, 3600),
         session_cookie_name=_cookie_name(read, "CARILLON_SESSION_COOKIE_NAME", "awx_sessionid"),
+        metrics_directory=_directory_or_none(read, "CARILLON_METRICS_DIRECTORY", "/run/carillon/metrics"),
+        metrics_addresses=read.items("CARILLON_METRICS_ADDRESSES", "", _network_problem),
+        log_format=_one_of(read, "CARILLON_LOG_FORMAT", "text" if development else "json", "json", "text"),
         project=_project(read),
     )
 
@@ -317,6 +326,14 @@ def _origin_problem(item: str) -> str | None:
     return None if valid else "is not scheme://host or scheme://host:port"
 
 
+def _network_problem(item: str) -> str | None:
+    try:
+        ipaddress.ip_network(item, strict=False)
+    except ValueError:
+        return "is not an IP address or network"
+    return None
+
+
 def _address(read: _Reader, name: str, default: str) -> str:
     value = read.text(name, default)
     try:
@@ -339,6 +356,17 @@ def _absolute(read: _Reader, name: str, default: str) -> Path:
     if not value.is_absolute():
         read.problems.append(f"{name}: {str(value)!r} is not an absolute path")
     return value
+
+
+def _one_of(read: _Reader, name: str, default: str, *words: str) -> str:
+    value = read.text(name, default)
+    if value not in words:
+        read.problems.append(f"{name}: {value!r} is not one of {', '.join(words)}")
+    return value
+
+
+def _directory_or_none(read: _Reader, name: str, default: str) -> Path | None:
+    return None if read.text(name, default) == "none" else _absolute(read, name, default)
 
 
 def _cookie_name(read: _Reader, name: str, default: str) -> str:

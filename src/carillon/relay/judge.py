@@ -6,6 +6,7 @@ import time
 
 from asgi_amqp import codec
 from carillon.events.event import GROUP, Event, Malformed, pack
+from carillon.logs import known_trace
 
 MAX_TEXT = 1024 * 1024
 MAX_AUDIENCE = 100_000
@@ -42,8 +43,8 @@ def _letter(reason: str, message: object) -> tuple[str, bytes]:
 
 
 def event_of(message: dict) -> Event:
-    """The event in a queue message `{"id", "group", "text", "audience", "stamp"}`. Raises Malformed, and
-    nothing else: what one message holds must not stop those around it."""
+    """The event in a queue message, as `carillon.events.queue` makes them. Raises Malformed, and nothing
+    else: what one message holds must not stop those around it."""
     try:
         event = _event_of(message)
         pack([event])
@@ -80,4 +81,5 @@ def _event_of(message: dict) -> Event:
         audience = tuple(str(tag)[:64] for tag in audience)
         if len(audience) > MAX_AUDIENCE:
             raise Malformed(f"an audience of {len(audience)}: {MAX_AUDIENCE} tags are the most")
-    return Event(group, text, audience, id, int(stamp or time.time() * 1000))
+    trace = known_trace(message.get("trace"))
+    return Event(group, text, audience, id, int(stamp or time.time() * 1000), trace=trace)

@@ -14,20 +14,17 @@ from contextlib import suppress
 from functools import partial
 
 from django.db import DatabaseError
-from prometheus_client import Counter, Gauge
 
 from asgi_amqp import Delivery, LayerError, Link, Position, Supervisor, Wire, codec, declare_queue, stream
 from carillon.events import broker, heads
 from carillon.events.event import END, Malformed, pack, unpack
 from carillon.events.heads import Superseded
 from carillon.fanout.log import stream_name
+from carillon.metrics import names
 from carillon.relay.core import RelayCore
 from carillon.relay.judge import judge
 
 logger = logging.getLogger(__name__)
-
-RELAYED = Counter("carillon_relay_events", "Events that came by the durable queue", ["outcome"])
-DEAD_LETTERS = Gauge("carillon_dead_letters", "Dead letters that wait: see `carillon dead-letters`")
 
 PREFETCH = 512
 """Queue messages in hand: no more than this can come again after a crash."""
@@ -45,8 +42,8 @@ NOTE_INTERVAL = 0.05
 """Seconds between two notes of how far the log goes, if the hands are not full before; what was noted is
 taken off the queue."""
 
-COUNT_INTERVAL = 10.0
-"""Seconds between two looks at how many dead letters there are."""
+COUNT_INTERVAL = 5.0
+"""Seconds between two looks at how many messages and dead letters wait."""
 
 LOOK = 1.0
 """Seconds until a relay that has nothing to note looks whether it is still the one."""
@@ -108,6 +105,8 @@ class Relay:
 
     def _lost(self, link: Link, reason: str) -> None:
         self._fruitless += 1
+        names.RELAY_LINKS_LOST.inc()
+        names.RELAY_ACTIVE.set(0)
         for writer in self._writers:
             writer.lost(reason)
         self._link = None
@@ -153,7 +152,7 @@ class Relay:
             while self._arrivals and not self._stopping:
                 await self._take_in(self._arrivals.popleft(), letters)
             while not self._stopping and (body := core.send()) is not None:
-                writer.publish(body).add_done_callback(partial(self._confirmed, link))
+                writer.publish(body).add_done_callback(partial(self._confirmed, link, loop.time()))
             if tag := core.done():
                 wire.ack_all(tag)
             if core.in_hand > PREFETCH // 2:
@@ -169,15 +168,16 @@ class Relay:
         for reason, body in dead:
             logger.error("An event that cannot be delivered goes to %s: %s", self._queue.dead, reason)
             await letters.publish(body)
-            RELAYED.labels("poison").inc()
-        RELAYED.labels("double").inc(self.core.arrived(delivery.tag, events))
+            names.RELAYED.labels("poison").inc()
+        names.RELAYED.labels("double").inc(self.core.arrived(delivery.tag, events))
 
-    def _confirmed(self, link: Link, done: asyncio.Future) -> None:
+    def _confirmed(self, link: Link, sent: float, done: asyncio.Future) -> None:
         if done.cancelled() or done.exception() is not None:
             link.give_up("the stream did not confirm")
         elif link is self._link:
             if count := self.core.confirmed():
-                RELAYED.labels("relayed").inc(count)
+                names.RELAYED.labels("relayed").inc(count)
+                names.RELAY_SECONDS.observe(asyncio.get_running_loop().time() - sent)
                 self._fruitless = 0
             self._pulse.set()
 
@@ -189,15 +189,19 @@ class Relay:
 
     async def _count_letters(self, link: Link) -> None:
         while True:
-            found = await link.attempt(lambda channel: channel.queue_declare(self._queue.dead, passive=True))
-            DEAD_LETTERS.set(found.message_count or 0)
+            for name, gauge in (
+                (self._queue.dead, names.DEAD_LETTERS),
+                (self._queue.name, names.QUEUE_MESSAGES),
+            ):
+                found = await link.attempt(partial(_count, name))
+                gauge.set(found.message_count or 0)
             await asyncio.sleep(COUNT_INTERVAL)
 
     # Taking over
 
     async def _take_over(self, link: Link) -> stream.StreamWriter:
         """The log is this relay's from now on; see RelayCore."""
-        core = self.core
+        core, loop = self.core, asyncio.get_running_loop()
         async with asyncio.timeout(TAKEOVER_SECONDS):
             epoch = await self._current_epoch(link)
             name = stream_name(epoch)
@@ -223,12 +227,14 @@ class Relay:
                     logger.error("The log of epoch %s has lost what it had after %d", epoch, core.last)
                 given = (event for each in tuple(self._arrivals) for event in judge(each.body)[0])
                 mark = core.took_over(known.number, first, first - 1 + NUMBERS, given)
-                writer.publish(mark).add_done_callback(partial(self._confirmed, link))
+                writer.publish(mark).add_done_callback(partial(self._confirmed, link, loop.time()))
                 while not core.active:
                     await read.wait()
                     read.clear()
             finally:
                 await reader.close()
+        names.RELAY_TAKEOVERS.inc()
+        names.RELAY_ACTIVE.set(1)
         logger.info("The relay has taken over epoch %s from %d on", epoch, first)
         return writer
 
@@ -269,11 +275,16 @@ class Relay:
                 if reached is not None:
                     await heads.note(reached, core.reserved)
                     core.noted(reached.number)
+                    names.RELAY_POSITION.set(reached.number)
                     looked = loop.time()
                     self._pulse.set()
             except DatabaseError as error:
                 logger.warning("The position cannot be noted: %s", type(error).__name__)
                 await asyncio.sleep(LOOK)
+
+
+def _count(name: str, channel):
+    return channel.queue_declare(name, passive=True)
 
 
 def pause_before(fruitless: int) -> float:

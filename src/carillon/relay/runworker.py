@@ -25,6 +25,7 @@ async def serve() -> bool:
     running = asyncio.create_task(relay.run())
     stop = asyncio.create_task(stopping.wait())
     sending = asyncio.create_task(outbox.run())
+    measuring = asyncio.create_task(outbox.measure())
     logger.info("runworker is ready")
     try:
         await asyncio.wait({running, stop, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -40,6 +41,6 @@ async def serve() -> bool:
             running.result()
         return bool(done)
     finally:
-        for task in (running, stop, sending):
+        for task in (running, stop, sending, measuring):
             task.cancel()
-        await asyncio.gather(running, stop, sending, return_exceptions=True)
+        await asyncio.gather(running, stop, sending, measuring, return_exceptions=True)

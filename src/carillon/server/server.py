@@ -28,7 +28,7 @@ from twisted.internet import defer
 from asgi_amqp import Position
 from carillon.budgets import Allowance
 from carillon.fanout.forms import PING, Frames2, frame
-from carillon.refusals import REFUSED
+from carillon.metrics import names
 from carillon.server.outlet import TOO_SLOW, Outlet
 from carillon.server.wheel import Wheel
 
@@ -104,6 +104,7 @@ class SocketProtocol(WebSocketProtocol):
     heard = 0.0
     refused = False
     unread_pongs = 0
+    dead = False
 
     def onConnect(self, request):
         server = self.factory.server_class
@@ -139,7 +140,7 @@ class SocketProtocol(WebSocketProtocol):
         """The client has used up a budget: 1008, and nothing more is read of it. Autobahn's timer for the
         closing handshake drops it."""
         if not self.refused:
-            REFUSED.labels(f"socket_{what}").inc()
+            names.OVER_BUDGET.labels(f"socket_{what}").inc()
             self.serverClose(POLICY, f"too many {what}: {limit} are allowed")
             self.refused = True
             self.data = b""
@@ -165,6 +166,8 @@ class SocketProtocol(WebSocketProtocol):
         self.heard = self.server.now
 
     def onClose(self, wasClean, code, reason):
+        if self.slot is not None:
+            names.closed(self.localCloseCode if self.closedByMe else "dead" if self.dead else "client")
         self.outlet.stop()
         self.server.closed(self)
         super().onClose(wasClean, code, reason)
@@ -364,6 +367,7 @@ class DeliveryServer(Server):
             if socket.heard < self.now - self.ping_interval and outlet.moved():
                 socket.heard = self.now  # slow, not dead: a ping waits behind all that it has not read
             if socket.heard < dead:
+                socket.dead = True
                 socket.dropConnection(abort=True)
                 continue
             if socket.state != socket.STATE_OPEN:
@@ -427,6 +431,7 @@ class CarillonServer(DeliveryServer):
         # Only now: they need Django's settings.
         from carillon.conf import conf
         from carillon.fanout.station import station
+        from carillon.metrics import shared
 
         self.write_budget = conf.SOCKET_BUFFER_BYTES
         self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
@@ -435,6 +440,7 @@ class CarillonServer(DeliveryServer):
         self.inbound_burst, self.inbound_rate = conf.SOCKET_BYTES_BURST, conf.SOCKET_BYTES_RATE
         self.drain_seconds = conf.DRAIN_SECONDS
         self.reconnect_within = conf.RECONNECT_WITHIN_MS
+        shared.start(conf.METRICS_DIRECTORY, names.DAPHNE)
         # Before the first client: those who come back after a restart find the window filled.
         station().start()
         super().begin()

@@ -6,12 +6,24 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from carillon import logs
 from carillon.sockets import consumers, session, sse, upgrade
 
 NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
 
 
 async def application(
+    scope: Mapping[str, Any],
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+) -> None:
+    """The ASGI application. What it logs names the request."""
+    named = (value for name, value in scope.get("headers", ()) if name.lower() == b"x-request-id")
+    with logs.about(next(named, b"").decode("latin1"), ""):
+        await _serve(scope, receive, send)
+
+
+async def _serve(
     scope: Mapping[str, Any],
     receive: Callable[[], Awaitable[dict[str, Any]]],
     send: Callable[[dict[str, Any]], Awaitable[None]],

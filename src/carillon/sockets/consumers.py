@@ -25,10 +25,10 @@ from django.urls import re_path
 from django.utils import timezone
 
 from carillon.conf import conf
-from carillon.refusals import REFUSED
+from carillon.metrics import names
 from carillon.sockets import authentication, protocol
 from carillon.sockets.questions import Groups
-from carillon.sockets.session import Close
+from carillon.sockets.session import Close, count_refusal
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 class ProjectConsumer:
     """One connection to a consumer of the project's, for as long as its login is good."""
+
+    kind = "consumer"
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -66,17 +68,19 @@ class ProjectConsumer:
         except authentication.NoCredentials:
             pass
         except authentication.Refused as refused:
+            count_refusal(refused)
             await self._turn_away(Close(refused.code, reason=refused.reason))
             return
         except (DatabaseError, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
+            count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
             return
         user = AnonymousUser() if self.identity is None else self.identity.user
         try:
             if self.identity is not None:
                 if here.of(user.pk) >= conf.SOCKETS_PER_USER:
-                    REFUSED.labels("quota_sockets").inc()
+                    names.OVER_BUDGET.labels("quota_sockets").inc()
                     await self._turn_away(Close(protocol.POLICY, reason="too many sockets of this user"))
                     return
                 here.add(self)

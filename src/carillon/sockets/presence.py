@@ -32,6 +32,7 @@ from django.utils import timezone
 
 from carillon.budgets import fitting
 from carillon.events import NotificationsUnavailable, aemit_channel_notification
+from carillon.metrics import names
 from carillon.sockets.models import Connection, Process, Watch
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ AGAIN = 1.0  # seconds until the next try, when database or broker took nothing
 
 GROUP = "connections-changed"
 PAYLOAD = {"group_name": "connections", "changed": True}
+
+
+def subscribed(group: str) -> QuerySet[Connection]:
+    """The live connections that are subscribed to a group, whoever asks: for operators."""
+    return Connection.objects.filter(process__heartbeat__gt=Now() - STALE, watches__group=group)
 
 
 def connected(user: Any, group: str | None = None) -> QuerySet[Connection]:
@@ -138,6 +144,7 @@ class Presence:
                 await self._reap()
             except Error as error:  # InterfaceError, of a connection that broke, is no DatabaseError
                 written = False
+                names.PRESENCE_FAILURES.inc()
                 logger.warning("Presence cannot be kept: %s", type(error).__name__)
             finally:
                 if waiting is not None and not waiting.done():

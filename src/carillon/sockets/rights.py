@@ -118,6 +118,11 @@ class Rights:
         return doubt is not None and doubt.held is not None
 
     @property
+    def held(self) -> int:
+        """How many are held now. Any thread may ask."""
+        return sum(doubt.held is not None for doubt in list(self._doubts.values()))
+
+    @property
     def waiting(self) -> bool:
         """Whether anybody is in question."""
         return bool(self._doubts)

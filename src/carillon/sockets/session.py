@@ -27,7 +27,7 @@ from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2
 from carillon.fanout.station import StreamUnavailable
-from carillon.refusals import REFUSED
+from carillon.metrics import names
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
@@ -90,6 +90,11 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def kind(self) -> str:
+        """How it speaks, for those who count."""
+        return f"v{self.version}"
+
     async def run(self) -> None:
         self.task = asyncio.current_task()
         try:
@@ -129,7 +134,7 @@ class Session:
             if message["type"] == "websocket.disconnect":
                 raise Gone
             if not self.messages.spend(asyncio.get_running_loop().time()):
-                REFUSED.labels("messages").inc()
+                names.OVER_BUDGET.labels("messages").inc()
                 raise Close(
                     protocol.POLICY,
                     f"too many messages: {self.limits.message_burst:g} at once and "
@@ -146,7 +151,7 @@ class Session:
                     await self._until(lambda: self.outlet.asked is None)
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
-                    REFUSED.labels("nonsense").inc()
+                    names.OVER_BUDGET.labels("nonsense").inc()
                     raise Close(protocol.POLICY, "too many invalid messages") from None
                 self._text(protocol.error(refusal.error))
             await self.outlet.drained()  # who does not read what he is told need not be heard
@@ -184,11 +189,13 @@ class Session:
                 await here.station.ready(conf.LOGIN_SECONDS)
             self._count()
         except authentication.Refused as refused:
+            count_refusal(refused)
             self._text(protocol.refused(refused.reason))
             await self._close(Close(refused.code))
             return False
         except (DatabaseError, LayerError, StreamUnavailable, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
+            count_refusal(error)
             self._text(protocol.refused("the server cannot reach its database or broker: try again later"))
             await self._close(Close(protocol.TRY_LATER))
             return False
@@ -200,7 +207,7 @@ class Session:
     def _count(self) -> None:
         """Raises Refused when the user has all the sockets that he may."""
         if sockets().of(self.identity.user.pk) >= conf.SOCKETS_PER_USER:
-            REFUSED.labels("quota_sockets").inc()
+            names.OVER_BUDGET.labels("quota_sockets").inc()
             raise authentication.Refused(
                 f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
                 protocol.POLICY,
@@ -230,7 +237,7 @@ class Session:
         count = sum(max(1, len(keys)) for keys in wanted.groups.values())
         now = asyncio.get_running_loop().time()
         if not self.keys.spend(now, count):
-            REFUSED.labels("keys").inc()
+            names.OVER_BUDGET.labels("keys").inc()
             raise protocol.Refusal(
                 f"invalid message: too many groups: {self.limits.key_burst:g} at once and "
                 f"{self.limits.key_rate:g} a second are allowed, try again in "
@@ -347,11 +354,13 @@ class Session:
     # What its outlet tells
 
     def recovered(self, at: Position) -> None:
+        names.RESUMES.labels("recovered").inc()
         self._text(protocol.recovered(at))
         self.wake()
 
     def lost(self, reason: str, asked: bool = False) -> None:
         """It goes on from here: what it wanted of before cannot be had."""
+        names.RESUMES.labels(reason).inc()
         if self.version == 2:
             self._text(protocol.unrecoverable(sockets().station.position, reason))
             self.wake()
@@ -416,6 +425,17 @@ def allowed_limits() -> protocol.Limits:
         key_burst=conf.KEY_BURST,
         key_rate=conf.KEY_RATE,
     )
+
+
+def count_refusal(error: Exception) -> None:
+    """A client was not let in."""
+    if isinstance(error, authentication.NoCredentials):
+        reason = "nothing"
+    elif isinstance(error, authentication.Refused):
+        reason = "origin" if error.code == protocol.FORBIDDEN_ORIGIN else "invalid"
+    else:
+        reason = "unavailable"
+    names.REFUSED.labels(reason).inc()
 
 
 def _seconds_until(moment: datetime | None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -14,6 +15,8 @@ from carillon.events import access
 from carillon.events.event import Event
 from carillon.events.families import registry
 from carillon.fanout.station import Station, station
+from carillon.metrics import names
+from carillon.metrics.sampled import sampled
 from carillon.sockets import authentication, protocol, questions
 from carillon.sockets.batching import Batched
 from carillon.sockets.questions import Groups
@@ -31,6 +34,7 @@ class Asked(Protocol):
 
     identity: authentication.Identity
     outlet: object
+    kind: str
 
     def hold(self, number: int) -> None:
         """Rights changed with the event of that number: nothing behind it may be heard by the old ones."""
@@ -63,10 +67,17 @@ class Sockets:
         # Not the functions themselves: they are looked up when they are called.
         self._logins = Batched(lambda handshakes: authentication.authenticate(handshakes))
         self._allowed = Batched(lambda asked: questions.allowed(asked))
+        sampled(self)
+
+    def sample(self) -> None:
+        """Their part of the metrics."""
+        names.SOCKETS_HELD.set(self.rights.held)
 
     def add(self, socket: Asked) -> None:
         self._by_user.setdefault(socket.identity.user.pk, set()).add(socket)
         self._by_outlet[socket.outlet] = socket
+        names.HANDSHAKES.labels(socket.kind).inc()
+        names.SOCKETS.labels(socket.kind).inc()
 
     def of(self, user_id: int) -> int:
         """How many this user has here."""
@@ -74,7 +85,8 @@ class Sockets:
 
     def discard(self, socket: Asked) -> None:
         self.rights.forget(socket)
-        self._by_outlet.pop(socket.outlet, None)
+        if self._by_outlet.pop(socket.outlet, None) is not None:
+            names.SOCKETS.labels(socket.kind).dec()
         if socket.identity is not None:
             mine = self._by_user.get(socket.identity.user.pk)
             if mine is not None:
@@ -162,10 +174,13 @@ class Sockets:
             stale = False
             question = [socket.question() for socket in asked]
             answers: Sequence[Any]
+            begun = time.perf_counter()
             try:
                 answers = await database_sync_to_async(questions.again)(question)
             except Exception as error:
                 answers = [error] * len(asked)
+            names.RECHECK_SECONDS.observe(time.perf_counter() - begun)
+            names.RECHECKED.inc(len(asked))
             for place, (socket, was, answer) in enumerate(zip(asked, question, answers, strict=True)):
                 if place % SLICE == SLICE - 1:
                     await asyncio.sleep(0)

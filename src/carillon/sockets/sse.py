@@ -24,7 +24,7 @@ from carillon.fanout.forms import Sse
 from carillon.fanout.station import StreamUnavailable
 from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
-from carillon.sockets.session import Close, Gone, Session, allowed_limits
+from carillon.sockets.session import Close, Gone, Session, allowed_limits, count_refusal
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def parse_query(query: bytes, last_event_id: str) -> protocol.Subscribe:
 class SseSession(Session):
     """A socket whose frames are Server-Sent Events, and whose one message is its URL."""
 
+    kind = "sse"
+
     def __init__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         super().__init__({**scope, "subprotocols": [protocol.VERSION_2]}, receive, send, allowed_limits())
         self.outlet, self.direct = None, False
@@ -89,10 +91,12 @@ class SseSession(Session):
                 await here.station.ready(conf.LOGIN_SECONDS)
             self._count()
         except authentication.Refused as refused:
+            count_refusal(refused)
             status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.POLICY: 429}.get(refused.code, 401)
             await self._answer(status, {"detail": refused.reason})
             return
-        except (DatabaseError, StreamUnavailable, TimeoutError):
+        except (DatabaseError, StreamUnavailable, TimeoutError) as error:
+            count_refusal(error)
             await self._answer(
                 503, {"detail": "The server cannot reach its database or broker: try again later."}
             )

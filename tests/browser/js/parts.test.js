@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/tower/static/tower/ansi.js";
 import { EventLog, lineCount } from "../../../src/tower/static/tower/eventlog.js";
 import { ago, duration, elapsed } from "../../../src/tower/static/tower/format.js";
+import { Knowledge } from "../../../src/tower/static/tower/loading.js";
 import { Tally } from "../../../src/tower/static/tower/tally.js";
 
 const styled = (changes) => ({ ...PLAIN, ...changes });
@@ -167,4 +168,27 @@ test("times in words", () => {
   assert.equal(ago("2025-11-23T11:59:50Z", now), "just now");
   assert.equal(elapsed({ started: "2025-11-23T11:59:00Z", finished: null, status: "running" }, now), 60);
   assert.equal(elapsed({ started: null, finished: null, status: "pending" }, now), null);
+});
+
+test("what a view knows: nothing is claimed before it was loaded, and each failure says when it is tried again", () => {
+  const known = new Knowledge();
+  assert.deepEqual([known.state, known.known, known.words("The list", 0)], ["loading", false, ""]);
+  const bad = { message: "The server cannot answer right now (502).", status: 502 };
+  assert.deepEqual(Array.from({ length: 7 }, () => known.fail(bad, 0)), [1000, 2000, 4000, 8000, 15000, 30000, 30000]);
+  assert.deepEqual([known.state, known.known], ["failed", false]);
+  assert.equal(known.words("The list", 10_000), `The list is not loaded: ${bad.message} Next try in 20 s.`);
+  assert.equal(known.words("The list", 30_000), `The list is not loaded: ${bad.message} Trying again.`);
+  known.succeed();
+  assert.deepEqual([known.state, known.known, known.words("The list", 0)], ["loaded", true, ""]);
+  assert.equal(known.fail(bad, 0), 1000);
+  assert.deepEqual([known.state, known.known], ["stale", true]);
+  assert.equal(known.words("The list", 500), `The list may be out of date: ${bad.message} Next try in 1 s.`);
+});
+
+test("what a view knows: nobody asks again where the answer would be the same", () => {
+  for (const status of [401, 403, 404]) {
+    const known = new Knowledge();
+    assert.equal(known.fail({ message: "There is no job 9.", status }, 0), null);
+    assert.equal(known.words("Job 9", 0), "There is no job 9.");
+  }
 });

@@ -593,6 +593,12 @@ def test_a_gap_is_read_before_what_has_been_begun():
     assert reading.read() == [gap("reconnect", None), 2]
 
 
+def test_what_has_been_begun_can_be_read_without_a_clock(reading):
+    reading.put(1, 2)
+    assert reading.box().take(reading.now) == {"n": 1}
+    assert next(reading.box().unread) == {"n": 2}
+
+
 def test_what_follows_a_gap_can_be_read_without_a_clock():
     reading = Reading(gaps=True)
     reading.put(1, 2, 3)

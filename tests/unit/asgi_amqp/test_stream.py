@@ -2,11 +2,14 @@
 
 import asyncio
 
+import pytest
+from aiormq import ChannelNotFoundEntity
+
 from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
 from asgi_amqp.codec import encode, encode_batch, encode_target
-from asgi_amqp.event_stream import EventStream
+from asgi_amqp.event_stream import EventStream, PositionGone
 from asgi_amqp.position import Position
-from asgi_amqp.stream import StreamReader, StreamWriter
+from asgi_amqp.stream import StreamReader, StreamWriter, exists
 from tests.unit.asgi_amqp.links import Brokers, Link, until
 
 
@@ -103,4 +106,52 @@ async def test_a_broker_that_falls_silent_as_reading_begins_does_not_end_it(monk
     event = encode_batch([encode_target("e") + encode({"n": n}) for n in range(2)])
     wires()[-1].deliver(event, headers={"x-stream-offset": 0})
     assert (await reading).message == {"n": 1}
+    await layer.close()
+
+
+GONE = "NOT_FOUND - no queue 's' in vhost 'carillon'"
+DOWN = "NOT_FOUND - home node 'rabbit@broker3' of durable queue 's' in vhost 'carillon' is down"
+"""What RabbitMQ 4.0 says of a stream whose own broker has not come back yet: the stream is there."""
+
+
+async def test_a_stream_whose_broker_is_down_is_not_gone():
+    link = Link()
+    assert await exists(link, "s")
+    link.passing.failing["queue_declare"] = ChannelNotFoundEntity(GONE)
+    assert not await exists(link, "s")
+    link.passing.failing["queue_declare"] = ChannelNotFoundEntity(DOWN)
+    with pytest.raises(BrokerUnavailable, match="home node"):
+        await exists(link, "s")
+
+
+async def test_a_log_whose_broker_is_down_is_read_on_when_it_is_back(monkeypatch):
+    Brokers(monkeypatch)
+    layer = AMQPChannelLayer("amqp://broker.test", timeout=0.05)
+    stream = EventStream(layer, "log")
+    stream.epoch = "e"
+    said = [DOWN, GONE]
+
+    async def attach(reader, link):
+        raise ChannelNotFoundEntity(said.pop(0))
+
+    monkeypatch.setattr("asgi_amqp.event_stream.StreamReader.attach", attach)
+    with pytest.raises(PositionGone):
+        await anext(stream.read(Position("e", 0)))
+    assert said == []
+    await layer.close()
+
+
+async def test_the_end_of_a_log_whose_broker_is_down_is_not_known(monkeypatch):
+    Brokers(monkeypatch)
+    layer = AMQPChannelLayer("amqp://broker.test", timeout=0.05)
+    stream = EventStream(layer, "log")
+    stream.epoch = "e"
+
+    async def last_chunk(*arguments):
+        raise ChannelNotFoundEntity(DOWN)
+
+    monkeypatch.setattr("asgi_amqp.event_stream.last_chunk", last_chunk)
+    with pytest.raises(BrokerUnavailable, match="home node"):
+        await stream.last()
+    assert stream.epoch == "e"
     await layer.close()

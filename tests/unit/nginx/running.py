@@ -65,6 +65,7 @@ class Running:
     https: tuple[str, int]
     tls: ssl.SSLContext
     root: Path
+    status: tuple[str, int]
 
     def ask(
         self, method="GET", path="/", headers=(), body=b"", version="1.1", *, tls=False, host="localhost"
@@ -87,12 +88,13 @@ def free_port() -> int:
 @contextlib.contextmanager
 def nginx(root: Path, site: dict, edit=None):
     """nginx with the values `site`, on free ports, until the block ends; `edit(root)` may change files."""
-    http, https = free_port(), free_port()
+    http, https, status = free_port(), free_port(), free_port()
     # The PROXY protocol is for who does not come from 127.0.0.1, which has a way in of its own.
     where = "" if site["proxy_protocol"] else "127.0.0.1:"
     site = site | {
         "https": site["https"] | {"listen": [f"{where}{https}"]},
         "http": site["http"] | {"listen": [f"{where}{http}"], "redirect_port": https},
+        "status": f"127.0.0.1:{status}",
     }
     configuration = tree.lay_out(root, site)
     if edit:
@@ -113,7 +115,7 @@ def nginx(root: Path, site: dict, edit=None):
                     pytest.fail(f"nginx did not start:\n{(root / 'error.log').read_text()}")
                 time.sleep(0.05)
             context = ssl.create_default_context(cafile=str(root / "tls" / "server.pem"))
-            yield Running(("127.0.0.1", http), ("127.0.0.1", https), context, root)
+            yield Running(("127.0.0.1", http), ("127.0.0.1", https), context, root, ("127.0.0.1", status))
         finally:
             process.terminate()
             process.wait(10)

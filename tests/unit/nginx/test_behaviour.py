@@ -678,3 +678,34 @@ def test_who_does_not_speak_it_is_not_heard(balanced):
 
 def test_this_machine_needs_no_proxy_protocol(balanced):
     assert variables(balanced.ask("GET", "/"))["REMOTE_ADDR"] == "127.0.0.1"
+
+
+# Seen ----------------------------------------------------------------------------------------------------
+
+
+def test_an_exporter_is_told_how_many_connections_there_are(development):
+    def asked(path):
+        return wire.exchange(development.status, wire.request("GET", path, [("Host", "127.0.0.1")]), None)
+
+    answer = asked("/nginx/status")
+    assert answer.status == 200
+    assert answer.body.startswith(b"Active connections: ")
+    assert asked("/").status == 404
+    assert asked("/api/v2/ping/").status == 404
+
+
+def test_nobody_is_told_where_everybody_comes(production):
+    assert b"Active connections" not in production.ask("GET", "/nginx/status", tls=True).body
+
+
+def test_a_host_s_metrics_come_from_its_own_uwsgi(tmp_path, upstreams):
+    with stubs.serving(stubs.Uwsgi) as own:
+        site = tree.values("production") | upstreams | {"uwsgi_own": f"127.0.0.1:{own}"}
+        with running.nginx(tmp_path / "etc", site) as server:
+            for path in ("/api/v2/metrics/", "/api/v2/ping/"):
+                assert server.ask("GET", path, tls=True).status == 200
+        # It has stopped: every line of its log is written.
+        log = server.log().splitlines()
+    asked = {line.split('path="')[1].split('"')[0]: line for line in log if 'path="' in line}
+    assert f'upstream="127.0.0.1:{own}"' in asked["/api/v2/metrics/"]
+    assert f'upstream="{upstreams["uwsgi"][0]}"' in asked["/api/v2/ping/"]

@@ -51,7 +51,7 @@ def test_each_program_has_its_own_port_everywhere():
 
 
 def test_each_image_has_a_user_of_its_own():
-    assert len(set(users().values())) == len(users()) == 4
+    assert len(set(users().values())) == len(users()) == 5
 
 
 @pytest.mark.parametrize("name", ["dev", "production"])

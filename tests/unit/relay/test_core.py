@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from aiormq import ChannelNotFoundEntity
 
+from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position
-from carillon.events import broker
+from carillon.events import broker, heads
 from carillon.events.event import Event, pack, unpack
 from carillon.relay import core as module
 from carillon.relay.core import RelayCore
 from carillon.relay.relay import Relay, pause_before
+from tests.unit.asgi_amqp.links import Link
 
 TOKEN = b"t" * 16
 
@@ -228,6 +231,27 @@ async def test_a_lost_link_counts_until_events_get_through(monkeypatch):
     for _ in range(3):
         relay._lost(None, "test")
     assert pause_before(relay._fruitless) == 0.4
+
+
+async def test_no_epoch_begins_while_the_broker_of_the_log_is_down(monkeypatch):
+    """Found by composed chaos, seed 8: everybody was told of a gap, and the log was there."""
+
+    async def current():
+        return Position("ep", 7)
+
+    async def begin(epoch):
+        raise AssertionError(f"epoch {epoch} has ended")
+
+    monkeypatch.setattr(broker, "queue", lambda: None)
+    monkeypatch.setattr(broker, "options", lambda name: Options((Target.parse("amqp://nowhere/"),), name))
+    monkeypatch.setattr(heads, "current", current)
+    monkeypatch.setattr(heads, "begin", begin)
+    link = Link()
+    link.passing.failing["queue_declare"] = ChannelNotFoundEntity(
+        "NOT_FOUND - home node 'rabbit@broker3' of durable queue 'carillon.events.ep' is down"
+    )
+    with pytest.raises(BrokerUnavailable):
+        await Relay()._current_epoch(link)
 
 
 @pytest.mark.parametrize("noted", [5, 9])

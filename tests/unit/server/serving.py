@@ -8,6 +8,7 @@ from carillon.events.event import Event
 from carillon.fanout.forms import Frames1, Frames2
 from carillon.fanout.hub import Hub
 from carillon.fanout.window import Window
+from carillon.metrics import names
 from carillon.server.server import DeliveryServer, Launcher, WebSocketProtocol
 
 received = 0
@@ -60,6 +61,9 @@ async def application(scope, receive, send):
         elif order["do"] == "own":
             own = set(WebSocketProtocol.CONFIG_ATTRS) & vars(outlet._protocol).keys()
             outlet.text(json.dumps(sorted(own)))
+        elif order["do"] == "closed":
+            counted = {code: int(child._value.get()) for (code,), child in names.CLOSED._metrics.items()}
+            outlet.text(json.dumps({code: count for code, count in counted.items() if count}))
         elif order["do"] == "fail":
             raise ZeroDivisionError
 

@@ -235,8 +235,8 @@ CONTINUATION = b"\x00\x80\0\0\0\0"
 
 @pytest.mark.parametrize(
     ("before", "frame"),
-    [(b"", PING), (b"", PONG), (b"\x01\x80\0\0\0\0", CONTINUATION), (b"", b"\x82\x80\0\0\0\0")],
-    ids=["pings", "pongs", "empty continuations", "empty messages"],
+    [(b"", PING), (b"", PONG), (b"\x01\x80\0\0\0\0", CONTINUATION), (b"", b"\x81\x88\0\0\0\0" + b'{"do":0}')],
+    ids=["pings", "pongs", "empty continuations", "messages"],
 )
 async def test_every_frame_counts(server, before, frame):
     reader, writer = await raw_client(server)

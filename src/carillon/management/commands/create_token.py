@@ -21,7 +21,7 @@ class Command(BaseCommand):
         parser.add_argument("--username", required=True)
         parser.add_argument("--description", default="")
         parser.add_argument(
-            "--scope", default="read write", help='of read, write, publish: "read write publish"'
+            "--scope", default="read write", help='of read, write, publish, metrics: "read write publish"'
         )
         parser.add_argument(
             "--days", type=int, default=365, help="life in days; 0: it does not expire (%(default)s)"

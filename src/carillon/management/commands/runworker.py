@@ -12,6 +12,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from carillon.conf import conf
+from carillon.metrics import names, shared
 from carillon.relay.runworker import STOP_DEADLINE, serve
 
 
@@ -21,5 +23,6 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
+        shared.start(conf.METRICS_DIRECTORY, names.RUNWORKER)
         if not asyncio.run(serve()):
             raise CommandError(f"runworker did not stop within {STOP_DEADLINE:g} s and was cut off.")

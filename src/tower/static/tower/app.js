@@ -111,7 +111,8 @@ class App {
     this.link.on("state", (link) => this.linked(link));
     this.link.on("control", () => this.begin());
     // Recovered, the events themselves have told everything; else each view fetches what it shows.
-    this.link.onreconnect = ({ recovered, events }) => (recovered ? this.indicator.recovered(events) : this.resumed());
+    this.link.onreconnect = ({ recovered, events }) =>
+      recovered && this.loaded ? this.indicator.recovered(events) : this.resumed();
     this.stage = part("main");
     part("logout").addEventListener("click", () => this.logout());
     globalThis.addEventListener("hashchange", () => this.user && this.go());
@@ -191,9 +192,17 @@ class App {
     if (link.state === "refused" && link.code === 4401 && this.user) this.ask(`${describe(link)}. Log in to go on.`);
   }
 
+  /** Whether every view shows all that it should: only then can be said what the link has resumed. */
+  get loaded() {
+    return [this.jobs, this.view].every((view) => view?.loaded ?? true);
+  }
+
   async resumed() {
+    const before = this.loaded;
     const results = await Promise.all([...this.reconnects].map((handler) => Promise.resolve(handler()).catch(() => 0)));
-    this.indicator.resumed(results.reduce((total, lines) => total + (Number(lines) || 0), 0));
+    if (!this.loaded) this.indicator.noted("Connected again: not all could be loaded yet");
+    else if (before) this.indicator.resumed(results.reduce((total, lines) => total + (Number(lines) || 0), 0));
+    else this.indicator.noted("Connected again: all is loaded");
   }
 
   // What views need ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import { request } from "../api.js";
 import { h, say } from "../dom.js";
 import { ago, plural, when } from "../format.js";
+import { Loader } from "../loading.js";
 
 const GATHER = 500; // ms: every login and logout of everyone is news here
 
@@ -22,6 +23,7 @@ export class Connections {
   constructor(app) {
     this.app = app;
     this.timer = 0;
+    this.loader = new Loader(app, "The list", () => this.load());
     this.count = h("p.facts");
     this.body = h("tbody");
     this.element = h(
@@ -29,6 +31,7 @@ export class Connections {
       { "aria-labelledby": "connections-heading" },
       h("h1", { id: "connections-heading", tabindex: -1 }, "Connections"),
       this.count,
+      this.loader.element,
       h(
         "div.sheet",
         {},
@@ -50,7 +53,12 @@ export class Connections {
     this.load();
   }
 
+  get loaded() {
+    return this.loader.knowledge.state === "loaded";
+  }
+
   destroy() {
+    this.loader.destroy();
     clearTimeout(this.timer);
     for (const off of this.offs) off();
     this.app.want("connections", null);
@@ -62,14 +70,12 @@ export class Connections {
 
   async load() {
     this.timer = 0;
-    try {
-      const answer = await request("/api/v2/connections/");
-      const all = Array.isArray(answer) ? answer : answer.results;
-      say(this.count, `${plural(all.length, "link")} of ${plural(new Set(all.map((one) => one.user.id)).size, "person", "people")}`);
-      this.body.replaceChildren(...all.map((one) => this.row(one)));
-    } catch (error) {
-      this.app.failed(error);
-    }
+    const answer = await this.loader.attempt(() => request("/api/v2/connections/"));
+    if (!answer) return;
+    const all = Array.isArray(answer) ? answer : answer.results;
+    const people = new Set(all.map((one) => one.user.id)).size;
+    say(this.count, `${plural(all.length, "connection")}, ${plural(people, "person", "people")}`);
+    this.body.replaceChildren(...all.map((one) => this.row(one)));
   }
 
   row({ user, since, address, client }) {

@@ -5,6 +5,7 @@ import { address, request } from "../api.js";
 import { badge, h, icon, ring, say } from "../dom.js";
 import { EventLog, lineCount } from "../eventlog.js";
 import { duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+import { Loader } from "../loading.js";
 import { Output } from "../output.js";
 import { Tally } from "../tally.js";
 
@@ -62,7 +63,7 @@ export class JobPage {
     this.state = h("span.slot");
     this.took = h("span.took");
     this.figures = new Map(
-      FIGURES.map(([key, label]) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "0"), ` ${label}`)]),
+      FIGURES.map(([key, label]) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${label}`)]),
     );
     this.now = h("p.now");
     this.cancel = h("button.quiet.cancel", { type: "button", hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
@@ -71,7 +72,8 @@ export class JobPage {
     this.wrap = h("button.tool", { type: "button", onclick: () => this.toggleWrap() }, icon("wrap"), "Wrap");
     this.lines = h("span.count");
     this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
-    this.problem = h("p.problem", { role: "alert", hidden: true });
+    this.asked = new Loader(app, `Job ${id}`, () => this.start(), () => this.draw());
+    this.written = new Loader(app, "The output", () => this.read(), () => this.draw());
     this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, ...this.figures.values());
     this.element = h(
       "section.job",
@@ -94,7 +96,8 @@ export class JobPage {
         h("button.tool", { type: "button", title: "Save the whole output as text", onclick: () => this.save() }, icon("save"), "Save"),
         this.follow,
       ),
-      this.problem,
+      this.asked.element,
+      this.written.element,
       h("div.output-box", {}, this.output.element, this.resume),
     );
     this.setWrap(remembered.wrap);
@@ -106,7 +109,14 @@ export class JobPage {
     this.start();
   }
 
+  /** The job and all of its output so far. */
+  get loaded() {
+    return this.asked.knowledge.state === "loaded" && this.written.knowledge.state === "loaded";
+  }
+
   destroy() {
+    this.asked.destroy();
+    this.written.destroy();
     this.stop.abort();
     clearTimeout(this.timer);
     this.output.destroy();
@@ -121,7 +131,7 @@ export class JobPage {
 
   async begin() {
     await this.refresh();
-    if (this.stop.signal.aborted || !this.job) return;
+    if (this.stop.signal.aborted || !this.job || this.family !== "") return;
     this.family = FAMILIES[this.job.kind ?? this.job.type] ?? this.job.event_family;
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
@@ -130,25 +140,20 @@ export class JobPage {
   }
 
   async refresh() {
-    try {
-      this.show(await request(`/api/v2/jobs/${this.id}/`, { signal: this.stop.signal }));
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      if (error.status === 404) this.trip(`There is no job ${this.id}, or you may not see it.`);
-      else this.trip(error.message);
-      this.app.failed(error);
-    }
-  }
-
-  trip(text) {
-    this.problem.hidden = text === "";
-    say(this.problem, text);
+    const job = await this.asked.attempt(async () => {
+      try {
+        return await request(`/api/v2/jobs/${this.id}/`, { signal: this.stop.signal });
+      } catch (error) {
+        if (error.status === 404) error.message = `There is no job ${this.id}, or you may not see it.`;
+        throw error;
+      }
+    });
+    if (job) this.show(job);
   }
 
   show(job) {
     const before = this.job;
     this.job = job;
-    this.trip("");
     say(this.name, job.name);
     const { owner, team } = job.summary_fields ?? {};
     const facts = [`#${job.id}`, kindName(job.kind ?? job.type), owner?.username, team?.name];
@@ -244,7 +249,7 @@ export class JobPage {
 
   async readOn() {
     let lines = 0;
-    try {
+    await this.written.attempt(async () => {
       for (;;) {
         const fresh = this.log.last === 0;
         const page = await request(
@@ -260,31 +265,30 @@ export class JobPage {
         lines += this.take(page.results);
         // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
         if (page.next && this.log.last > before) continue;
-        if (!this.again) return lines;
+        if (!this.again) return;
         this.again = false;
       }
-    } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
-      return lines;
-    }
+    });
+    return lines;
   }
 
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
-    this.refresh();
     if (this.family === "") {
       await this.start();
       return 0;
     }
-    return this.read();
+    const [lines] = await Promise.all([this.read(), this.refresh()]);
+    return lines;
   }
 
   // What is seen ------------------------------------------------------------------------------------------------
 
   draw() {
+    const { known } = this.written.knowledge;
     for (const [key, element] of this.figures) {
       const count = this.tally.counts[key];
-      say(element.firstElementChild, count.toLocaleString("en"));
+      say(element.firstElementChild, known || count ? count.toLocaleString("en") : "–");
       element.hidden = count === 0 && !ALWAYS.has(key);
       element.classList.toggle("none", count === 0);
     }
@@ -293,7 +297,8 @@ export class JobPage {
     const task = this.tally.task || this.tally.play;
     say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");
     const count = this.output.total;
-    say(this.lines, count ? plural(count, "line") : active ? "Waiting for output" : this.job ? "No output" : "");
+    const none = !this.job ? "" : !known ? "Loading the output" : active ? "Waiting for output" : "No output";
+    say(this.lines, count ? plural(count, "line") : this.written.knowledge.state === "failed" ? "" : none);
   }
 
   followed(follows) {

@@ -2,6 +2,7 @@
 
 import { address, request } from "../api.js";
 import { badge, h, icon, ring, say } from "../dom.js";
+import { Loader } from "../loading.js";
 import { ACTIVE, FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 
 const PAGE_SIZE = 50;
@@ -37,11 +38,13 @@ export class Jobs {
     this.list = h("ul.rows", { "aria-label": "Jobs" });
     this.more = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.load(true) }, "Show more");
     this.status = h("p.empty", { hidden: true });
+    this.loader = new Loader(app, "The list", () => this.load());
     this.heading = h("h1", { tabindex: -1 }, "Jobs");
     this.element = h(
       "section.jobs",
       { "aria-labelledby": "jobs-heading" },
       h("div.pane-head", {}, this.heading, this.box, h("div.chips", { role: "group", "aria-label": "Filter by state" }, ...this.buttons)),
+      this.loader.element,
       h("div.scroll", {}, this.list, this.status, this.more),
     );
     this.heading.id = "jobs-heading";
@@ -54,7 +57,12 @@ export class Jobs {
     this.load();
   }
 
+  get loaded() {
+    return this.loader.knowledge.state === "loaded";
+  }
+
   destroy() {
+    this.loader.destroy();
     clearTimeout(this.timer);
     clearTimeout(this.typing);
     this.pending?.abort();
@@ -76,17 +84,13 @@ export class Jobs {
     const path = more
       ? this.next
       : address("/api/v2/jobs/", { page_size: PAGE_SIZE, status: this.filter.states, search: this.search, order_by: "-id" });
-    try {
-      const page = await request(path, { signal: this.pending.signal });
-      if (!more) this.jobs.clear();
-      for (const job of page.results) this.jobs.set(job.id, job);
-      this.next = page.next && "/api/v2/jobs/" + new URL(page.next, location.href).search;
-      this.draw();
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      this.app.failed(error);
-      if (this.jobs.size === 0) this.tell(error.message);
-    }
+    const { signal } = this.pending;
+    const page = await this.loader.attempt(() => request(path, { signal }));
+    if (!page || signal.aborted) return;
+    if (!more) this.jobs.clear();
+    for (const job of page.results) this.jobs.set(job.id, job);
+    this.next = page.next && "/api/v2/jobs/" + new URL(page.next, location.href).search;
+    this.draw();
   }
 
   hear(event) {

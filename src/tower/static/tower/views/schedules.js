@@ -3,6 +3,7 @@
 import { request } from "../api.js";
 import { h } from "../dom.js";
 import { ago, when } from "../format.js";
+import { Loader } from "../loading.js";
 
 const GATHER = 300; // ms
 
@@ -10,6 +11,7 @@ export class Schedules {
   constructor(app) {
     this.app = app;
     this.timer = 0;
+    this.loader = new Loader(app, "The list", () => this.load());
     this.body = h("tbody");
     this.empty = h("p.empty", { hidden: true }, "No schedules yet.");
     this.table = h(
@@ -23,6 +25,7 @@ export class Schedules {
       "section.page",
       { "aria-labelledby": "schedules-heading" },
       h("h1", { id: "schedules-heading", tabindex: -1 }, "Schedules"),
+      this.loader.element,
       h("div.sheet", {}, this.table, this.empty),
     );
     this.offs = [app.link.on("schedules", () => this.later()), app.onReconnect(() => this.load())];
@@ -30,7 +33,12 @@ export class Schedules {
     this.load();
   }
 
+  get loaded() {
+    return this.loader.knowledge.state === "loaded";
+  }
+
   destroy() {
+    this.loader.destroy();
     clearTimeout(this.timer);
     for (const off of this.offs) off();
     this.app.want("schedules", null);
@@ -42,16 +50,13 @@ export class Schedules {
 
   async load() {
     this.timer = 0;
-    try {
-      const page = await request("/api/v2/schedules/?page_size=200");
-      const focused = document.activeElement?.dataset?.schedule;
-      this.body.replaceChildren(...page.results.map((schedule) => this.row(schedule)));
-      if (focused) this.body.querySelector(`[data-schedule="${CSS.escape(focused)}"]`)?.focus();
-      this.empty.hidden = page.results.length > 0;
-      this.table.hidden = page.results.length === 0;
-    } catch (error) {
-      this.app.failed(error);
-    }
+    const page = await this.loader.attempt(() => request("/api/v2/schedules/?page_size=200"));
+    if (!page) return;
+    const focused = document.activeElement?.dataset?.schedule;
+    this.body.replaceChildren(...page.results.map((schedule) => this.row(schedule)));
+    if (focused) this.body.querySelector(`[data-schedule="${CSS.escape(focused)}"]`)?.focus();
+    this.empty.hidden = page.results.length > 0;
+    this.table.hidden = page.results.length === 0;
   }
 
   row(schedule) {

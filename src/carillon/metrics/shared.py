@@ -1,0 +1,158 @@
+"""The directory in which every process leaves what it counts, once a second, and from which uwsgi answers.
+
+Each process has a slot of its own: a file that it replaces as a whole, and a lock that the kernel keeps for
+as long as it lives. So a process that is killed while it writes leaves its last whole file, and a disk that
+is full costs nothing but a line in the log. (prometheus_client's own multiprocess mode maps its files into
+memory: on a full tmpfs the next counter of a process is its last, by SIGBUS.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from carillon import __version__
+from carillon.metrics import names, snapshot
+from carillon.metrics.sampled import sample
+from carillon.metrics.snapshot import Registry, Sample, Snapshot, Together
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 1.0
+"""Seconds between two snapshots of a process."""
+
+SILENT = 10.0
+"""Seconds without one, after which a process counts as gone."""
+
+MOST_SLOTS = 1024
+"""Of one kind of process on a machine."""
+
+
+class Full(OSError):
+    """There is no slot for this process."""
+
+
+class Slot:
+    """A place of one process in the directory. Everything raises OSError."""
+
+    def __init__(self, directory: Path, process: str) -> None:
+        self.process = process
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self.number, self._lock = _lock_one(directory, process)
+        self._file = directory / f"{process}-{self.number}.json"
+        self._new = self._file.with_suffix(".new")
+        self.before: dict[Sample, float] = {}
+        """What the process that had this slot last has counted."""
+        with suppress(FileNotFoundError, ValueError):
+            self.before = snapshot.unpack(self._file.read_bytes()).lasting()
+
+    def write(self, registry: Registry) -> None:
+        """Raises ValueError, too, where there is too much."""
+        families = snapshot.take(registry, self.process, self.before)
+        data = snapshot.pack(Snapshot(self.process, self.number, time.monotonic(), families))
+        try:
+            self._new.write_bytes(data)
+            os.replace(self._new, self._file)
+        except OSError:
+            with suppress(OSError):
+                self._new.unlink()
+            raise
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+def _lock_one(directory: Path, process: str) -> tuple[int, int]:
+    for number in range(MOST_SLOTS):
+        lock = os.open(directory / f"{process}-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        except OSError:
+            os.close(lock)
+            raise
+        else:
+            return number, lock
+    raise Full(f"{MOST_SLOTS} processes of {process} have written there")
+
+
+class Writer(threading.Thread):
+    """Leaves a snapshot of this process every second. Whatever goes wrong with that is said once, counted,
+    and stops nothing."""
+
+    def __init__(self, directory: Path, process: str, registry: Registry = REGISTRY) -> None:
+        super().__init__(name="carillon metrics", daemon=True)
+        self.directory = directory
+        self.process = process
+        self._registry = registry
+        self._slot: Slot | None = None
+        self._well = True
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            self.once()
+            self._stopped.wait(INTERVAL)
+
+    def once(self) -> None:
+        try:
+            if self._slot is None:
+                self._slot = Slot(self.directory, self.process)
+            sample()
+            self._slot.write(self._registry)
+        except Exception as error:
+            names.METRICS_FAILURES.inc()
+            if isinstance(error, FileNotFoundError):
+                self._leave()  # the directory is gone, with all that was in it
+            if self._well:
+                why = f"{type(error).__name__}: {error}"
+                logger.warning("Metrics cannot be written to %s: %s. Events go on", self.directory, why)
+            self._well = False
+        else:
+            if not self._well:
+                logger.warning("Metrics are written to %s again", self.directory)
+            self._well = True
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(INTERVAL)
+        self._leave()
+
+    def _leave(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.close()
+
+
+_writer: Writer | None = None
+
+
+def start(directory: Path | None, process: str) -> None:
+    """Begin to leave snapshots of this process, which is a `process`; None: there are none."""
+    global _writer
+    names.BUILD.labels(__version__).set(1)
+    if directory is not None:
+        # After a fork the thread of before is not there, and the slot is the parent's.
+        _writer = Writer(directory, process)
+        _writer.start()
+
+
+def read(directory: Path) -> Together:
+    """What all processes of this machine have counted. Raises OSError where the directory cannot be read."""
+    found = []
+    for file in sorted(directory.iterdir()):
+        if file.suffix != ".json":
+            continue
+        try:
+            found.append(snapshot.unpack(file.read_bytes()))
+        except (OSError, ValueError) as error:
+            logger.warning("%s is left out of the metrics: %s", file, error)
+    return Together(found, time.monotonic(), SILENT)

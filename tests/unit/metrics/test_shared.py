@@ -1,0 +1,223 @@
+"""The directory that processes share: faults of it are said, counted, and stop nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from carillon.metrics import names, sampled, shared
+from carillon.metrics.shared import Slot, Writer
+
+CALLS = ("carillon_calls_total", (("process", "daphne"), ("slot", "0")))
+
+
+class Process:
+    def __init__(self, directory: Path, process: str = "daphne") -> None:
+        self.registry = CollectorRegistry()
+        self.calls = Counter("carillon_calls", "Calls", registry=self.registry)
+        self.writer = Writer(directory, process, self.registry)
+
+    def dies(self) -> None:
+        """As a kill does it: the kernel takes the lock, the file stays."""
+        self.writer._leave()
+
+
+def samples(directory: Path) -> dict:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in shared.read(directory).collect()
+        for sample in family.samples
+    }
+
+
+def value(directory: Path, name: str, process: str = "daphne", slot: int = 0) -> float | None:
+    return samples(directory).get((name, (("process", process), ("slot", str(slot)))))
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    return tmp_path / "metrics"
+
+
+@pytest.fixture
+def failures():
+    before = names.METRICS_FAILURES._value.get()
+    return lambda: names.METRICS_FAILURES._value.get() - before
+
+
+def test_every_process_has_a_slot_of_its_own(directory):
+    one, other, worker = Process(directory), Process(directory), Process(directory, "runworker")
+    for number, process in enumerate((one, other, worker), 1):
+        process.calls.inc(number)
+        process.writer.once()
+    assert [
+        value(directory, "carillon_calls_total", *where)
+        for where in (("daphne", 0), ("daphne", 1), ("runworker", 0))
+    ] == [1, 2, 3]
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_who_comes_after_one_that_died_counts_on_in_its_slot(directory):
+    one = Process(directory)
+    one.calls.inc(2)
+    one.writer.once()
+    one.dies()
+    other = Process(directory)
+    other.calls.inc(5)
+    for _ in range(3):
+        other.writer.once()
+    assert value(directory, "carillon_calls_total") == 7
+    assert value(directory, "carillon_calls_total", slot=1) is None
+
+
+def test_a_directory_that_cannot_be_written_is_said_once_and_then_that_it_can(directory, caplog, failures):
+    directory.write_text("a file in its place")
+    process = Process(directory)
+    for _ in range(3):
+        process.calls.inc()
+        process.writer.once()
+    said = [record.message for record in caplog.records if record.name == "carillon.metrics.shared"]
+    assert len(said) == 1
+    assert said[0].startswith(f"Metrics cannot be written to {directory}: ")
+    assert said[0].endswith("Events go on")
+    assert failures() == 3
+    directory.unlink()
+    process.writer.once()
+    assert caplog.records[-1].message == f"Metrics are written to {directory} again"
+    assert value(directory, "carillon_calls_total") == 3
+
+
+def test_a_directory_that_goes_away_is_made_anew(directory):
+    process = Process(directory)
+    process.calls.inc(2)
+    process.writer.once()
+    shutil.rmtree(directory)
+    process.writer.once()
+    process.writer.once()
+    assert value(directory, "carillon_calls_total") == 2
+
+
+def test_a_full_disk_keeps_the_last_whole_file_and_counts_nothing_twice(directory, caplog, failures):
+    """The kernel's own refusal, in a process of its own: no file of it may grow beyond 64 bytes."""
+    process = Process(directory)
+    process.calls.inc(2)
+    process.writer.once()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    process.calls.inc(3)
+    logging.getLogger("carillon.metrics.shared").propagate = True
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+        process.writer.once()
+        process.writer.once()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failures() == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert value(directory, "carillon_calls_total") == 2
+    assert not list(directory.glob("*.new"))
+    process.writer.once()
+    assert value(directory, "carillon_calls_total") == 5
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from prometheus_client import CollectorRegistry, Counter
+from carillon.metrics.shared import Slot
+registry = CollectorRegistry()
+calls = Counter("carillon_calls", "Calls", registry=registry)
+more = Counter("carillon_more", "More", ["n"], registry=registry)
+for n in range(2000):
+    more.labels(str(n)).inc()
+slot = Slot(Path(sys.argv[1]), "daphne")
+while True:
+    calls.inc()
+    slot.write(registry)
+    print(flush=True)
+"""
+
+
+def test_one_that_is_killed_while_it_writes_leaves_its_last_whole_file(directory):
+    source = Path(__file__).parents[3] / "src"
+    chance = random.Random(5)
+    last = 0.0
+    for _ in range(6):
+        killed = subprocess.Popen(
+            [sys.executable, "-c", WRITES, str(directory)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(source)},
+        )
+        for _ in range(chance.randrange(2, 6)):
+            killed.stdout.readline()
+        deadline = time.monotonic() + chance.random() / 50
+        while time.monotonic() < deadline:
+            pass  # any moment of a write: a sleep would be a coarse one
+        killed.kill()
+        killed.wait()
+        killed.stdout.close()
+        found = samples(directory)
+        assert found[CALLS] > last
+        last = found[CALLS]
+        assert len([key for key in found if key[0] == "carillon_more_total"]) == 2000
+
+
+def test_a_file_that_is_no_snapshot_is_left_out_and_said(directory, caplog):
+    process = Process(directory)
+    process.writer.once()
+    (directory / "uwsgi-0.json").write_text("{")
+    assert value(directory, "carillon_calls_total") == 0
+    assert "uwsgi-0.json is left out of the metrics" in caplog.text
+    taken = Process(directory, "uwsgi")
+    taken.writer.once()
+    assert value(directory, "carillon_calls_total", "uwsgi") == 0
+
+
+def test_there_is_an_end_to_the_slots(directory, monkeypatch):
+    monkeypatch.setattr(shared, "MOST_SLOTS", 1)
+    slot = Slot(directory, "daphne")
+    with pytest.raises(shared.Full, match="1 processes"):
+        Slot(directory, "daphne")
+    slot.close()
+
+
+def test_plain_numbers_are_copied_when_a_snapshot_is_taken(directory, monkeypatch):
+    monkeypatch.setattr(sampled, "_sampled", [])
+    process = Process(directory)
+
+    class Hot:
+        def __init__(self):
+            self.number, self.grown = 0, sampled.Grown()
+
+        def sample(self):
+            process.calls.inc(self.grown.by(self.number))
+
+    hot = Hot()
+    sampled.sampled(hot)
+    for number in (3, 3, 8):
+        hot.number = number
+        process.writer.once()
+    assert value(directory, "carillon_calls_total") == 8
+    del hot
+    assert sampled._sampled == []
+
+
+def test_the_writer_goes_on_by_itself_until_it_is_stopped(directory, monkeypatch):
+    monkeypatch.setattr(shared, "INTERVAL", 0.01)
+    process = Process(directory)
+    process.writer.start()
+    process.calls.inc(4)
+    deadline = time.monotonic() + 10
+    while not directory.is_dir() or value(directory, "carillon_calls_total") != 4:
+        assert time.monotonic() < deadline, "nothing was written"
+    process.writer.stop()
+    assert not process.writer.is_alive()
