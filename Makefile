@@ -35,7 +35,7 @@ token: ## print a new admin token
 clean: ## stop the stack and remove its data, secrets and private environments
 	@$(DEV) clean
 
-test: ## everything: lint, unit, simulation, packages, integration, infra, chaos, browser, on a stack of its own
+test: ## everything: lint, unit, simulation, packages, integration, infra, security, chaos, browser, on a stack of its own
 	@$(DEV) test
 
 test-unit: ## the unit tests alone: no stack, four minutes

@@ -21,7 +21,7 @@ The values, all required:
     proxy_protocol   true: those proxies balance TCP and speak the PROXY protocol; it names the client, and no
                      header is believed. Where a listener is a bare port, 127.0.0.1 has a way in without it
     http2_directive  true: HTTP/2 is a directive, as since nginx 1.25.1; false: a word of `listen`, as before
-    client_limits    true: sockets and logins are limited per client address
+    client_limits    true: requests, bodies and sockets are limited per client address, as in limits.conf
     access_log       /dev/stdout in a container; a file where systemd starts nginx (stdout is a socket there)
     status           "port" or "address:port" where an exporter asks for nginx's counters, by plain HTTP and
                      without a password; "": nowhere

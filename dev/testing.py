@@ -63,7 +63,16 @@ def everything(config: Config, lints: list[Suite]) -> int:
     with interruptible():
         try:
             development.up(config)
-            kinds = ("unit", "simulation", "packages", "integration", "infra", "chaos", "browser")
+            kinds = (
+                "unit",
+                "simulation",
+                "packages",
+                "integration",
+                "infra",
+                "security",
+                "chaos",
+                "browser",
+            )
             chosen = [*lints, *suites(kinds)]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:

@@ -7,6 +7,7 @@ class CarillonConfig(AppConfig):
 
     def ready(self) -> None:
         from carillon import conf
+        from carillon.accounts import logins  # noqa: F401  (its receivers)
         from carillon.sockets import control, signals  # noqa: F401  (their families and receivers)
 
         conf.check()

@@ -30,20 +30,53 @@ DEFAULTS: dict[str, Any] = {
     "PUBLISH_CHARACTERS": 256 * 1024,
     # A socket. Bytes that wait for its reader in this process, whatever it does; what is more it gets later,
     # from the window or the log. Bytes that a reader of version 1 may be behind before it is closed with
-    # 4408. Messages of the client that wait for their consumer before it is read no further.
+    # 4408. Messages of the client, and bytes of them, that wait for their consumer before it is read no
+    # further.
     "SOCKET_BUFFER_BYTES": 2**18,
     "SOCKET_BACKLOG_BYTES": 2**20,
     "SOCKET_INBOUND_MESSAGES": 32,
+    "SOCKET_INBOUND_BYTES": 2**18,
+    # What any client may send at once and a second, a project's own consumers' too: frames (pings and empty
+    # ones as well) and their bytes. Beyond it: 1008.
+    "SOCKET_FRAME_BURST": 1000,
+    "SOCKET_FRAME_RATE": 100.0,
+    "SOCKET_BYTES_BURST": 8 * 2**20,
+    "SOCKET_BYTES_RATE": 2**20,
     # Bytes of the largest message that any client may send, one of a project's own consumers included: a
     # larger one is closed with 1009.
     "SOCKET_MESSAGE_BYTES": 2**20,
-    # What one client may ask for: bytes of a message, groups, and messages and nonsense at once and a second.
+    # What one client may ask for: bytes of a message (a larger one: 1009), groups, and messages and nonsense
+    # at once and a second.
     "MESSAGE_BYTES": 64 * 1024,
     "GROUPS_PER_SOCKET": 250,
     "MESSAGE_BURST": 100,
     "MESSAGE_RATE": 10.0,
+    # … and groups to subscribe to, whether it may hear them or not.
+    "KEY_BURST": 1000,
+    "KEY_RATE": 50.0,
     "NONSENSE_BURST": 20,
     "NONSENSE_RATE": 0.5,
+    # Logins by password, before any hashing: wrong ones at once and a second, for one name from one address,
+    # and from one address for names that never logged in from there. Days for which it is known that one did.
+    "LOGIN_NAME_BURST": 20,
+    "LOGIN_NAME_RATE": 1 / 30,
+    "LOGIN_ADDRESS_BURST": 10,
+    "LOGIN_ADDRESS_RATE": 0.2,
+    "LOGIN_PROVEN_DAYS": 90,
+    # What one user may make, in each uwsgi process: at once, and a day over time.
+    "QUOTAS": {
+        "jobs": (5_000, 10_000),
+        "events": (500_000, 2_000_000),
+        "notifications": (200_000, 20_000_000),
+    },
+    # API tokens that a user may have at a time, and sockets in each daphne process.
+    "TOKENS_PER_USER": 200,
+    "SOCKETS_PER_USER": 1000,
+    # Bytes of one page of a list of job events, and how much of such pages one user may have made at a time
+    # in each uwsgi process. Characters of JSON of one event's `event_data`.
+    "PAGE_BYTES": 2 * 2**20,
+    "PAGE_BYTES_AT_ONCE": 4 * 2**20,
+    "EVENT_DATA_CHARACTERS": 256 * 1024,
     # Seconds: for who it is at a handshake; between two looks at who it is if no word came that it changed;
     # between two comments on a quiet stream of server-sent events.
     "LOGIN_SECONDS": 10.0,

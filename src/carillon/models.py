@@ -1,7 +1,17 @@
 """The tables of Carillon, one Django app: each model stands in the room that it belongs to."""
 
-from carillon.accounts.models import ApiToken, Team, UserSession
+from carillon.accounts.models import ApiToken, LoginBudget, Team, UserSession
 from carillon.events.models import Head, Outbox
 from carillon.sockets.models import Connection, Process, Watch
 
-__all__ = ["ApiToken", "Connection", "Head", "Outbox", "Process", "Team", "UserSession", "Watch"]
+__all__ = [
+    "ApiToken",
+    "Connection",
+    "Head",
+    "LoginBudget",
+    "Outbox",
+    "Process",
+    "Team",
+    "UserSession",
+    "Watch",
+]

@@ -28,6 +28,7 @@ MIDDLEWARE = [
     "carillon.api.metrics.MeasureMiddleware",
     # Before the rest: the position is read before anything else is.
     "carillon.api.position.PositionMiddleware",
+    "carillon.accounts.logins.RefusalMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -117,6 +118,11 @@ CARILLON = {
 # Where a page of yours is: Carillon has none.
 LOGIN_URL = "/"
 LOGIN_REDIRECT_URL = "/"
+# The gate is the first: who may try a password is decided before it is looked at.
+AUTHENTICATION_BACKENDS = [
+    "carillon.accounts.logins.Gate",
+    "django.contrib.auth.backends.ModelBackend",
+]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
@@ -150,19 +156,17 @@ REST_FRAMEWORK = {
         # Bearer first: its name goes into WWW-Authenticate, so that no browser opens a password dialogue.
         "carillon.accounts.authentication.BearerAuthentication",
         "rest_framework.authentication.SessionAuthentication",
-        "rest_framework.authentication.BasicAuthentication",
+        "carillon.accounts.authentication.PasswordAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": [
         "rest_framework.permissions.IsAuthenticated",
         "carillon.accounts.permissions.TokenScope",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["carillon.api.parsers.JSONParser"],
     "DEFAULT_PAGINATION_CLASS": "carillon.api.pagination.Pagination",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "carillon.api.errors.exception_handler",
-    # Guessing passwords: per address and uwsgi process.
-    "DEFAULT_THROTTLE_RATES": {"login": "60/min"},
     # nginx passes the client's address as REMOTE_ADDR; X-Forwarded-For is not ours to believe.
     "NUM_PROXIES": 0,
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
@@ -206,6 +210,8 @@ LOGGING = {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         # 4xx answers are the client's affair, and nginx has them in its access log.
         "django.request": {"level": "ERROR"},
+        # A foreign Host is a 400, and no news.
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         "daphne": {"level": "WARNING"},
         "aio_pika": {"level": "WARNING"},
         "aiormq": {"level": "CRITICAL"},  # its errors carry the broker's URL

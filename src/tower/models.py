@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from carillon.accounts.models import Team
@@ -132,8 +133,21 @@ class Job(Owned):
         self.status = status
 
 
+class OctetLength(models.Func):
+    """Bytes of a text; PostgreSQL knows them without reading it."""
+
+    function = "OCTET_LENGTH"
+    output_field = models.IntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, function="LENGTH", **extra)
+
+
 class JobEvent(models.Model):
     """One line of a job's story, numbered by `counter` from 1 on."""
+
+    # Of what may be long.
+    BYTES = OctetLength("stdout") + OctetLength(Cast("event_data", models.TextField()))
 
     job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="events")
     counter = models.PositiveIntegerField()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from rest_framework import serializers
 
 from carillon.accounts.models import Team
 from carillon.api.addresses import api
+from carillon.conf import conf
 from tower.models import Job, JobEvent, Kind, Schedule, Status
 from tower.payloads import event_url
 
@@ -139,6 +141,10 @@ class EventSerializer(serializers.ModelSerializer):
     def validate_event_data(self, value: Any) -> Any:
         if not isinstance(value, dict):
             raise serializers.ValidationError("this must be an object")
+        if (length := len(json.dumps(value))) > conf.EVENT_DATA_CHARACTERS:
+            raise serializers.ValidationError(
+                f"{length} characters of JSON: the most is {conf.EVENT_DATA_CHARACTERS}"
+            )
         return value
 
 

@@ -11,6 +11,8 @@ from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from carillon.api import quotas
+from carillon.api.pagination import BoundedPagination
 from tower import changes
 from tower.models import Job, JobEvent, Kind, Schedule, Status
 from tower.serializers import (
@@ -99,6 +101,7 @@ class JobViewSet(
         return super().list(request, *args, **kwargs)
 
     def perform_create(self, serializer: Any) -> None:
+        quotas.spend("jobs", self.request.user)
         serializer.instance = changes.create_job(owner=self.request.user, **serializer.validated_data)
 
     @extend_schema(request=StatusSerializer, responses={200: JobSerializer, 409: dict})
@@ -150,8 +153,14 @@ class JobViewSet(
                 events = events.filter(**{name: value})
         if names := [name for name in self.request.query_params.get("event", "").split(",") if name]:
             events = events.filter(event__in=[name.replace("\0", "") for name in names])
-        page = self.paginate_queryset(events.order_by("counter"))
-        return self.get_paginated_response(EventSerializer(page, many=True, context={"job": job}).data)
+        pages = BoundedPagination()
+        page = pages.paginate_queryset(events.order_by("counter"), self.request, self, size=JobEvent.BYTES)
+        try:
+            data = EventSerializer(page, many=True, context={"job": job}).data
+            return pages.get_paginated_response(data)
+        except BaseException:
+            pages.release()
+            raise
 
     def add_events(self, job: Job) -> Response:
         if job.kind == Kind.WORKFLOW_JOB:
@@ -166,6 +175,7 @@ class JobViewSet(
         end_serializer.is_valid(raise_exception=True)
         serializer = EventSerializer(data=events, many=True)
         serializer.is_valid(raise_exception=True)
+        quotas.spend("events", self.request.user, len(events))
         rows = [JobEvent(**fields) for fields in serializer.validated_data]
         final_counter = end_serializer.validated_data[-1]["final_counter"] if ends else None
         created, duplicates = changes.add_events(job.pk, rows, final_counter)

@@ -38,7 +38,6 @@ ALLOWED_NGINX = {
     "least_conn": "as above",
     "server 1": "as above: one of those addresses",
     "map $carillon_proto $carillon_hsts": "no HSTS for localhost, nor before a name has proved itself",
-    'map "" $carillon_client_limits': "behind the engine's gateway every client has one address",
     'map "" $carillon_https_port': "the port that a redirect names",
     "include carillon/snippets/acme.conf": "plain HTTP redirects in production; development serves it",
     "include carillon/snippets/redirect.conf": "as above",

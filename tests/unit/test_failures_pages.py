@@ -1,4 +1,4 @@
-"""The pages on failures name tests: each of them is there."""
+"""The pages on failures and threats name tests: each of them is there."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("page", "least"), [("asgi_amqp_failures", 40), ("delivery_failures", 30)])
+@pytest.mark.parametrize(
+    ("page", "least"),
+    [("reference/asgi_amqp_failures", 40), ("reference/delivery_failures", 30), ("why/threat-model", 15)],
+)
 def test_every_test_that_the_page_names_is_there(page, least):
-    page = (ROOT / f"docs/reference/{page}.md").read_text()
+    page = (ROOT / f"docs/{page}.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", page))
     there = set()
     for file in (ROOT / "tests").rglob("test_*.py"):

@@ -105,6 +105,14 @@ DOCUMENTATION = """
         default: 10
         env: [{name: CARILLON_REQUEST_TIMEOUT}]
         ini: [{section: callback_carillon, key: request_timeout}]
+      send_content:
+        description:
+          - Send of a task's result also what was run and what was read, C(cmd) and C(content). Both are
+            arguments or files, and either may hold secrets.
+        type: bool
+        default: false
+        env: [{name: CARILLON_SEND_CONTENT}]
+        ini: [{section: callback_carillon, key: send_content}]
       finish_timeout:
         description: Seconds that the end of a run may wait for its last events to be sent.
         type: float
@@ -173,17 +181,20 @@ def dump(value):
     return text
 
 
-def trim_result(result):
+UNWANTED = ("invocation", "diff", "exception", "stdout_lines", "stderr_lines")
+CONTENT = ("cmd", "content")  # a command's words, a file's bytes
+
+
+def trim_result(result, send_content=False):
     """
     A task's result as event_data may carry it: a dict without what is internal, doubled (lines, loop results
     that had events of their own), large or likely to hold secrets (facts contain the environment, invocation
-    the arguments), at most RESULT_LIMIT bytes of JSON.
+    the arguments, and so does what was run or read, unless it is asked for), at most RESULT_LIMIT bytes of
+    JSON.
     """
     kept = {}
     for key, value in result.items():
-        if key in ("invocation", "diff", "exception", "stdout_lines", "stderr_lines") or key.startswith(
-            "_ansible"
-        ):
+        if key in UNWANTED or key.startswith("_ansible") or (key in CONTENT and not send_content):
             continue
         if key == "ansible_facts" and isinstance(value, dict):
             kept[key] = f"{len(value)} facts, not sent"
@@ -995,7 +1006,7 @@ class CallbackModule(CallbackBase):
             self._tap.take()
             stdout = self._censored_line(name, result, ignored=not failed)
         else:
-            data["res"] = trim_result(content)
+            data["res"] = trim_result(content, self.get_option("send_content"))
             stdout = None
         if name.startswith("runner_item_") and not secret:
             data["item"] = str(self._get_item_label(content))[:1000]

@@ -1,4 +1,4 @@
-"""Bearer tokens for the REST API. Sessions and passwords are Django REST framework's own classes."""
+"""Bearer tokens and passwords for the REST API. Sessions are Django REST framework's own class."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rest_framework import authentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
+from carillon.accounts import logins
 from carillon.accounts.models import ApiToken
 
 
@@ -26,6 +27,27 @@ class BearerAuthentication(authentication.BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="carillon"'
+
+
+class PasswordAuthentication(authentication.BasicAuthentication):
+    """`Authorization: Basic`; `carillon.accounts.logins` has a say first."""
+
+    def authenticate_credentials(self, userid: str, password: str, request: Any = None) -> tuple[Any, None]:
+        if "\0" in userid or "\0" in password:
+            raise AuthenticationFailed("A name or password with a NUL character is none.")
+        found = super().authenticate_credentials(userid, password, request)
+        logins.password_was_right(request, userid)
+        return found
+
+
+class PasswordScheme(OpenApiAuthenticationExtension):
+    """How the schema speaks of it."""
+
+    target_class = PasswordAuthentication
+    name = "basicAuth"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
+        return {"type": "http", "scheme": "basic"}
 
 
 class BearerScheme(OpenApiAuthenticationExtension):

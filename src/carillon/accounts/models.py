@@ -44,8 +44,13 @@ class ApiToken(models.Model):
     created = models.DateTimeField(auto_now_add=True)
     expires = models.DateTimeField(null=True, blank=True)
     last_used = models.DateTimeField(null=True, blank=True)
+    # The token by which this one was made: it ends this one with it.
+    parent = models.ForeignKey("self", on_delete=models.CASCADE, null=True, blank=True, related_name="+")
 
     objects = ApiTokenQuerySet.as_manager()
+
+    class Meta:
+        permissions = [("publish", "Can publish notifications, as any job")]
 
     def __str__(self) -> str:
         return f"token {self.pk} of user {self.user_id}"
@@ -112,3 +117,16 @@ class UserSession(models.Model):
 
     def __str__(self) -> str:
         return f"session of user {self.user_id}"
+
+
+class LoginBudget(models.Model):
+    """What is left of a budget of wrong passwords: `carillon.accounts.logins`. `key` is a digest: no names
+    and addresses are kept here."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    left = models.FloatField()
+    at = models.DateTimeField(db_index=True)
+    proven = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"login budget {self.key[:8]}"

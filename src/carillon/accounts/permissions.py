@@ -22,11 +22,17 @@ class TokenScope(BasePermission):
 
 
 class MayPublish(BasePermission):
-    """A token with the scope `publish`, or an admin's session: whoever publishes can speak as any job."""
+    """Whoever publishes can speak as any job: an admin, or who has the permission `carillon.publish`, now; by
+    a session, or a token with the scope `publish`."""
 
-    message = "Publishing needs a token with the scope publish (an admin can make one)."
+    message = "Publishing needs a token with the scope publish, of an admin or a user who may publish."
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        if isinstance(request.auth, ApiToken):
-            return request.auth.allows("publish")
-        return bool(request.user and request.user.is_superuser)
+        if isinstance(request.auth, ApiToken) and not request.auth.allows("publish"):
+            return False
+        return may_publish(request.user)
+
+
+def may_publish(user: Any) -> bool:
+    """May this user publish, as his rights are now?"""
+    return bool(user and user.has_perm("carillon.publish"))

@@ -6,8 +6,6 @@ import hashlib
 import secrets
 
 SCOPES = ("read", "write", "publish", "metrics")
-PRIVILEGED = frozenset({"publish", "metrics"})
-"""An admin's to give."""
 
 # A fixed beginning lets secret scanners find a token that leaked, and no token starts with a '-'.
 _PREFIX = "car_"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -16,15 +17,15 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import ScopedRateThrottle
 from rest_framework.views import APIView
 
 from carillon.accounts.models import ApiToken
 from carillon.api.addresses import api
+from carillon.api.parsers import JSONParser
 from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
 
 # awxkit reads from this header which cookie is the session's.
@@ -63,7 +64,8 @@ def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
     if wants_json(request):
         response: HttpResponse = Response(data)
     else:
-        target = request.data.get("next") or resolve_url(settings.LOGIN_REDIRECT_URL)
+        wanted = request.data.get("next") if isinstance(request.data, Mapping) else None
+        target = wanted if isinstance(wanted, str) and wanted else resolve_url(settings.LOGIN_REDIRECT_URL)
         if not url_has_allowed_host_and_scheme(
             target, {request.get_host()}, require_https=request.is_secure()
         ):
@@ -80,14 +82,12 @@ class LoginView(APIView):
     authentication_classes = ()
     permission_classes = (AllowAny,)
     parser_classes = (FormParser, MultiPartParser, JSONParser)
-    throttle_classes = (ScopedRateThrottle,)
-    throttle_scope = "login"
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> HttpResponse:
         return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
 
-    @extend_schema(request=CredentialsSerializer, responses={200: dict, 302: None, 401: dict})
+    @extend_schema(request=CredentialsSerializer, responses={200: dict, 302: None, 401: dict, 429: dict})
     def post(self, request: Request) -> HttpResponse:
         serializer = CredentialsSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import DataError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
@@ -16,6 +17,11 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     if isinstance(error, NotificationsUnavailable):
         return Response(
             {"detail": str(error), "code": "broker_unavailable"}, status=503, headers={"Retry-After": "5"}
+        )
+    if isinstance(error, DataError) or (isinstance(error, ValueError) and "NUL" in str(error)):
+        return Response(
+            {"detail": "The request has a value that the database cannot hold, such as a NUL character."},
+            status=400,
         )
     return drf_exception_handler(error, context)
 

@@ -1,9 +1,91 @@
 """Pages of a list: `page`, and `page_size` up to 200."""
 
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+from rest_framework.exceptions import Throttled
 from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils.urls import remove_query_param, replace_query_param
+
+from carillon.budgets import InHand, fitting
+from carillon.conf import conf
+from carillon.metrics import names
 
 
 class Pagination(PageNumberPagination):
     page_size = 25
     page_size_query_param = "page_size"
     max_page_size = 200
+
+
+class TooMuchAtOnce(Throttled):
+    """429: the user's other answers have to be made first."""
+
+    def __init__(self) -> None:
+        super().__init__(wait=1)
+        self.detail = (
+            f"More than {conf.PAGE_BYTES_AT_ONCE} bytes of pages are being made for you at this moment. "
+            "Try again in a second, one page after another."
+        )
+
+
+_in_hand = InHand(0, seconds=60)
+_lock = Lock()  # of a process's threads
+
+
+class BoundedPagination(Pagination):
+    """A page is cut at `PAGE_BYTES`. `next` of one that was cut goes on behind its last row, by the filter
+    `after`; all that a page is made of is counted as the user's until the answer is out."""
+
+    after = "counter__gt"
+    key = "counter"
+
+    def paginate_queryset(
+        self, queryset: Any, request: Request, view: Any = None, *, size: Any = None
+    ) -> list[Any] | None:
+        """`size`: the expression for a row's bytes. Raises TooMuchAtOnce."""
+        self.cut_at: Any = None
+        rows = super().paginate_queryset(
+            queryset.annotate(_bytes=size).values_list("pk", self.key, "_bytes"), request, view
+        )
+        if rows is None:
+            return None
+        kept = rows[: fitting((row[2] for row in rows), conf.PAGE_BYTES)]
+        if len(kept) < len(rows):
+            self.cut_at = kept[-1][1]
+        self._hold(request, sum(row[2] for row in kept))
+        found = queryset.model.objects.in_bulk([row[0] for row in kept])
+        return [found[row[0]] for row in kept if row[0] in found]
+
+    def get_next_link(self) -> str | None:
+        if self.cut_at is None:
+            return super().get_next_link()
+        url = remove_query_param(self.request.build_absolute_uri(), self.page_query_param)
+        return replace_query_param(url, self.after, self.cut_at)
+
+    def get_paginated_response(self, data: Any) -> Response:
+        response = super().get_paginated_response(data)
+        # Django closes these when the server has taken the answer.
+        response._resource_closers.append(self.release)
+        return response
+
+    def _hold(self, request: Request, amount: int) -> None:
+        actor = request.user.pk
+        with _lock:
+            _in_hand.most = conf.PAGE_BYTES_AT_ONCE
+            ticket = _in_hand.take(actor, amount, time.monotonic())
+        if ticket is None:
+            names.OVER_BUDGET.labels("pages").inc()
+            raise TooMuchAtOnce
+
+        def release() -> None:
+            with _lock:
+                _in_hand.give(actor, ticket)
+
+        self.release: Callable[[], None] = release

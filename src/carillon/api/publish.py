@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from carillon.accounts.permissions import MayPublish
+from carillon.api import quotas
 from carillon.conf import conf
 from carillon.events import Notification, emit_many
 from carillon.events.families import registry
@@ -84,6 +85,7 @@ class NotificationsView(APIView):
         key = request.headers.get("Idempotency-Key", "")
         if len(key) > 200:
             raise serializers.ValidationError({"detail": "Idempotency-Key: 200 characters are the most."})
+        quotas.spend("notifications", request.user, len(items))
         accepted = emit_many(
             Notification(
                 item["group"], item["payload"], item.get("audience"), id_of(item, number, key, request)

@@ -11,6 +11,8 @@ from rest_framework import serializers
 
 from carillon.accounts import tokens
 from carillon.accounts.models import ApiToken, Team
+from carillon.accounts.permissions import may_publish
+from carillon.api import quotas
 from carillon.conf import conf
 
 # How long a token lives if its maker does not say. `"expires": null` makes one that does not expire.
@@ -50,25 +52,39 @@ class TokenSerializer(serializers.ModelSerializer):
             raise serializers.ValidationError(str(error)) from None
         request = self.context["request"]
         wanted = set(scope.split())
-        if isinstance(request.auth, ApiToken):
-            if missing := wanted - set(request.auth.scope.split()):
-                raise serializers.ValidationError(
-                    f"the token you use has no scope {', '.join(sorted(missing))} to give on"
-                )
-        elif (privileged := wanted & tokens.PRIVILEGED) and not request.user.is_superuser:
+        used = request.auth if isinstance(request.auth, ApiToken) else None
+        if used is not None and (missing := wanted - set(used.scope.split())):
             raise serializers.ValidationError(
-                f"only an admin may make a token with the scope {', '.join(sorted(privileged))}"
+                f"the token you use has no scope {', '.join(sorted(missing))} to give on"
             )
+        if "publish" in wanted and not may_publish(request.user):
+            raise serializers.ValidationError("only who may publish may make a token with the scope publish")
+        if used is None and "metrics" in wanted and not request.user.is_superuser:
+            raise serializers.ValidationError("only an admin may make a token with the scope metrics")
         return scope
 
     def validate_expires(self, value: Any) -> Any:
         if value is not None and value <= timezone.now():
             raise serializers.ValidationError("this is in the past")
+        parent = self._parent()
+        if parent is not None and parent.expires and (value is None or value > parent.expires):
+            raise serializers.ValidationError(
+                f"the token you use ends at {parent.expires.isoformat()}: no token made by it lives longer"
+            )
         return value
 
+    def _parent(self) -> ApiToken | None:
+        """The token that is used to make this one."""
+        auth = self.context["request"].auth
+        return auth if isinstance(auth, ApiToken) else None
+
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
-        validated_data.setdefault("expires", timezone.now() + timedelta(days=conf.TOKEN_DAYS))
-        row, token = ApiToken.issue(self.context["request"].user, **validated_data)
+        user, parent = self.context["request"].user, self._parent()
+        quotas.at_most("tokens", ApiToken.objects.valid().filter(user=user).count(), conf.TOKENS_PER_USER)
+        if "expires" not in validated_data:
+            year = timezone.now() + timedelta(days=conf.TOKEN_DAYS)
+            validated_data["expires"] = min(year, parent.expires) if parent and parent.expires else year
+        row, token = ApiToken.issue(user, parent=parent, **validated_data)
         row.token = token
         return row
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from carillon.client.errors import ClientError
 from carillon.client.link import Socket
 from carillon.client.output import follow
 from carillon.client.protocol import Event, parse_groups
-from carillon.client.sequence import without_escapes
+from carillon.client.terminal import coloured, plain_text
 from carillon.client.words import describe, paint, plain
 
 COMMANDS = ("watch", "output")
@@ -131,11 +132,11 @@ async def _watch(where: Endpoint, options: argparse.Namespace) -> int:
 
 
 async def _output(where: Endpoint, options: argparse.Namespace) -> int:
-    # Output is raw, into a pipe too: only who asks for it gets it without colours.
+    # Colours go into a pipe, too: only who asks for it gets output without them. Nothing else is let through.
     strip = options.color == "never" or (options.color == "auto" and bool(os.environ.get("NO_COLOR")))
 
     def write(text: str) -> None:
-        sys.stdout.write(without_escapes(text) if strip else text)
+        sys.stdout.write(plain_text(text) if strip else coloured(text))
         sys.stdout.flush()
 
     status = await follow(
@@ -147,7 +148,11 @@ async def _output(where: Endpoint, options: argparse.Namespace) -> int:
 
 
 def _json_line(event: Event) -> None:
-    print(json.dumps(event.payload, ensure_ascii=False), flush=True)
+    # JSON leaves these as they are, and a terminal takes them for commands.
+    text = re.sub(
+        "[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(event.payload, ensure_ascii=False)
+    )
+    print(text, flush=True)
 
 
 def _line(coloured: bool) -> Callable[[Event], None]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 MAX_EARLY = 2000
-
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 
 
 class Sequence:
@@ -63,8 +60,3 @@ def output_of(event: dict[str, Any]) -> str:
     if lines > 0:
         return text if text.count("\n") >= lines else text + "\n"
     return text if not text or text.endswith("\n") else text + "\n"
-
-
-def without_escapes(text: str) -> str:
-    """The text without colours and other terminal sequences."""
-    return _ESCAPES.sub("", text)

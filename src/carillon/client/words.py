@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from carillon.client.protocol import RELATIONS, Event
-from carillon.client.sequence import without_escapes
+from carillon.client.terminal import plain_text
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
 _STATUS_COLOURS = {
@@ -24,7 +24,7 @@ def paint(text: str, colour: str | None) -> str:
 
 def plain(value: object) -> str:
     """One line of printable text: what came over the wire must not steer the terminal."""
-    text = without_escapes(str(value))
+    text = plain_text(str(value))
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
 

@@ -183,3 +183,19 @@ def closed(code: int | str | None) -> None:
     """A websocket has ended, by our close code or one of the words in CODES."""
     text = "1000" if code is None else str(code)
     CLOSED.labels(text if text in CODES else "other").inc()
+
+
+# Budgets
+BUDGETS = (
+    "keys", "logins", "messages", "nonsense", "pages", "quota_events", "quota_jobs", "quota_notifications",
+    "quota_sockets", "quota_tokens", "socket_bytes", "socket_frames", "socket_pings",
+)  # fmt: skip
+OVER_BUDGET = _counter(
+    "carillon_over_budget", "What was refused because a budget was used up", (UWSGI, DAPHNE), budget=BUDGETS
+)
+PASSWORDS = _counter(
+    "carillon_passwords_tried",
+    "Attempts to log in by password",
+    (UWSGI,),
+    outcome=("let_in", "wrong", "refused"),
+)

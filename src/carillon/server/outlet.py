@@ -81,6 +81,10 @@ class Outlet(Listener):
         """Bytes that wait in this process for the reader."""
         return len(self._transport.dataBuffer) + self._transport._tempDataLen
 
+    def accept_messages(self, most: int) -> None:
+        """Of at most so many bytes: a larger one is closed with 1009."""
+        self._protocol.maxMessagePayloadSize = self._protocol.maxFramePayloadSize = most
+
     def room(self) -> bool:
         if not self.waiting:
             return True

@@ -5,8 +5,8 @@ Daphne's own arguments.
 passing
   through the ASGI application. What the application itself sends waits while its reader does not take it.
 - Nothing walks all sockets: pings come from a timer wheel, an application that ends tidies up after itself.
-- What a client sends is bounded in number: when its application does not read, nothing more is read from the
-socket.
+- What a client sends is bounded in number and bytes: when its application does not read, nothing more is read
+from the socket. Every frame, pings and empty ones too, counts against an allowance: beyond it 1008.
 - TERM drains: no new connections, then 1012 to everyone, spread over `drain_seconds`.
 """
 
@@ -26,6 +26,7 @@ from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer
 
 from asgi_amqp import Position
+from carillon.budgets import Allowance
 from carillon.fanout.forms import PING, Frames2, frame
 from carillon.metrics import names
 from carillon.server.outlet import TOO_SLOW, Outlet
@@ -36,27 +37,34 @@ logger = logging.getLogger(__name__)
 TICK = 0.1
 """Seconds between two ticks of the wheel that pings."""
 
-RESTART, TRY_LATER = 1012, 1013
+POLICY, RESTART, TRY_LATER = 1008, 1012, 1013
+
+UNREAD_PONGS = 64 * 1024
+"""Bytes of pongs that may wait for a reader who has not taken what waits before them."""
 
 
 class Inbound:
-    """The ASGI receive queue of one socket: bounded to `most` messages, by no longer reading from the
-    socket."""
+    """The ASGI receive queue of one socket: bounded to `most` messages and `most_bytes` (one message may be
+    larger), by no longer reading from the socket."""
 
-    __slots__ = ("_items", "_most", "_paused", "_transport", "_waiter")
+    __slots__ = ("_bytes", "_items", "_most", "_most_bytes", "_paused", "_transport", "_waiter")
 
-    def __init__(self, transport, most: int):
+    def __init__(self, transport, most: int, most_bytes: int):
+        self._bytes = 0
         self._items = deque()
         self._most = most
+        self._most_bytes = most_bytes
         self._paused = False
         self._transport = transport
         self._waiter = None
 
     def put_nowait(self, item) -> None:
         self._items.append(item)
+        self._bytes += _size(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        if len(self._items) >= self._most and not self._paused:
+        full = len(self._items) >= self._most or self._bytes >= self._most_bytes
+        if full and not self._paused:
             self._paused = True
             self._transport.pauseProducing()
 
@@ -68,11 +76,16 @@ class Inbound:
             finally:
                 self._waiter = None
         item = self._items.popleft()
+        self._bytes -= _size(item)
         if self._paused and not self._items:
             self._paused = False
             if self._transport.connected:
                 self._transport.resumeProducing()
         return item
+
+
+def _size(item) -> int:
+    return len(item.get("text") or item.get("bytes") or item.get("body") or b"")
 
 
 class SocketProtocol(WebSocketProtocol):
@@ -89,13 +102,18 @@ class SocketProtocol(WebSocketProtocol):
     outlet = None
     slot = None
     heard = 0.0
+    refused = False
+    unread_pongs = 0
     dead = False
 
     def onConnect(self, request):
+        server = self.factory.server_class
+        self.frames = Allowance(server.frame_burst, server.frame_rate)
+        self.bytes = Allowance(server.inbound_burst, server.inbound_rate)
         transport = self.transport
         # The HTTP channel that served the upgrade is still registered: let it go, and its request with it.
         transport.unregisterProducer()
-        self.outlet = Outlet(self, transport, self.factory.server_class.write_budget)
+        self.outlet = Outlet(self, transport, server.write_budget)
         return super().onConnect(request)
 
     def onOpen(self):
@@ -106,9 +124,43 @@ class SocketProtocol(WebSocketProtocol):
         self.http_headers = {}
         self.request = Upgrade(self.request.path)
 
+    def _dataReceived(self, data):
+        if not self.refused:
+            super()._dataReceived(data)
+
+    def onFrameBegin(self):
+        super().onFrameBegin()
+        now = self.server.now
+        if not self.frames.spend(now):
+            self.refuse("frames", f"{self.frames.burst:g} at once and {self.frames.rate:g} a second")
+        elif not self.bytes.spend(now, self.current_frame.length):
+            self.refuse("bytes", f"{self.bytes.burst} at once and {self.bytes.rate} a second")
+
+    def refuse(self, what: str, limit: str) -> None:
+        """The client has used up a budget: 1008, and nothing more is read of it. Autobahn's timer for the
+        closing handshake drops it."""
+        if not self.refused:
+            names.OVER_BUDGET.labels(f"socket_{what}").inc()
+            self.serverClose(POLICY, f"too many {what}: {limit} are allowed")
+            self.refused = True
+            self.data = b""
+            self.transport.pauseProducing()
+
     def onMessage(self, payload, isBinary):
         self.heard = self.server.now
-        super().onMessage(payload, isBinary)
+        if not self.refused:
+            super().onMessage(payload, isBinary)
+
+    def onPing(self, payload):
+        """The pong waits behind all that the client has not read; one who reads none of them is refused."""
+        self.heard = self.server.now
+        if self.state != self.STATE_OPEN:
+            return
+        self.unread_pongs = self.unread_pongs + len(payload) + 2 if self.outlet.waiting else 0
+        if self.unread_pongs > UNREAD_PONGS:
+            self.refuse("pings", f"{UNREAD_PONGS} bytes of unread pongs")
+        else:
+            self.outlet.put(frame(payload, 0x8A))
 
     def onPong(self, payload):
         self.heard = self.server.now
@@ -134,6 +186,8 @@ class SocketProtocol(WebSocketProtocol):
         super().handle_reply(message)
 
     def serverSend(self, content, binary=False):
+        if self.state != self.STATE_OPEN:
+            return  # nothing follows a close frame, and nobody waits for its reader any more
         if binary:
             self.outlet.put(frame(content, 0x82))
         else:
@@ -175,12 +229,17 @@ def _buffered(request) -> int:
 
 
 class DeliveryServer(Server):
-    """See the module. `write_budget` is in bytes per socket, `inbound_messages` how many of one client wait
-    for its application before its socket is read no further, `drain_seconds` how long TERM may spread the
-    closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come back."""
+    """See the module. `write_budget` is in bytes per socket, `inbound_messages` and `inbound_bytes` how much
+    of one client waits for its application before its socket is read no further, `frame_…` and `inbound_…`
+    what it may send at once and a second: frames and their bytes. `drain_seconds` how long TERM may spread
+    the closes, `reconnect_within` the milliseconds within which clients of version 2 are asked to come
+    back."""
 
     write_budget = 256 * 1024
     inbound_messages = 32
+    inbound_bytes = 256 * 1024
+    frame_burst, frame_rate = 1000, 100.0
+    inbound_burst, inbound_rate = 8 * 2**20, 2**20
     drain_seconds = 5.0
     reconnect_within = 2000
 
@@ -226,7 +285,7 @@ class DeliveryServer(Server):
     # Connections
 
     def create_application(self, protocol, scope):
-        inbound = Inbound(protocol.transport, self.inbound_messages)
+        inbound = Inbound(protocol.transport, self.inbound_messages, self.inbound_bytes)
         scope.setdefault("asgi", {"version": "3.0"})
         if isinstance(protocol, SocketProtocol):
             scope["carillon.outlet"] = protocol.outlet
@@ -311,6 +370,8 @@ class DeliveryServer(Server):
                 socket.dead = True
                 socket.dropConnection(abort=True)
                 continue
+            if socket.state != socket.STATE_OPEN:
+                continue  # nothing follows a close frame
             outlet.put(PING)
             if outlet.form is Frames2 and outlet.groups and outlet.live and outlet.sent != number:
                 # A quiet client's position does not grow old: it moves on with the stream.
@@ -374,6 +435,9 @@ class CarillonServer(DeliveryServer):
 
         self.write_budget = conf.SOCKET_BUFFER_BYTES
         self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
+        self.inbound_bytes = conf.SOCKET_INBOUND_BYTES
+        self.frame_burst, self.frame_rate = conf.SOCKET_FRAME_BURST, conf.SOCKET_FRAME_RATE
+        self.inbound_burst, self.inbound_rate = conf.SOCKET_BYTES_BURST, conf.SOCKET_BYTES_RATE
         self.drain_seconds = conf.DRAIN_SECONDS
         self.reconnect_within = conf.RECONNECT_WITHIN_MS
         shared.start(conf.METRICS_DIRECTORY, names.DAPHNE)

@@ -89,6 +89,7 @@ class Handshake:
         self.cookies = parse_cookie("; ".join(self._all(b"cookie")))
         self._query = scope.get("query_string", b"").decode("latin1")
         self.origin = next(iter(self._all(b"origin")), None)
+        self.host = next(iter(self._all(b"host")), "")
         self.user_agent = next(iter(self._all(b"user-agent")), "")
 
     def _all(self, name: bytes) -> list[str]:
@@ -130,7 +131,12 @@ def origin_is_allowed(origin: str | None) -> bool:
         return False
     if netloc in {urlsplit(trusted).netloc.lower() for trusted in settings.CSRF_TRUSTED_ORIGINS}:
         return True
-    domain, _ = split_domain_port(netloc)
+    return _is_ours(netloc)
+
+
+def _is_ours(host: str) -> bool:
+    """Is this server called so? As the API does it, by ALLOWED_HOSTS."""
+    domain, _ = split_domain_port(host.lower())
     return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
 
 
@@ -141,6 +147,8 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
     spelled: dict[int, str] = {}
     for place, handshake in enumerate(handshakes):
         try:
+            if handshake.host and not _is_ours(handshake.host):
+                raise Refused("forbidden Host: it is not one of this server's", FORBIDDEN_ORIGIN)
             credential = handshake.credential()
             if credential.by_cookie and not origin_is_allowed(handshake.origin):
                 raise Refused("forbidden Origin: its host is not one of this server's", FORBIDDEN_ORIGIN)

@@ -100,6 +100,11 @@ class ProjectConsumer:
             count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
             return
+        user = self.identity.user
+        if user.pk is not None and here.of(user.pk) >= conf.SOCKETS_PER_USER:
+            names.OVER_BUDGET.labels("quota_sockets").inc()
+            await self._turn_away(Close(protocol.POLICY, reason="too many sockets of this user"))
+            return
         self.outlet.tags = self.identity.tags
         here.add(self)
         self._watch()

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from carillon.budgets import fitting
 from carillon.events import NotificationsUnavailable, aemit_channel_notification
 from carillon.metrics import names
 from carillon.sockets.models import Connection, Process, Watch
@@ -39,6 +41,8 @@ HEARTBEAT = 3.0  # seconds
 STALE = timedelta(seconds=10)  # three heartbeats missed
 GATHER = 0.2  # seconds: a reload of a thousand pages is one batch, and one thing to look at
 BATCH = 500  # sockets in one transaction: others want the database's thread, too
+ROWS = 2000  # of who watches what, likewise; a socket's allowance of groups bounds how many it makes
+APART = 0.6  # seconds between two writes of one socket, however often it subscribes to something else
 AGAIN = 1.0  # seconds until the next try, when database or broker took nothing
 
 GROUP = "connections-changed"
@@ -77,6 +81,7 @@ class Presence:
         self._process = uuid.uuid4()
         self._here: dict[uuid.UUID, Present] = {}
         self._changed: dict[uuid.UUID, None] = {}  # in order: what the copy does not have yet
+        self._written: dict[uuid.UUID, float] = {}  # when, of those that are here and were changed of late
         self._keeper: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._round: asyncio.Future[None] | None = None
@@ -134,6 +139,8 @@ class Presence:
             written = True
             try:
                 await self._write()
+                if self._changed:  # not yet due
+                    asyncio.get_running_loop().call_later(APART, self._wake.set)
                 await self._reap()
             except Error as error:  # InterfaceError, of a connection that broke, is no DatabaseError
                 written = False
@@ -149,12 +156,15 @@ class Presence:
     async def _write(self) -> None:
         """Bring the copy up to date, and be alive in it. Raises DatabaseError: then nothing is forgotten."""
         while True:
-            batch = [entry for entry, _ in zip(self._changed, range(BATCH), strict=False)]
+            some = list(islice(self._due(), BATCH))
+            sizes = (len(self._here[entry].groups) if entry in self._here else 0 for entry in some)
+            batch = some[: fitting(sizes, ROWS)]
             here = [self._here[entry] for entry in batch if entry in self._here]
             rows = [each.row for each in here]
             watches = [Watch(connection=each.row, group=group) for each in here for group in each.groups]
             for entry in batch:
                 del self._changed[entry]
+                self._written.pop(entry, None)
             last = not self._here and not self._changed
             try:
                 known = await self._store(rows, watches, batch, last)
@@ -164,10 +174,23 @@ class Presence:
             if not known:
                 # New, or forgotten by the others while it was cut off from the database: everything, anew.
                 self._changed = dict.fromkeys([*batch, *self._here])
+                self._written.clear()
             elif batch:
                 self._announce()
-            if not self._changed:
+                now = asyncio.get_running_loop().time()
+                self._written.update({entry: now for entry in batch if entry in self._here})
+            if next(self._due(), None) is None:
                 return
+
+    def _due(self) -> Iterator[uuid.UUID]:
+        """What has changed and may be written now. A socket that changes all the time is written once in
+        APART; one that is new or gone, at once."""
+        early = asyncio.get_running_loop().time() - APART
+        return (
+            entry
+            for entry in self._changed
+            if entry not in self._here or self._written.get(entry, early) <= early
+        )
 
     @database_sync_to_async
     def _store(

@@ -7,7 +7,7 @@ built here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,9 @@ class Limits:
     nonsense_rate: float = 0.5
     message_burst: float = 100
     message_rate: float = 10
+    # Keys of `groups` messages: each is looked at, and written down for who asks who watches.
+    key_burst: float = 1000
+    key_rate: float = 50
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def parse(text: str | None, limits: Limits, xrftoken: str | None, version: int =
         if not isinstance(keys, list):
             raise Refusal(ACCESS_DENIED)
         found = dict.fromkeys(_key(family, key, limits) for key in keys)
-        count += len(found)
+        count += max(1, len(found))  # a family without keys is one to look for, too
         if count > limits.groups:
             raise _invalid(f"more than {limits.groups} groups")
         result[family] = tuple(found)
@@ -176,12 +179,24 @@ def error(text: str) -> str:
     return json.dumps({"error": text})
 
 
-def unknown_family(family: str) -> str:
-    return error(f"unknown channel {family}")
+_NAMED = 20
+"""Keys or families that one frame names; of more it says how many."""
 
 
-def denied(family: str, key: str) -> str:
-    return error(f"{ACCESS_DENIED} {family} for resource id {key}")
+def unknown_families(families: Sequence[str]) -> str:
+    """One frame for all families of a message that there are not."""
+    more = f", and {len(families) - _NAMED} more" if len(families) > _NAMED else ""
+    return error(f"unknown channel {', '.join(families[:_NAMED])}{more}")
+
+
+def denied(keys: Sequence[tuple[str, str]]) -> str:
+    """One frame for all (family, key) of a message that were denied, in the words for one."""
+    families: dict[str, list[str]] = {}
+    for family, key in keys[:_NAMED]:
+        families.setdefault(family, []).append(key)
+    text = "; ".join(f"{family} for resource id {', '.join(each)}" for family, each in families.items())
+    more = f", and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return error(f"{ACCESS_DENIED} {text}{more}")
 
 
 def groups_reply(old: Iterable[str], new: Iterable[str]) -> str:
@@ -190,26 +205,3 @@ def groups_reply(old: Iterable[str], new: Iterable[str]) -> str:
     return json.dumps(
         {"groups_current": sorted(new), "groups_left": sorted(old - new), "groups_joined": sorted(new - old)}
     )
-
-
-@dataclass
-class Allowance:
-    """A token bucket: `burst` at once, `rate` a second over time. `now` is any clock's seconds."""
-
-    burst: float
-    rate: float
-    _left: float = field(init=False)
-    _at: float | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self._left = self.burst
-
-    def spend(self, now: float) -> bool:
-        """Take one; False when there is none left."""
-        if self._at is not None:
-            self._left = min(self.burst, self._left + max(now - self._at, 0.0) * self.rate)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from asgi_amqp import LayerError, Position
+from carillon.budgets import Allowance
 from carillon.conf import conf
 from carillon.events.families import registry
 from carillon.fanout.forms import Frames1, Frames2, Texts1, Texts2
@@ -80,8 +82,9 @@ class Session:
         self.identity: authentication.Identity | None = None
         self.entry: uuid.UUID | None = None
         self.groups: dict[str, tuple[str, str]] = {}  # name: (family, key)
-        self.messages = protocol.Allowance(limits.message_burst, limits.message_rate)
-        self.nonsense = protocol.Allowance(limits.nonsense_burst, limits.nonsense_rate)
+        self.messages = Allowance(limits.message_burst, limits.message_rate)
+        self.nonsense = Allowance(limits.nonsense_burst, limits.nonsense_rate)
+        self.keys = Allowance(limits.key_burst, limits.key_rate)
         self.task: asyncio.Task[None] | None = None
         self._ending: Close | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -131,7 +134,12 @@ class Session:
             if message["type"] == "websocket.disconnect":
                 raise Gone
             if not self.messages.spend(asyncio.get_running_loop().time()):
-                raise Close(protocol.POLICY, "too many messages")
+                names.OVER_BUDGET.labels("messages").inc()
+                raise Close(
+                    protocol.POLICY,
+                    f"too many messages: {self.limits.message_burst:g} at once and "
+                    f"{self.limits.message_rate:g} a second are allowed",
+                )
             try:
                 # Only a session's socket can be opened by somebody else's page.
                 xrftoken = self.csrftoken if self.identity.session_key is not None else None
@@ -143,6 +151,7 @@ class Session:
                     await self._until(lambda: self.outlet.asked is None)
             except protocol.Refusal as refusal:
                 if not self.nonsense.spend(asyncio.get_running_loop().time()):
+                    names.OVER_BUDGET.labels("nonsense").inc()
                     raise Close(protocol.POLICY, "too many invalid messages") from None
                 self._text(protocol.error(refusal.error))
             await self.outlet.drained()  # who does not read what he is told need not be heard
@@ -152,6 +161,8 @@ class Session:
 
     async def _connect(self) -> bool:
         """Accept, then say who it is or why not: a browser is shown no reason for a refused handshake."""
+        if self.direct:
+            self.outlet.accept_messages(self.limits.message_bytes)
         await self.receive()
         await self.send(
             {
@@ -176,6 +187,7 @@ class Session:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
+            self._count()
         except authentication.Refused as refused:
             count_refusal(refused)
             self._text(protocol.refused(refused.reason))
@@ -191,6 +203,15 @@ class Session:
         at = here.station.position if self.version == 2 else None
         self._text(protocol.accepted(self.identity.user.pk, at))
         return True
+
+    def _count(self) -> None:
+        """Raises Refused when the user has all the sockets that he may."""
+        if sockets().of(self.identity.user.pk) >= conf.SOCKETS_PER_USER:
+            names.OVER_BUDGET.labels("quota_sockets").inc()
+            raise authentication.Refused(
+                f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
+                protocol.POLICY,
+            )
 
     def _arrive(self, before: int) -> None:
         """From here on this socket hears when its user's rights change; if any did since `before`, when its
@@ -213,6 +234,15 @@ class Session:
     async def _subscribe(self, wanted: protocol.Subscribe) -> None:
         """Replace the subscription. A group in both the old and the new one loses nothing; one that is new
         begins at `since`, or now."""
+        count = sum(max(1, len(keys)) for keys in wanted.groups.values())
+        now = asyncio.get_running_loop().time()
+        if not self.keys.spend(now, count):
+            names.OVER_BUDGET.labels("keys").inc()
+            raise protocol.Refusal(
+                f"invalid message: too many groups: {self.limits.key_burst:g} at once and "
+                f"{self.limits.key_rate:g} a second are allowed, try again in "
+                f"{math.ceil(self.keys.wait(now, count))} s"
+            )
         await self._until(lambda: not self.outlet.held)
         here = sockets()
         before = here.rights.changes
@@ -220,8 +250,10 @@ class Session:
         if here.rights.changed_since(before, (self.identity.user.pk, *groups)):
             # Of one of these groups, perhaps, which this socket was not yet among the listeners of.
             here.suspect(self)
-        unknown = [protocol.unknown_family(name) for name in wanted.groups if not registry.get(name)]
-        self._replace(groups, [*unknown, *errors], wanted.since)
+        unknown = [name for name in wanted.groups if not registry.get(name)]
+        if unknown:
+            errors.insert(0, protocol.unknown_families(unknown))
+        self._replace(groups, errors, wanted.since)
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Until something is so, or the client has left."""
@@ -289,7 +321,7 @@ class Session:
         if groups != self.groups.keys():
             kept = {name: key for name, key in self.groups.items() if name in groups}
             lost = [key for name, key in self.groups.items() if name not in groups]
-            self._replace(kept, [protocol.denied(*key) for key in lost])
+            self._replace(kept, [protocol.denied(lost)] if lost else [])
         self.outlet.release()
         hub.feeder.ready(self.outlet)
         self.wake()
@@ -390,6 +422,8 @@ def allowed_limits() -> protocol.Limits:
         nonsense_rate=conf.NONSENSE_RATE,
         message_burst=conf.MESSAGE_BURST,
         message_rate=conf.MESSAGE_RATE,
+        key_burst=conf.KEY_BURST,
+        key_rate=conf.KEY_RATE,
     )
 
 

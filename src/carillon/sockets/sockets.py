@@ -80,6 +80,10 @@ class Sockets:
         names.HANDSHAKES.labels(socket.kind).inc()
         names.SOCKETS.labels(socket.kind).inc()
 
+    def of(self, user_id: int) -> int:
+        """How many this user has here."""
+        return len(self._by_user.get(user_id, ()))
+
     def discard(self, socket: Asked) -> None:
         self.rights.forget(socket)
         if self._by_outlet.pop(socket.outlet, None) is not None:
@@ -98,10 +102,10 @@ class Sockets:
     async def permitted(
         self, user: Any, wanted: Mapping[str, Iterable[str]]
     ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-        """Of families and their keys: those groups that the user may hear, and an error for each other key.
+        """Of families and their keys: those groups that the user may hear, and an error for the others.
         Raises DatabaseError, and what a project's rule raises."""
         groups: dict[str, tuple[str, str]] = {}
-        errors = []
+        denied: list[tuple[str, str]] = []
         for name, texts in wanted.items():
             family = registry.get(name)
             if family is None:
@@ -116,8 +120,8 @@ class Sockets:
                 if key in may:
                     groups[f"{name}-{text}"] = (name, text)
                 else:
-                    errors.append(protocol.denied(name, text))
-        return groups, errors
+                    denied.append((name, text))
+        return groups, [protocol.denied(denied)] if denied else []
 
     # Rights: the shell of their core
 

@@ -89,9 +89,10 @@ class SseSession(Session):
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
+            self._count()
         except authentication.Refused as refused:
             count_refusal(refused)
-            status = 403 if refused.code == protocol.FORBIDDEN_ORIGIN else 401
+            status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.POLICY: 429}.get(refused.code, 401)
             await self._answer(status, {"detail": refused.reason})
             return
         except (DatabaseError, StreamUnavailable, TimeoutError) as error:

@@ -56,9 +56,9 @@ def test_too_much_nonsense(stack):
 def test_a_frame_that_is_too_big(stack):
     with stack.socket() as socket:
         socket.frame()
-        socket.raw.send("x" * 100_000)
-        assert socket.frame()["error"].startswith("invalid message: longer than 65536 bytes")
-        socket.raw.send("x" * (1024 * 1024 + 1))
+        socket.raw.send("x" * 65536)
+        assert socket.frame()["error"].startswith("invalid message")
+        socket.raw.send("x" * 65537)
         assert socket.closed() == 1009
 
 

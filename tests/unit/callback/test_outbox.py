@@ -117,6 +117,13 @@ def test_a_result_carries_no_environment_no_arguments_and_no_bulk(plugin):
     }
 
 
+@pytest.mark.parametrize("name", ["cmd", "content"])
+def test_what_was_run_or_read_is_sent_when_it_is_asked_for(plugin, name):
+    result = {name: "mysql -ps3cret", "rc": 0}
+    assert plugin.trim_result(result) == {"rc": 0}
+    assert plugin.trim_result(result, send_content=True) == result
+
+
 def test_nul_becomes_visible(plugin):
     assert json.loads(plugin.dump({"a\0": ["b\0", "\\u0000"]})) == {"a\ufffd": ["b\ufffd", "\\u0000"]}
 

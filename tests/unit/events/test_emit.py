@@ -196,20 +196,20 @@ class TestTheApi:
     URL = "/api/v2/notifications/"
 
     def test_one(self, people, sent):
-        client = people.client(people.ann, scope="publish")
+        client = people.client(people.root, scope="publish")
         answer = client.post(self.URL, {"group": "job_events-42", "payload": {"a": [1]}}, format="json")
         assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
         assert [(each["group"], each["text"]) for each in sent.messages] == [("job_events-42", '{"a": [1]}')]
 
     def test_an_id_makes_a_retry_safe(self, people, sent):
-        client = people.client(people.ann, scope="publish")
+        client = people.client(people.root, scope="publish")
         event = {"group": "jobs-summary", "payload": {}, "id": "0b5f8a1c-9d3e-4f7a-8b2c-1d4e6f708192"}
         for _ in range(2):
             assert client.post(self.URL, event, format="json").status_code == 202
         assert [message["id"].hex() for message in sent.messages] == ["0b5f8a1c9d3e4f7a8b2c1d4e6f708192"] * 2
 
     def test_an_idempotency_key_makes_a_retry_safe(self, people, sent):
-        client = people.client(people.ann, scope="publish")
+        client = people.client(people.root, scope="publish")
         events = [{"group": "jobs-summary", "payload": {"n": n}} for n in range(2)]
         for key in ("one", "one", "other", ""):
             headers = {"Idempotency-Key": key} if key else {}
@@ -217,21 +217,21 @@ class TestTheApi:
         ids = [message["id"] for message in sent.messages]
         assert ids[:2] == ids[2:4]
         assert len(set(ids)) == 6, "another place, another key, or none: another event"
-        mine = people.client(people.ben, scope="publish")
+        mine = people.client(people.may_publish(people.ben), scope="publish")
         mine.post(self.URL, events, format="json", headers={"Idempotency-Key": "one"})
         assert not {message["id"] for message in sent.messages[8:]} & set(ids), "a key is its user's alone"
         answer = client.post(self.URL, events, format="json", headers={"Idempotency-Key": "x" * 201})
         assert answer.status_code == 400
 
     def test_many(self, people, sent):
-        client = people.client(people.ann, scope="publish")
+        client = people.client(people.root, scope="publish")
         body = [{"group": "jobs-summary", "payload": {"n": number}} for number in range(1000)]
         assert client.post(self.URL, body, format="json").json() == {"accepted": 1000}
         assert [len(batch) for batch in sent.publisher.batches] == [1000]
         assert client.post(self.URL, [*body, body[0]], format="json").status_code == 400
 
     def test_to_an_audience(self, people, sent):
-        client = people.client(people.ann, scope="publish")
+        client = people.client(people.root, scope="publish")
         client.post(
             self.URL,
             {"group": "jobs-summary", "payload": {}, "audience": {"users": [3], "teams": []}},
@@ -244,13 +244,23 @@ class TestTheApi:
         for user, scope, status in (
             (people.ann, "read write", 403),
             (people.root, "read write", 403),
-            (people.ann, "publish", 202),
+            (people.ann, "publish", 403),
+            (people.root, "publish", 202),
+            (people.may_publish(people.ben), "publish", 202),
         ):
             assert people.client(user, scope=scope).post(self.URL, body, format="json").status_code == status
         for user, status in ((people.ann, 403), (people.root, 202)):
             client = APIClient()
             client.force_authenticate(user)
             assert client.post(self.URL, body, format="json").status_code == status
+
+    def test_a_right_that_was_lost_is_lost_at_once(self, people, sent):
+        client = people.client(people.root, scope="publish")
+        body = {"group": "jobs-summary", "payload": {}}
+        assert client.post(self.URL, body, format="json").status_code == 202
+        people.root.is_superuser = False
+        people.root.save()
+        assert client.post(self.URL, body, format="json").status_code == 403
 
     @pytest.mark.parametrize(
         "body",
@@ -268,12 +278,12 @@ class TestTheApi:
     )
     def test_nonsense_sends_nothing(self, people, sent, body):
         assert (
-            people.client(people.ann, scope="publish").post(self.URL, body, format="json").status_code == 400
+            people.client(people.root, scope="publish").post(self.URL, body, format="json").status_code == 400
         )
         assert sent.messages == []
 
     def test_the_broker_is_away(self, people, sent):
-        client = people.client(people.ann, scope="publish")
+        client = people.client(people.root, scope="publish")
         sent.publisher.away = True
         answer = client.post(self.URL, {"group": "jobs-summary", "payload": {}}, format="json")
         assert answer.status_code == 503

@@ -1,6 +1,7 @@
 """nginx with stubs behind it: what reaches which upstream, and what does not."""
 
 import concurrent.futures
+import contextlib
 import json
 import socket
 import ssl
@@ -364,6 +365,9 @@ def test_no_query_in_any_log(development):
         f"/websocket%3Ftoken={secret}",
         f"/?token={secret}",
         f"/websocket#{secret}",
+        f"/websocket/&token={secret}",
+        f"/websocket/%26token={secret}",
+        f"/websocket/;token={secret}",
         f"http://localhost/websocket?token={secret}",
     ):
         development.ask("GET", path)
@@ -395,10 +399,19 @@ def test_the_log_names_the_upstream(development, upstreams):
 
 
 def test_bodies_up_to_the_limit_and_slow_senders(development):
-    answer = development.ask("POST", "/api/v2/jobs/1/events/", body=b"x" * (16 << 20))
-    assert json.loads(answer.body)["body"] == 16 << 20
-    answer = development.ask("POST", "/api/v2/jobs/1/events/", [("Content-Length", str((16 << 20) + 1))])
-    assert answer.status == 413
+    for path, most, words in (
+        ("/api/v2/jobs/1/events/", 8 << 20, "8 MiB"),
+        ("/api/v2/notifications/", 8 << 20, "8 MiB"),
+        ("/api/v2/jobs/", 1 << 20, "1 MiB"),
+        ("/yours/", 1 << 20, "1 MiB"),
+        ("/api/login/", 16 << 10, "16 KiB"),
+        ("/api/logout/", 16 << 10, "16 KiB"),
+    ):
+        answer = development.ask("POST", path, body=b"x" * most)
+        assert json.loads(answer.body)["body"] == most
+        answer = development.ask("POST", path, [("Content-Length", str(most + 1))])
+        assert answer.status == 413
+        assert f"larger than {words}." in json.loads(answer.body)["detail"]
     # One who dawdles is waited for, and meanwhile others are served.
     with wire.connect(development.http) as slow:
         slow.sendall(b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\na")
@@ -424,20 +437,67 @@ def test_a_chunked_body_has_a_length_behind_nginx(development):
         assert wire.read_answer(connection).status == 400
 
 
-def test_login_is_limited_per_address_in_production(production):
+def statuses(server, count, *arguments, **options):
+    """Those of so many requests, eight at a time."""
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda _: production.ask("POST", "/api/login/", tls=True).status, range(30)))
-    assert statuses.count(200) in range(20, 25)
-    assert statuses.count(429) == 30 - statuses.count(200)
-    refused = production.ask("POST", "/api/login/", tls=True)
-    if refused.status == 429:
+        return list(pool.map(lambda _: server.ask(*arguments, **options).status, range(count)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "most"),
+    [
+        (("POST", "/api/login/"), 50),
+        (("GET", "/api/v2/me/", [("Authorization", "Basic bmFtZTpwYXNz")]), 50),
+        (("GET", "/api/v2/me/", [("Authorization", "bAsIc bmFtZTpwYXNz")]), 50),
+        (("GET", "/api/v2/ping/"), 500),
+    ],
+)
+def test_who_says_a_password_or_nothing_is_limited_per_address(tmp_path, upstreams, request_, most):
+    with running.nginx(
+        tmp_path / "etc", tree.values("development") | upstreams | {"resolver": None}
+    ) as server:
+        found = statuses(server, most + 200, *request_)
+        assert found.count(200) >= most
+        assert found.count(429) == most + 200 - found.count(200) > 0
+        refused = server.ask(*request_)
+        while refused.status == 200:
+            refused = server.ask(*request_)
         assert refused.get("Retry-After") == "5"
         assert json.loads(refused.body)["detail"].startswith("Too many")
-    assert production.ask("GET", "/api/login/", tls=True).status == 200
+        # Whoever else comes from this address is served.
+        assert server.ask("GET", "/api/v2/me/", [("Authorization", "Bearer x")]).status == 200
+        assert server.ask("GET", "/api/v2/me/", [("Cookie", "awx_sessionid=x")]).status == 200
+        assert server.ask("GET", "/robots.txt").status == 200
 
 
-def test_login_is_not_limited_in_development(development):
-    assert {development.ask("POST", "/api/login/").status for _ in range(30)} == {200}
+def test_machines_behind_one_address_are_not_limited(development):
+    found = statuses(development, 1500, "POST", "/api/v2/jobs/", [("Authorization", "Bearer x")], b"{}")
+    assert set(found) == {200}
+
+
+def test_large_bodies_of_one_address_at_once(development):
+    """Unfinished ones hold their places; who sends small ones is not held up by them."""
+    head = (
+        b"POST /api/v2/jobs/1/events/ HTTP/1.1\r\nHost: localhost\r\n"
+        b"Authorization: Bearer x\r\nContent-Length: 5000000\r\n\r\n"
+    )
+    with contextlib.ExitStack() as senders:
+        slow = [senders.enter_context(wire.connect(development.http)) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(head + b"x" * 200_000)
+        refused = 0
+        for connection in slow:
+            connection.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                answer = wire.read_answer(connection)
+                assert answer.status == 429, answer
+                refused += 1
+        assert refused == 4
+        assert development.ask("POST", "/api/v2/jobs/1/events/", body=b"x" * 90_000).status == 200
+    # Done with, they give their places back.
+    deadline = time.monotonic() + 5
+    while development.ask("POST", "/api/v2/jobs/1/events/", body=b"x" * 5_000_000).status != 200:
+        assert time.monotonic() < deadline
 
 
 # Plain HTTP in production -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -190,13 +191,139 @@ async def test_what_a_client_sends_is_bounded(server):
         assert server.received() == 1
 
 
-async def test_who_does_not_answer_a_ping_is_dropped(server):
+async def raw_client(server):
+    """A socket whose frames are written byte by byte."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(
         b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def everything(reader, seen=None):
+    """What comes until the connection has ended, in whichever way."""
+    seen = bytearray() if seen is None else seen
+    with suppress(ConnectionError):
+        while more := await reader.read(2**16):
+            seen.extend(more)
+    return bytes(seen)
+
+
+async def written_until_refused(reader, writer, data, most):
+    """Writes `data` again and again; the last frame that came. Fails when more than `most` bytes went."""
+    seen = bytearray()
+    reading = asyncio.ensure_future(everything(reader, seen))
+    written = 0
+    with suppress(ConnectionError):
+        async with asyncio.timeout(20):
+            while not reading.done() and b"are allowed" not in seen:
+                writer.write(data)
+                written += len(data)
+                await writer.drain()
+                await asyncio.sleep(0)
+                assert written < most
+    reading.cancel()
+    writer.close()
+    return bytes(seen[seen.rindex(b"\x88") :])
+
+
+PING, PONG = b"\x89\x80\0\0\0\0", b"\x8a\x80\0\0\0\0"
+CONTINUATION = b"\x00\x80\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("before", "frame"),
+    [(b"", PING), (b"", PONG), (b"\x01\x80\0\0\0\0", CONTINUATION), (b"", b"\x81\x88\0\0\0\0" + b'{"do":0}')],
+    ids=["pings", "pongs", "empty continuations", "messages"],
+)
+async def test_every_frame_counts(server, before, frame):
+    reader, writer = await raw_client(server)
+    writer.write(before)
+    last = await written_until_refused(reader, writer, frame * 500, most=64 * 2**20)
+    assert last[2:4] == b"\x03\xf0"  # 1008
+    assert last[4:] == b"too many frames: 1000 at once and 100 a second are allowed"
+
+
+async def test_so_do_bytes(server):
+    reader, writer = await raw_client(server)
+    text = json.dumps({"do": "nothing", "pad": "x" * 2**19}).encode()
+    message = b"\x81\xff" + len(text).to_bytes(8) + b"\0\0\0\0" + text
+    last = await written_until_refused(reader, writer, message, most=64 * 2**20)
+    assert last[2:4] == b"\x03\xf0"  # 1008
+    assert last[4:] == b"too many bytes: 8388608 at once and 1048576 a second are allowed"
+
+
+async def test_pings_within_the_allowance_are_answered(server):
+    reader, writer = await raw_client(server)
+    for number in range(900):
+        writer.write(b"\x89\x84\0\0\0\0%04d" % number)
+        seen = b""
+        while seen[-6:] != b"\x8a\x04%04d" % number:  # the server's own pings come between
+            seen += await reader.read(100)
+    writer.close()
+
+
+async def test_pongs_that_nobody_reads(patient_server):
+    """They wait up to a bound, behind what waits already."""
+    async with patient_server.connect() as other:
+        reader, writer = await raw_client(patient_server)
+        order = json.dumps({"do": "talk", "count": 100, "size": 100_000}).encode()
+        writer.write(b"\x81" + bytes((0x80 | len(order),)) + b"\0\0\0\0" + order)
+        writer.transport.pause_reading()
+        for _ in range(9):
+            writer.write((b"\x89\xfd\0\0\0\0" + b"x" * 125) * 100)
+            assert await waiting(other) <= 2**18 + 2**17
+        writer.transport.resume_reading()
+        async with asyncio.timeout(20):
+            seen = await everything(reader)
+        writer.close()
+        assert b"unread pongs are allowed" in seen[-100:]
+
+
+async def test_who_was_refused_is_read_no_further(server):
+    reader, writer = await raw_client(server)
+    writer.write(PING * 3000)
+    async with asyncio.timeout(20):
+        seen = await everything(reader)
+    assert seen.count(b"\x8a\x00") == 1000
+    assert b"too many frames" in seen
+    writer.close()
+
+
+async def test_an_application_that_goes_on_after_a_close_fills_nothing(patient_server):
+    async with patient_server.connect() as other:
+        reader, writer = await raw_client(patient_server)
+        writer.transport.pause_reading()
+        order = json.dumps({"do": "talk", "count": 100, "size": 100_000}).encode()
+        writer.write(b"\x81" + bytes((0x80 | len(order),)) + b"\0\0\0\0" + order)
+        writer.write(PING * 3000)
+        writer.transport.resume_reading()
+        async with asyncio.timeout(20):
+            seen = await everything(reader)
+        writer.close()
+        assert b"are allowed" in seen[-100:]
+        assert await waiting(other) <= 2**18
+
+
+async def test_what_waits_for_an_application_is_bounded_in_bytes(patient_server):
+    server = patient_server
+    async with server.connect() as client:
+        await say(client, do="sleep", seconds=3600)
+        sent = 0
+        with pytest.raises(TimeoutError):  # noqa: PT012 - it counts until then
+            async with asyncio.timeout(3):
+                while True:
+                    await client.send("x" * 2**19)
+                    sent += 1
+        # What the kernel takes on both sides is not ours.
+        assert sent < 30
+        assert server.received() == 1
+
+
+async def test_who_does_not_answer_a_ping_is_dropped(server):
+    reader, writer = await raw_client(server)
     begun = time.monotonic()
     async with asyncio.timeout(20):
         seen = b""

@@ -168,3 +168,43 @@ async def test_it_is_told(people):
             if not await client.is_silent():
                 frame = await client.frame()
     assert frame == {"group_name": "connections", "changed": True}
+
+
+async def test_a_socket_that_changes_all_the_time_is_written_now_and_then(people, here, monkeypatch):
+    """And is right in the end; one that comes or goes is written at once."""
+    written = []
+    store = vars(presence.Presence)["_store"]
+
+    async def counted(self, rows, watches, changed, last):
+        written.append(len(watches))
+        return await store(self, rows, watches, changed, last)
+
+    monkeypatch.setattr(presence.Presence, "_store", counted)
+    monkeypatch.setattr(presence, "APART", 0.5)
+    client = await client_of(people, people.root)
+    groups = ["status_changed", "summary"]
+    for number in range(40):
+        await client.subscribe({"jobs": [groups[number % 2]]})
+        await until(["root"], people.root)
+    await until(["root"], people.root, f"jobs-{groups[1]}")
+    assert 1 <= len([count for count in written if count]) < 20
+    await client.leave()
+    await until([], people.root)
+
+
+async def test_a_transaction_has_so_many_rows(people, here, monkeypatch):
+    written = []
+    store = vars(presence.Presence)["_store"]
+
+    async def counted(self, rows, watches, changed, last):
+        written.append(len(watches))
+        return await store(self, rows, watches, changed, last)
+
+    monkeypatch.setattr(presence.Presence, "_store", counted)
+    monkeypatch.setattr(presence, "ROWS", 3)
+    monkeypatch.setattr(presence, "GATHER", 0.1)
+    clients = [await client_of(people, people.root) for _ in range(5)]
+    for client in clients:
+        await client.subscribe({"jobs": ["status_changed", "summary"]})
+    await until(["root"] * 5, people.root, "jobs-summary")
+    assert max(written) <= 3

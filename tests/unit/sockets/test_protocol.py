@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from carillon.sockets import protocol
-from carillon.sockets.protocol import Allowance, Limits, Refusal, Subscribe, parse
+from carillon.sockets.protocol import Limits, Refusal, Subscribe, parse
 
 LIMITS = Limits(message_bytes=200, groups=4, name_length=20)
 
@@ -107,8 +107,22 @@ SAID = [
     (protocol.accepted(7), {"accept": True, "user": 7}),
     (protocol.refused("why"), {"accept": False, "user": None, "close": True, "error": "why"}),
     (protocol.error("what"), {"error": "what"}),
-    (protocol.unknown_family("nope"), {"error": "unknown channel nope"}),
-    (protocol.denied("job_events", "9"), {"error": "access denied to channel job_events for resource id 9"}),
+    (protocol.unknown_families(["nope"]), {"error": "unknown channel nope"}),
+    (
+        protocol.unknown_families([str(number) for number in range(22)]),
+        {"error": f"unknown channel {', '.join(map(str, range(20)))}, and 2 more"},
+    ),
+    (
+        protocol.denied([("job_events", "9")]),
+        {"error": "access denied to channel job_events for resource id 9"},
+    ),
+    (
+        protocol.denied([("a", "1"), ("b", "x"), ("a", "2"), *[("c", "3")] * 18]),
+        {
+            "error": "access denied to channel a for resource id 1, 2; b for resource id x; "
+            f"c for resource id {', '.join('3' * 17)}, and 1 more"
+        },
+    ),
     (
         protocol.groups_reply({"c", "a"}, {"d", "c", "b"}),
         {"groups_current": ["b", "c", "d"], "groups_left": ["a"], "groups_joined": ["b", "d"]},
@@ -157,17 +171,14 @@ def test_any_text_is_a_subscription_or_a_refusal(text, xrftoken):
     for family, key in keys:
         assert max(len(family), len(key)) <= LIMITS.name_length
         # What is echoed must be a frame again.
-        assert json.loads(protocol.denied(family, key))
-        assert json.loads(protocol.unknown_family(family))
-
-
-def test_allowance_is_a_burst_and_then_a_rate():
-    allowance = Allowance(burst=2, rate=0.5)
-    assert [allowance.spend(now) for now in (0, 0, 0, 1, 2, 3, 100, 100, 100)] == [
-        True, True, False, False, True, False, True, True, False,
-    ]  # fmt: skip
+        assert json.loads(protocol.denied([(family, key)]))
+        assert json.loads(protocol.unknown_families([family]))
 
 
 def test_close_codes_are_never_a_goodbye():
-    codes = {value for name, value in vars(protocol).items() if name.isupper() and isinstance(value, int)}
+    codes = {
+        value
+        for name, value in vars(protocol).items()
+        if name.isupper() and name[0] != "_" and isinstance(value, int)
+    }
     assert codes == {1008, 1012, 1013, 4401, 4403, 4408}

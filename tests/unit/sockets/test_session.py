@@ -188,6 +188,19 @@ async def client_of(people, user) -> Client:
     return client
 
 
+async def test_sockets_of_a_user_have_a_number(people, settings):
+    settings.CARILLON = {**settings.CARILLON, "SOCKETS_PER_USER": 2}
+    token = await database_sync_to_async(people.token)(people.ann)
+    mine = [Client(token=token) for _ in range(3)]
+    assert [(await client.open())["accept"] for client in mine[:2]] == [True, True]
+    refused = await mine[2].open()
+    assert refused["error"] == "too many sockets of this user: 2 at a time are allowed"
+    assert await mine[2].close_code() == 1008
+    await client_of(people, people.ben)
+    await mine[0].leave()
+    assert (await Client(token=token).open())["accept"]
+
+
 async def job_of(user, **fields) -> Job:
     return await Job.objects.acreate(owner=user, name="a job", **fields)
 
@@ -248,18 +261,40 @@ class TestSubscribing:
         reply = await client.subscribe({"job_events": [one.pk, str(two.pk)]})
         assert reply["groups_current"] == sorted([f"job_events-{one.pk}", f"job_events-{two.pk}"])
 
+    async def test_keys_have_an_allowance(self, people):
+        client = await client_of(people, people.ann)
+        keys = {"job_events": list(range(10**6, 10**6 + 250))}
+        for _ in range(4):
+            await client.say({"groups": keys})
+            assert (await client.frame())["error"].endswith(", and 230 more"), "one frame for all of them"
+            assert "groups_current" in await client.frame()
+        await client.say({"groups": keys})
+        error = (await client.frame())["error"]
+        assert error.startswith("invalid message: too many groups: 1000 at once and 50 a second are allowed")
+        # What was left of the allowance is still there.
+        await client.say({"groups": {"nope": [], "jobs": ["bogus"]}})
+        assert (await client.frame())["error"].startswith(("unknown channel", "invalid message: too many"))
+
+    async def test_families_without_keys_count_as_keys(self, people):
+        client = await client_of(people, people.ann)
+        await client.say({"groups": {f"nope{number}": [] for number in range(251)}})
+        assert await client.frame() == {"error": "invalid message: more than 250 groups"}
+        await client.say({"groups": {f"nope{number}": [] for number in range(250)}})
+        assert (await client.frame())["error"].endswith(", and 230 more")
+        assert "groups_current" in await client.frame()
+
     async def test_each_id_that_is_denied_is_named_and_the_rest_goes_on(self, people):
         own, other = await job_of(people.ann), await job_of(people.carl)
         client = await client_of(people, people.ann)
         await client.say(
             {"groups": {"job_events": [other.pk, own.pk, 999, "x"], "nope": [1], "jobs": ["bogus"]}}
         )
-        assert [await client.frame() for _ in range(6)] == [
+        assert [await client.frame() for _ in range(3)] == [
             {"error": "unknown channel nope"},
-            {"error": f"access denied to channel job_events for resource id {other.pk}"},
-            {"error": "access denied to channel job_events for resource id 999"},
-            {"error": "access denied to channel job_events for resource id x"},
-            {"error": "access denied to channel jobs for resource id bogus"},
+            {
+                "error": f"access denied to channel job_events for resource id {other.pk}, 999, x; "
+                "jobs for resource id bogus"
+            },
             {
                 "groups_current": [f"job_events-{own.pk}"],
                 "groups_left": [],
@@ -340,7 +375,7 @@ class TestSubscribing:
         for _ in range(burst + 1):
             await client.say({"groups": {}})
         frames = [await client.frame() for _ in range(burst + 1)]
-        assert frames[-1] == {"error": "too many messages"}
+        assert frames[-1] == {"error": "too many messages: 100 at once and 10 a second are allowed"}
         assert await client.close_code() == 1008
 
     async def test_subscribing_asks_no_broker(self, people):

@@ -6,6 +6,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import channel_layers
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 from django.core.cache import cache
 from rest_framework.test import APIClient
 
@@ -54,6 +55,13 @@ class People:
         self.root = make_user("root", is_superuser=True)
         self.team = Team.objects.create(name="ringers")
         self.team.members.add(self.ann, self.ben)
+
+    def may_publish(self, user):
+        """The user, who may from now on."""
+        user.user_permissions.add(
+            Permission.objects.get(codename="publish", content_type__app_label="carillon")
+        )
+        return type(user).objects.get(pk=user.pk)
 
     def token(self, user, **fields) -> str:
         return ApiToken.issue(user, **fields)[1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
+from carillon.api import pagination
 from carillon.events import emit, outbox
 from tower import changes, payloads
 from tower.models import Job, JobEvent, Kind
@@ -419,3 +421,64 @@ def test_what_each_of_many_may_see_is_what_each_alone_may_see(people, django_ass
     assert sorted(len(seen) for seen in alone.values()) == [2, 2, 3, 4]
     with django_assert_num_queries(2):
         assert Job.objects.all().visible_to_each(everybody) == alone
+
+
+class TestLargePages:
+    """A page is cut at PAGE_BYTES, and `next` goes on behind it."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, settings):
+        settings.CARILLON = {**settings.CARILLON, "PAGE_BYTES": 1000, "PAGE_BYTES_AT_ONCE": 1500}
+
+    @pytest.fixture
+    def job(self, people):
+        job = make(people)
+        JobEvent.objects.bulk_create(
+            JobEvent(job=job, counter=counter, event="x" if counter % 2 else "y", stdout="x" * 300)
+            for counter in range(1, 11)
+        )
+        return job
+
+    @staticmethod
+    def pages(client, path):
+        while path:
+            answer = client.get(path)
+            assert answer.status_code == 200
+            yield [row["counter"] for row in answer.json()["results"]]
+            path = answer.json()["next"]
+
+    def test_by_bytes(self, people, job):
+        client = people.client(people.ann)
+        path = f"/api/v2/jobs/{job.pk}/events/?page_size=200"
+        assert list(self.pages(client, path)) == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
+
+    def test_filters_stay_and_pages_end(self, people, job):
+        client = people.client(people.ann)
+        path = f"/api/v2/jobs/{job.pk}/events/?page_size=2&page=2&event=x&counter__gt=1"
+        assert list(self.pages(client, path)) == [[7, 9]]
+        path = f"/api/v2/jobs/{job.pk}/events/?event=x&page_size=4&page=1"
+        assert list(self.pages(client, path)) == [[1, 3, 5], [7, 9]]
+
+    def test_data_counts_too_and_one_alone_may_be_larger(self, people, job):
+        JobEvent.objects.filter(counter=2).update(event_data={"x": "y" * 2000})
+        client = people.client(people.ann)
+        path = f"/api/v2/jobs/{job.pk}/events/"
+        assert list(self.pages(client, path)) == [[1], [2], [3, 4, 5], [6, 7, 8], [9, 10]]
+
+    def test_what_is_made_for_one_user_at_a_time(self, people, job):
+        client, path = people.client(people.ann), f"/api/v2/jobs/{job.pk}/events/"
+        ticket = pagination._in_hand.take(people.ann.pk, 1000, time.monotonic())
+        refused = client.get(path)
+        assert (refused.status_code, refused["Retry-After"]) == (429, "1")
+        assert "1500 bytes of pages" in refused.json()["detail"]
+        assert people.client(people.root).get(path).status_code == 200
+        pagination._in_hand.give(people.ann.pk, ticket)
+        for _ in range(3):  # each gives back what it took
+            assert client.get(path).status_code == 200
+
+    def test_data_that_is_too_long(self, people, job, settings):
+        settings.CARILLON = {**settings.CARILLON, "EVENT_DATA_CHARACTERS": 20}
+        for size, status in ((11, 201), (12, 400)):
+            body = {"counter": 20 + size, "event": "x", "event_data": {"x": "y" * size}}
+            answer = people.client(people.ann).post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
+            assert answer.status_code == status, answer.json()

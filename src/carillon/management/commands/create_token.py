@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from carillon.accounts.models import ApiToken
+from carillon.accounts.permissions import may_publish
 from carillon.accounts.tokens import parse_scope
 
 
@@ -38,6 +39,11 @@ class Command(BaseCommand):
             scope = parse_scope(scope)
         except ValueError as error:
             raise CommandError(f"--scope: {error}") from None
+        if "publish" in scope.split() and not may_publish(user):
+            raise CommandError(
+                f"--scope: {username} may not publish: make it an admin, or give it the permission "
+                "carillon.publish"
+            )
         _, token = ApiToken.issue(
             user,
             description=description[:200],

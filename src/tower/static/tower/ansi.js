@@ -32,6 +32,7 @@ export const PLAIN = Object.freeze({
 // CSI …, OSC … ended by BEL or ST, the other string sequences, and two-character escapes.
 const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])/g;
 const CONTROL = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]/g;
+const MOST_SPANS = 500; // of a line: each is an element, and all of a line's are laid out at once
 const LEVELS = [0, 95, 135, 175, 215, 255];
 
 const hex = (...rgb) => `#${rgb.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
@@ -96,6 +97,13 @@ export function sgr(style, parameters) {
 
 const clean = (text) => text.replace(CONTROL, "");
 
+/** What was painted last: behind the last carriage return that something follows. Linear, as /\r+$/ is not. */
+function lastPainted(line) {
+  let end = line.length;
+  while (end > 0 && line[end - 1] === "\r") end -= 1;
+  return line.slice(end === 0 ? 0 : line.lastIndexOf("\r", end - 1) + 1, end);
+}
+
 /**
  * One line of output to spans.
  *
@@ -105,8 +113,7 @@ const clean = (text) => text.replace(CONTROL, "");
  */
 export function parseLine(line, style = PLAIN) {
   // A carriage return inside a line is a progress bar painting over itself: what counts is what was painted last.
-  const painted = line.replace(/\r+$/, "");
-  const text = painted.slice(painted.lastIndexOf("\r") + 1);
+  const text = lastPainted(line);
   const spans = [];
   const push = (part) => {
     const cleaned = clean(part);
@@ -115,10 +122,14 @@ export function parseLine(line, style = PLAIN) {
   let end = 0;
   for (const match of text.matchAll(ESCAPE)) {
     push(text.slice(end, match.index));
+    if (spans.length >= MOST_SPANS) {
+      end = match.index;
+      break;
+    }
     if (match[2] === "m" && !/[<=>?]/.test(match[1])) style = sgr(style, match[1]);
     end = match.index + match[0].length;
   }
-  push(text.slice(end));
+  push(text.slice(end).replace(ESCAPE, ""));
   return { spans, style };
 }
 

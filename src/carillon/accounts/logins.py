@@ -1,0 +1,248 @@
+"""Passwords are expensive to check, and can be guessed: who may try one, decided before any hashing.
+
+`Gate` is the first of AUTHENTICATION_BACKENDS, so that every way to log in comes by it: the login page, Basic
+in each request, and what a project adds. Two budgets, in the database, for all hosts together:
+
+- one name from one address: `LOGIN_NAME_BURST` wrong passwords at once, `LOGIN_NAME_RATE` a second;
+- one address, for names that never logged in from there: `LOGIN_ADDRESS_BURST`, `LOGIN_ADDRESS_RATE`. Who did
+  within `LOGIN_PROVEN_DAYS` is not held up by what others behind the same address try.
+
+A right password costs nothing. Whether a name exists makes no difference here, so nobody learns it by this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import logging
+import math
+import random
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_in, user_login_failed
+from django.db import transaction
+from django.dispatch import receiver
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils import timezone
+from rest_framework.exceptions import Throttled
+
+from carillon.accounts.models import LoginBudget
+from carillon.budgets import Allowance
+from carillon.conf import conf
+from carillon.metrics import names
+
+audit = logging.getLogger("carillon.audit")
+
+SWEEP = 100
+"""One attempt in so many also removes budgets that have been full for long."""
+
+
+class TooManyLogins(Throttled):
+    """429, with the seconds to wait in Retry-After."""
+
+    def __init__(self, budget: str, wait: float) -> None:
+        seconds = math.ceil(min(wait, 3600))
+        self.budget = budget
+        super().__init__(wait=seconds)
+        self.detail = f"Too many failed logins {budget}. Try again in {seconds} seconds."
+
+
+# The decision: pure ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`budget`: the one that is used up, None when the password may be looked at; `wait`: seconds."""
+
+    budget: str | None = None
+    wait: float = 0.0
+
+
+def decide(name: Allowance, address: Allowance, proven: bool, now: float) -> Verdict:
+    """Whether a password may be looked at; spends from the budgets if so."""
+    if not proven and (wait := address.wait(now)):
+        return Verdict("from this address", wait)
+    if wait := name.wait(now):
+        return Verdict("for this name from this address", wait)
+    name.spend(now)
+    if not proven:
+        address.spend(now)
+    return Verdict()
+
+
+def network(address: str) -> str:
+    """What counts as one address: of IPv6 the 64 bits that a customer is given. "" for what is none."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if parsed.version == 4:
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
+
+
+def keys(name: str, address: str) -> tuple[str, str]:
+    """The keys of both budgets: of the name from the address, and of the address."""
+    same = unicodedata.normalize("NFKC", name).casefold()
+    return _digest(f"{address}\0{same}"), _digest(address)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# The shell -------------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Lets nobody in: raises TooManyLogins, or leaves it to the backends behind it. No get_user(): a session
+    is never of this one."""
+
+    def authenticate(self, request: Any, **credentials: Any) -> None:
+        where = _where(request)
+        name = credentials.get("username", credentials.get(get_user_model().USERNAME_FIELD))
+        if where and name is not None:
+            admit(str(name), where)
+
+    async def aauthenticate(self, request: Any, **credentials: Any) -> None:
+        await sync_to_async(self.authenticate)(request, **credentials)
+
+
+def _where(request: Any) -> str:
+    """The network that a request comes from; "" when there is none, as for a command."""
+    return network(request.META.get("REMOTE_ADDR", "")) if request is not None else ""
+
+
+def admit(name: str, where: str) -> None:
+    """Takes an attempt from the budgets. Raises TooManyLogins, DatabaseError."""
+    verdict = _with_budgets(name, where, _spend)
+    if random.randrange(SWEEP) == 0:  # noqa: S311  (spreads work, hides nothing)
+        _sweep()
+    if verdict.budget is not None:
+        names.OVER_BUDGET.labels("logins").inc()
+        _tell("refused", name, where, verdict.budget)
+        raise TooManyLogins(verdict.budget, verdict.wait)
+
+
+def succeeded(name: str, where: str) -> None:
+    """The password was right: nothing is spent, and the name is known here from now on. Raises
+    DatabaseError."""
+    _with_budgets(name, where, _give_back)
+    _tell("let in", name, where)
+
+
+def password_was_right(request: Any, name: str) -> None:
+    """For who lets somebody in without a session, of which Django tells nobody. Raises DatabaseError."""
+    if where := _where(request):
+        succeeded(name, where)
+
+
+def _spend(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
+    proven = pair.proven is not None and now - pair.proven < timedelta(days=conf.LOGIN_PROVEN_DAYS)
+    of_name, of_address = _allowances(pair, address)
+    verdict = decide(of_name, of_address, proven, now.timestamp())
+    _keep(pair, of_name, now)
+    _keep(address, of_address, now)
+    return verdict
+
+
+def _give_back(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
+    of_name, of_address = _allowances(pair, address)
+    of_name.give(now.timestamp(), of_name.burst)
+    if pair.proven is None:
+        of_address.give(now.timestamp())
+    pair.proven = now
+    _keep(pair, of_name, now)
+    _keep(address, of_address, now)
+    return Verdict()
+
+
+def _allowances(pair: LoginBudget, address: LoginBudget) -> tuple[Allowance, Allowance]:
+    return (
+        Allowance(conf.LOGIN_NAME_BURST, conf.LOGIN_NAME_RATE, pair.left, pair.at.timestamp()),
+        Allowance(conf.LOGIN_ADDRESS_BURST, conf.LOGIN_ADDRESS_RATE, address.left, address.at.timestamp()),
+    )
+
+
+def _keep(row: LoginBudget, allowance: Allowance, now: datetime) -> None:
+    row.left, row.at = allowance.left, now
+
+
+def _with_budgets(
+    name: str, where: str, act: Callable[[LoginBudget, LoginBudget, datetime], Verdict]
+) -> Verdict:
+    """`act` on both budgets, which nobody else touches meanwhile; what it changed is stored."""
+    of_name, of_address = keys(name, where)
+    with transaction.atomic():
+        now = timezone.now()
+        # The lock of the address is that of all its names, too.
+        address = _locked(of_address, conf.LOGIN_ADDRESS_BURST, now)
+        pair = LoginBudget.objects.filter(key=of_name).first()
+        known = pair is not None
+        pair = pair or LoginBudget(key=of_name, left=conf.LOGIN_NAME_BURST, at=now)
+        verdict = act(pair, address, now)
+        address.save(update_fields=["left", "at"])
+        # A name that was never looked at leaves no row: names are free to make up.
+        if known or verdict.budget is None:
+            LoginBudget.objects.bulk_create(
+                [pair], update_conflicts=True, unique_fields=["key"], update_fields=["left", "at", "proven"]
+            )
+    return verdict
+
+
+def _locked(key: str, burst: float, now: datetime) -> LoginBudget:
+    LoginBudget.objects.bulk_create([LoginBudget(key=key, left=burst, at=now)], ignore_conflicts=True)
+    return LoginBudget.objects.select_for_update().get(key=key)
+
+
+def _sweep() -> None:
+    """Budgets that nobody has touched for longer than they take to be full again, and proofs that ended."""
+    now = timezone.now()
+    LoginBudget.objects.filter(at__lt=now - timedelta(days=1), proven=None).delete()
+    LoginBudget.objects.filter(proven__lt=now - timedelta(days=conf.LOGIN_PROVEN_DAYS)).delete()
+
+
+# Who hears of it -------------------------------------------------------------------------------------------
+
+
+def _tell(outcome: str, name: str, where: str, why: str = "") -> None:
+    """One line of JSON for each attempt, and a count."""
+    names.PASSWORDS.labels(outcome.replace(" ", "_")).inc()
+    line = {"audit": "login", "outcome": outcome, "name": name[:150], "address": where}
+    audit.info(json.dumps({**line, "why": why} if why else line))
+
+
+@receiver(user_logged_in)
+def _logged_in(sender: Any, request: Any, user: Any, **more: Any) -> None:
+    password_was_right(request, user.get_username())
+
+
+@receiver(user_login_failed)
+def _login_failed(sender: Any, credentials: dict[str, Any], request: Any = None, **more: Any) -> None:
+    if where := _where(request):
+        _tell("wrong", str(credentials.get(get_user_model().USERNAME_FIELD, "")), where)
+
+
+class RefusalMiddleware:
+    """A refused login in a view that is not of the REST framework's: the same 429."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        if not isinstance(exception, TooManyLogins):
+            return None
+        headers = {"Retry-After": str(exception.wait)}
+        return JsonResponse({"detail": exception.detail}, status=429, headers=headers)

@@ -1,0 +1,48 @@
+"""What a user may make: so much at once, and so much over time. Counted in each uwsgi process, in memory, so
+that nobody waits for it; 429 says which quota it was and when to come back."""
+
+from __future__ import annotations
+
+import math
+import time
+from threading import Lock
+from typing import Any
+
+from rest_framework.exceptions import Throttled
+
+from carillon.budgets import Meter
+from carillon.conf import DEFAULTS, conf
+from carillon.metrics import names
+
+_meter = Meter()
+_lock = Lock()  # of a process's threads
+
+DAY = 24 * 3600
+
+
+class OverQuota(Throttled):
+    """429."""
+
+    def __init__(self, text: str, wait: float) -> None:
+        seconds = math.ceil(min(wait, DAY))
+        super().__init__(wait=seconds)
+        self.detail = f"{text} Try again in {seconds} seconds."
+
+
+def spend(what: str, user: Any, amount: int = 1) -> None:
+    """`what` of `conf.QUOTAS`. Raises OverQuota, and takes nothing then."""
+    burst, a_day = (DEFAULTS["QUOTAS"] | conf.QUOTAS)[what]
+    with _lock:
+        allowance, now = _meter.of((what, user.pk), burst, a_day / DAY), time.monotonic()
+        if allowance.spend(now, amount):
+            return
+        wait = allowance.wait(now, amount)
+    names.OVER_BUDGET.labels(f"quota_{what}").inc()
+    raise OverQuota(f"Too many {what}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
+
+
+def at_most(what: str, there: int, most: int) -> None:
+    """Of what a user has at a time. Raises OverQuota."""
+    if there >= most:
+        names.OVER_BUDGET.labels(f"quota_{what}").inc()
+        raise OverQuota(f"You have {there} {what}, and {most} are allowed: delete some.", 1)

@@ -1,0 +1,203 @@
+"""Who may try a password: the decision, and every way to log in."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth import hashers
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from carillon.accounts import logins
+from carillon.accounts.models import LoginBudget
+from carillon.budgets import Allowance
+from tests.unit.accounts.test_accounts import Browser
+
+HERE, THERE = "203.0.113.7", "203.0.113.8"
+SETTINGS = {
+    "LOGIN_NAME_BURST": 3,
+    "LOGIN_NAME_RATE": 1 / 60,
+    "LOGIN_ADDRESS_BURST": 5,
+    "LOGIN_ADDRESS_RATE": 1 / 60,
+}
+
+
+@pytest.fixture(autouse=True)
+def budgets(settings):
+    settings.CARILLON = {**settings.CARILLON, **SETTINGS}
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The passwords that were hashed."""
+    seen = []
+    real = hashers.MD5PasswordHasher.encode
+
+    def encode(self, password, salt):
+        seen.append(password)
+        return real(self, password, salt)
+
+    monkeypatch.setattr(hashers.MD5PasswordHasher, "encode", encode)
+    return seen
+
+
+def basic(name, password, address=HERE):
+    client = APIClient(REMOTE_ADDR=address)
+    word = base64.b64encode(f"{name}:{password}".encode()).decode()
+    client.credentials(HTTP_AUTHORIZATION=f"Basic {word}")
+    return client.get("/api/v2/me/")
+
+
+# The decision
+
+
+def full():
+    return Allowance(3, 1), Allowance(5, 1)
+
+
+def test_a_password_is_looked_at_while_both_budgets_last():
+    name, address = full()
+    assert [logins.decide(name, address, False, 0).budget for _ in range(3)] == [None] * 3
+    assert logins.decide(name, address, False, 0) == logins.Verdict("for this name from this address", 1)
+    assert (name.left, address.left) == (0, 2)
+
+
+def test_the_address_counts_for_names_that_never_came_from_there():
+    address = Allowance(5, 1, left=0, at=0)
+    name = Allowance(3, 1)
+    assert logins.decide(name, address, False, 0).budget == "from this address"
+    assert logins.decide(name, address, True, 0).budget is None
+    assert name.left == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("", ""),
+        ("a unix socket", ""),
+    ],
+)
+def test_what_counts_as_one_address(address, same):
+    assert logins.network(address) == same
+
+
+def test_names_that_look_alike_are_one():
+    assert logins.keys("Ann", HERE) == logins.keys("ann", HERE) == logins.keys("\uff21\uff4e\uff4e", HERE)
+    assert logins.keys("ann", HERE) != logins.keys("ann", THERE)
+
+
+# Every way to log in
+
+
+def test_guesses_at_one_name(people, hashed):
+    assert [basic("ann", "wrong").status_code for _ in range(3)] == [401] * 3
+    hashed.clear()
+    answer = basic("ann", "wrong")
+    assert (answer.status_code, answer["Retry-After"]) == (429, "60")
+    assert answer.json()["detail"] == (
+        "Too many failed logins for this name from this address. Try again in 60 seconds."
+    )
+    assert Browser().log_in("ann", "wrong").status_code == 401, "from elsewhere"
+    browser = Browser()
+    browser.http.defaults["REMOTE_ADDR"] = HERE
+    refused = browser.log_in("ann")
+    assert (refused.status_code, refused["Retry-After"]) == (429, "60")
+    assert hashed == ["wrong"], "the one from elsewhere alone"
+
+
+def test_random_names_use_up_the_address_and_nobody_else_s(people, hashed):
+    assert basic("ann", "ann-password").status_code == 200
+    codes = [basic(f"nobody-{number}", "x").status_code for number in range(9)]
+    assert codes == [401] * 5 + [429] * 4
+    assert len([word for word in hashed if word == "x"]) == 5
+    # Behind the same address: who logged in from there before …
+    assert basic("ann", "ann-password").status_code == 200
+    # … and elsewhere anybody.
+    assert basic("ben", "ben-password", THERE).status_code == 200
+    assert basic("ben", "ben-password").status_code == 429
+
+
+def test_a_name_that_is_none_is_treated_as_one_that_is(people):
+    def tries(name):
+        return [
+            (answer.status_code, answer.json())
+            for answer in (basic(name, "wrong", f"198.51.100.{len(name)}") for _ in range(5))
+        ]
+
+    assert tries("ann") == tries("nobody")
+
+
+def test_a_right_password_costs_nothing(people):
+    for _ in range(20):
+        assert basic("ann", "ann-password").status_code == 200
+    assert [basic("ann", "wrong").status_code for _ in range(4)] == [401] * 3 + [429]
+
+
+def test_budgets_fill_again(people):
+    assert [basic("ann", "wrong").status_code for _ in range(4)] == [401] * 3 + [429]
+    past = timezone.now() - timedelta(seconds=61)
+    LoginBudget.objects.update(at=past)
+    assert [basic("ann", "wrong").status_code for _ in range(2)] == [401, 429]
+
+
+def test_a_proof_ends(people):
+    assert basic("ann", "ann-password").status_code == 200
+    for number in range(5):
+        basic(f"nobody-{number}", "x")
+    LoginBudget.objects.exclude(proven=None).update(proven=timezone.now() - timedelta(days=91))
+    assert basic("ann", "ann-password").status_code == 429
+
+
+def test_made_up_names_leave_no_rows(people):
+    for number in range(20):
+        basic(f"nobody-{number}", "x")
+    assert LoginBudget.objects.count() == 1 + 5
+
+
+def test_old_budgets_are_swept(people):
+    basic("nobody", "x")
+    basic("ann", "ann-password")
+    LoginBudget.objects.update(at=timezone.now() - timedelta(days=2))
+    logins._sweep()
+    assert LoginBudget.objects.count() == 1, "the proof of ann's stays"
+    LoginBudget.objects.update(proven=timezone.now() - timedelta(days=91))
+    logins._sweep()
+    assert not LoginBudget.objects.exists()
+
+
+def test_a_view_that_is_not_the_api_s(people):
+    middleware = logins.RefusalMiddleware(lambda request: HttpResponse())
+    request = RequestFactory().get("/")
+    answer = middleware.process_exception(request, logins.TooManyLogins("from this address", 4.2))
+    assert (answer.status_code, answer["Retry-After"]) == (429, "5")
+    assert middleware.process_exception(request, ValueError()) is None
+
+
+@pytest.mark.parametrize("word", ["a\0b:x", "a:x\0"])
+def test_nul_is_no_name_and_no_password(people, word):
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Basic {base64.b64encode(word.encode()).decode()}")
+    assert client.get("/api/v2/me/").status_code == 401
+
+
+def test_the_audit_log_has_every_attempt_and_no_password(people, caplog):
+    with caplog.at_level(logging.INFO, "carillon.audit"):
+        basic("ann", "ann-password")
+        for number in range(6):
+            basic(f"nobody\n{number}", "s3cret")
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "carillon.audit"]
+    assert [(line["outcome"], line["address"]) for line in lines] == [
+        ("let in", HERE), *[("wrong", HERE)] * 5, ("refused", HERE),
+    ]  # fmt: skip
+    assert lines[-1]["why"] == "from this address"
+    assert "s3cret" not in caplog.text

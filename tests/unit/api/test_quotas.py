@@ -1,0 +1,75 @@
+"""What a user may make, and what he is told beyond it."""
+
+import pytest
+
+from carillon.api import quotas
+from carillon.budgets import Meter
+from tower.models import Job
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def small(settings, monkeypatch):
+    monkeypatch.setattr(quotas, "_meter", Meter())
+    settings.CARILLON = {
+        **settings.CARILLON,
+        "QUOTAS": {"jobs": (2, 86_400), "events": (5, 0), "notifications": (3, 86_400)},
+        "TOKENS_PER_USER": 3,
+        "SOCKETS_PER_USER": 2,
+    }
+
+
+def test_jobs(people):
+    client = people.client(people.ann)
+    answers = [client.post("/api/v2/jobs/", {"name": "x"}, format="json") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 201, 429]
+    assert answers[2]["Retry-After"] == "1"
+    assert answers[2].json()["detail"] == (
+        "Too many jobs: 2 at once and 86,400 a day are allowed. Try again in 1 seconds."
+    )
+    assert Job.objects.count() == 2
+    assert people.client(people.ben).post("/api/v2/jobs/", {"name": "x"}, format="json").status_code == 201
+
+
+def test_events(people):
+    client = people.client(people.ann)
+    job = client.post("/api/v2/jobs/", {"name": "x"}, format="json").json()["id"]
+
+    def post(*counters):
+        body = [{"counter": counter, "event": "x"} for counter in counters]
+        return client.post(f"/api/v2/jobs/{job}/events/", body, format="json")
+
+    assert post(1, 2, 3).status_code == 201
+    refused = post(4, 5, 6)
+    assert (refused.status_code, refused["Retry-After"]) == (429, "86400")
+    assert post(4, 5).status_code == 201
+    end = [{"event": "EOF", "final_counter": 5}]
+    assert client.post(f"/api/v2/jobs/{job}/events/", end, format="json").status_code == 201
+
+
+def test_notifications(people, sent):
+    client = people.client(people.root, scope="publish")
+    body = [{"group": "jobs-summary", "payload": {}}] * 2
+    codes = [client.post("/api/v2/notifications/", body, format="json").status_code for _ in range(2)]
+    assert codes == [202, 429]
+    assert len(sent.messages) == 2
+
+
+def test_tokens(people):
+    client = people.client(people.ann)
+    made = [client.post("/api/v2/tokens/", {}, format="json") for _ in range(3)]
+    assert [answer.status_code for answer in made] == [201, 201, 429]
+    assert "You have 3 tokens, and 3 are allowed" in made[2].json()["detail"]
+    assert client.delete(f"/api/v2/tokens/{made[0].json()['id']}/").status_code == 204
+    assert client.post("/api/v2/tokens/", {}, format="json").status_code == 201
+
+
+def test_who_was_not_heard_of_for_longest_is_forgotten():
+    meter = Meter(most=2)
+    for actor in "ab":
+        assert meter.of(actor, 1, 0).spend(0)
+    assert not meter.of("a", 1, 0).spend(0)
+    assert meter.of("c", 1, 0).spend(0)  # b is forgotten
+    assert not meter.of("a", 1, 0).spend(0)
+    assert meter.of("b", 1, 0).spend(0)
