@@ -135,9 +135,12 @@ def origin_is_allowed(origin: str | None) -> bool:
 
 
 def _is_ours(host: str) -> bool:
-    """Is this server called so? As the API does it, by ALLOWED_HOSTS."""
+    """Is this server called so? As Django has it for the API, by ALLOWED_HOSTS."""
     domain, _ = split_domain_port(host.lower())
-    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+    allowed = settings.ALLOWED_HOSTS
+    if settings.DEBUG and not allowed:
+        allowed = [".localhost", "127.0.0.1", "[::1]"]
+    return bool(domain) and validate_host(domain, allowed)
 
 
 def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
