@@ -61,6 +61,8 @@ class Sockets:
         self.rights = Rights()
         self._by_user: dict[int, set[Asked]] = {}
         self._by_outlet: dict[object, Asked] = {}
+        # Not the context of whoever asks: a project's consumer has a thread of its own in it.
+        self._context = contextvars.copy_context()
         self._asking: asyncio.Task[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
         here.hub.on(access.ACCESS.encode(), self._access_changed)
@@ -167,9 +169,8 @@ class Sockets:
 
     def _ask(self) -> None:
         if self._asking is None or self._asking.done():
-            # Not in the context of whoever asks: a project's consumer has a thread of its own in it.
             loop = asyncio.get_running_loop()
-            self._asking = loop.create_task(self._inquire(), context=contextvars.Context())
+            self._asking = loop.create_task(self._inquire(), context=self._context.copy())
 
     async def _inquire(self) -> None:
         """One question for all that wait, until nobody does."""
