@@ -123,7 +123,48 @@ def test_the_list_is_filtered_and_searched(fake, page):
 def test_a_job_is_canceled(page):
     row = page.locator(".row", has_text="Rotate certificates")
     row.get_by_role("button", name="Cancel").click()
+    question = page.get_by_role("dialog", name="Cancel Rotate certificates?")
+    expect(question.get_by_role("button", name="Keep it running")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(question).to_have_count(0)
+    expect(row.get_by_role("button", name="Cancel")).to_be_focused()
+    expect(row.locator(".badge")).to_have_text("pending")
+    page.keyboard.press("Enter")
+    question.get_by_role("button", name="Cancel job").click()
     expect(row.locator(".badge")).to_have_text("canceled")
+    expect(row.get_by_role("link")).to_be_focused()
+
+
+def test_the_open_job_is_canceled_and_the_focus_is_kept(job_page):
+    job_page.locator(".job").get_by_role("button", name="Cancel job").click()
+    job_page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    expect(job_page.locator(".job .badge")).to_have_text("canceled")
+    expect(job_page.get_by_role("heading", name="Roll out the web tier")).to_be_focused()
+
+
+def test_a_burst_of_new_jobs_waits_and_an_expanded_list_stays(fake, page):
+    for number in range(10, 70):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"Older {number}", "status": "successful"})
+    page.reload()
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".row")).to_have_count(65)
+    target = page.get_by_role("link", name="Older 12", exact=True)
+    target.scroll_into_view_if_needed()
+    before = target.bounding_box()["y"]
+    page.evaluate("document.querySelectorAll('.row').forEach((row) => (row.kept = true))")
+    for number in range(70, 77):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"New {number}", "status": "new"})
+    fake.do("status", jobs=[*range(70, 77)], status="pending")
+    new = page.get_by_role("button", name="7 new jobs")
+    expect(new).to_be_visible()
+    expect(page.locator(".row")).to_have_count(65)
+    assert abs(target.bounding_box()["y"] - before) < 1, "the list moved"
+    new.click()
+    expect(page.locator(".row")).to_have_count(72)
+    expect(page.locator(".row-link").first).to_have_text("New 76")
+    expect(page.locator(".row-link").first).to_be_focused()
+    expect(new).to_be_hidden()
+    assert page.evaluate("[...document.querySelectorAll('.row')].filter((row) => row.kept).length") == 65
 
 
 # Output -------------------------------------------------------------------------------------------

@@ -260,7 +260,34 @@ class App {
     document.title = text ? `${text} · Carillon` : "Carillon";
   }
 
+  /**
+   * Ask before something that cannot be undone. The focus goes back to where it was.
+   *
+   * @param {string} question @param {string} yes @param {string} no  what the buttons say
+   * @returns {Promise<boolean>}
+   */
+  confirm(question, yes, no) {
+    const heading = h("h2", { id: "question" }, question);
+    const form = h(
+      "form",
+      { method: "dialog" },
+      h("button.quiet", { type: "submit", value: "no", autofocus: true }, no),
+      " ",
+      h("button.primary", { type: "submit", value: "yes" }, yes),
+    );
+    const dialog = h("dialog.card", { "aria-labelledby": "question" }, heading, form);
+    document.body.append(dialog);
+    dialog.showModal();
+    return new Promise((resolve) =>
+      dialog.addEventListener("close", () => {
+        dialog.remove();
+        resolve(dialog.returnValue === "yes");
+      }),
+    );
+  }
+
   async cancel(job) {
+    if (!(await this.confirm(`Cancel ${job.name}?`, "Cancel job", "Keep it running"))) return;
     try {
       await request(`/api/v2/jobs/${job.id}/cancel/`, { method: "POST" });
       this.announce(`${job.name}: asked to stop`);

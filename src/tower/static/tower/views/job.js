@@ -159,6 +159,8 @@ export class JobPage {
     const facts = [`#${job.id}`, kindName(job.kind ?? job.type), owner?.username, team?.name];
     if (job.started) facts.push(`started ${when(job.started)}`);
     say(this.facts, facts.filter(Boolean).join(" · "));
+    // What goes must not take the focus with it.
+    if (!isActive(job.status) && this.cancel === document.activeElement) this.name.focus({ preventScroll: true });
     this.cancel.hidden = !isActive(job.status);
     if (before?.status !== job.status) {
       const fresh = badge(job.status);
