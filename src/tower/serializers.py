@@ -28,6 +28,14 @@ def own_team(user: Any, team: Team | None) -> Team | None:
     return team
 
 
+def summary(owned: Job | Schedule) -> dict[str, Any]:
+    """Who owns it, by name as well."""
+    fields: dict[str, Any] = {"owner": {"id": owned.owner_id, "username": owned.owner.username}}
+    if owned.team is not None:
+        fields["team"] = {"id": owned.team_id, "name": owned.team.name}
+    return fields
+
+
 class JobSerializer(serializers.ModelSerializer):
     type = serializers.CharField(source="kind", read_only=True)
     url = serializers.SerializerMethodField()

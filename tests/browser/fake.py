@@ -117,6 +117,10 @@ class State:
                 "next_run": (now() + timedelta(hours=5)).isoformat(),
                 "owner": 1,
                 "team": None,
+                "summary_fields": {
+                    "owner": {"id": 1, "username": "ringer"},
+                    "team": {"id": 1, "name": "Platform"},
+                },
             },
         }
 

@@ -313,9 +313,11 @@ class App {
   }
 
   go() {
-    const [, place = "jobs", id] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?$/) ?? [];
+    const [, place = "jobs", id, query = ""] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?(\?.*)?$/) ?? [];
     const first = this.route === null;
     const route = `${place}/${id ?? ""}`;
+    if (query && this.jobs?.read(query)) this.jobs.load();
+    if (this.jobs && place === "jobs") this.keep(this.jobs.query);
     if (route === this.route) return;
     this.route = route;
     for (const link of document.querySelectorAll("#nav a")) {
@@ -328,17 +330,23 @@ class App {
       this.replace(place === "schedules" ? new Schedules(this) : new Connections(this));
       this.title(place === "schedules" ? "Schedules" : "Connections");
     } else {
-      this.showJobs(id === undefined ? null : Number(id));
+      this.showJobs(id === undefined ? null : Number(id), query);
     }
     if (!first) this.stage.querySelector(this.view ? "section:last-of-type h1" : "h1")?.focus({ preventScroll: true });
   }
 
-  showJobs(id) {
+  /** The address says what the list shows: a reload and a link show the same. */
+  keep(query) {
+    const hash = location.hash.split("?")[0] || "#/jobs";
+    if (query !== "" || location.hash !== "") history.replaceState(history.state, "", hash + query);
+  }
+
+  showJobs(id, query) {
     const left = this.view instanceof JobPage ? this.view.id : null;
     this.view?.destroy();
     this.view = null;
     if (!this.jobs) {
-      this.jobs = new Jobs(this);
+      this.jobs = new Jobs(this, query);
       this.stage.replaceChildren(this.jobs.element);
     }
     for (const other of [...this.stage.children]) if (other !== this.jobs.element) other.remove();

@@ -294,7 +294,7 @@ export class JobPage {
       element.hidden = count === 0 && !ALWAYS.has(key);
       element.classList.toggle("none", count === 0);
     }
-    this.figureBar.hidden = this.family !== "" && this.family !== "job_events";
+    this.figureBar.hidden = this.asked.knowledge.state === "failed" || (this.family !== "" && this.family !== "job_events");
     const active = this.job && isActive(this.job.status);
     const task = this.tally.task || this.tally.play;
     say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");

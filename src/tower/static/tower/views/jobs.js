@@ -12,8 +12,8 @@ const GATHER = 300; // ms: a burst of news becomes one request
 const GRACE = 3000; // ms: a job that leaves the filter stays to be seen in its new state
 
 export class Jobs {
-  /** @param {object} app */
-  constructor(app) {
+  /** @param {object} app @param {string} [query]  what to show, see `query` */
+  constructor(app, query = "") {
     this.app = app;
     this.jobs = new Map();
     this.rows = new Map();
@@ -60,6 +60,7 @@ export class Jobs {
       app.onSecond(() => this.tick()),
     ];
     app.want("jobs", { jobs: ["status_changed", "summary"] });
+    this.read(query);
     this.load();
   }
 
@@ -76,11 +77,31 @@ export class Jobs {
     this.app.want("jobs", null);
   }
 
+  /** What the list shows, as the address has it: "?status=failed&search=web". */
+  get query() {
+    return address("", { status: this.filter === FILTERS[0] ? "" : this.filter.name, search: this.search });
+  }
+
+  /** @param {string} query  as above @returns {boolean} whether that is something else than is shown */
+  read(query) {
+    const wanted = new URLSearchParams(query);
+    const before = this.query;
+    this.filter = FILTERS.find(({ name }) => name === wanted.get("status")) ?? FILTERS[0];
+    this.search = this.box.value = wanted.get("search") ?? "";
+    this.press();
+    return this.query !== before;
+  }
+
+  press() {
+    for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === this.filter));
+  }
+
   choose(filter) {
     this.size = PAGE_SIZE;
     this.filter = filter;
     this.search = this.box.value.trim();
-    for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === filter));
+    this.press();
+    this.app.keep(this.query);
     return this.load();
   }
 
