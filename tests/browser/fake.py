@@ -4,7 +4,8 @@ An ASGI application for daphne. It serves the page with hashed static files unde
 the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fake/` with `{"do": …}`:
 
     {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them
-    {"do": "job", "fields": {…}}                              a new job: the arguments of `job`; with "quiet" nobody is told
+    {"do": "job", "fields": {…}}                              a new job: the arguments of `job`
+                                                              "quiet": true: and nobody is told
     {"do": "status", "job": 1, "status": "successful"}        or "jobs": […]
     {"do": "frame", "frame": {…}}                             send a frame to every socket
     {"do": "close", "code": 4408}                             close every socket
