@@ -177,6 +177,10 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Events and who may hear of them. Live notifications: /websocket/.",
     "VERSION": __version__,
     "SERVE_INCLUDE_SCHEMA": False,
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "carillon.api.errors.document_errors",
+    ],
 }
 
 # Static files --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from drf_spectacular.views import SpectacularJSONAPIView
 from rest_framework.permissions import AllowAny
 from rest_framework.routers import SimpleRouter
 
-from carillon.api.accounts import LoginView, LogoutView, MeView, RootView, TokenViewSet
+from carillon.api.accounts import IndexView, LoginView, LogoutView, MeView, RootView, TokenViewSet
 from carillon.api.connections import ConnectionsView, upgrade_required
 from carillon.api.health import HealthView, PingView
 from carillon.api.metrics import MetricsView
@@ -15,6 +15,7 @@ router = SimpleRouter()
 router.register("tokens", TokenViewSet, basename="token")
 
 v2 = [
+    path("", IndexView.as_view(), name="index"),
     path("ping/", PingView.as_view(), name="ping"),
     path("health/", HealthView.as_view(), name="health"),
     path("metrics/", MetricsView.as_view(), name="metrics"),

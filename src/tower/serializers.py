@@ -28,6 +28,14 @@ def own_team(user: Any, team: Team | None) -> Team | None:
     return team
 
 
+def summary(owned: Job | Schedule) -> dict[str, Any]:
+    """Who owns it, by name as well."""
+    fields: dict[str, Any] = {"owner": {"id": owned.owner_id, "username": owned.owner.username}}
+    if owned.team is not None:
+        fields["team"] = {"id": owned.team_id, "name": owned.team.name}
+    return fields
+
+
 class JobSerializer(serializers.ModelSerializer):
     type = serializers.CharField(source="kind", read_only=True)
     url = serializers.SerializerMethodField()
@@ -70,10 +78,7 @@ class JobSerializer(serializers.ModelSerializer):
         return {"events": api(f"jobs/{job.pk}/events/"), "cancel": api(f"jobs/{job.pk}/cancel/")}
 
     def get_summary_fields(self, job: Job) -> dict[str, Any]:
-        fields: dict[str, Any] = {"owner": {"id": job.owner_id, "username": job.owner.username}}
-        if job.team is not None:
-            fields["team"] = {"id": job.team_id, "name": job.team.name}
-        return fields
+        return summary(job)
 
     def validate_team(self, team: Team | None) -> Team | None:
         return own_team(self.context["request"].user, team)
@@ -162,14 +167,30 @@ class EventsResultSerializer(serializers.Serializer):
 
 class ScheduleSerializer(serializers.ModelSerializer):
     url = serializers.SerializerMethodField()
+    summary_fields = serializers.SerializerMethodField()
 
     class Meta:
         model = Schedule
-        fields = ("id", "url", "name", "rrule", "enabled", "next_run", "owner", "team", "created", "modified")
+        fields = (
+            "id",
+            "url",
+            "name",
+            "rrule",
+            "enabled",
+            "next_run",
+            "owner",
+            "team",
+            "created",
+            "modified",
+            "summary_fields",
+        )
         read_only_fields = ("owner", "created", "modified")
 
     def get_url(self, schedule: Schedule) -> str:
         return api(f"schedules/{schedule.pk}/")
+
+    def get_summary_fields(self, schedule: Schedule) -> dict[str, Any]:
+        return summary(schedule)
 
     def validate_team(self, team: Team | None) -> Team | None:
         return own_team(self.context["request"].user, team)

@@ -208,7 +208,8 @@ class ScheduleViewSet(viewsets.ModelViewSet):
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]
 
     def get_queryset(self) -> Any:
-        return Schedule.objects.visible_to(self.request.user).order_by("id")
+        schedules = Schedule.objects.visible_to(self.request.user).select_related("owner", "team")
+        return schedules.order_by("id")
 
     def perform_create(self, serializer: Any) -> None:
         serializer.instance = changes.save_schedule(

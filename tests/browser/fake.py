@@ -5,7 +5,8 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
 
     {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them
     {"do": "job", "fields": {…}}                              a new job: the arguments of `job`
-    {"do": "status", "job": 1, "status": "successful"}
+                                                              "quiet": true: and nobody is told
+    {"do": "status", "job": 1, "status": "successful"}        or "jobs": […]
     {"do": "frame", "frame": {…}}                             send a frame to every socket
     {"do": "close", "code": 4408}                             close every socket
     {"do": "refuse", "code": 4403, "error": "…"}              refuse handshakes; code null: accept again
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import django
 from django.conf import settings
@@ -117,6 +118,10 @@ class State:
                 "next_run": (now() + timedelta(hours=5)).isoformat(),
                 "owner": 1,
                 "team": None,
+                "summary_fields": {
+                    "owner": {"id": 1, "username": "ringer"},
+                    "team": {"id": 1, "name": "Platform"},
+                },
             },
         }
 
@@ -126,12 +131,13 @@ STATE = State()
 
 def page_of(rows, query):
     size = min(int(query.get("page_size", ["25"])[0]), 200)
-    more = len(rows) > size
+    page = int(query.get("page", ["1"])[0])
+    follows = urlencode({**{name: values[0] for name, values in query.items()}, "page": page + 1})
     return {
         "count": len(rows),
-        "next": "http://fake/api/next/" if more else None,
+        "next": f"http://fake/api/next/?{follows}" if len(rows) > page * size else None,
         "previous": None,
-        "results": rows[:size],
+        "results": rows[(page - 1) * size : page * size],
     }
 
 
@@ -193,14 +199,16 @@ async def steer(order):
         one = job(**order["fields"])
         STATE.jobs[one["id"]] = one
         STATE.events.setdefault(one["id"], [])
-        await tell(
-            {"group_name": "jobs", "unified_job_id": one["id"], "status": one["status"]},
-            ["jobs-status_changed"],
-        )
+        if not order.get("quiet"):
+            await tell(
+                {"group_name": "jobs", "unified_job_id": one["id"], "status": one["status"]},
+                ["jobs-status_changed"],
+            )
     elif do == "frame":
         await tell(order["frame"])
     elif do == "status":
-        await set_status(order["job"], order["status"])
+        for number in order.get("jobs") or [order["job"]]:
+            await set_status(number, order["status"])
     elif do == "close":
         for socket in list(STATE.sockets.values()):
             await socket.send({"type": "websocket.close", "code": order["code"]})

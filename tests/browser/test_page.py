@@ -123,7 +123,102 @@ def test_the_list_is_filtered_and_searched(fake, page):
 def test_a_job_is_canceled(page):
     row = page.locator(".row", has_text="Rotate certificates")
     row.get_by_role("button", name="Cancel").click()
+    question = page.get_by_role("dialog", name="Cancel Rotate certificates?")
+    expect(question.get_by_role("button", name="Keep it running")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(question).to_have_count(0)
+    expect(row.get_by_role("button", name="Cancel")).to_be_focused()
+    expect(row.locator(".badge")).to_have_text("pending")
+    page.keyboard.press("Enter")
+    question.get_by_role("button", name="Cancel job").click()
     expect(row.locator(".badge")).to_have_text("canceled")
+    expect(row.get_by_role("link")).to_be_focused()
+
+
+def test_the_filter_and_the_search_are_in_the_address(fake, page):
+    names = page.locator(".row-link")
+    page.get_by_role("button", name="Failed").click()
+    expect(page).to_have_url(re.compile(r"/#/jobs\?status=failed$"))
+    page.get_by_role("button", name="Active").click()
+    page.get_by_label("Search jobs by name").fill("roll out & more")
+    expect(page).to_have_url(re.compile(r"/#/jobs\?status=active&search=roll\+out\+%26\+more$"))
+    page.get_by_label("Search jobs by name").fill("roll")
+    expect(names).to_have_text(["Roll out the web tier"])
+    page.get_by_role("link", name="Roll out").click()
+    expect(page).to_have_url(re.compile(r"/#/jobs/1\?status=active&search=roll$"))
+    page.reload()
+    expect(page.get_by_role("heading", name="Roll out the web tier")).to_be_visible()
+    expect(names).to_have_text(["Roll out the web tier"])
+    expect(page.get_by_role("button", name="Active")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Search jobs by name")).to_have_value("roll")
+    page.evaluate("location.hash = '#/jobs?status=failed'")
+    expect(names).to_have_text(["Fetch site playbooks"])
+
+
+def test_an_unknown_job_is_one_message_and_no_figures(fake, open_page):
+    watched = open_page()
+    watched.expect("404")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/99")
+    expect(page.locator(".problem:visible > span")).to_have_text(
+        ["There is no job 99, or you may not see it."]
+    )
+    expect(page.locator(".job .figures")).to_be_hidden()
+    expect(page.locator("#toast")).to_be_hidden()
+
+
+def test_nothing_turns_under_reduced_motion(fake, open_page):
+    page = open_page(reduced_motion="reduce").page
+    page.goto(fake.url)
+    expect(page.locator(".row .icon-running").first).to_be_visible()
+    assert page.evaluate("document.getAnimations().length") == 0
+
+
+def test_a_new_state_that_cannot_be_asked_for_makes_the_list_stale(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(fake.url)
+    expect(words(page)).to_have_text(CONNECTED)
+    fake.do("fail", path="/api/v2/jobs/9/", times=1)
+    fake.do("job", fields={"number": 9, "name": "Brand new", "status": "new"})
+    expect(page.locator(".jobs .problem")).to_contain_text("The list may be out of date")
+    expect(page.locator(".row-link").first).to_have_text("Brand new")
+    expect(page.locator(".jobs .problem")).to_be_hidden()
+
+
+def test_the_open_job_is_canceled_and_the_focus_is_kept(job_page):
+    job_page.locator(".job").get_by_role("button", name="Cancel job").click()
+    job_page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    expect(job_page.locator(".job .badge")).to_have_text("canceled")
+    expect(job_page.get_by_role("heading", name="Roll out the web tier")).to_be_focused()
+
+
+def test_a_burst_of_new_jobs_waits_and_an_expanded_list_stays(fake, page):
+    for number in range(10, 70):
+        fake.do(
+            "job", quiet=True, fields={"number": number, "name": f"Older {number}", "status": "successful"}
+        )
+    page.reload()
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".row")).to_have_count(65)
+    target = page.get_by_role("link", name="Older 12", exact=True)
+    target.scroll_into_view_if_needed()
+    before = target.bounding_box()["y"]
+    page.evaluate("document.querySelectorAll('.row').forEach((row) => (row.kept = true))")
+    for number in range(70, 77):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"New {number}", "status": "new"})
+    fake.do("status", jobs=[*range(70, 77)], status="pending")
+    new = page.get_by_role("button", name="7 new jobs")
+    expect(new).to_be_visible()
+    expect(page.locator(".row")).to_have_count(65)
+    assert abs(target.bounding_box()["y"] - before) < 1, "the list moved"
+    new.click()
+    expect(page.locator(".row")).to_have_count(72)
+    expect(page.locator(".row-link").first).to_have_text("New 76")
+    expect(page.locator(".row-link").first).to_be_focused()
+    expect(new).to_be_hidden()
+    assert page.evaluate("[...document.querySelectorAll('.row')].filter((row) => row.kept).length") == 65
 
 
 # Output -------------------------------------------------------------------------------------------
@@ -416,6 +511,7 @@ def test_places_have_shortcuts_and_titles(page):
 def test_a_schedule_is_switched_and_the_switch_keeps_the_focus(page):
     page.goto(page.url.split("#")[0] + "#/schedules")
     switch = page.get_by_role("switch", name="Run Nightly inventory")
+    expect(page.locator("tbody tr")).to_contain_text("ringer · Platform")
     expect(switch).to_have_attribute("aria-checked", "true")
     switch.focus()
     page.keyboard.press("Space")

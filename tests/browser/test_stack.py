@@ -165,6 +165,7 @@ def test_a_new_job_appears_and_is_canceled(api, log_in):
     row = page.locator(".row", has=page.locator(f".row-link[href='#/jobs/{made['id']}']"))
     expect(row).to_contain_text("Just begun")
     row.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
     expect(row.locator(".badge")).to_have_text("canceled")
     assert api("GET", made["url"])["status"] == "canceled"
 

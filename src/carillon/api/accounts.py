@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -10,7 +11,7 @@ from django.contrib.auth import authenticate, login, logout
 from django.http import HttpResponse, HttpResponseRedirect
 from django.middleware.csrf import get_token
 from django.shortcuts import resolve_url
-from django.urls import get_script_prefix, reverse
+from django.urls import NoReverseMatch, get_resolver, get_script_prefix, reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.csrf import csrf_protect
@@ -46,12 +47,35 @@ class RootView(APIView):
                 "description": "Carillon",
                 "current_version": api(""),
                 "available_versions": {"v2": api("")},
+                "schema": api("schema/"),
                 "login": reverse("login"),
                 "logout": reverse("logout"),
                 "websocket": f"{get_script_prefix()}websocket/",
             },
             headers={SESSION_COOKIE_HEADER: settings.SESSION_COOKIE_NAME},
         )
+
+
+def routes() -> dict[str, str]:
+    """The path of every route below /api/v2/ that needs no id, by its name: the project's own ones too."""
+    found = {}
+    for route in get_resolver().reverse_dict:
+        with suppress(NoReverseMatch):
+            place = reverse(route) if isinstance(route, str) else ""
+            if place.startswith(api("")) and (name := place.removeprefix(api("")).strip("/")):
+                found[name] = place
+    return dict(sorted(found.items()))
+
+
+class IndexView(APIView):
+    """What there is in this version, by name."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    @extend_schema(operation_id="index_retrieve", responses={200: dict})
+    def get(self, request: Request) -> Response:
+        return Response(routes())
 
 
 def wants_json(request: Request) -> bool:

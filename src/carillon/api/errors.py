@@ -6,6 +6,8 @@ from typing import Any
 
 from django.db import DataError
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.urls import get_script_prefix
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
@@ -35,12 +37,66 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """404: JSON below /api/, a plain sentence elsewhere."""
+    """404: JSON below /api/, elsewhere a page for browsers and a sentence for programs."""
     if request.path_info.startswith("/api/"):
         return JsonResponse({"detail": "Not found. GET /api/v2/schema/ lists what there is."}, status=404)
+    if request.accepts("text/html") and "text/html" in request.headers.get("Accept", ""):
+        return render(request, "carillon/404.html", {"home": get_script_prefix()}, status=404)
     return HttpResponse("Not found.\n", status=404, content_type="text/plain; charset=utf-8")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """500: the traceback is in the log, not in the answer."""
     return JsonResponse({"detail": "Internal error: the server's log has the details."}, status=500)
+
+
+_ERROR = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+_MESSAGES = {"type": "array", "items": {"type": "string"}}
+_SCHEMAS = {
+    "Error": _ERROR,
+    "FieldErrors": {
+        "type": "object",
+        "description": "What is wrong with each field. A field that is a list has, by index, what is wrong "
+        'with its items: {"groups": {"0": ["…"]}}.',
+        "additionalProperties": {"anyOf": [_MESSAGES, {"type": "object", "additionalProperties": {}}]},
+    },
+}
+_DESCRIPTIONS = {
+    "400": "The request is not understood, or a field of it is wrong.",
+    "401": "Nobody is logged in, or the token is not valid.",
+    "403": "The token's scope or the user's rights do not allow it, or the CSRF token is missing.",
+    "404": "There is no such object, or this user may not see it.",
+    "429": "Too many requests. Try again later.",
+}
+
+
+def document_errors(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """A hook of drf-spectacular: adds to each operation the errors that it can answer with."""
+    schemas = result.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(_SCHEMAS)
+    for path, operations in result["paths"].items():
+        for method, operation in operations.items():
+            for status in _statuses(path, method, operation):
+                documented = operation["responses"].setdefault(status, {})
+                documented["description"] = documented.get("description") or _DESCRIPTIONS[status]
+                documented["content"] = {"application/json": {"schema": _shape(status)}}
+    return result
+
+
+def _statuses(path: str, method: str, operation: dict[str, Any]) -> list[str]:
+    found = ["429"]
+    if "requestBody" in operation or any(one["in"] == "query" for one in operation.get("parameters", [])):
+        found.append("400")
+    if {} not in operation.get("security", [{}]):
+        found += ["401", "403"]
+    elif method == "post":  # logging in and out
+        found += ["403"] if "401" not in operation["responses"] else ["401", "403"]
+    if "{" in path or any(one["name"] == "page" for one in operation.get("parameters", [])):
+        found.append("404")
+    return sorted(found)
+
+
+def _shape(status: str) -> dict[str, Any]:
+    names = ["Error", "FieldErrors"] if status == "400" else ["Error"]
+    shapes = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    return shapes[0] if len(shapes) == 1 else {"anyOf": shapes}

@@ -25,8 +25,9 @@ from carillon.client.words import describe, paint, plain
 
 COMMANDS = ("watch", "output")
 EXIT_CODES = """\
-exit codes: 0 it ended well, 1 the job failed or was canceled, 2 wrong words, no address or no such group,
-3 the server is away, 4 the server refuses, 5 its certificate is not trusted, 128+n stopped by signal n."""
+exit codes: 0 it ended well, 1 the job failed or was canceled, 2 wrong words, no address, or no such group or
+job, 3 the server is away, 4 the server refuses, 5 its certificate is not trusted, 128+n stopped by
+signal n."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

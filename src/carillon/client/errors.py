@@ -27,6 +27,16 @@ class Away(ClientError):
     exit_code = 3
 
 
+class NotThere(Away):
+    """The API knows no such path, or does not show it to this token."""
+
+
+class UnknownJob(ClientError):
+    """There is no such job, or the token may not see it."""
+
+    exit_code = 2
+
+
 class Refused(ClientError):
     """The server knows whom it has before it and does not let them in. Coming back does not help."""
 

@@ -8,7 +8,7 @@ import ssl
 
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from carillon.client.errors import Away, CertificateError, ClientError, Refused
+from carillon.client.errors import Away, CertificateError, ClientError, NotThere, Refused
 
 
 def connection_failure(error: Exception, where: str) -> ClientError:
@@ -29,10 +29,20 @@ def connection_failure(error: Exception, where: str) -> ClientError:
     if isinstance(error, socket.gaierror):
         return Away(f"the name in {where} is not known")
     if isinstance(error, OSError):
-        return Away(f"no connection to {where}: {(error.strerror or str(error)).lower()}")
+        return Away(f"no connection to {where}: {_cause(error)}")
     if isinstance(error, InvalidHandshake):
         return Away(f"what answers at {where} speaks no websocket: {error}")
-    return Away(f"no connection to {where}: {error}")
+    return Away(f"no connection to {where}: {_cause(error)}")
+
+
+def _cause(error: Exception) -> str:
+    """An error's cause in words, also when it has none of its own: asyncio's resets are empty."""
+    words = getattr(error, "strerror", None) or str(error)
+    if words:
+        return str(words).lower()
+    if isinstance(error, (ConnectionError, EOFError)):
+        return "the other side closed it"
+    return type(error).__name__
 
 
 def http_failure(status: int, body: bytes | bytearray | None, where: str) -> ClientError:
@@ -48,7 +58,7 @@ def http_failure(status: int, body: bytes | bytearray | None, where: str) -> Cli
     if status in (401, 403):
         return Refused(f"{where} refuses the token ({status}){quoted}")
     if status == 404:
-        return Away(f"{where} is not there (404){quoted}")
+        return NotThere(f"{where} is not there (404){quoted}")
     if status == 426:
         return Away(f"{where} saw no websocket (426): something between eats the Upgrade header{quoted}")
     return Away(f"{where} answers {status}{quoted}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from carillon.client import rest
 from carillon.client.endpoint import Endpoint
-from carillon.client.errors import Away
+from carillon.client.errors import Away, NotThere, UnknownJob
 from carillon.client.link import Socket, Tell
 from carillon.client.protocol import RELATIONS, Event
 from carillon.client.sequence import Sequence, output_of
@@ -38,8 +38,8 @@ async def follow(
     :raises ClientError: the job is not there, or the link has ended
     """
     tell = on_link or (lambda words: None)
-    job = await rest.get(where, f"/api/v2/jobs/{job_id}/")
     follower = _Follower(where, job_id, write, tell)
+    job = await follower.job()
     if job["status"] in FINAL:
         await follower.fetch()
         return str(job["status"])
@@ -117,21 +117,27 @@ class _Follower:
         self.final_counter = counter if isinstance(counter, int) else None
         return False
 
+    async def job(self) -> Any:
+        return await self._get("")
+
+    async def _get(self, path: str, **query: str | int) -> Any:
+        try:
+            return await rest.get(self._where, f"/api/v2/jobs/{self._job_id}/{path}", **query)
+        except NotThere:
+            raise UnknownJob(
+                f"{self._where.url} has no job {self._job_id}, or does not show it to this token"
+            ) from None
+
     async def look(self) -> None:
         """Asks the API for what is missing, and how the job is."""
-        job = await rest.get(self._where, f"/api/v2/jobs/{self._job_id}/")
+        job = await self.job()
         await self.fetch()
         self.status = str(job["status"])
 
     async def fetch(self) -> None:
         """Fetches every event after the last one written."""
         while True:
-            answer = await rest.get(
-                self._where,
-                f"/api/v2/jobs/{self._job_id}/events/",
-                counter__gt=self.sequence.last,
-                page_size=PAGE,
-            )
+            answer = await self._get("events/", counter__gt=self.sequence.last, page_size=PAGE)
             results: list[dict[str, Any]] = answer["results"]
             before = self.sequence.last
             self._put(self.sequence.add(results))

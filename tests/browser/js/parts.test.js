@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/tower/static/tower/ansi.js";
 import { EventLog, lineCount } from "../../../src/tower/static/tower/eventlog.js";
 import { ago, duration, elapsed } from "../../../src/tower/static/tower/format.js";
-import { Knowledge } from "../../../src/tower/static/tower/loading.js";
+import { Knowledge } from "../../../src/tower/static/tower/knowledge.js";
 import { Tally } from "../../../src/tower/static/tower/tally.js";
 
 const styled = (changes) => ({ ...PLAIN, ...changes });

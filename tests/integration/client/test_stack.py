@@ -195,5 +195,5 @@ async def test_an_unknown_family_is_told_by_the_server(environ, execute):
 
 async def test_a_job_that_is_not_there(environ, execute):
     code, _, err = await finish(await execute("carillon.client", "output", "999999999", env=environ))
-    assert code == 3
-    assert "404" in err
+    assert code == 2
+    assert "has no job 999999999" in err

@@ -61,6 +61,27 @@ def test_not_found_is_json_for_programs(client):
     assert client.get("/websocketfoo").status_code == 404
 
 
+def test_not_found_is_a_page_for_browsers(client):
+    answer = client.get("/<b>nonsense", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert answer.status_code == 404
+    assert answer["Content-Type"].startswith("text/html")
+    page = answer.content.decode()
+    assert "/&lt;b&gt;nonsense" in page
+    assert not [word for word in ("style=", "<style", "<script") if word in page], "the CSP allows none"
+    assert 'href="/static/carillon/error.css"' in page
+    for program in ("*/*", "application/json"):
+        assert client.get("/nonsense", headers={"Accept": program})["Content-Type"].startswith("text/plain")
+
+
+def test_the_index_names_every_route_that_needs_no_id(client):
+    index = client.get(client.get("/api/").json()["current_version"]).json()
+    paths = client.get("/api/v2/schema/").json()["paths"]
+    expected = {path for path in paths if "{" not in path and path.startswith("/api/v2/")} - {"/api/v2/"}
+    assert set(index.values()) == expected | {"/api/v2/schema/"}
+    assert index["jobs"] == "/api/v2/jobs/"
+    assert client.get("/api/").json()["schema"] == "/api/v2/schema/"
+
+
 @pytest.mark.django_db
 def test_the_migrations_are_whole():
     call_command("makemigrations", "--check", "--dry-run", stdout=StringIO())
@@ -73,6 +94,29 @@ def test_the_schema(client):
         "paths"
     ].keys()
     assert "bearer" in schema["components"]["securitySchemes"]
+
+
+def test_the_schema_has_the_shape_of_every_error(client):
+    schema = client.get("/api/v2/schema/").json()
+    assert {"Error", "FieldErrors"} <= schema["components"]["schemas"].keys()
+
+    def errors(path, method):
+        responses = schema["paths"][path][method]["responses"]
+        for status, response in responses.items():
+            if status in {"400", "401", "403", "404", "429"}:
+                assert response["description"], (path, method, status)
+                assert "Error" in json.dumps(response["content"]["application/json"]["schema"])
+        return {status for status in responses if status.startswith("4")}
+
+    assert errors("/api/v2/jobs/", "get") == {"400", "401", "403", "404", "429"}
+    assert errors("/api/v2/jobs/{id}/", "patch") == {"400", "401", "403", "404", "409", "429"}
+    assert errors("/api/v2/tokens/{id}/", "delete") == {"401", "403", "404", "429"}
+    assert errors("/api/login/", "post") == {"400", "401", "403", "429"}
+    assert errors("/api/logout/", "post") == {"403", "429"}
+    assert errors("/api/v2/ping/", "get") == {"429"}
+    for path, operations in schema["paths"].items():
+        for method in operations:
+            errors(path, method)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ async def test_a_reader_that_leaves_is_no_error(stub, run):
         (["watch", "bells:all"], {}, 2, "unknown channel bells"),
         (["watch"], {"CARILLON_URL": "http://127.0.0.1:9"}, 3, "nothing listens at http://127.0.0.1:9"),
         (["output", "42"], {"CARILLON_URL": "http://127.0.0.1:9"}, 3, "nothing listens"),
-        (["output", "9"], {}, 3, "is not there (404): Not found"),
+        (["output", "9"], {}, 2, "has no job 9, or does not show it to this token"),
     ],
 )
 async def test_what_goes_wrong_is_one_line_and_an_exit_code(run, arguments, environ, code, words):
@@ -260,6 +260,17 @@ async def test_output_goes_on_while_the_api_is_away(stub, run):
     code, out, err = await command.end()
     assert (code, out) == (1, "three\n")
     assert "job 42 is canceled" in err
+
+
+async def test_output_ends_when_its_job_is_gone(stub, run):
+    stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
+    command = await run("output", "42")
+    await stub.until(lambda: stub.subscriptions)
+    stub.job = {}
+    await stub.send(job_event(2, "two"))  # one is missing: the API is asked
+    code, _, err = await command.end()
+    assert code == 2
+    assert "has no job 42" in err
 
 
 async def test_the_client_needs_no_django():

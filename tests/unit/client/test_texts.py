@@ -4,6 +4,7 @@ import pytest
 
 from carillon.client.endpoint import endpoint, from_environment
 from carillon.client.errors import ConfigurationError
+from carillon.client.failures import connection_failure
 from carillon.client.protocol import Event
 from carillon.client.sequence import MAX_EARLY, Sequence, output_of
 from carillon.client.words import describe
@@ -162,3 +163,17 @@ def test_the_token_is_in_no_repr(tmp_path):
     where = from_environment({"CARILLON_URL": "http://x", "CARILLON_TOKEN": "other"}, token_file=str(file))
     assert where.token == "s3cret"
     assert "s3cret" not in repr(where)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ConnectionResetError(), "the other side closed it"),
+        (EOFError(), "the other side closed it"),
+        (ConnectionResetError(104, "Connection reset by peer"), "connection reset by peer"),
+        (OSError(), "OSError"),
+        (RuntimeError(""), "RuntimeError"),
+    ],
+)
+def test_a_failed_connection_always_has_a_cause(error, cause):
+    assert str(connection_failure(error, "http://there")) == f"no connection to http://there: {cause}"

@@ -402,7 +402,12 @@ class TestSchedules:
             ).json()
         with commits():
             client.patch(made["url"], {"enabled": False, "next_run": "2026-12-24T18:00:00Z"}, format="json")
-        assert people.client(people.ben).get(made["url"]).json()["enabled"] is False
+        seen = people.client(people.ben).get(made["url"]).json()
+        assert seen["enabled"] is False
+        assert seen["summary_fields"] == {
+            "owner": {"id": people.ann.pk, "username": people.ann.username},
+            "team": {"id": people.team.pk, "name": people.team.name},
+        }
         assert people.client(people.carl).get(made["url"]).status_code == 404
         with commits():
             assert client.delete(made["url"]).status_code == 204

@@ -260,7 +260,34 @@ class App {
     document.title = text ? `${text} · Carillon` : "Carillon";
   }
 
+  /**
+   * Ask before something that cannot be undone. The focus goes back to where it was.
+   *
+   * @param {string} question @param {string} yes @param {string} no  what the buttons say
+   * @returns {Promise<boolean>}
+   */
+  confirm(question, yes, no) {
+    const heading = h("h2", { id: "question" }, question);
+    const form = h(
+      "form",
+      { method: "dialog" },
+      h("button.quiet", { type: "submit", value: "no", autofocus: true }, no),
+      " ",
+      h("button.primary", { type: "submit", value: "yes" }, yes),
+    );
+    const dialog = h("dialog.card", { "aria-labelledby": "question" }, heading, form);
+    document.body.append(dialog);
+    dialog.showModal();
+    return new Promise((resolve) =>
+      dialog.addEventListener("close", () => {
+        dialog.remove();
+        resolve(dialog.returnValue === "yes");
+      }),
+    );
+  }
+
   async cancel(job) {
+    if (!(await this.confirm(`Cancel ${job.name}?`, "Cancel job", "Keep it running"))) return;
     try {
       await request(`/api/v2/jobs/${job.id}/cancel/`, { method: "POST" });
       this.announce(`${job.name}: asked to stop`);
@@ -286,9 +313,11 @@ class App {
   }
 
   go() {
-    const [, place = "jobs", id] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?$/) ?? [];
+    const [, place = "jobs", id, query = ""] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?(\?.*)?$/) ?? [];
     const first = this.route === null;
     const route = `${place}/${id ?? ""}`;
+    if (query && this.jobs?.read(query)) this.jobs.load();
+    if (this.jobs && place === "jobs") this.keep(this.jobs.query);
     if (route === this.route) return;
     this.route = route;
     for (const link of document.querySelectorAll("#nav a")) {
@@ -301,17 +330,23 @@ class App {
       this.replace(place === "schedules" ? new Schedules(this) : new Connections(this));
       this.title(place === "schedules" ? "Schedules" : "Connections");
     } else {
-      this.showJobs(id === undefined ? null : Number(id));
+      this.showJobs(id === undefined ? null : Number(id), query);
     }
     if (!first) this.stage.querySelector(this.view ? "section:last-of-type h1" : "h1")?.focus({ preventScroll: true });
   }
 
-  showJobs(id) {
+  /** The address says what the list shows: a reload and a link show the same. */
+  keep(query) {
+    const hash = location.hash.split("?")[0] || "#/jobs";
+    if (query !== "" || location.hash !== "") history.replaceState(history.state, "", hash + query);
+  }
+
+  showJobs(id, query) {
     const left = this.view instanceof JobPage ? this.view.id : null;
     this.view?.destroy();
     this.view = null;
     if (!this.jobs) {
-      this.jobs = new Jobs(this);
+      this.jobs = new Jobs(this, query);
       this.stage.replaceChildren(this.jobs.element);
     }
     for (const other of [...this.stage.children]) if (other !== this.jobs.element) other.remove();

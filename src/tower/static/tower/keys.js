@@ -61,7 +61,7 @@ export function listen(app) {
   };
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || help.open || app.user === null) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]") || app.user === null) return;
     const typing = event.target.matches("input:not([type=checkbox]), textarea, select");
     if (event.key === "Escape") {
       if (typing) event.target.blur();

@@ -159,6 +159,8 @@ export class JobPage {
     const facts = [`#${job.id}`, kindName(job.kind ?? job.type), owner?.username, team?.name];
     if (job.started) facts.push(`started ${when(job.started)}`);
     say(this.facts, facts.filter(Boolean).join(" · "));
+    // What goes must not take the focus with it.
+    if (!isActive(job.status) && this.cancel === document.activeElement) this.name.focus({ preventScroll: true });
     this.cancel.hidden = !isActive(job.status);
     if (before?.status !== job.status) {
       const fresh = badge(job.status);
@@ -292,7 +294,7 @@ export class JobPage {
       element.hidden = count === 0 && !ALWAYS.has(key);
       element.classList.toggle("none", count === 0);
     }
-    this.figureBar.hidden = this.family !== "" && this.family !== "job_events";
+    this.figureBar.hidden = this.asked.knowledge.state === "failed" || (this.family !== "" && this.family !== "job_events");
     const active = this.job && isActive(this.job.status);
     const task = this.tally.task || this.tally.play;
     say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");

@@ -6,12 +6,14 @@ import { Loader } from "../loading.js";
 import { ACTIVE, FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 
 const PAGE_SIZE = 50;
+const MAX_PAGE_SIZE = 200; // the API's
+const BURST = 5; // jobs that may come at once; more wait until they are asked for
 const GATHER = 300; // ms: a burst of news becomes one request
 const GRACE = 3000; // ms: a job that leaves the filter stays to be seen in its new state
 
 export class Jobs {
-  /** @param {object} app */
-  constructor(app) {
+  /** @param {object} app @param {string} [query]  what to show, see `query` */
+  constructor(app, query = "") {
     this.app = app;
     this.jobs = new Map();
     this.rows = new Map();
@@ -19,6 +21,8 @@ export class Jobs {
     this.search = "";
     this.next = null;
     this.news = new Set();
+    this.fresh = new Map(); // jobs that wait to be shown
+    this.size = PAGE_SIZE; // rows to ask for: a list that was expanded stays so
     this.timer = 0;
     this.pending = null;
 
@@ -37,6 +41,7 @@ export class Jobs {
     });
     this.list = h("ul.rows", { "aria-label": "Jobs" });
     this.more = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.load(true) }, "Show more");
+    this.waiting = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.reveal() });
     this.status = h("p.empty", { hidden: true });
     this.loader = new Loader(app, "The list", () => this.load());
     this.heading = h("h1", { tabindex: -1 }, "Jobs");
@@ -45,6 +50,7 @@ export class Jobs {
       { "aria-labelledby": "jobs-heading" },
       h("div.pane-head", {}, this.heading, this.box, h("div.chips", { role: "group", "aria-label": "Filter by state" }, ...this.buttons)),
       this.loader.element,
+      h("div.over", {}, this.waiting),
       h("div.scroll", {}, this.list, this.status, this.more),
     );
     this.heading.id = "jobs-heading";
@@ -54,6 +60,7 @@ export class Jobs {
       app.onSecond(() => this.tick()),
     ];
     app.want("jobs", { jobs: ["status_changed", "summary"] });
+    this.read(query);
     this.load();
   }
 
@@ -70,10 +77,31 @@ export class Jobs {
     this.app.want("jobs", null);
   }
 
+  /** What the list shows, as the address has it: "?status=failed&search=web". */
+  get query() {
+    return address("", { status: this.filter === FILTERS[0] ? "" : this.filter.name, search: this.search });
+  }
+
+  /** @param {string} query  as above @returns {boolean} whether that is something else than is shown */
+  read(query) {
+    const wanted = new URLSearchParams(query);
+    const before = this.query;
+    this.filter = FILTERS.find(({ name }) => name === wanted.get("status")) ?? FILTERS[0];
+    this.search = this.box.value = wanted.get("search") ?? "";
+    this.press();
+    return this.query !== before;
+  }
+
+  press() {
+    for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === this.filter));
+  }
+
   choose(filter) {
+    this.size = PAGE_SIZE;
     this.filter = filter;
     this.search = this.box.value.trim();
-    for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === filter));
+    this.press();
+    this.app.keep(this.query);
     return this.load();
   }
 
@@ -81,16 +109,22 @@ export class Jobs {
   async load(more = false) {
     this.pending?.abort();
     this.pending = new AbortController();
-    const path = more
-      ? this.next
-      : address("/api/v2/jobs/", { page_size: PAGE_SIZE, status: this.filter.states, search: this.search, order_by: "-id" });
+    const path = more ? this.next : this.address();
     const { signal } = this.pending;
     const page = await this.loader.attempt(() => request(path, { signal }));
     if (!page || signal.aborted) return;
-    if (!more) this.jobs.clear();
+    if (!more) {
+      this.jobs.clear();
+      this.fresh.clear();
+    }
     for (const job of page.results) this.jobs.set(job.id, job);
+    this.size = Math.min(MAX_PAGE_SIZE, Math.max(PAGE_SIZE, Math.ceil(this.jobs.size / PAGE_SIZE) * PAGE_SIZE));
     this.next = page.next && "/api/v2/jobs/" + new URL(page.next, location.href).search;
     this.draw();
+  }
+
+  address() {
+    return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, order_by: "-id" });
   }
 
   hear(event) {
@@ -107,19 +141,46 @@ export class Jobs {
     this.timer = 0;
     const ids = [...this.news];
     this.news.clear();
-    if (ids.length > 5) {
-      await this.load();
-      return;
+    try {
+      if (ids.length > BURST) await this.burst();
+      else await Promise.all(ids.map((id) => this.renew(id)));
+    } catch (error) {
+      await this.loader.attempt(() => Promise.reject(error)); // out of date from now on, and asked for again
     }
-    await Promise.all(
-      ids.map(async (id) => {
-        try {
-          this.update(await request(`/api/v2/jobs/${id}/`));
-        } catch (error) {
-          if (error.status !== 404) this.app.failed(error);
-        }
-      }),
-    );
+  }
+
+  async renew(id) {
+    try {
+      this.update(await request(`/api/v2/jobs/${id}/`));
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    }
+  }
+
+  /** Much at once: rows on show change, new ones wait, so that nothing moves under the reader. */
+  async burst() {
+    const { results } = await request(this.address());
+    for (const job of results) {
+      if (this.jobs.has(job.id)) this.update(job);
+      else this.fresh.set(job.id, job);
+    }
+    this.count();
+  }
+
+  count() {
+    const { size } = this.fresh;
+    this.waiting.hidden = size === 0;
+    say(this.waiting, size >= this.size ? `${size} or more new jobs` : plural(size, "new job"));
+  }
+
+  /** The reader asks for the new jobs. */
+  async reveal() {
+    if (this.fresh.size >= this.size) await this.load();
+    else for (const [id, job] of this.fresh) this.jobs.set(id, job);
+    this.fresh.clear();
+    this.draw();
+    this.list.parentElement.scrollTop = 0;
+    this.list.querySelector(".row-link")?.focus();
   }
 
   belongs(job) {
@@ -132,6 +193,13 @@ export class Jobs {
 
   update(job) {
     const before = this.jobs.get(job.id);
+    // Behind new jobs that wait, others wait too.
+    if (!before && this.fresh.size > 0) {
+      if (this.belongs(job)) this.fresh.set(job.id, job);
+      else this.fresh.delete(job.id);
+      this.count();
+      return;
+    }
     if (!before && !this.belongs(job)) return;
     this.jobs.set(job.id, job);
     if (!before) this.draw();
@@ -153,6 +221,7 @@ export class Jobs {
   /** Rows are kept and moved, never made anew: focus and scroll position stay. */
   draw() {
     const jobs = [...this.jobs.values()].sort((a, b) => b.id - a.id);
+    const held = [...this.rows.values()].find((row) => row.element.contains(document.activeElement));
     for (const [id, row] of this.rows) {
       if (this.jobs.has(id)) continue;
       row.element.remove();
@@ -166,7 +235,9 @@ export class Jobs {
       if (row.element === before) before = before.nextElementSibling;
       else this.list.insertBefore(row.element, before);
     }
+    if (held && !held.element.isConnected) (this.list.querySelector(".row-link") ?? this.heading).focus({ preventScroll: true });
     this.more.hidden = !this.next;
+    this.count();
     this.mark();
     const filtered = this.filter.states.length > 0 || this.search !== "";
     this.tell(jobs.length > 0 ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
@@ -215,6 +286,8 @@ export class Jobs {
     say(row.kind, kindName(job.kind ?? job.type));
     const { owner, team } = job.summary_fields ?? {};
     say(row.owner, [owner?.username, team?.name].filter(Boolean).join(" · "));
+    // What goes must not take the focus with it.
+    if (!isActive(job.status) && row.cancel === document.activeElement) row.name.focus({ preventScroll: true });
     row.cancel.hidden = !isActive(job.status);
     row.cancel.setAttribute("aria-label", `Cancel ${job.name}`);
     const since = job.started ?? job.created;
