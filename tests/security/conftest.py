@@ -22,8 +22,9 @@ CALM_SECONDS = 2.0
 ATTACK_SECONDS = 5.0
 LEAST = 100
 """Requests that a p99 is made of."""
-FLOOR = 0.05
-"""Seconds of a p99 that nobody minds: below it the machine's own scheduling is what is measured."""
+FLOOR = 0.05 if os.environ.get("CARILLON_LONG") else 1.0
+"""Seconds of a p99 that nobody minds. What these attacks broke took three to twelve; below one the gate would
+measure who else uses its machine. `make test-long`, on a quiet one, asks for twice the calm."""
 
 
 @dataclass
