@@ -63,7 +63,8 @@ def python(archives, tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(archives):
     names = set(zipfile.ZipFile(archives[0]).namelist())
     package = {f"carillon/{path.relative_to(PACKAGE).as_posix()}" for path in sources()}
-    others = {"carillon/py.typed", "carillon/static/carillon/carillon.js"}
+    static = {"carillon/static/carillon/carillon.js", "carillon/static/carillon/error.css"}
+    others = {"carillon/py.typed", "carillon/templates/carillon/404.html", *static}
     assert {name for name in names if ".dist-info/" not in name} == package | others
     info = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
     assert info == {"METADATA", "WHEEL", "RECORD", "top_level.txt", "entry_points.txt", "licenses/LICENSE"}
