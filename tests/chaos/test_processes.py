@@ -28,6 +28,8 @@ pytestmark = [
 ]
 
 WAIT = 60  # seconds: machines that test are slow
+# By its own name: daphne asks for that, too. `host` says which process.
+WHERE = "ws://localhost:8051/websocket/"
 PYTHON = "/opt/carillon/current/bin/python"
 
 # Runs in the uwsgi container: changes what the API does not, by Django's models, and says when it was done.
@@ -160,7 +162,7 @@ async def at_each(daphnes: list[str], **headers: str):
         clients = []
         for address in daphnes:
             raw = await stack.enter_async_context(
-                connect(f"ws://{address}:8051/websocket/", additional_headers=headers, proxy=None)
+                connect(WHERE, host=address, additional_headers=headers, proxy=None)
             )
             clients.append(Client(raw))
             assert (await clients[-1].frame())["accept"] is True
@@ -271,7 +273,7 @@ async def test_the_sockets_of_a_killed_process_are_gone(site, shell, daphnes):
     async with contextlib.AsyncExitStack() as stack:
         onlooker = Client(
             await stack.enter_async_context(
-                connect(f"ws://{daphnes[0]}:8051/websocket/", additional_headers=admin, proxy=None)
+                connect(WHERE, host=daphnes[0], additional_headers=admin, proxy=None)
             )
         )
         await onlooker.frame()
@@ -304,7 +306,7 @@ async def patient(address: str, headers: dict[str, str]):
     while True:
         try:
             raw = await connect(
-                f"ws://{address}:8051/websocket/", additional_headers=headers, proxy=None, close_timeout=1,
+                WHERE, host=address, additional_headers=headers, proxy=None, close_timeout=1,
                 ping_interval=None,
             )  # fmt: skip
             break
