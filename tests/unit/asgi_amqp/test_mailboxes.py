@@ -464,6 +464,22 @@ def test_a_message_of_a_body_that_is_half_read_is_read_first_again(reading):
     assert reading.boxes.used == 0
 
 
+def test_a_message_that_went_back_can_be_read_without_a_clock(reading):
+    reading.put(1, 2)
+    box = reading.box()
+    box.put_first(box.take(reading.now))
+    assert next(box.unread) == {"n": 1}
+
+
+def test_a_message_that_went_back_is_forgotten_with_the_others(reading):
+    reading.put(1)
+    reading.put(2)
+    box = reading.box()
+    box.put_first(box.take(reading.now))
+    assert (box.count, box.clear(), box.count) == (2, 2, 0)
+    assert reading.boxes.used == 0
+
+
 def test_messages_that_go_back_in_turn_keep_their_order(reading):
     reading.put(1, 2, 3)
     first, second = reading.box().take(reading.now), reading.box().take(reading.now)
