@@ -134,7 +134,7 @@ $(TEST_PYTHON):
 
 lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of tests/packages (needs uv)
 	@for name in app tools dev test production-test; do \
-	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url \
 	        requirements/$$name.in $$([ $$name != app ] || echo src/asgi_amqp/pyproject.toml) \
 	        --output-file requirements/$$name.txt || exit 1; done
 	@tests/packages/locks/make

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)")
 _NAME = re.compile(r"^[A-Za-z0-9._-]+")
 _VIA = re.compile(r"^\s+#\s+(?:via\s+)?(\S+)")
 

@@ -257,16 +257,16 @@ def test_nginx_accepts_its_configuration(machine):
 
 def test_no_package_index_is_needed_on_the_host(machine):
     assert machine.run("ls /opt/carillon/wheelhouse") == ""
-    # As many distributions as the lock names, and the two of this repository.
+    # As many distributions as the lock names, and the three of this repository.
     lock = (ROOT / "requirements/app.txt").read_text()
-    locked = set(re.findall(r"^([a-z0-9.-]+)==", lock, re.M))
+    locked = set(re.findall(r"^([a-z0-9.-]+)(?:\[.*\])?==", lock, re.M))
     present = {
         re.sub("[._]", "-", row["name"].lower())
         for row in json.loads(
             machine.run("/opt/carillon/current/bin/pip --disable-pip-version-check list --format json")
         )
     }
-    own = {"carillon", "channels-asgi-amqp"}
+    own = {"carillon-project", "channels-asgi-amqp", "django-carillon"}
     assert present - {"pip"} <= locked | own
     assert own <= present
 
