@@ -2,38 +2,36 @@
 
 
 class Acks:
-    """Delivery tags count from 1 on each AMQP channel. A frame that says "all up to this tag" spares one for
-    each of them, and may be sent once nothing before that tag is open.
+    """A frame that says "all up to this tag" spares one for each of them, and may be sent once nothing before
+    that tag is open. Either all deliveries of a wire are `opened`, or none is: then each has its own frame.
     """
 
     def __init__(self) -> None:
-        self._fresh: list[int] = []  # not told yet
-        self._ended: set[int] = set()  # from _next on: told, or about to be
-        self._next = 1  # the oldest that is open
+        self._open: dict[int, None] = {}  # in order; the broker gives no more than the prefetch
+        self._fresh: dict[int, bool] = {}  # done with and not told yet; whether it was opened
+
+    def opened(self, tag: int) -> None:
+        """A delivery has come."""
+        self._open[tag] = None
 
     def add(self, tag: int) -> bool:
-        """A delivery has been dealt with; whether it is the first since `take`."""
-        self._fresh.append(tag)
+        """It has been dealt with; whether it is the first since `take`."""
+        self._fresh[tag] = tag in self._open
+        self._open.pop(tag, None)
         return len(self._fresh) == 1
 
-    def ended(self, tag: int, *, multiple: bool = False) -> None:
-        """The broker was told of this one otherwise, or of all up to it."""
-        if multiple:
-            self._next = max(self._next, tag + 1)
-            self._ended = {each for each in self._ended if each > tag}
-            self._fresh = [each for each in self._fresh if each > tag]
-        else:
-            self._ended.add(tag)
-        while self._next in self._ended:
-            self._ended.remove(self._next)
-            self._next += 1
+    def ended(self, tag: int) -> None:
+        """The broker is told of this one otherwise."""
+        self._open.pop(tag, None)
 
     def take(self) -> list[tuple[int, bool]]:
         """What to tell now: (tag, whether all before it are meant too)."""
-        fresh, self._fresh = self._fresh, []
-        for tag in fresh:
-            self.ended(tag)
-        # The broker knows no tag that it was told of before: the frame names one that is fresh.
-        whole = [tag for tag in fresh if tag < self._next]
-        singly = [(tag, False) for tag in fresh if tag > self._next]
+        fresh, self._fresh = self._fresh, {}
+        oldest = next(iter(self._open), float("inf"))
+        whole, singly = [], []
+        for tag, opened in fresh.items():
+            if opened and tag < oldest:
+                whole.append(tag)
+            else:
+                singly.append((tag, False))
         return [(max(whole), len(whole) > 1), *singly] if whole else singly

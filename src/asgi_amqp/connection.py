@@ -41,7 +41,6 @@ class Link:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.frame_max = tune.frame_max
         self.plain = factory.transport is None or factory.transport.plain or plain
-        self.passing: set[int] = set()  # channels whose end means nothing for the link
         self._most = tune.channel_max or 65535
         self._taps: dict[int, Tap] = {}  # of the channels, by their numbers
         self._attempts = asyncio.Semaphore(max(1, min(ATTEMPTS, self._most - 4)))
@@ -57,9 +56,18 @@ class Link:
         """A new AMQP channel; `callbacks` are those of a Tap. When the broker closes it or ends its consumer,
         the whole link is given up and built anew, unless it is a `passing` one.
         """
-        return await self.own(self._open(passing, Tap(**callbacks)))
+        wire = await self.own(self._open(Tap(**callbacks)))
+        if not passing:
+            self.keep(wire)
+        return wire
 
-    async def _open(self, passing: bool, tap: Tap) -> Wire:
+    def keep(self, wire: Wire) -> None:
+        """The end of this wire, or of its consumer, is from now on the end of the link."""
+        wire.passing = False
+        if wire.ended:
+            self.give_up(wire.ended)
+
+    async def _open(self, tap: Tap) -> Wire:
         number = next((each for each in range(1, self._most + 1) if each not in self._taps), None)
         if number is None:
             raise BrokerUnavailable(
@@ -67,20 +75,21 @@ class Link:
             )
         self._taps[number] = tap  # where opening fails, nobody knows whether the broker has it
         channel = await self._connection.channel(number, publisher_confirms=tap.on_confirm is not None)
-        channel.closing.add_done_callback(lambda future: self._closed(number, _reason(future)))
-        if passing:
-            self.passing.add(number)
-        else:
-            channel.on_consumer_cancel_callbacks.add(
-                lambda frame: self.give_up(f"the broker ended a consumer ({frame.consumer_tag})")
-            )
-        return Wire(self, channel, tap)
+        wire = Wire(self, channel, tap)
 
-    def _closed(self, number: int, reason: str) -> None:
-        self._taps.pop(number, None)
-        if number in self.passing:
-            self.passing.discard(number)
-        else:
+        def closed(future: "asyncio.Future[Any]") -> None:
+            self._taps.pop(number, None)
+            self._ended(wire, _reason(future))
+
+        channel.closing.add_done_callback(closed)
+        channel.on_consumer_cancel_callbacks.add(
+            lambda frame: self._ended(wire, f"the broker ended a consumer ({frame.consumer_tag})")
+        )
+        return wire
+
+    def _ended(self, wire: Wire, reason: str) -> None:
+        wire.ended = reason
+        if not wire.passing:
             self.give_up(reason)
 
     async def attempt(self, call: Callable[[aiormq.abc.AbstractChannel], Coroutine[Any, Any, T]]) -> T:
@@ -90,7 +99,7 @@ class Link:
 
         async def run() -> T:
             try:
-                wire = await self._open(True, Tap())
+                wire = await self._open(Tap())
                 try:
                     return await call(wire.channel)
                 finally:

@@ -129,7 +129,8 @@ class Consumer:
             def arrived(delivery: Delivery) -> None:
                 self._arrived(delivery, wire)
 
-            wire = await link.wire(on_delivery=arrived)
+            # Passing until it consumes: a queue that others hold alone refuses us, and nobody else.
+            wire = await link.wire(passing=True, on_delivery=arrived)
             if self.paused:  # meanwhile
                 await wire.close()
                 return
@@ -140,11 +141,13 @@ class Consumer:
                 self._wire = None
                 link.spawn(wire.close())
                 raise
+            link.keep(wire)
             self._active.set()
 
     def _arrived(self, delivery: Delivery, wire: Wire) -> None:
         stats = self._receiver.stats
         stats.batches_in += 1
+        wire.opened(delivery.tag)
         try:
             messages = []
             for _, message in codec.decode(delivery.body):

@@ -14,6 +14,7 @@ from .options import Options
 log = logging.getLogger("asgi_amqp")
 
 RETRY_FIRST, RETRY_MOST = 0.1, 3.0  # seconds between rounds over all hosts, doubling, with jitter
+STEADY = 1.0  # seconds: a link that is lost sooner counts as an attempt that failed
 REPEAT = 5.0  # seconds for which a configuration error is repeated without asking the broker again
 
 
@@ -123,13 +124,12 @@ class Supervisor:
                         self._failed(self.problem)
                         self._tell(self.problem)
                         return
-                    pause = REPEAT if hopeless else min(RETRY_MOST, RETRY_FIRST * 2**attempt)
-                    pause *= random.uniform(0.5, 1)  # noqa: S311
+                    pause = _jittered(REPEAT) if hopeless else _pause(attempt)
                     log.warning("No broker: %s; next attempt in %.1f s", self.problem, pause)
                     attempt = min(attempt + 1, 30)
                     await asyncio.sleep(pause)
                     continue
-                attempt = 0
+                began = time.monotonic()
                 log.info("Connected to %s", link.target)
                 self.current, self.problem = link, None
                 self._tell(link)
@@ -141,6 +141,11 @@ class Supervisor:
                 self._lost(link, reason)
                 await link.close(0.5)
                 link = None
+                if time.monotonic() - began >= STEADY:
+                    attempt = 0
+                else:  # it answers, and throws us out
+                    await asyncio.sleep(_pause(attempt))
+                    attempt = min(attempt + 1, 30)
         finally:
             self.current = None
             if link is not None:
@@ -192,3 +197,12 @@ class Supervisor:
                 waiter.set_result(outcome)
             else:
                 waiter.set_exception(copy(outcome))
+
+
+def _pause(attempt: int) -> float:
+    """Seconds until the next round, after so many that failed."""
+    return _jittered(min(RETRY_MOST, RETRY_FIRST * 2**attempt))
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1)  # noqa: S311

@@ -26,6 +26,8 @@ class Wire:
         self._tap = tap
         self._plain = link.plain
         self._acks = Acks()
+        self.ended = ""  # why the broker ended it, or its consumer
+        self.passing = True  # its end means nothing for the link: until `Link.keep`, and when we close it
 
     @property
     def closed(self) -> bool:
@@ -108,6 +110,10 @@ class Wire:
 
         self._link.spawn(ask())
 
+    def opened(self, tag: int) -> None:
+        """A delivery has come that is acknowledged, rejected or given back later."""
+        self._acks.opened(tag)
+
     def ack(self, tag: int) -> None:
         """Done with a delivery. On a link that is gone nothing happens, here and below: the broker has
         already given it to someone else. The broker is told at the end of this turn of the loop.
@@ -116,8 +122,7 @@ class Wire:
             self._link.tell_soon(self)
 
     def ack_all(self, tag: int) -> None:
-        """Done with a delivery and all before it."""
-        self._acks.ended(tag, multiple=True)
+        """Done with a delivery and all before it, on a wire that is acknowledged in no other way."""
         self._answer(transport.ACK, tag, 1, self.channel.basic_ack, multiple=True)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
@@ -153,7 +158,7 @@ class Wire:
         """Done with this channel; what was delivered and not acknowledged goes back."""
         self.tell()
         if not self.closed:
-            self._link.passing.add(self.number)
+            self.passing = True
             with contextlib.suppress(*GONE):
                 await self._link.own(self.channel.close())
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import aiormq
 import pytest
 
 from asgi_amqp import BrokerUnavailable, ConfigurationError, LayerError
@@ -245,3 +246,24 @@ def test_a_channels_that_is_too_old_is_said_at_once(version):
         env=dict(os.environ, PYTHONPATH="src"), cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert not done.returncode, done.stderr
+
+
+async def test_a_queue_that_others_hold_alone_costs_no_other_channel(broker, make_layer):
+    layer = make_layer(timeout=TIMEOUT)
+    await layer.send("jobs", {"type": "a"})
+    queue = layer.destination("jobs").queue.name
+    connection = await aiormq.connect(broker.url)
+    holder = await connection.channel()
+    held = asyncio.Queue()
+    await holder.basic_consume(queue, held.put, exclusive=True)
+    await asyncio.wait_for(held.get(), 10)  # it consumes
+    channel = await layer.new_channel()
+    supervisor = layer.session().receiver.supervisor
+    link = supervisor.current
+    with pytest.raises(BrokerUnavailable, match="not consumed within"):
+        await layer.receive("jobs")
+    assert supervisor.current is link
+    await layer.send(channel, {"type": "b"})
+    assert await receive(layer, channel) == {"type": "b"}
+    await connection.close()
+    assert await receive(layer, "jobs") == {"type": "a"}  # it was given back

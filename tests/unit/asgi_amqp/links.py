@@ -59,6 +59,9 @@ class Wire:
     def ask(self):
         self.answers.append("ask")
 
+    def opened(self, tag):
+        pass
+
     def ack(self, tag):
         self.answers.append(("ack", tag))
 
@@ -101,6 +104,9 @@ class Link(connection.Link):
 
     async def attempt(self, call):
         return await self.own(call(self.passing))
+
+    def keep(self, wire):
+        pass
 
     def write(self, data):
         pass

@@ -81,7 +81,7 @@ async def test_calls_whose_callers_went_away_still_count(brokers):
         await gate.wait()
         at_once -= 1
 
-    async def opened(passing, tap):
+    async def opened(tap):
         return Wire(link, {})
 
     link._open = opened
