@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import observed  # noqa: E402
 from benchmarks.inside import Inside  # noqa: E402
-from benchmarks.stack_sockets import EMITTER, PEOPLE, Stack  # noqa: E402
+from benchmarks.stack_sockets import EMITTER, PEOPLE, Stack, notebook  # noqa: E402
 
 CHANGES, ROUNDS = 20, 5
 EVENTS, BYTES = 400, 100_000
@@ -193,14 +193,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=15, help="of events, calm and during the resumes")
     parser.add_argument("--out", type=Path, default=ROOT / ".dev-bench" / "stack_promises.jsonl")
     options = parser.parse_args()
-    options.out.parent.mkdir(exist_ok=True)
-
-    def note(row):
-        row["load"] = os.getloadavg()[0]
-        print(json.dumps(row), flush=True)
-        with options.out.open("a") as out:
-            out.write(json.dumps(row) + "\n")
-
+    note = notebook(options.out)
     with ExitStack() as things:
         stack = Stack(things)
         people = Inside(stack.project, PEOPLE, max(*options.sockets, OTHERS))

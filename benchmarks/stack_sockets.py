@@ -199,6 +199,19 @@ def restart(stack, crowd, people, name, per_second, seconds):
     }  # fmt: skip
 
 
+def notebook(path):
+    """A function that says a row, and adds it to a file."""
+    path.parent.mkdir(exist_ok=True)
+
+    def note(row):
+        row["load"] = os.getloadavg()[0]
+        print(json.dumps(row), flush=True)
+        with path.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+
+    return note
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,14 +224,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=40, help="of events around a restart")
     parser.add_argument("--out", type=Path, default=ROOT / ".dev-bench" / "stack_sockets.jsonl")
     options = parser.parse_args()
-    options.out.parent.mkdir(exist_ok=True)
-
-    def note(row):
-        row["load"] = os.getloadavg()[0]
-        print(json.dumps(row), flush=True)
-        with options.out.open("a") as out:
-            out.write(json.dumps(row) + "\n")
-
+    note = notebook(options.out)
     with ExitStack() as things:
         stack = Stack(things)
         people = Inside(stack.project, PEOPLE, max(options.sockets))

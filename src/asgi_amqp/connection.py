@@ -56,7 +56,19 @@ class Link:
         """A new AMQP channel; `callbacks` are those of a Tap. When the broker closes it or ends its consumer,
         the whole link is given up and built anew, unless it is a `passing` one.
         """
-        wire = await self.own(self._open(Tap(**callbacks)))
+        wanted = True
+
+        async def open_wire() -> Wire:
+            wire = await self._open(Tap(**callbacks))
+            if not wanted:
+                await wire.close()
+            return wire
+
+        try:
+            wire = await self.own(open_wire())
+        except asyncio.CancelledError:
+            wanted = False
+            raise
         if not passing:
             self.keep(wire)
         return wire

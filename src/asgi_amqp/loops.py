@@ -11,20 +11,27 @@ from .exceptions import BrokerUnavailable
 from .mailboxes import Mailbox
 
 T = TypeVar("T")
+ENDED = "the event loop that was to do this has ended"
 
 
 async def run_in(loop: AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine in a loop; BrokerUnavailable when that has ended."""
     if loop is get_running_loop():
         return await call()
-    return await _unless_ended(loop, asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), loop)))
+    coroutine = call()
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:
+        coroutine.close()
+        raise BrokerUnavailable(ENDED) from None
+    return await _unless_ended(loop, asyncio.wrap_future(future))
 
 
 async def _unless_ended(loop: AbstractEventLoop, future: "asyncio.Future[T]") -> T:
     try:
         while not (await asyncio.wait([future], timeout=0.5))[0]:
             if not loop.is_running():
-                raise BrokerUnavailable("the event loop that was to do this has ended")
+                raise BrokerUnavailable(ENDED)
         return future.result()
     except BaseException:
         future.cancel()
@@ -60,7 +67,10 @@ async def fetch(
             tasks[0].add_done_callback(ended)
 
     tasks: list[asyncio.Task[Message]] = []
-    loop.call_soon_threadsafe(begin)
+    try:
+        loop.call_soon_threadsafe(begin)
+    except RuntimeError:
+        raise BrokerUnavailable(ENDED) from None
     try:
         return await _unless_ended(loop, future)
     except BaseException:

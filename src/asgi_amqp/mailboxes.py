@@ -208,7 +208,7 @@ class Mailbox:
         if self._parcel is None:
             self._parcel, self.copy = Parcel(0, self._expires, None), None
         self._reading = iter([message, *self._reading])
-        self._go_on()
+        self.unread = iter(())  # it may have expired meanwhile: the next reader looks at the clock
         self.wake()
 
     def wake(self, count: int = 1) -> None:

@@ -106,6 +106,8 @@ class Worker:
                 slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
                 try:
                     await self._stopping.wait()
+                    if self._renewing is not None:  # it would consume again behind the pause
+                        await asyncio.wait([self._renewing])
                     await consumer.pause()
                 finally:
                     await self._drain(slots)
@@ -251,7 +253,7 @@ class Worker:
         """Where what rests takes up what may be fetched ahead, begin to consume anew: the broker counts what
         is not acknowledged for each consumer. Nothing is on its way then, which would count an attempt.
         """
-        full = len(self._held) >= self._concurrency
+        full = len(self._held) >= self._concurrency and not self._stopping.is_set()
         if full and self._renewing is None and not self._held.isdisjoint(self._resting):
             self._held = set()
             self._renewing = asyncio.create_task(self._consumer.renew())

@@ -56,7 +56,9 @@ def lines(now: Seen, before: Seen, seconds: float) -> Iterator[str]:
     yield ""
     yield _row(COLUMNS)
     processes = sorted(who for name, who in now if name == "carillon_process_up" and who)
-    relay = max((now.get(("carillon_relay_position", who), 0) for who in processes), default=0)
+    # One that has stepped down shows where it was, perhaps in an epoch of before.
+    active = [who for who in processes if now.get(("carillon_relay_active", who))]
+    relay = max((now.get(("carillon_relay_position", who), 0) for who in active), default=0)
     for who in processes:
 
         def value(name: str, who: str = who) -> float | None:

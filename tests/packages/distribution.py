@@ -1,8 +1,10 @@
 """Where the distributions lie, and how they are built: by setuptools alone, in a copy, from no index."""
 
+import ast
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +45,18 @@ def install(*archives: Path, python: Path | None = None) -> Path:
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall"]
     suites.run_command([str(python), "-m", "pip", "install", *options, *map(str, archives)])
     return python
+
+
+def imported(paths: Iterable[Path]) -> set[str]:
+    """The top-level packages that these modules import by their full names."""
+    found = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found
 
 
 def release_module() -> ModuleType:

@@ -1,6 +1,5 @@
 """channels-asgi-amqp as a stranger to this repository has it: built, installed, used, checked."""
 
-import ast
 import os
 import re
 import subprocess
@@ -58,14 +57,7 @@ def test_the_sdist_has_what_a_packager_needs(archives):
 
 
 def test_it_declares_what_it_imports_and_no_more(archives):
-    imported = set()
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add(node.module.partition(".")[0])
-    foreign = imported - sys.stdlib_module_names - OPTIONAL - {"asgi_amqp"}
+    foreign = distribution.imported(sources()) - sys.stdlib_module_names - OPTIONAL - {"asgi_amqp"}
     project = tomllib.loads((distribution.PROJECT / "pyproject.toml").read_text())["project"]
     extras = [word for words in project["optional-dependencies"].values() for word in words]
     declared = {re.match(r"[\w-]+", word)[0] for word in [*project["dependencies"], *extras]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import signal
@@ -78,14 +77,7 @@ def test_the_sdist_has_what_a_packager_needs(archives):
 
 
 def test_it_declares_what_it_imports_and_no_more():
-    imported = set()
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add(node.module.partition(".")[0])
-    foreign = imported - sys.stdlib_module_names - {"carillon"}
+    foreign = distribution.imported(sources()) - sys.stdlib_module_names - {"carillon"}
     project = metadata()
     extras = [word for words in project["optional-dependencies"].values() for word in words]
     declared = {Requirement(word).name for word in [*project["dependencies"], *extras]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import threading
 import time
 import uuid
@@ -224,12 +223,3 @@ def forgotten(inside) -> Iterator[None]:
     manage(inside, code)
     yield
     manage(inside, code)
-
-
-def docker_cpu(container: str) -> float:
-    """Seconds of processor time that a container has used."""
-    out = subprocess.run(
-        ["docker", "exec", container, "cat", "/sys/fs/cgroup/cpu.stat"],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout  # fmt: skip
-    return int(next(line.split()[1] for line in out.splitlines() if line.startswith("usage_usec"))) / 1e6

@@ -464,11 +464,19 @@ def test_a_message_of_a_body_that_is_half_read_is_read_first_again(reading):
     assert reading.boxes.used == 0
 
 
-def test_a_message_that_went_back_can_be_read_without_a_clock(reading):
-    reading.put(1, 2)
+@pytest.mark.parametrize("numbers", [(1,), (1, 2)])
+def test_a_message_that_went_back_is_not_read_without_a_clock(reading, numbers):
+    """Its parcel may be gone, and with it the timer that throws away what has expired."""
+    reading.put(*numbers)
     box = reading.box()
     box.put_first(box.take(reading.now))
-    assert next(box.unread) == {"n": 1}
+    assert next(box.unread, None) is None
+    assert box.take(reading.now) == {"n": 1}
+    box.put_first({"n": 1})
+    reading.now += 60.0
+    reading.boxes.expire(reading.now)
+    assert next(box.unread, None) is None
+    assert box.take(reading.now) is None
 
 
 def test_a_message_that_went_back_is_forgotten_with_the_others(reading):

@@ -8,6 +8,7 @@ from aiormq import AMQPError
 from asgi_amqp import BrokerUnavailable, ChannelFull, MessageTooLarge
 from asgi_amqp.codec import decode, encode, encode_batch, encode_target
 from asgi_amqp.sender import Forward
+from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Link, until
 
 
@@ -270,6 +271,67 @@ async def test_a_durable_queue_that_cannot_be_consumed_holds_up_nothing_else(mak
     await until(lambda: any(wire.consuming == [("asgi.d.jobs", 1)] for wire in second.wires))
     second.wires[-1].deliver(body("jobs", {"n": 2}), tag=1)
     assert await receiving == {"n": 2}
+
+
+async def test_what_has_expired_is_thrown_away_though_nobody_looks_at_the_clock(make, brokers):
+    layer = make(expiry=0.2)
+    channel = await layer.new_channel()
+    layer.session().receiver._sweeper.cancel()
+    brokers.links[0].wires[0].deliver(body(channel, {"n": 1}, {"n": 2}))
+    assert await layer.receive(channel) == {"n": 1}
+    await until(lambda: layer.stats.lost["expired"] == 1)
+
+
+async def test_each_member_of_a_group_reads_a_message_of_its_own(make, brokers):
+    """The second of a parcel, too, which is read the quick way."""
+    layer = make()
+    first, second = await layer.new_channel(), await layer.new_channel()
+    receiver = layer.session().receiver
+    for channel in (first, second):
+        receiver.mailboxes.join("g", channel, receiver.box(channel))
+    brokers.links[0].wires[0].deliver(body("g", {"n": 1}, {"n": 2}))
+    for _ in range(2):
+        (await layer.receive(first)).clear()
+    assert [await layer.receive(second) for _ in range(2)] == [{"n": 1}, {"n": 2}]
+
+
+async def test_a_worker_that_stops_consumes_no_more(make, brokers, monkeypatch):
+    """A renewal that was begun in the turn of the signal would end the pause."""
+    calls = []
+
+    class Consuming:
+        def __init__(self, *_):
+            pass
+
+        async def started(self, timeout):
+            pass
+
+        async def renew(self):
+            await asyncio.sleep(0)
+            calls.append("renew")
+
+        async def pause(self):
+            calls.append("pause")
+
+        async def stop(self):
+            pass
+
+    monkeypatch.setattr("asgi_amqp.worker.Consumer", Consuming)
+
+    async def handle(message):
+        pass
+
+    worker = Worker(make(durable=["jobs"]), handle, "jobs", handle_signals=False)
+    running = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.01)
+    resting = object()
+    worker._resting[resting] = asyncio.get_running_loop().call_later(60, lambda: None)
+    worker._held.add(resting)
+    worker._make_room()
+    worker._resting.clear()
+    worker._stopping.set()
+    await running
+    assert calls == ["renew", "pause"]
 
 
 async def test_what_is_not_a_message_of_a_layer_is_counted_and_becomes_a_dead_letter(make, brokers):

@@ -236,3 +236,21 @@ async def test_a_link_that_is_lost_while_it_is_set_up_is_not_waited_for(brokers)
     assert first.closed
     assert supervisor.losses == [(first, "a:5672: cut by a test")]
     await supervisor.close()
+
+
+async def test_a_broker_that_throws_out_who_has_come_is_asked_again_after_a_pause(brokers, monkeypatch):
+    """As where a queue cannot be consumed: it would be asked a thousand times a second."""
+    monkeypatch.setattr(module, "RETRY_FIRST", 0.05)
+    monkeypatch.setattr(module, "RETRY_MOST", 0.05)
+
+    class ThrowsOut(Link):
+        async def watch(self, heartbeat):
+            self.give_up("thrown out")
+            return await super().watch(heartbeat)
+
+    brokers.found = [ThrowsOut]
+    supervisor = Watched()
+    supervisor.start()
+    await asyncio.sleep(0.5)
+    await supervisor.close()
+    assert 2 <= len(brokers.tried) <= 25

@@ -40,10 +40,16 @@ def test_rates_are_of_the_time_between_and_the_rest_is_of_now(daphne, tmp_path):
     daphne.writer.once()
     relay = CollectorRegistry()
     Gauge("carillon_relay_position", "", registry=relay).set(100)
-    other = Writer(tmp_path, "runworker", relay)
-    other.once()
+    Gauge("carillon_relay_active", "", registry=relay).set(1)
+    former = CollectorRegistry()
+    Gauge("carillon_relay_position", "", registry=former).set(5000)
+    Gauge("carillon_relay_active", "", registry=former).set(0)
+    others = [Writer(tmp_path, "runworker", registry) for registry in (relay, former)]
+    for other in others:
+        other.once()
     _, text = table(tmp_path, before, 2.0)
-    other._leave()
+    for other in others:
+        other._leave()
     assert "delivered 1,500/s" in text
     assert "emitted 0/s" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("daphne 0")]

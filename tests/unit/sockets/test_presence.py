@@ -170,16 +170,22 @@ async def test_it_is_told(people):
     assert frame == {"group_name": "connections", "changed": True}
 
 
-async def test_a_socket_that_changes_all_the_time_is_written_now_and_then(people, here, monkeypatch):
-    """And is right in the end; one that comes or goes is written at once."""
-    written = []
+@pytest.fixture
+def written(monkeypatch):
+    """How many watches each transaction has stored."""
+    counts = []
     store = vars(presence.Presence)["_store"]
 
     async def counted(self, rows, watches, changed, last):
-        written.append(len(watches))
+        counts.append(len(watches))
         return await store(self, rows, watches, changed, last)
 
     monkeypatch.setattr(presence.Presence, "_store", counted)
+    return counts
+
+
+async def test_a_socket_that_changes_all_the_time_is_written_now_and_then(people, here, written, monkeypatch):
+    """And is right in the end; one that comes or goes is written at once."""
     monkeypatch.setattr(presence, "APART", 0.5)
     client = await client_of(people, people.root)
     groups = ["status_changed", "summary"]
@@ -192,15 +198,7 @@ async def test_a_socket_that_changes_all_the_time_is_written_now_and_then(people
     await until([], people.root)
 
 
-async def test_a_transaction_has_so_many_rows(people, here, monkeypatch):
-    written = []
-    store = vars(presence.Presence)["_store"]
-
-    async def counted(self, rows, watches, changed, last):
-        written.append(len(watches))
-        return await store(self, rows, watches, changed, last)
-
-    monkeypatch.setattr(presence.Presence, "_store", counted)
+async def test_a_transaction_has_so_many_rows(people, here, written, monkeypatch):
     monkeypatch.setattr(presence, "ROWS", 3)
     monkeypatch.setattr(presence, "GATHER", 0.1)
     clients = [await client_of(people, people.root) for _ in range(5)]
