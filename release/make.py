@@ -175,8 +175,14 @@ def rebuild(checkout: Path, commit: str, folder: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
         build(checkout, commit, again)
-        return [
-            f"{path.name}: commit {commit[:12]} builds another"
-            for path in sorted(again.iterdir())
-            if not (folder / path.name).is_file() or verify.digest(folder / path.name) != verify.digest(path)
-        ]
+        built = {path.name: verify.digest(path) for path in again.iterdir()}
+    # An SBOM names an artifact: one that the commit does not build was put there by somebody.
+    there = {path.name.removesuffix(verify.SBOM) for path in folder.glob(f"*{verify.SBOM}")}
+    found = []
+    for name in sorted(built.keys() | there):
+        path = folder / name
+        if name not in built:
+            found.append(f"{name}: commit {commit[:12]} builds no such artifact")
+        elif not path.is_file() or verify.digest(path) != built[name]:
+            found.append(f"{name}: commit {commit[:12]} builds another")
+    return found

@@ -24,7 +24,7 @@ from carillon.events import broker, heads
 from carillon.events.event import Event, Malformed, unpack
 from carillon.events.models import Outbox
 from carillon.fanout.log import Reading, locate, stream_name
-from carillon.metrics import names, shared
+from carillon.metrics import shared
 from carillon.sockets import presence
 
 BACK = 20_000
@@ -246,7 +246,7 @@ def _passed() -> list[Passed]:
 
 def _positions(families: Iterable) -> Iterator[Passed]:
     for family in families:
-        if family.name == names.FANOUT_POSITION._name:
+        if family.name == "carillon_fanout_position":
             for sample in family.samples:
                 yield Passed(int(sample.labels["slot"]), int(sample.value))
 

@@ -62,7 +62,11 @@ def test_it_declares_what_it_imports_and_no_more(archives):
     extras = [word for words in project["optional-dependencies"].values() for word in words]
     declared = {re.match(r"[\w-]+", word)[0] for word in [*project["dependencies"], *extras]}
     assert {NAMES.get(name, name) for name in foreign} == declared
-    text = zipfile.ZipFile(archives[0]).read("channels_asgi_amqp-0.1.0.dist-info/METADATA").decode()
+    text = (
+        zipfile.ZipFile(archives[0])
+        .read(f"channels_asgi_amqp-{project['version']}.dist-info/METADATA")
+        .decode()
+    )
     needed = {
         re.match(r"[\w-]+", word)[0] for word in re.findall(r"^Requires-Dist: (.*)$", text, re.MULTILINE)
     }

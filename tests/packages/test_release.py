@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 
 from release import make, verify
 from tests.packages import suites
+
+VERSION = tomllib.loads((suites.ROOT / "pyproject.toml").read_text())["project"]["version"]
+WHEEL, SDIST = f"channels_asgi_amqp-{VERSION}-py3-none-any.whl", f"channels_asgi_amqp-{VERSION}.tar.gz"
+BOM = f"{WHEEL}{verify.SBOM}"
 
 
 def git(folder, *arguments):
@@ -50,7 +55,7 @@ def made(checkout, key, tmp_path_factory):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "0.1.0")
+    return shutil.copytree(made, tmp_path / VERSION)
 
 
 def prove(folder, key):
@@ -85,13 +90,13 @@ def test_it_holds_what_it_should_and_verifies(made, key):
                      verify.SUMS, verify.SIGNATURE}  # fmt: skip
     page = (suites.ROOT / "docs/reference/release_artifacts.md").read_text()
     for name in names:
-        shape = name.replace("0.1.0", "<version>").removesuffix(verify.SBOM)
+        shape = name.replace(VERSION, "<version>").removesuffix(verify.SBOM)
         assert f"`{shape}`" in page, f"the page Release artifacts does not say what {shape} is"
     assert prove(made, key) == []
 
 
 def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
-    document = json.loads((made / f"channels_asgi_amqp-0.1.0-py3-none-any.whl{verify.SBOM}").read_text())
+    document = json.loads((made / BOM).read_text())
     names = {each["name"] for each in document["components"]}
     assert {"aiormq", "pamqp", "channels", "msgpack", "asgiref", "django"} <= names
     assert not {"psycopg", "djangorestframework", "uwsgi"} & names
@@ -100,9 +105,15 @@ def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
 def test_the_wheels_are_what_the_commit_builds(made, copy, checkout):
     commit = git(checkout, "rev-parse", "HEAD").strip()
     assert make.rebuild(checkout, commit, made) == []
-    wheel = copy / "channels_asgi_amqp-0.1.0-py3-none-any.whl"
+    wheel = copy / WHEEL
     rewrite_wheel(wheel, "asgi_amqp/py.typed", b"changed")
-    assert make.rebuild(checkout, commit, copy) == [f"{wheel.name}: commit {commit[:12]} builds another"]
+    planted = copy / "extra.whl"
+    shutil.copyfile(wheel, planted)
+    make.write(copy / f"{planted.name}{verify.SBOM}", {})
+    assert make.rebuild(checkout, commit, copy) == [
+        f"{wheel.name}: commit {commit[:12]} builds another",
+        f"{planted.name}: commit {commit[:12]} builds no such artifact",
+    ]
 
 
 def rewrite_wheel(path, name, content):
@@ -131,10 +142,6 @@ def edit(path, change):
     document = json.loads(path.read_text())
     change(document)
     make.write(path, document)
-
-
-WHEEL, SDIST = "channels_asgi_amqp-0.1.0-py3-none-any.whl", "channels_asgi_amqp-0.1.0.tar.gz"
-BOM = f"{WHEEL}{verify.SBOM}"
 
 
 def forget_file(document):

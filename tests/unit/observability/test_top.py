@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+import carillon
 from carillon import top
 from carillon.metrics import shared
 from carillon.metrics.shared import Writer
@@ -86,3 +90,13 @@ def test_where_there_is_nothing_it_says_so(tmp_path, capsys):
     assert "CARILLON_METRICS_DIRECTORY is none" in capsys.readouterr().err
     assert top.run(0.1, once=True, directory=tmp_path / "gone") == 75
     assert "where Carillon's processes run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["top", "explain"])
+def test_a_command_reads_only_what_carillon_counts(command):
+    """A metric that was renamed would show as 0."""
+    source = (Path(carillon.__file__).parent / f"{command}.py").read_text()
+    page = (Path(__file__).parents[3] / "docs/reference/metrics.md").read_text()
+    read = set(re.findall(r'"(carillon_[a-z_]+)"', source))
+    assert read
+    assert [name for name in sorted(read) if f"`{name}`" not in page] == []
