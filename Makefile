@@ -139,6 +139,9 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 	        --output-file requirements/$$name.txt || exit 1; done
 	@tests/packages/locks/make
 
+outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
+	@$(TEST_PYTHON) -m pip list --outdated --disable-pip-version-check
+
 #: CARILLON_HTTP_PORT        plain HTTP (8013)
 #: CARILLON_HTTPS_PORT       HTTPS (8043)
 #: CARILLON_MANAGEMENT_PORT  RabbitMQ's pages (15672), on 127.0.0.1
@@ -159,4 +162,4 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock
+.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated

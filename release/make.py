@@ -79,7 +79,7 @@ def release(checkout: Path, output: Path, key: Path) -> Path:
 
 
 def build(checkout: Path, commit: str, folder: Path) -> None:
-    """Wheels, sdists, the collection and the source of a commit, in a new folder."""
+    """Wheels, sdists, the npm package, the collection and the source of a commit, in a new folder."""
     folder.mkdir()
     when = int(run("git", "show", "--no-patch", "--format=%ct", commit, cwd=checkout))
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,6 +91,7 @@ def build(checkout: Path, commit: str, folder: Path) -> None:
         repack(archive, folder / f"carillon-{version}-source.tar.gz", when, f"carillon-{version}")
         for name in DISTRIBUTIONS:
             distribution(source / name, folder, when)
+        npm_package(source, version, folder, when)
         made = Path(scratch) / "collection"
         galaxy = Path(sys.executable).parent / "ansible-galaxy"
         run(galaxy, "collection", "build", source / "ansible", "--output-path", made)
@@ -117,6 +118,25 @@ def _backend(source: Path, hook: str, output: Path, when: int) -> str:
     program = f"import sys; from setuptools import build_meta; print(build_meta.{hook}(sys.argv[1]))"
     epoch = {"SOURCE_DATE_EPOCH": str(when), "PYTHONHASHSEED": "0"}
     return run(sys.executable, "-c", program, output, cwd=source, env=epoch).splitlines()[-1]
+
+
+def npm_package(source: Path, version: str, folder: Path, when: int) -> None:
+    """The client for browsers as `npm install` takes it: one version with the wheel that brings it, too."""
+    described = json.loads((source / "release/npm/package.json").read_text()) | {"version": version}
+    files = {
+        "package.json": (json.dumps(described, indent=2) + "\n").encode(),
+        "README.md": (source / "release/npm/README.md").read_bytes(),
+        "LICENSE": (source / "LICENSE").read_bytes(),
+        "carillon.js": (source / "src/carillon/static/carillon/carillon.js").read_bytes(),
+    }
+    with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        archive.flush()
+        repack(Path(archive.name), folder / f"{described['name']}-{version}.tgz", when, "package")
 
 
 def repack(archive: Path, target: Path, when: int, top: str = "") -> None:
@@ -154,7 +174,7 @@ def describe(checkout: Path, commit: str, version: str, folder: Path) -> None:
 
 def requirements(artifact: Path, folder: Path) -> list[str]:
     """What a Python artifact asks for; of an sdist, what the wheel beside it does."""
-    if artifact.name.endswith(".tar.gz"):
+    if not artifact.name.endswith(".whl"):
         wheels = list(folder.glob(f"{artifact.name.removesuffix('.tar.gz')}-*.whl"))
         return requirements(wheels[0], folder) if wheels else []
     with zipfile.ZipFile(artifact) as wheel:

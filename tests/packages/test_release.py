@@ -124,6 +124,21 @@ def rewrite_wheel(path, name, content):
             new.writestr(each, data)
 
 
+def test_the_npm_package_is_found_by_its_name_and_is_the_client_of_the_wheel(made, tmp_path):
+    (package,) = made.glob("carillon-client-*.tgz")
+    with tarfile.open(package) as tar:  # as `npm install` does: the machine may have no npm
+        tar.extractall(tmp_path / "node_modules", filter="data")
+    installed = (tmp_path / "node_modules/package").rename(tmp_path / "node_modules/carillon-client")
+    assert json.loads((installed / "package.json").read_text())["version"] == VERSION
+    with zipfile.ZipFile(next(made.glob("django_carillon-*.whl"))) as wheel:
+        assert (installed / "carillon.js").read_bytes() == wheel.read("carillon/static/carillon/carillon.js")
+    program = (
+        "import { Carillon, describe } from 'carillon-client'; console.log(describe(new Carillon().link))"
+    )
+    said = make.run("node", "--input-type=module", "--eval", program, cwd=tmp_path)
+    assert said.strip()
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
