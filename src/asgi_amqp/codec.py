@@ -83,7 +83,7 @@ def decode(body: bytes) -> Iterator[tuple[str, Message]]:
     if not isinstance(items, list) or len(items) % 2:
         raise ValueError("not a batch: not a list of targets and messages")
     pairs = iter(items)
-    return zip(pairs, pairs, strict=True)
+    return zip(pairs, pairs)  # noqa: B905 - even, as just seen; the keyword costs a fifth of a microsecond
 
 
 def copier(messages: Iterable[Message]) -> Callable[[Message], Message]:

@@ -34,6 +34,9 @@ class Received:
     messages: list[codec.Message]
     delivery: Delivery
     wire: Wire
+    left: int = 0  # a worker's count of those that are not done
+    begun: bool = False
+    failed: tuple[codec.Message, ...] = ()
 
     def ack(self) -> None:
         """Done."""

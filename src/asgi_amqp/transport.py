@@ -108,16 +108,20 @@ class Tap:
         if kind == HEADER:
             self._header = data[start:end]
             self._left = _CONTENT.unpack_from(data, start)[2]
+            if not self._left:
+                self._complete(b"")
+        elif self._left == end - start and not self._pieces:  # most are whole
+            self._complete(data[start:end])
         else:
             self._pieces.append(data[start:end])
             self._left -= end - start
-        if self._left <= 0:
-            self._complete()
+            if self._left <= 0:
+                body, self._pieces = b"".join(self._pieces), []
+                self._complete(body)
         return True
 
-    def _complete(self) -> None:
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        what, self._open, self._pieces = self._open, 0, []
+    def _complete(self, body: bytes) -> None:
+        what, self._open = self._open, 0
         delivery = Delivery(body, self._tag, bool(self._flags & 1), self._header)
         try:
             if what == RETURN and self.on_return is not None:

@@ -14,7 +14,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 
 from .codec import Message, encode
 from .consumer import Consumer, Received
@@ -25,14 +24,6 @@ log = logging.getLogger("asgi_amqp.worker")
 
 Handler = Callable[[Message], Awaitable[None]]
 RESTING = 64  # failed messages that wait for their next attempt; more wait on their slots
-
-
-@dataclass(eq=False, slots=True)
-class _Work:
-    received: Received
-    left: int
-    begun: bool = False
-    failed: list[Message] = field(default_factory=list)
 
 
 class Worker:
@@ -66,8 +57,8 @@ class Worker:
         self._drain_timeout = drain_timeout
         self._retry = retry
         self._handle_signals = handle_signals
-        self._events: deque[tuple[_Work, Message]] = deque()
-        self._unfinished: set[_Work] = set()
+        self._events: deque[tuple[Received, Message]] = deque()
+        self._unfinished = 0  # messages whose events are not all done
         self._idle: deque[asyncio.Future[None]] = deque()  # slots without work
         self._roused = False  # one of them has been woken and has not run yet
         self._resting: dict[Received, asyncio.TimerHandle] = {}
@@ -75,7 +66,7 @@ class Worker:
         self._renewing: asyncio.Task[None] | None = None
         self._consumer: Consumer
         self._keeps_order = self._ended = False
-        self._done = asyncio.Event()
+        self._done: asyncio.Event | None = None  # while it drains: all are finished
         self._stopping = asyncio.Event()
         self._error: LayerError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,16 +123,16 @@ class Worker:
                     loop.remove_signal_handler(number)
 
     def _on_message(self, received: Received) -> None:
-        if not received.messages:
+        received.left = len(received.messages)
+        if not received.left:
             received.ack()
             return
-        work = _Work(received, len(received.messages))
-        self._unfinished.add(work)
+        self._unfinished += 1
         self._held.add(received)
         if self._resting:
             self._make_room()
         for message in received.messages:
-            self._events.append((work, message))
+            self._events.append((received, message))
         self._rouse()
 
     def _rouse(self) -> None:
@@ -156,10 +147,11 @@ class Worker:
 
     def _on_lost(self, error: LayerError | None) -> None:
         """What has not begun will come again, to us or to another worker."""
-        for work, _ in self._events:
-            work.left -= 1
+        for received, _ in self._events:
+            received.left -= 1
+            if not received.left:
+                self._finish()
         self._events.clear()
-        self._unfinished = {work for work in self._unfinished if work.left}
         for timer in self._resting.values():
             timer.cancel()
         self._resting.clear()
@@ -175,8 +167,8 @@ class Worker:
                 self._idle.append(idle)
                 await idle
                 self._roused = False
-            work, message = self._events.popleft()
-            work.begun = True
+            received, message = self._events.popleft()
+            received.begun = True
             if self._events and not self._roused:
                 self._rouse()
             try:
@@ -197,20 +189,22 @@ class Worker:
                     self._channel,
                     message.get("type"),
                 )
-                work.failed.append(message)
-            work.left -= 1
-            if not work.left:
-                if work.failed:
-                    await self._retry_failed(work)
+                received.failed = (*received.failed, message)
+            received.left -= 1
+            if not received.left:
+                if received.failed:
+                    await self._retry_failed(received)
                 else:
-                    self._held.discard(work.received)
-                    work.received.ack()
-                self._unfinished.discard(work)
-                if not self._unfinished:
-                    self._done.set()
+                    self._held.discard(received)
+                    received.ack()
+                self._finish()
 
-    async def _retry_failed(self, work: _Work) -> None:
-        received = work.received
+    def _finish(self) -> None:
+        self._unfinished -= 1
+        if self._done is not None and not self._unfinished:
+            self._done.set()
+
+    async def _retry_failed(self, received: Received) -> None:
         if len(received.messages) == 1:
             await self._rest(received)
         else:
@@ -218,7 +212,7 @@ class Worker:
             sender = self._layer.session().sender
             destination = self._layer.destination(self._channel)
             try:
-                for message in work.failed:
+                for message in received.failed:
                     await sender.send(destination, encode(message), self._layer.timeout)
             except Exception:
                 log.warning(
@@ -269,12 +263,12 @@ class Worker:
             timer.cancel()
             received.fail()
         self._resting.clear()
-        for work in [work for work in self._unfinished if not work.begun]:
-            work.received.give_back()
-            self._unfinished.discard(work)
-        self._events = deque((work, message) for work, message in self._events if work.begun)
+        for received in {received: None for received, _ in self._events if not received.begun}:
+            received.give_back()
+            self._unfinished -= 1
+        self._events = deque(each for each in self._events if each[0].begun)
         if self._unfinished:
-            self._done.clear()
+            self._done = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._drain_timeout):
                     await self._done.wait()
