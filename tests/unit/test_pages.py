@@ -13,7 +13,7 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 LISTED = subprocess.run(
     ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
 ).stdout.split()
-PAGES = sorted({ROOT / name for name in LISTED} | set(DOCS.rglob("*.md")))
+PAGES = sorted({ROOT / name for name in LISTED if (ROOT / name).is_file()} | set(DOCS.rglob("*.md")))
 OUTSIDE = ("http:", "https:", "mailto:")
 
 
