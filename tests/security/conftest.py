@@ -87,8 +87,8 @@ class Ordinary:
         return times
 
     def hardly_notices(self, attack: Callable[[], None]) -> None:
-        """The p99 beside the attack stays below a second, or twice the calm one where that is more: `FLOOR`. The
-        calm one is measured before and behind it. A machine that does something else meanwhile gets three
+        """The p99 beside the attack stays below a second, or twice the calm one where that is more (`FLOOR`).
+        The calm one is measured before and behind it. A machine that does something else meanwhile gets three
         tries: what an attack breaks, it breaks always."""
         for last in (False, False, True):
             calm = self.calm()
