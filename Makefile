@@ -5,7 +5,7 @@ DEV := bin/dev
 TEST_PYTHON := .dev/venv-test/bin/python
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} /^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' Makefile
 	@awk 'BEGIN {FS = "#: "; print "\nvariables (in the environment, or make dev NAME=value)\n"} /^#: / {print "  " $$2}' Makefile
 
 dev: ## set up everything and start the stack; run again, it changes nothing
@@ -126,7 +126,7 @@ bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minut
 test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py tests/integration/sockets/test_autobahn.py
 
-mutation: $(TEST_PYTHON) ## change the pure cores in some 1900 ways and see that their unit tests notice (long, on a quiet machine)
+mutation: $(TEST_PYTHON) ## change the pure cores in some 2000 ways and see that their unit tests notice (long, on a quiet machine)
 	@$(TEST_PYTHON) -m tests.mutation $(CORES)
 
 $(TEST_PYTHON):
@@ -142,24 +142,31 @@ lock: ## write requirements/*.txt anew from requirements/*.in, and the locks of 
 outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 	@$(TEST_PYTHON) -m pip list --outdated --disable-pip-version-check
 
-#: CARILLON_HTTP_PORT        plain HTTP (8013)
-#: CARILLON_HTTPS_PORT       HTTPS (8043)
-#: CARILLON_MANAGEMENT_PORT  RabbitMQ's pages (15672), on 127.0.0.1
-#: CARILLON_AMQP_PORT        RabbitMQ (5672), on 127.0.0.1
+#: CARILLON_HTTP_PORT          plain HTTP (8013)
+#: CARILLON_HTTPS_PORT         HTTPS (8043)
+#: CARILLON_MANAGEMENT_PORT    RabbitMQ's pages (15672), on 127.0.0.1
+#: CARILLON_AMQP_PORT          RabbitMQ (5672), on 127.0.0.1
 #: CARILLON_PROMETHEUS_PORT    make observe: Prometheus (9090), on 127.0.0.1
 #: CARILLON_ALERTMANAGER_PORT  make observe: Alertmanager (9093), on 127.0.0.1
-#: CARILLON_LISTEN           address of the first two (127.0.0.1; 0.0.0.0: the whole network may come)
-#: CARILLON_ALLOWED_HOSTS    names and addresses that the application answers to (this machine's own)
-#: CARILLON_CERTIFICATE      make production: your certificate, PEM, the server's first (one for localhost)
-#: CARILLON_CERTIFICATE_KEY  … and its key
-#: CARILLON_BUNDLE_FOR       make bundle: Python and machine of the hosts (3.13-x86_64: Debian 13)
-#: CARILLON_PROJECT          name of the stack (carillon)
-#: CARILLON_STATE            where its secrets, certificates and logs lie (.dev)
-#: SUITES                    make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
-#: SEED_FROM                 make chaos SEEDS=20: the first of them (0)
-#: CORES                     make mutation: these alone (outbox, lanes, mailboxes, bindings, acks; relay, tail, log, window, cursor, …)
-#: CA_BUNDLE                 CA bundle that downloads need (the machine's own); builds get it as a secret
+#: CARILLON_LISTEN             address of the first two (127.0.0.1; 0.0.0.0: the whole network may come)
+#: CARILLON_ALLOWED_HOSTS      names and addresses that the application answers to (this machine's own)
+#: CARILLON_CERTIFICATE        make production: your certificate, PEM, the server's first (one for localhost)
+#: CARILLON_CERTIFICATE_KEY    … and its key
+#: CARILLON_BUNDLE_FOR         make bundle: Python and machine of the hosts (3.13-x86_64: Debian 13)
+#: CARILLON_PROJECT            name of the stack (carillon)
+#: CARILLON_STATE              where its secrets, certificates and logs lie (.dev)
+#: CARILLON_RELEASE_KEY        make release: the maintainers' secret key (minisign), its path
+#: EVENTS                      make watch: these events alone (jobs:status_changed job_events:42)
+#: SERVICE                     make logs, make shell: of this service (all; uwsgi)
+#: FROM                        make production-restore: the backup, .dev-production/backups/<time>
+#: SEEDS                       make simulate: these seeds (0-1999); make chaos: so many composed schedules
+#: SECONDS                     make simulate: no longer than this (120)
+#: CARILLON_LONG               make test: 1 on a quiet machine: what takes minutes too, and attacks held to twice the calm
+#: SUITES                      make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
+#: SEED_FROM                   make chaos SEEDS=20: the first of them (0)
+#: CORES                       make mutation: these alone (outbox, lanes, mailboxes, bindings, acks; relay, tail, log, window, cursor, …)
+#: CA_BUNDLE                   CA bundle that downloads need (the machine's own); builds get it as a secret
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated
+.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated

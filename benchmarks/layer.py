@@ -20,6 +20,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -394,10 +395,11 @@ def markdown(medians, results, layers, rounds, load):
     where = (
         "all on one loopback" if End.inside else "RabbitMQ behind Docker's bridge, the others on the loopback"
     )
+    basis = "one round" if rounds == 1 else f"{rounds} rounds in turns, medians"
     lines = [
         "# Measured: asgi_amqp beside its peers",
         "",
-        f"Written by `make bench-layer`: {rounds} round{'s' * (rounds > 1)} in turns, medians; "
+        f"Written by `make bench-layer`: {basis}; "
         f"{processors} cores, "
         f"Python {platform.python_version()}, events of about 480 bytes, 100 sends in flight, publisher and "
         f"subscriber in processes of their own, brokers on the same machine, {where}. Load: {load}. "
@@ -431,7 +433,7 @@ def markdown(medians, results, layers, rounds, load):
         row = [results[name][layer] if not losses(results, name, layer) else [] for layer in layers]
         cells = [number(statistics.median(n["cpu"] for n in each)) if each else "" for each in row]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(line if line[:1] == "|" else textwrap.fill(line, 100) for line in lines) + "\n"
 
 
 def plot(medians, layers):

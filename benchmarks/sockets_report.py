@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+import textwrap
 from collections import Counter
 from math import log10
 from pathlib import Path
@@ -92,10 +93,11 @@ class Page:
         times = Counter((row["workload"], row["way"], row["kind"]) for row in self.rows)
         fewest, most = min(times.values(), default=1), max(times.values(), default=1)
         rounds = f"{fewest} to {most}" if fewest < most else most
+        basis = "One round of each" if most == 1 else f"Rounds in turns, medians of {rounds}"
         self.lines = [
             "# Measured: events to sockets",
             "",
-            f"Written by `benchmarks/sockets.py --report`. Rounds in turns, medians of {rounds}. "
+            f"Written by `benchmarks/sockets.py --report`. {basis}. "
             f"{os.cpu_count()} cores for everything: publisher, broker, server, nginx and clients; one "
             "serving process each; events of 480 bytes of JSON; 100 sends in flight, or one where said. "
             "Clients: one process in C (`benchmarks/crowd.c`), which reads frames and checks each socket's "
@@ -110,7 +112,7 @@ class Page:
         self._stack()
         self._hops()
         self._emits()
-        return "\n".join(self.lines) + "\n"
+        return "\n".join(line if line[:1] == "|" else textwrap.fill(line, 100) for line in self.lines) + "\n"
 
     def _rates(self, way, said):
         if not any(row["way"] == way and "rate" in row for row in self.rows):

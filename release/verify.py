@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Verify the artifacts of a release, offline: `./verify --key carillon.pub`, in their folder.
+"""Verify the artifacts of a release, offline, in their folder: `python3 verify --key ../carillon.pub`.
 
-Checks the signature of SHA256SUMS, every file against it, every SBOM against the files in its artifact, and
-the provenance against both. `--rebuild CHECKOUT` also builds the Python artifacts of the commit again and
-compares them byte by byte. Every problem is one line that names the file. Exit status 0: all is as signed.
+The key lies outside the folder: what is in it and was not signed is a problem. Checks the signature of
+SHA256SUMS, every file against it, every SBOM against the files in its artifact, and the provenance against
+both. `--rebuild CHECKOUT` also builds the archives of the commit again and compares them byte by byte. Every
+problem is one line that names the file. Exit status 0: all is as signed.
 
-Needs Python 3.11 or newer and minisign, and nothing else.
+Needs Python 3.11 or newer and minisign; a rebuild also git, and an index for the tools of the checkout.
 """
 
 import argparse
@@ -132,7 +133,7 @@ def provenance_problems(folder: Path, sums: dict[str, str]) -> list[str]:
 
 
 def rebuild_problems(folder: Path, checkout: Path) -> list[str]:
-    """Whether the commit of the provenance builds the same Python artifacts."""
+    """Whether the commit of the provenance builds the same archives."""
     commit = json.loads((folder / PROVENANCE).read_text())["predicate"]["buildDefinition"][
         "externalParameters"
     ]["commit"]

@@ -160,11 +160,13 @@ def test_an_unknown_job_is_one_message_and_no_figures(fake, open_page):
     watched.expect("404")
     page = watched.page
     page.goto(f"{fake.url}/#/jobs/99")
-    expect(page.locator(".problem:visible > span")).to_have_text(
-        ["There is no job 99, or you may not see it."]
-    )
+    expect(page.get_by_role("alert")).to_have_text(["There is no job 99, or you may not see it."])
     expect(page.locator(".job .figures")).to_be_hidden()
     expect(page.locator("#toast")).to_be_hidden()
+    expect(page.locator(".job .count")).to_be_empty()
+    # Nothing is left to load: the page does not promise it.
+    fake.do("close", code=4408)
+    expect(words(page)).to_have_text("Resumed: nothing missed", timeout=20_000)
 
 
 def test_nothing_turns_under_reduced_motion(fake, open_page):
@@ -221,6 +223,54 @@ def test_a_burst_of_new_jobs_waits_and_an_expanded_list_stays(fake, page):
     assert page.evaluate("[...document.querySelectorAll('.row')].filter((row) => row.kept).length") == 65
 
 
+def test_jobs_that_wait_are_those_that_the_filter_still_shows(fake, page):
+    page.get_by_role("button", name="Active").click()
+    expect(page.locator(".row")).to_have_count(2)
+    for number in range(10, 17):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"New {number}", "status": "new"})
+    fake.do("status", jobs=[*range(10, 17)], status="pending")
+    expect(page.get_by_role("button", name="7 new jobs")).to_be_visible()
+    fake.do("status", jobs=[*range(10, 16)], status="successful")
+    new = page.get_by_role("button", name="1 new job", exact=True)
+    expect(new).to_be_visible()
+    new.click()
+    expect(page.locator(".row-link").first).to_have_text("New 16")
+    expect(page.locator(".row")).to_have_count(3)
+
+
+def test_a_burst_that_was_asked_for_under_another_filter_is_not_shown(fake, page):
+    held = []
+    page.route(
+        "**/api/v2/jobs/?*", lambda route: route.continue_() if held else held.append(route)
+    )  # the first one waits
+    for number in range(10, 17):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"New {number}", "status": "new"})
+    with page.expect_request("**/api/v2/jobs/?*"):
+        fake.do("status", jobs=[*range(10, 17)], status="pending")
+    page.get_by_role("button", name="Failed").click()
+    expect(page.locator(".row-link")).to_have_text(["Fetch site playbooks"])
+    with page.expect_response("**/api/v2/jobs/?*"):
+        held[0].continue_()
+    fake.do("job", fields={"number": 20, "name": "Broken", "status": "failed"})
+    expect(page.locator(".row-link")).to_have_text(["Broken", "Fetch site playbooks"])
+    expect(page.locator(".over button")).to_be_hidden()
+
+
+def test_a_filter_that_cannot_be_loaded_shows_no_rows_of_another(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(fake.url)
+    expect(page.locator(".row")).to_have_count(5)
+    fake.do("fail", path="/api/v2/jobs/", times=2)
+    page.get_by_role("button", name="Failed").click()
+    expect(page.locator(".jobs").get_by_role("alert")).to_have_text(re.compile("^The list is not loaded: "))
+    expect(page.locator(".row")).to_have_count(0)
+    expect(page.locator(".empty")).to_be_hidden()
+    expect(page.locator(".row-link")).to_have_text(["Fetch site playbooks"], timeout=15_000)
+    expect(page.locator(".jobs .problem")).to_be_hidden()
+
+
 # Output -------------------------------------------------------------------------------------------
 
 
@@ -270,6 +320,28 @@ def test_what_nobody_has_is_named_and_passed(fake, job_page):
         "3 events never reached the server (3 to 5).", timeout=20_000
     )
     assert numbers(job_page) == [f"ok: [host-{number}]" for number in (1, 2, 6, 7)]
+
+
+def test_a_server_that_does_not_answer_is_not_one_that_has_nothing(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".job .count")).to_have_text("Waiting for output")
+    page.wait_for_load_state("networkidle")
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=1000)
+    fake.do("events", job=1, events=lines(1, 2))
+    fake.do("events", job=1, events=lines(3, 3), live=False)  # lost on the way
+    fake.do("events", job=1, events=lines(6, 2))
+    # Five tries have failed.
+    expect(page.locator(".job .problem:visible")).to_contain_text(
+        re.compile(r"Next try in 1\d s"), timeout=40_000
+    )
+    expect(page.locator(".note")).to_have_count(0)
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=0)
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator(".ln")).to_have_count(7)
+    assert numbers(page) == [f"ok: [host-{number}]" for number in range(1, 8)]
 
 
 def test_five_thousand_lines_without_lag(fake, open_page):
@@ -452,6 +524,80 @@ def test_a_refusal_says_why_and_waits_to_be_asked(fake, page):
     expect(words(page)).to_have_text("Resumed: nothing missed")
 
 
+def test_one_view_that_cannot_be_loaded_does_not_hide_what_another_has_fetched(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".job .count")).to_have_text("Waiting for output")
+    page.wait_for_load_state("networkidle")
+    fake.do("events", job=1, events=lines(1, 3), live=False)
+    fake.do("fail", path="/api/v2/jobs/", times=3)
+    fake.do("close", code=4408)
+    expect(words(page)).to_have_text(
+        "Connected again: 3 missed lines fetched, not all could be loaded yet", timeout=20_000
+    )
+
+
+@pytest.mark.parametrize("answer", ["{}", "<html>Log in to this network</html>"])
+def test_an_answer_that_no_view_understands_is_not_called_whole(fake, page, answer):
+    page.route("**/api/v2/jobs/?*", lambda route: route.fulfill(body=answer))
+    fake.do("close", code=4408)
+    expect(words(page)).to_have_text("Connected again: not all could be loaded yet", timeout=20_000)
+
+
+def test_an_output_that_may_be_out_of_date_is_not_called_none(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/2")
+    expect(page.locator(".job .count")).to_have_text("No output")
+    page.wait_for_load_state("networkidle")
+    fake.do("fail", path="/api/v2/jobs/2/events/", times=3)
+    fake.do("close", code=4408)
+    expect(page.locator(".job").get_by_role("alert")).to_contain_text("may be out of date", timeout=20_000)
+    expect(page.locator(".job .count")).to_be_empty()
+
+
+def test_a_view_that_was_left_asks_for_nothing_more(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.clock.install()
+    asked, held = [], []
+    page.on("request", lambda request: "schedules/" in request.url and asked.append(request.url))
+    page.route("**/api/v2/schedules/*", lambda route: held.append(route))
+    with page.expect_request("**/api/v2/schedules/*"):
+        page.goto(f"{fake.url}/#/schedules")
+    page.goto(f"{fake.url}/#/jobs")
+    expect(page.locator(".row")).to_have_count(5)
+    before = len(asked)  # the link that comes up asks once more
+    with page.expect_event("requestfinished", lambda request: "schedules/" in request.url):
+        for route in held:
+            route.fulfill(status=502, json={})
+    page.clock.fast_forward(5000)
+    page.goto(f"{fake.url}/#/connections")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    assert len(asked) == before
+
+
+def test_a_question_goes_with_the_view_that_asked_it(fake, open_page):
+    watched = open_page()
+    watched.expect("401")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs")
+    page.locator(".row", has_text="Rotate").get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.evaluate("location.hash = '#/jobs/1'")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.locator(".job").get_by_role("button", name="Cancel job").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    fake.do("session", valid=False)
+    fake.do("close", code=4401)
+    expect(page.get_by_label("Username")).to_be_focused()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 # Everyone -----------------------------------------------------------------------------------------
 
 
@@ -505,6 +651,30 @@ def test_the_whole_page_is_walked_by_keyboard(fake, page):
     expect(page.get_by_role("button", name="Follow", exact=True)).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("Escape")
     expect(page.get_by_role("link", name="Roll out the web tier")).to_be_focused()
+
+
+def test_what_counts_down_is_not_read_aloud_and_the_focus_outlives_the_button(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    fake.do("fail", path="/api/v2/jobs/", times=1000)
+    page.goto(fake.url)
+    problem = page.locator(".jobs .problem")
+    expect(problem).to_contain_text(re.compile(r"Next try in [34] s"), timeout=15_000)
+    page.evaluate(
+        """window.read = [];
+        new MutationObserver((all) => window.read.push(...all.map(({ target }) => target.textContent)))
+          .observe(document.querySelector(".jobs .problem [role=alert]"),
+            { subtree: true, childList: true, characterData: true });"""
+    )
+    expect(problem).to_contain_text(re.compile(r"Next try in [12] s"))
+    assert page.evaluate("window.read") == []
+    page.get_by_role("button", name="Ask again").focus()
+    fake.do("fail", path="/api/v2/jobs/", times=0)
+    page.keyboard.press("Enter")
+    expect(page.locator(".row")).to_have_count(5)
+    expect(problem).to_be_hidden()
+    expect(page.get_by_role("heading", name="Jobs")).to_be_focused()
 
 
 def test_places_have_shortcuts_and_titles(page):

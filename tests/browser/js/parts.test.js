@@ -172,23 +172,31 @@ test("times in words", () => {
 
 test("what a view knows: nothing is claimed before it was loaded, and each failure says when it is tried again", () => {
   const known = new Knowledge();
-  assert.deepEqual([known.state, known.known, known.words("The list", 0)], ["loading", false, ""]);
+  assert.deepEqual([known.state, known.known, known.words("The list")], ["loading", false, ""]);
+  assert.deepEqual([known.failing, known.settled], [false, false]);
   const bad = { message: "The server cannot answer right now (502).", status: 502 };
   assert.deepEqual(Array.from({ length: 7 }, () => known.fail(bad, 0)), [1000, 2000, 4000, 8000, 15000, 30000, 30000]);
   assert.deepEqual([known.state, known.known], ["failed", false]);
-  assert.equal(known.words("The list", 10_000), `The list is not loaded: ${bad.message} Next try in 20 s.`);
-  assert.equal(known.words("The list", 30_000), `The list is not loaded: ${bad.message} Trying again.`);
+  assert.equal(known.words("The list"), `The list is not loaded: ${bad.message}`);
+  assert.deepEqual([known.next(10_000), known.next(29_001), known.next(30_000)], ["Next try in 20 s.", "Next try in 1 s.", "Trying again."]);
+  assert.deepEqual([known.failing, known.settled], [true, false]);
   known.succeed();
-  assert.deepEqual([known.state, known.known, known.words("The list", 0)], ["loaded", true, ""]);
+  assert.deepEqual([known.state, known.known, known.words("The list"), known.next(0)], ["loaded", true, "", ""]);
+  assert.deepEqual([known.failing, known.settled], [false, true]);
   assert.equal(known.fail(bad, 0), 1000);
   assert.deepEqual([known.state, known.known], ["stale", true]);
-  assert.equal(known.words("The list", 500), `The list may be out of date: ${bad.message} Next try in 1 s.`);
+  assert.equal(known.words("The list"), `The list may be out of date: ${bad.message}`);
+  known.forget();
+  assert.deepEqual([known.state, known.known, known.words("The list")], ["loading", false, ""]);
+  known.fail(bad, 0);
+  known.forget();
+  assert.equal(known.words("The list"), `The list is not loaded: ${bad.message}`);
 });
 
 test("what a view knows: nobody asks again where the answer would be the same", () => {
   for (const status of [401, 403, 404]) {
     const known = new Knowledge();
     assert.equal(known.fail({ message: "There is no job 9.", status }, 0), null);
-    assert.equal(known.words("Job 9", 0), "There is no job 9.");
+    assert.deepEqual([known.words("Job 9"), known.next(0), known.settled], ["There is no job 9.", "", true]);
   }
 });

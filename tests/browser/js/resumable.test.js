@@ -49,7 +49,7 @@ test("a chat comes back with the last position that it had", () => {
 test("an answer begins again at its beginning, and ends", async () => {
   const { state, names } = world();
   const shown = [];
-  const fetchAnswer = async (answer) => `all of ${answer}`;
+  const fetchAnswer = () => assert.fail("the log has all of it");
   load("token-streams.md", "follow", { ...names, fetchAnswer })("a1", "e:1", (text) => shown.push(text));
   const [first] = state.opened;
   first.says({ at: 0, piece: "The ", position: "e:2" });
@@ -57,14 +57,53 @@ test("an answer begins again at its beginning, and ends", async () => {
   const second = state.opened[1];
   assert.equal(second.query.get("since"), "e:1");
   second.says({ at: 0, piece: "The ", position: "e:2" });
-  second.says({ at: 4, piece: "bells", position: "e:3" });
-  second.says({ at: 4, piece: "bells", position: "e:4" }); // of a writer that began again
-  assert.equal(shown.at(-1), "The bells");
-  second.says({ recovered: false, position: "e:9", reason: "retention" });
-  await null;
-  await null;
-  assert.equal(shown.at(-1), "all of a1");
-  second.says({ at: 9, done: true, position: "e:10" });
+  second.says({ at: 1, piece: "\u{1f514} bells", position: "e:3" });
+  second.says({ at: 2, piece: " ring", position: "e:4" });
+  second.says({ at: 0, piece: "The \u{1f514}", position: "e:5" }); // of a writer that began again
+  second.says({ at: 1, piece: " bells", position: "e:6" });
+  assert.equal(shown.at(-1), "The \u{1f514} bells");
+  second.says({ at: 2, done: true, position: "e:10" });
   assert.equal(second.closed, true);
   assert.equal(state.opened.length, 2);
+});
+
+/** An answer that the log no longer has whole, and what the database says of it, one saying a time. */
+function late(...saved) {
+  const { state, names } = world();
+  const shown = [];
+  const fetchAnswer = async () => {
+    const next = saved.shift();
+    if (next === undefined) throw new Error("away");
+    return next;
+  };
+  load("token-streams.md", "follow", { ...names, fetchAnswer })("a1", "e:1", (text) => shown.push(text));
+  return { state, shown };
+}
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+
+test("an answer that is older than the log is fetched, and asked for no more", async () => {
+  const { state, shown } = late({ text: "all of it", done: true });
+  state.opened[0].says({ recovered: false, position: "e:9", reason: "retention" });
+  await settled();
+  assert.deepEqual([shown, state.opened[0].closed, state.opened.length], [["all of it"], true, 1]);
+});
+
+test("an answer whose beginning is lost shows nothing until it is whole", async () => {
+  const { state, shown } = late({ text: "", done: false }, { text: "all of it", done: true });
+  const [socket] = state.opened;
+  socket.says({ recovered: false, position: "e:9", reason: "retention" });
+  await settled();
+  socket.says({ at: 7, piece: "its end", position: "e:10" });
+  assert.deepEqual(shown, []);
+  socket.says({ at: 8, done: true, position: "e:11" });
+  await settled();
+  assert.deepEqual([shown, socket.closed, state.opened.length], [["all of it"], true, 1]);
+});
+
+test("an answer that cannot be fetched is asked for again", async () => {
+  const { state, shown } = late();
+  state.opened[0].says({ recovered: false, position: "e:9", reason: "retention" });
+  await settled();
+  assert.deepEqual([shown, state.opened.length, state.opened[1].query.get("since")], [[], 2, "e:1"]);
 });

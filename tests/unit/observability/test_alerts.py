@@ -45,7 +45,8 @@ def test_an_alert_is_a_file_that_says_why_and_what_to_do(path):
     assert all(text.endswith(".") for name, text in said.items() if name != "page")
     page, _, anchor = said["page"].partition("#")
     assert ROOT / page == PAGE
-    assert f"### {alert['alert']}\n" in PAGE.read_text()
+    section = f"### {alert['alert']} {said['why']} **Do:** {said['action']}"
+    assert section in " ".join(PAGE.read_text().split())
     assert anchor == alert["alert"].lower()
 
 

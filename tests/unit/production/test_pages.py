@@ -1,4 +1,4 @@
-"""What the pages of Operate print is what there is: playbooks, variables, targets, files and links."""
+"""What the pages of Operate print is what there is: playbooks, variables, targets and files."""
 
 from __future__ import annotations
 
@@ -68,16 +68,6 @@ class TestPage:
         named = re.findall(rf"`((?:{_ROLES})_[a-z_]+)(?:: [^`]*)?`", path.read_text())
         # The name of a database.
         assert set(named) - {"carillon_restored"} <= VARIABLES
-
-    def test_links_lead_somewhere(self, path):
-        for target, anchor in re.findall(r"\]\(([a-z0-9_./-]*)(#[a-z-]+)?\)", path.read_text()):
-            there = (path.parent / target) if target else path
-            assert there.exists(), f"{path.name}: {target}"
-            if anchor:
-                headings = re.findall(r"^#+ (.*)", there.read_text(), re.M)
-                assert anchor[1:] in {
-                    re.sub(r"[^a-z -]", "", head.lower()).replace(" ", "-") for head in headings
-                }
 
     def test_blocks_of_shell_can_be_read_by_a_shell(self, path):
         """Blocks without a language are commands, unless they are a file's lines."""

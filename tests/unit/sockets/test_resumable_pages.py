@@ -9,7 +9,7 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from channels.db import database_sync_to_async
@@ -108,8 +108,8 @@ async def test_an_answer_that_is_read_from_the_log(settings, monkeypatch, people
     token = await database_sync_to_async(people.token)(people.ann)
     whole = [
         {"at": 0, "piece": "The bells ", "position": "none:1"},
-        {"at": 10, "piece": "are up.", "position": "none:2"},
-        {"at": 17, "done": True, "position": "none:3"},
+        {"at": 1, "piece": "are up.", "position": "none:2"},
+        {"at": 2, "done": True, "position": "none:3"},
         {"recovered": True, "position": "none:3"},
     ]
     for since, frames in (("none:0", whole), ("none:1", whole[1:])):
@@ -121,6 +121,28 @@ async def test_an_answer_that_is_read_from_the_log(settings, monkeypatch, people
 
 @pytest.mark.django_db
 def test_where_an_answer_begins():
-    assert position() is None
+    assert (position(), since_of_an_answer()) == (None, "")
     Head.objects.create(epoch="e", number=7)
-    assert str(position()) == "e:7"
+    assert (str(position()), since_of_an_answer()) == ("e:7", "e:7")
+
+
+def since_of_an_answer() -> str:
+    """What the page keeps of an answer that is asked for now."""
+    kept: dict[str, str] = {}
+    objects = SimpleNamespace(create=lambda question, since: kept.update(since=since))
+    exec(
+        blocks("token-streams.md", "python")[2],
+        {"Answer": SimpleNamespace(objects=objects), "question": "Are the bells up?"},
+    )
+    return kept["since"]
+
+
+async def test_an_answer_without_a_position_is_heard_from_now_on(settings, monkeypatch):
+    async def may_read(user, answer):
+        return True
+
+    code = blocks("token-streams.md", "python")[0]
+    served(settings, monkeypatch, "websocket/answers/<answer>/", code, may_read=may_read)
+    client = Client("/websocket/answers/a1/?since=")
+    assert (await client.raw.connect(timeout=5))[0]
+    assert await client.frame() == {"position": "none:0"}

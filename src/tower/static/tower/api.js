@@ -72,6 +72,8 @@ export async function look(path, { method = "GET", json, form, signal } = {}) {
   }
   const data = await response.json().catch(() => null);
   if (!response.ok) throw new ApiError(response.status, words(response.status, data));
+  // As where a network asks for a login of its own.
+  if (method === "GET" && data === null) throw new ApiError(0, "What answered is not Carillon.");
   return { data, position: response.headers.get("X-Carillon-Position") };
 }
 

@@ -192,16 +192,19 @@ class App {
     if (link.state === "refused" && link.code === 4401 && this.user) this.ask(`${describe(link)}. Log in to go on.`);
   }
 
-  /** Whether every view shows all that it should: only then can be said what the link has resumed. */
+  /** Whether every view shows all that there is for it: only then can be said what the link has resumed. */
   get loaded() {
     return [this.jobs, this.view].every((view) => view?.loaded ?? true);
   }
 
   async resumed() {
     const before = this.loaded;
-    const results = await Promise.all([...this.reconnects].map((handler) => Promise.resolve(handler()).catch(() => 0)));
-    if (!this.loaded) this.indicator.noted("Connected again: not all could be loaded yet");
-    else if (before) this.indicator.resumed(results.reduce((total, lines) => total + (Number(lines) || 0), 0));
+    const results = await Promise.allSettled([...this.reconnects].map(async (handler) => handler()));
+    const lines = results.reduce((total, { value }) => total + (Number(value) || 0), 0);
+    const fetched = lines > 0 ? `${plural(lines, "missed line")} fetched, ` : "";
+    const broken = results.some(({ status }) => status === "rejected");
+    if (broken || !this.loaded) this.indicator.noted(`Connected again: ${fetched}not all could be loaded yet`);
+    else if (before) this.indicator.resumed(lines);
     else this.indicator.noted("Connected again: all is loaded");
   }
 
@@ -298,7 +301,13 @@ class App {
 
   // Where we are ---------------------------------------------------------------------------------------------------
 
+  /** A question is about the view that asked it: it goes with that. */
+  shut() {
+    for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  }
+
   clear() {
+    this.shut();
     this.view?.destroy();
     this.jobs?.destroy();
     this.view = this.jobs = this.route = null;
@@ -306,6 +315,7 @@ class App {
   }
 
   replace(view) {
+    this.shut();
     this.view?.destroy();
     this.view = view;
     this.stage.className = "";
@@ -342,6 +352,7 @@ class App {
   }
 
   showJobs(id, query) {
+    this.shut();
     const left = this.view instanceof JobPage ? this.view.id : null;
     this.view?.destroy();
     this.view = null;

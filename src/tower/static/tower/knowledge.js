@@ -22,6 +22,21 @@ export class Knowledge {
     return this.state === "loaded" || this.state === "stale";
   }
 
+  /** Whether the last answer was none. */
+  get failing() {
+    return this.state === "failed" || this.state === "stale";
+  }
+
+  /** Whether asking again would show no more: all is there, or the answer is final. */
+  get settled() {
+    return this.state !== "loading" && this.retryAt === null;
+  }
+
+  /** Something else is asked for from now on: nothing is known of that. */
+  forget() {
+    if (this.known) this.state = "loading";
+  }
+
   succeed() {
     Object.assign(this, { state: "loaded", reason: "", tries: 0, retryAt: null });
   }
@@ -39,12 +54,17 @@ export class Knowledge {
     return this.retryAt && pause;
   }
 
-  /** @param {string} what  is shown, as "The output" @param {number} now  ms @returns {string} "" when all is loaded */
-  words(what, now) {
-    if (this.state === "loading" || this.state === "loaded") return "";
+  /** @param {string} what  is shown, as "The output" @returns {string} "" when all is loaded */
+  words(what) {
+    if (!this.failing) return "";
     if (this.retryAt === null) return this.reason;
-    const seconds = Math.max(0, Math.ceil((this.retryAt - now) / 1000));
-    const so = this.state === "stale" ? "may be out of date" : "is not loaded";
-    return `${what} ${so}: ${this.reason} ${seconds > 0 ? `Next try in ${seconds} s.` : "Trying again."}`;
+    return `${what} ${this.state === "stale" ? "may be out of date" : "is not loaded"}: ${this.reason}`;
+  }
+
+  /** @param {number} now  ms @returns {string} when the next try is, "" when there is none: it changes each second */
+  next(now) {
+    if (this.retryAt === null) return "";
+    const seconds = Math.ceil((this.retryAt - now) / 1000);
+    return seconds > 0 ? `Next try in ${seconds} s.` : "Trying again.";
   }
 }

@@ -15,40 +15,51 @@ export class Loader {
     this.onchange = onchange;
     this.knowledge = new Knowledge();
     this.timer = 0;
-    this.text = h("span");
+    this.gone = false;
+    // Read aloud when it changes. What counts down stands outside, or it would be read every second.
+    this.text = h("span", { role: "alert" });
+    this.next = h("span");
     this.button = h("button.quiet", { type: "button", onclick: () => again() }, "Ask again");
-    this.element = h("p.problem", { role: "alert", hidden: true }, this.text, " ", this.button);
+    this.element = h("p.problem", { hidden: true }, this.text, " ", this.next, " ", this.button);
     this.off = app.onSecond(() => this.draw());
   }
 
   destroy() {
+    this.gone = true;
     clearTimeout(this.timer);
     this.off();
   }
 
-  /** @template T @param {() => Promise<T>} load @returns {Promise<T|undefined>} undefined when it failed */
+  /** @template T @param {() => Promise<T>} load @returns {Promise<T|undefined>} undefined when it failed, or nobody looks any more */
   async attempt(load) {
     clearTimeout(this.timer);
     try {
       const result = await load();
+      if (this.gone) return undefined;
       this.knowledge.succeed();
       return result;
     } catch (error) {
-      if (error.name === "AbortError") return undefined;
+      if (this.gone || error.name === "AbortError") return undefined;
       const pause = this.knowledge.fail(error, Date.now());
       if (pause !== null) this.timer = setTimeout(this.again, pause);
       if (error.status === 401) this.app.failed(error);
       return undefined;
     } finally {
-      this.draw();
-      this.onchange();
+      if (!this.gone) {
+        this.draw();
+        this.onchange();
+      }
     }
   }
 
   draw() {
-    const words = this.knowledge.words(this.what, Date.now());
+    const words = this.knowledge.words(this.what);
+    const final = words === "" || this.knowledge.retryAt === null;
+    // What goes must not take the focus with it.
+    if (final && this.button === document.activeElement) this.element.closest("section").querySelector("h1").focus({ preventScroll: true });
     this.element.hidden = words === "";
-    this.button.hidden = this.knowledge.retryAt === null;
+    this.button.hidden = final;
     say(this.text, words);
+    say(this.next, this.knowledge.next(Date.now()));
   }
 }

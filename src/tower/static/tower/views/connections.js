@@ -54,7 +54,7 @@ export class Connections {
   }
 
   get loaded() {
-    return this.loader.knowledge.state === "loaded";
+    return this.loader.knowledge.settled;
   }
 
   destroy() {

@@ -109,9 +109,9 @@ export class JobPage {
     this.start();
   }
 
-  /** The job and all of its output so far. */
+  /** Whether the job and all of its output so far are shown, or that it is not there. */
   get loaded() {
-    return this.asked.knowledge.state === "loaded" && this.written.knowledge.state === "loaded";
+    return this.asked.knowledge.settled && (!this.job || this.written.knowledge.settled);
   }
 
   destroy() {
@@ -208,11 +208,14 @@ export class JobPage {
   /** Something is missing between what has come: wait a moment, it may only be late; then ask. */
   look() {
     if (this.timer || this.reading || this.stop.signal.aborted) return;
+    if (this.written.knowledge.failing) return; // where that can help it is asked for again, see `read`
     const wait = PATIENCE[Math.min(this.looks, PATIENCE.length - 1)];
     this.timer = setTimeout(async () => {
       this.timer = 0;
       const before = this.log.last;
       await this.read();
+      // An answer that did not come says nothing of what the server has.
+      if (this.written.knowledge.failing) return;
       if (this.log.gap() === null) {
         this.looks = 0;
         return;
@@ -287,7 +290,7 @@ export class JobPage {
   // What is seen ------------------------------------------------------------------------------------------------
 
   draw() {
-    const { known } = this.written.knowledge;
+    const { known, state } = this.written.knowledge;
     for (const [key, element] of this.figures) {
       const count = this.tally.counts[key];
       say(element.firstElementChild, known || count ? count.toLocaleString("en") : "–");
@@ -299,8 +302,8 @@ export class JobPage {
     const task = this.tally.task || this.tally.play;
     say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");
     const count = this.output.total;
-    const none = !this.job ? "" : !known ? "Loading the output" : active ? "Waiting for output" : "No output";
-    say(this.lines, count ? plural(count, "line") : this.written.knowledge.state === "failed" ? "" : none);
+    const none = { loading: "Loading the output", loaded: active ? "Waiting for output" : "No output" };
+    say(this.lines, count ? plural(count, "line") : (this.job && none[state]) || "");
   }
 
   followed(follows) {

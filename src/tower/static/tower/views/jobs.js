@@ -22,6 +22,7 @@ export class Jobs {
     this.next = null;
     this.news = new Set();
     this.fresh = new Map(); // jobs that wait to be shown
+    this.shown = null; // the query that the rows answer
     this.size = PAGE_SIZE; // rows to ask for: a list that was expanded stays so
     this.timer = 0;
     this.pending = null;
@@ -65,7 +66,7 @@ export class Jobs {
   }
 
   get loaded() {
-    return this.loader.knowledge.state === "loaded";
+    return this.loader.knowledge.settled;
   }
 
   destroy() {
@@ -109,17 +110,33 @@ export class Jobs {
   async load(more = false) {
     this.pending?.abort();
     this.pending = new AbortController();
-    const path = more ? this.next : this.address();
     const { signal } = this.pending;
+    const { query } = this;
+    const other = query !== this.shown;
+    more &&= !other; // the next page of what is shown is not the next of what is asked for
+    const path = more ? this.next : this.address();
+    if (other) this.loader.knowledge.forget();
+    this.list.setAttribute("aria-busy", String(other));
     const page = await this.loader.attempt(() => request(path, { signal }));
-    if (!page || signal.aborted) return;
-    if (!more) {
-      this.jobs.clear();
-      this.fresh.clear();
+    if (signal.aborted) return;
+    this.list.setAttribute("aria-busy", "false");
+    if (!page) {
+      if (other) this.empty();
+      return;
     }
-    for (const job of page.results) this.jobs.set(job.id, job);
+    this.jobs = new Map([...(more ? this.jobs : []), ...page.results.map((job) => [job.id, job])]);
+    if (!more) this.fresh.clear();
+    this.shown = query;
     this.size = Math.min(MAX_PAGE_SIZE, Math.max(PAGE_SIZE, Math.ceil(this.jobs.size / PAGE_SIZE) * PAGE_SIZE));
     this.next = page.next && "/api/v2/jobs/" + new URL(page.next, location.href).search;
+    this.draw();
+  }
+
+  /** Of what is asked for now nothing is known: rows that answered something else would seem to. */
+  empty() {
+    this.jobs.clear();
+    this.fresh.clear();
+    this.next = this.shown = null;
     this.draw();
   }
 
@@ -142,7 +159,7 @@ export class Jobs {
     const ids = [...this.news];
     this.news.clear();
     try {
-      if (ids.length > BURST) await this.burst();
+      if (ids.length > BURST) await this.burst(ids);
       else await Promise.all(ids.map((id) => this.renew(id)));
     } catch (error) {
       await this.loader.attempt(() => Promise.reject(error)); // out of date from now on, and asked for again
@@ -158,8 +175,11 @@ export class Jobs {
   }
 
   /** Much at once: rows on show change, new ones wait, so that nothing moves under the reader. */
-  async burst() {
+  async burst(ids) {
+    const { query } = this;
     const { results } = await request(this.address());
+    if (this.query !== query) return; // asked for anew since
+    for (const id of ids) this.fresh.delete(id); // what still belongs here is in the answer
     for (const job of results) {
       if (this.jobs.has(job.id)) this.update(job);
       else this.fresh.set(job.id, job);
@@ -240,7 +260,7 @@ export class Jobs {
     this.count();
     this.mark();
     const filtered = this.filter.states.length > 0 || this.search !== "";
-    this.tell(jobs.length > 0 ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
+    this.tell(jobs.length > 0 || !this.loader.knowledge.known ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
   }
 
   tell(text) {

@@ -34,7 +34,7 @@ export class Schedules {
   }
 
   get loaded() {
-    return this.loader.knowledge.state === "loaded";
+    return this.loader.knowledge.settled;
   }
 
   destroy() {
