@@ -88,9 +88,11 @@ class ProjectConsumer:
         self._before = here.rights.changes
         try:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
-                self.identity = await here.authenticate(authentication.Handshake(self.scope))
-        except authentication.NoCredentials:
-            self.identity = authentication.anonymous()
+                try:
+                    self.identity = await here.authenticate(authentication.Handshake(self.scope))
+                except authentication.NoCredentials:
+                    self.identity = authentication.anonymous()
+            here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
             await self._turn_away(Close(refused.code, reason=refused.reason))
@@ -99,11 +101,6 @@ class ProjectConsumer:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
             count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
-            return
-        user = self.identity.user
-        if user.pk is not None and here.of(user.pk) >= conf.SOCKETS_PER_USER:
-            names.OVER_BUDGET.labels("quota_sockets").inc()
-            await self._turn_away(Close(protocol.POLICY, reason="too many sockets of this user"))
             return
         self.outlet.tags = self.identity.tags
         here.add(self)

@@ -32,7 +32,7 @@ from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
 from carillon.sockets.questions import Groups
-from carillon.sockets.sockets import sockets
+from carillon.sockets.sockets import TooManySockets, sockets
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Session:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
-            self._count()
+            here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
             self._text(protocol.refused(refused.reason))
@@ -203,15 +203,6 @@ class Session:
         at = here.station.position if self.version == 2 else None
         self._text(protocol.accepted(self.identity.user.pk, at))
         return True
-
-    def _count(self) -> None:
-        """Raises Refused when the user has all the sockets that he may."""
-        if sockets().of(self.identity.user.pk) >= conf.SOCKETS_PER_USER:
-            names.OVER_BUDGET.labels("quota_sockets").inc()
-            raise authentication.Refused(
-                f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
-                protocol.POLICY,
-            )
 
     def _arrive(self, before: int) -> None:
         """From here on this socket hears when its user's rights change; if any did since `before`, when its
@@ -241,7 +232,7 @@ class Session:
             raise protocol.Refusal(
                 f"invalid message: too many groups: {self.limits.key_burst:g} at once and "
                 f"{self.limits.key_rate:g} a second are allowed, try again in "
-                f"{math.ceil(self.keys.wait(now, count))} s"
+                f"{math.ceil(min(self.keys.wait(now, count), 3600))} s"
             )
         await self._until(lambda: not self.outlet.held)
         here = sockets()
@@ -276,8 +267,8 @@ class Session:
         self.groups = groups
         if self.entry is not None:
             presence().watch(self.entry, groups)
-        names = frozenset(name.encode() for name in groups)
-        sockets().station.hub.subscribe(self.outlet, names, since)
+        here = frozenset(name.encode() for name in groups)
+        sockets().station.hub.subscribe(self.outlet, here, since)
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
         """Version 2: the socket lives on with a new token of the same user."""
@@ -422,7 +413,8 @@ def allowed_limits() -> protocol.Limits:
         nonsense_rate=conf.NONSENSE_RATE,
         message_burst=conf.MESSAGE_BURST,
         message_rate=conf.MESSAGE_RATE,
-        key_burst=conf.KEY_BURST,
+        # A subscription that may be held must be one that can be asked for.
+        key_burst=max(conf.KEY_BURST, conf.GROUPS_PER_SOCKET),
         key_rate=conf.KEY_RATE,
     )
 
@@ -431,6 +423,8 @@ def count_refusal(error: Exception) -> None:
     """A client was not let in."""
     if isinstance(error, authentication.NoCredentials):
         reason = "nothing"
+    elif isinstance(error, TooManySockets):
+        reason = "quota"
     elif isinstance(error, authentication.Refused):
         reason = "origin" if error.code == protocol.FORBIDDEN_ORIGIN else "invalid"
     else:

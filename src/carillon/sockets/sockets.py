@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from channels.db import database_sync_to_async
 
+from carillon.conf import conf
 from carillon.events import access
 from carillon.events.event import Event
 from carillon.events.families import registry
@@ -53,6 +54,16 @@ class Asked(Protocol):
         """Nobody knows what it missed."""
 
 
+class TooManySockets(authentication.Refused):
+    """The user has all the sockets that he may: when one has ended, there is room again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
+            protocol.TRY_LATER,
+        )
+
+
 class Sockets:
     """The sockets of one event loop, by user and by outlet."""
 
@@ -82,9 +93,12 @@ class Sockets:
         names.HANDSHAKES.labels(socket.kind).inc()
         names.SOCKETS.labels(socket.kind).inc()
 
-    def of(self, user_id: int) -> int:
-        """How many this user has here."""
-        return len(self._by_user.get(user_id, ()))
+    def admit(self, identity: authentication.Identity) -> None:
+        """Before add(), with nothing awaited between. Raises TooManySockets; nobody has as many as there are."""
+        user = identity.user.pk
+        if user is not None and len(self._by_user.get(user, ())) >= conf.SOCKETS_PER_USER:
+            names.OVER_BUDGET.labels("quota_sockets").inc()
+            raise TooManySockets
 
     def discard(self, socket: Asked) -> None:
         self.rights.forget(socket)

@@ -123,6 +123,21 @@ async def test_what_is_presented_must_be_good(people):
     await refused(Client(ROOM, cookie="awx_sessionid=nonsense", origin="https://evil.example"), 4403)
 
 
+async def test_sockets_of_a_user_have_a_number(people, settings):
+    """Of all kinds together, and nobody has as many as there are."""
+    settings.CARILLON = {**settings.CARILLON, "SOCKETS_PER_USER": 2}
+    token = await database_sync_to_async(people.token)(people.ann)
+    first = Client(ROOM, token=token)
+    await first.open()
+    await Client(token=token).open()
+    await refused(Client(ROOM, token=token), 1013)
+    assert (await Client(token=token).open())["accept"] is False
+    for _ in range(3):
+        await Client(ROOM).open()
+    await first.leave()
+    assert (await Client(ROOM, token=token).open())["user"] == people.ann.pk
+
+
 async def test_no_database(people, monkeypatch):
     def away(handshake):
         raise OperationalError("away")

@@ -195,7 +195,7 @@ async def test_sockets_of_a_user_have_a_number(people, settings):
     assert [(await client.open())["accept"] for client in mine[:2]] == [True, True]
     refused = await mine[2].open()
     assert refused["error"] == "too many sockets of this user: 2 at a time are allowed"
-    assert await mine[2].close_code() == 1008
+    assert await mine[2].close_code() == 1013, "there may be room in a moment"
     await client_of(people, people.ben)
     await mine[0].leave()
     assert (await Client(token=token).open())["accept"]
@@ -274,6 +274,17 @@ class TestSubscribing:
         # What was left of the allowance is still there.
         await client.say({"groups": {"nope": [], "jobs": ["bogus"]}})
         assert (await client.frame())["error"].startswith(("unknown channel", "invalid message: too many"))
+
+    async def test_a_subscription_that_may_be_held_may_be_asked_for(self, people, settings):
+        settings.CARILLON = {**settings.CARILLON, "GROUPS_PER_SOCKET": 1200, "KEY_RATE": 0}
+        client = await client_of(people, people.ann)
+        keys = {"job_events": list(range(10**6, 10**6 + 1200))}
+        await client.say({"groups": keys})
+        assert (await client.frame())["error"].endswith(", and 1180 more")
+        assert "groups_current" in await client.frame()
+        await client.say({"groups": keys})
+        error = (await client.frame())["error"]
+        assert "too many groups: 1200 at once and 0 a second are allowed" in error
 
     async def test_families_without_keys_count_as_keys(self, people):
         client = await client_of(people, people.ann)
