@@ -43,6 +43,12 @@ def about(request: str, traceparent: str) -> Iterator[None]:
         trace.set(before[1])
 
 
+def forget() -> None:
+    """What is logged in this context belongs to no request, whichever happened to begin it."""
+    request_id.set("")
+    trace.set("")
+
+
 class JsonFormatter(logging.Formatter):
     """One object a line: `time` (UTC), `level`, `logger`, `message`, and, where there is one, `request`,
     `trace`, `event` (`extra={"event": …}`, the ids of events in hex) and `exception`."""

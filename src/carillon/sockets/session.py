@@ -32,7 +32,7 @@ from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
 from carillon.sockets.questions import Groups
-from carillon.sockets.sockets import TooManySockets, sockets
+from carillon.sockets.sockets import Asked, TooManySockets, sockets
 
 logger = logging.getLogger(__name__)
 
@@ -284,14 +284,9 @@ class Session:
     # ---------------------------------------------------------------------------------------------
 
     def _watch(self, wait: float | None = None) -> None:
-        """Look at the identity when it expires, and now and then, even if no word came that it changed."""
         if self._timer is not None:
             self._timer.cancel()
-        wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
-        left = _seconds_until(self.identity.expires)
-        self._timer = asyncio.get_running_loop().call_later(
-            min(wait, max(left, 0.0) + 0.05), sockets().look, self
-        )
+        self._timer = look_later(self, wait)
 
     # What `Sockets` asks and tells
 
@@ -320,7 +315,7 @@ class Session:
 
     def unanswered(self, error: Exception, held: bool) -> None:
         away = isinstance(error, DatabaseError | TimeoutError)
-        if away and not held and _seconds_until(self.identity.expires) > 0:
+        if away and not held and seconds_until(self.identity.expires) > 0:
             # A database that is away for a moment is no reason to send everybody away: a change is.
             self._watch(RECHECK_SOON)
             return
@@ -432,7 +427,14 @@ def count_refusal(error: Exception) -> None:
     names.REFUSED.labels(reason).inc()
 
 
-def _seconds_until(moment: datetime | None) -> float:
+def look_later(socket: Asked, wait: float | None = None) -> asyncio.TimerHandle:
+    """Look at the identity when it expires, and now and then, even if no word came that it changed."""
+    wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+    wait = min(wait, max(seconds_until(socket.identity.expires), 0.0) + 0.05)
+    return asyncio.get_running_loop().call_later(wait, sockets().look, socket)
+
+
+def seconds_until(moment: datetime | None) -> float:
     return float("inf") if moment is None else (moment - timezone.now()).total_seconds()
 
 

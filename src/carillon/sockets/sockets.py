@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from channels.db import database_sync_to_async
 
+from carillon import logs
 from carillon.conf import conf
 from carillon.events import access
 from carillon.events.event import Event
@@ -72,8 +73,10 @@ class Sockets:
         self.rights = Rights()
         self._by_user: dict[int, set[Asked]] = {}
         self._by_outlet: dict[object, Asked] = {}
-        # Not the context of whoever asks: a project's consumer has a thread of its own in it.
+        # Not the context of whoever asks: a project's consumer has a thread of its own in it. Nor the words of
+        # the request that happened to come first.
         self._context = contextvars.copy_context()
+        self._context.run(logs.forget)
         self._asking: asyncio.Task[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
         here.hub.on(access.ACCESS.encode(), self._access_changed)
@@ -94,7 +97,7 @@ class Sockets:
         names.SOCKETS.labels(socket.kind).inc()
 
     def admit(self, identity: authentication.Identity) -> None:
-        """Before add(), with nothing awaited between. Raises TooManySockets; nobody has as many as there are."""
+        """Before add(): raises TooManySockets. Of nobody there may be any number."""
         user = identity.user.pk
         if user is not None and len(self._by_user.get(user, ())) >= conf.SOCKETS_PER_USER:
             names.OVER_BUDGET.labels("quota_sockets").inc()
@@ -165,21 +168,25 @@ class Sockets:
         self._hold(concerned, event.number)
 
     def _hold(self, sockets: Iterable[Asked], number: int) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         for socket in sockets:
             if self.rights.doubt(socket, now):
                 socket.hold(number)
         if self._overdue is None:
-            self._overdue = loop.call_later(1.0, self._close_overdue)
+            self._watch_overdue()
         self._ask()
 
-    def _close_overdue(self) -> None:
+    def _watch_overdue(self) -> None:
         loop = asyncio.get_running_loop()
-        for socket in self.rights.overdue(loop.time()):
+        self._overdue = loop.call_later(1.0, self._close_overdue, context=self._context)
+
+    def _close_overdue(self) -> None:
+        self._overdue = None
+        for socket in self.rights.overdue(asyncio.get_running_loop().time()):
             self.rights.forget(socket)
             socket.unanswered(TimeoutError("the database does not answer"), True)
-        self._overdue = loop.call_later(1.0, self._close_overdue) if self.rights.waiting else None
+        if self.rights.waiting and self._overdue is None:
+            self._watch_overdue()
 
     def _ask(self) -> None:
         if self._asking is None or self._asking.done():

@@ -257,7 +257,7 @@ async def test_so_do_bytes(server):
 
 def test_a_message_that_is_allowed_can_be_sent():
     """In a process of its own: importing the server installs Twisted's reactor."""
-    program = '''
+    program = """
 import django; django.setup()
 from django.conf import settings
 from unittest import mock
@@ -268,8 +268,12 @@ with mock.patch.object(station, "station"), mock.patch.object(DeliveryServer, "b
     server = object.__new__(CarillonServer)
     server.begin()
 print(server.inbound_burst)
-'''
-    environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+"""
+    environ = {
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+    }
     found = subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
     )

@@ -15,13 +15,15 @@ from django.db import DatabaseError
 from django.test import Client as HttpClient
 from django.utils import timezone
 
+from carillon import logs
 from carillon.accounts.models import ApiToken
 from carillon.events import Family, aemit_channel_notification
 from carillon.fanout.station import Station, StreamUnavailable, station
-from carillon.sockets import protocol, questions, session
+from carillon.sockets import authentication, protocol, questions, session
 from carillon.sockets.consumers import ProjectConsumer
 from carillon.sockets.models import Connection
-from carillon.sockets.sockets import Sockets
+from carillon.sockets.presence import Presence
+from carillon.sockets.sockets import Sockets, sockets
 from tests.unit.support.sockets import Client, pump
 from tower import changes
 from tower.models import Job
@@ -641,6 +643,33 @@ class TestPermissionsThatChange:
         monkeypatch.setattr(consumer, "_end", ended.append)
         consumer.unanswered(ConnectionError("the session engine"), held=False)
         assert [close.code for close in ended] == [1013]
+
+
+async def test_what_works_for_all_names_no_request(people, monkeypatch):
+    """Not that of the client who happened to come first."""
+    seen = []
+
+    def noted(where, name):
+        real = getattr(where, name)
+
+        def note(*arguments):
+            seen.append((name, logs.request_id.get()))
+            return real(*arguments)
+
+        monkeypatch.setattr(where, name, note)
+
+    noted(authentication, "authenticate")
+    noted(questions, "again")
+    noted(Presence, "_write")
+    token = await database_sync_to_async(people.token)(people.ann)
+    client = Client(token=token, x_request_id="the-first")
+    await client.open()
+    (socket,) = sockets()._by_outlet.values()
+    sockets().look(socket)
+    await sockets()._asking
+    await client.leave()
+    assert {name for name, _ in seen} == {"authenticate", "again", "_write"}
+    assert {request for _, request in seen} == {""}
 
 
 class TestEnding:

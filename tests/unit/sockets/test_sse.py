@@ -69,5 +69,5 @@ async def test_a_subscription_that_is_refused_ends_the_stream_in_words(people, m
     said = b""
     while (message := await client.receive_output(5)).get("more_body"):
         said += message["body"]
-    assert b"event: error_message\ndata: {\"error\": \"invalid message: too many groups\"}" in said
+    assert b'event: error_message\ndata: {"error": "invalid message: too many groups"}' in said
     assert "A socket fails" not in caplog.text
