@@ -58,6 +58,9 @@ DEFAULTS: dict[str, Any] = {
     "NONSENSE_RATE": 0.5,
     # Logins by password, before any hashing: wrong ones at once and a second, for one name from one address,
     # and from one address for names that never logged in from there. Days for which it is known that one did.
+    # An attempt under way counts as a wrong one until its password was looked at, so a burst is also how many
+    # right ones may be under way at once. All hosts together look at no more than uwsgi's processes times its
+    # threads (8 in a container): with a burst of at least that nobody who types a right one is sent to wait.
     "LOGIN_NAME_BURST": 20,
     "LOGIN_NAME_RATE": 1 / 30,
     "LOGIN_ADDRESS_BURST": 10,

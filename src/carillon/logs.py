@@ -51,7 +51,8 @@ def forget() -> None:
 
 class JsonFormatter(logging.Formatter):
     """One object a line: `time` (UTC), `level`, `logger`, `message`, and, where there is one, `request`,
-    `trace`, `event` (`extra={"event": …}`, the ids of events in hex) and `exception`."""
+    `trace`, `event` (`extra={"event": …}`, the ids of events in hex), `audit` (likewise, an object) and
+    `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -64,6 +65,7 @@ class JsonFormatter(logging.Formatter):
             ("request", request_id.get()),
             ("trace", getattr(record, "trace", "") or trace.get()),
             ("event", getattr(record, "event", "")),
+            ("audit", getattr(record, "audit", None)),
         ):
             if value:
                 line[name] = value

@@ -73,8 +73,8 @@ class Sockets:
         self.rights = Rights()
         self._by_user: dict[int, set[Asked]] = {}
         self._by_outlet: dict[object, Asked] = {}
-        # Not the context of whoever asks: a project's consumer has a thread of its own in it. Nor the words of
-        # the request that happened to come first.
+        # Not the context of whoever asks: a project's consumer has a thread of its own in it. Nor does it
+        # name the request that happened to come first.
         self._context = contextvars.copy_context()
         self._context.run(logs.forget)
         self._asking: asyncio.Task[None] | None = None
