@@ -67,9 +67,9 @@ DEFAULTS: dict[str, Any] = {
     "LOGIN_ADDRESS_RATE": 0.2,
     "LOGIN_PROVEN_DAYS": 90,
     # What one user may make, in each uwsgi process: at once, and a day over time. Events are Ansible's: two
-    # for each task of each host, so that 1 000 hosts and 500 tasks are a million in one run. A user may be the
-    # account that all runs of a team come by: one such run after another is 20 million a day, 230 a second,
-    # which is what a control node with some hundred results a second tells for as long as it likes.
+    # for each task of each host, so that 1 000 hosts and 500 tasks are a million in one run. A user may be
+    # the account that all runs of a team come by: one such run after another is 20 million a day, 230 a
+    # second, which is what a control node with some hundred results a second tells for as long as it likes.
     "QUOTAS": {
         "jobs": (5_000, 10_000),
         "events": (2_000_000, 20_000_000),
