@@ -35,6 +35,7 @@ class Front:
         values = site_file.read(site_file.TEMPLATE.parent / "development.yml")
         values |= {"uwsgi": ["127.0.0.1:9"], "daphne": [f"127.0.0.1:{upstream}"], "resolver": None}
         values["access_log"] = "/dev/null"
+        values["client_limits"] = False  # all clients come from one address
         values["https"]["listen"] = [f"127.0.0.1:{port}"]
         values["http"]["listen"] = [f"127.0.0.2:{port}"]
         (folder / "site.conf").write_text(site_file.render(values, site_file.TEMPLATE.read_text()))

@@ -58,15 +58,21 @@ DEFAULTS: dict[str, Any] = {
     "NONSENSE_RATE": 0.5,
     # Logins by password, before any hashing: wrong ones at once and a second, for one name from one address,
     # and from one address for names that never logged in from there. Days for which it is known that one did.
+    # An attempt under way counts as a wrong one until its password was looked at, so a burst is also how many
+    # right ones may be under way at once. All hosts together look at no more than uwsgi's processes times its
+    # threads (8 in a container): with a burst of at least that nobody who types a right one is sent to wait.
     "LOGIN_NAME_BURST": 20,
     "LOGIN_NAME_RATE": 1 / 30,
     "LOGIN_ADDRESS_BURST": 10,
     "LOGIN_ADDRESS_RATE": 0.2,
     "LOGIN_PROVEN_DAYS": 90,
-    # What one user may make, in each uwsgi process: at once, and a day over time.
+    # What one user may make, in each uwsgi process: at once, and a day over time. Events are Ansible's: two
+    # for each task of each host, so that 1 000 hosts and 500 tasks are a million in one run. A user may be
+    # the account that all runs of a team come by: one such run after another is 20 million a day, 230 a
+    # second, which is what a control node with some hundred results a second tells for as long as it likes.
     "QUOTAS": {
         "jobs": (5_000, 10_000),
-        "events": (500_000, 2_000_000),
+        "events": (2_000_000, 20_000_000),
         "notifications": (200_000, 20_000_000),
     },
     # API tokens that a user may have at a time, and sockets in each daphne process.

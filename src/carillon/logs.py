@@ -43,9 +43,16 @@ def about(request: str, traceparent: str) -> Iterator[None]:
         trace.set(before[1])
 
 
+def forget() -> None:
+    """What is logged in this context belongs to no request, whichever happened to begin it."""
+    request_id.set("")
+    trace.set("")
+
+
 class JsonFormatter(logging.Formatter):
     """One object a line: `time` (UTC), `level`, `logger`, `message`, and, where there is one, `request`,
-    `trace`, `event` (`extra={"event": …}`, the ids of events in hex) and `exception`."""
+    `trace`, `event` (`extra={"event": …}`, the ids of events in hex), `audit` (likewise, an object) and
+    `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -58,6 +65,7 @@ class JsonFormatter(logging.Formatter):
             ("request", request_id.get()),
             ("trace", getattr(record, "trace", "") or trace.get()),
             ("event", getattr(record, "event", "")),
+            ("audit", getattr(record, "audit", None)),
         ):
             if value:
                 line[name] = value

@@ -101,8 +101,8 @@ class JobViewSet(
         return super().list(request, *args, **kwargs)
 
     def perform_create(self, serializer: Any) -> None:
-        quotas.spend("jobs", self.request.user)
-        serializer.instance = changes.create_job(owner=self.request.user, **serializer.validated_data)
+        with quotas.spent("jobs", self.request.user):
+            serializer.instance = changes.create_job(owner=self.request.user, **serializer.validated_data)
 
     @extend_schema(request=StatusSerializer, responses={200: JobSerializer, 409: dict})
     def partial_update(self, request: Request, pk: str) -> Response:
@@ -175,10 +175,10 @@ class JobViewSet(
         end_serializer.is_valid(raise_exception=True)
         serializer = EventSerializer(data=events, many=True)
         serializer.is_valid(raise_exception=True)
-        quotas.spend("events", self.request.user, len(events))
         rows = [JobEvent(**fields) for fields in serializer.validated_data]
         final_counter = end_serializer.validated_data[-1]["final_counter"] if ends else None
-        created, duplicates = changes.add_events(job.pk, rows, final_counter)
+        with quotas.spent("events", self.request.user, len(events)):
+            created, duplicates = changes.add_events(job.pk, rows, final_counter)
         return Response({"created": created, "duplicates": duplicates}, status=201)
 
 

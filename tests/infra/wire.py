@@ -71,9 +71,10 @@ def read_answer(connection: socket.socket, *, head_only: bool = False) -> Answer
 
 
 def exchange_http2(
-    address, method: str, path: str, headers, tls: ssl.SSLContext, timeout: float = 10
+    address, method: str, path: str, headers, tls: ssl.SSLContext, timeout: float = 10, sent: bytes = b""
 ) -> bytes:
-    """One request over HTTP/2; the answer's body. Status and headers stay compressed: see nginx's log."""
+    """One request over HTTP/2, with `sent` as a body of no announced length; the answer's body. Status and
+    headers stay compressed: see nginx's log."""
 
     def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
         return (
@@ -96,7 +97,12 @@ def exchange_http2(
     with connect(address, tls, timeout) as connection:
         if connection.selected_alpn_protocol() != "h2":
             raise ConnectionError(f"the server chose {connection.selected_alpn_protocol()!r}, not h2")
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 5, 1, block))
+        connection.sendall(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4 if sent else 5, 1, block)
+        )
+        pieces = [sent[at : at + 2**14] for at in range(0, len(sent), 2**14)]
+        for piece in pieces:
+            connection.sendall(frame(0, piece is pieces[-1], 1, piece))
         file = connection.makefile("rb")
         while head := file.read(9):
             kind, flags, payload = head[3], head[4], file.read(int.from_bytes(head[:3], "big"))

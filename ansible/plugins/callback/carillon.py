@@ -363,7 +363,7 @@ class Api:
     def request(self, method, path, body=None, timeout=10.0):
         """
         :param body: JSON text
-        :return: (HTTP status, the answer's JSON or None)
+        :return: (HTTP status, the answer's JSON or None, seconds of its Retry-After or 0)
         :raises OSError, http.client.HTTPException: no answer
         """
         while True:
@@ -409,10 +409,12 @@ class Api:
         text = response.read(1024 * 1024)
         if response.will_close or response.read(1):
             self.close()
+        later = response.headers.get("Retry-After", "")
+        later = int(later) if len(later) < 7 and later.isascii() and later.isdecimal() else 0
         try:
-            return response.status, json.loads(text) if text else None
+            return response.status, json.loads(text) if text else None, later
         except ValueError:
-            return response.status, None
+            return response.status, None, later
 
 
 def explain(error):
@@ -617,13 +619,13 @@ class Sender:
             if left <= 0:
                 raise GaveUp("there was no time left")
             try:
-                status, answer = self._api.request(
+                status, answer, later = self._api.request(
                     method, path, body, min(timeout or self._request_timeout, left)
                 )
             except ssl.SSLCertVerificationError as error:
                 raise GaveUp(explain(error)) from None
             except (OSError, http.client.HTTPException) as error:
-                why = explain(error)
+                why, later = explain(error), 0
             else:
                 if 200 <= status < 300:
                     self._failures = 0
@@ -636,6 +638,9 @@ class Sender:
                         status, str(detail or answer or http.client.responses.get(status, ""))[:300]
                     )
                 why = f"it answers {status}"
+                if status == 429 and detail:  # a quota: it says which
+                    why += f" {str(detail)[:300]}"
+            not_before = time.monotonic() + later
             self._failures += 1
             if not self._warned:
                 self._warned = True
@@ -645,13 +650,18 @@ class Sender:
                 )
             with self._changed:
                 if self._deadline is None:
-                    pause = pause_before(attempt, self._rng)
+                    pause = later + pause_before(attempt, self._rng)
                     self._changed.wait_for(lambda: self._deadline is not None, pause)
                 elif self.job_id is None and self._failures > 1:
                     # The API has been away all the time: nobody shall wait for it at the end of the run.
                     raise GaveUp(why)
                 else:
                     self._changed.wait(max(0.0, min(pause_before(0, self._rng), self._seconds_left())))
+                wait = not_before - time.monotonic()
+                if wait > self._seconds_left():
+                    raise GaveUp(why)
+                if wait > 0:
+                    self._changed.wait_for(lambda: False, wait)
 
     def _seconds_left(self):
         return float("inf") if self._deadline is None else self._deadline - time.monotonic()

@@ -36,7 +36,7 @@ class PasswordAuthentication(authentication.BasicAuthentication):
         if "\0" in userid or "\0" in password:
             raise AuthenticationFailed("A name or password with a NUL character is none.")
         found = super().authenticate_credentials(userid, password, request)
-        logins.password_was_right(request, userid)
+        logins.password_was_right(request)
         return found
 
 

@@ -7,14 +7,14 @@ in each request, and what a project adds. Two budgets, in the database, for all 
 - one address, for names that never logged in from there: `LOGIN_ADDRESS_BURST`, `LOGIN_ADDRESS_RATE`. Who did
   within `LOGIN_PROVEN_DAYS` is not held up by what others behind the same address try.
 
-A right password costs nothing. Whether a name exists makes no difference here, so nobody learns it by this.
+A right password costs nothing: what its attempt took is given back, for the name as it was typed. Whether a
+name exists makes no difference here, so nobody learns it by this.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import logging
 import math
 import random
@@ -59,10 +59,12 @@ class TooManyLogins(Throttled):
 
 @dataclass(frozen=True)
 class Verdict:
-    """`budget`: the one that is used up, None when the password may be looked at; `wait`: seconds."""
+    """`budget`: the one that is used up, None when the password may be looked at; `wait`: seconds; `proven`:
+    nothing was taken from the address."""
 
     budget: str | None = None
     wait: float = 0.0
+    proven: bool = False
 
 
 def decide(name: Allowance, address: Allowance, proven: bool, now: float) -> Verdict:
@@ -74,7 +76,14 @@ def decide(name: Allowance, address: Allowance, proven: bool, now: float) -> Ver
     name.spend(now)
     if not proven:
         address.spend(now)
-    return Verdict()
+    return Verdict(proven=proven)
+
+
+def give_back(name: Allowance, address: Allowance, proven: bool, now: float) -> None:
+    """What `decide` has taken, and no more: others may guess at the same name from the same address."""
+    name.give(now)
+    if not proven:
+        address.give(now)
 
 
 def network(address: str) -> str:
@@ -111,7 +120,7 @@ class Gate:
         where = _where(request)
         name = credentials.get("username", credentials.get(get_user_model().USERNAME_FIELD))
         if where and name is not None:
-            admit(str(name), where)
+            request.carillon_attempt = admit(str(name), where)
 
     async def aauthenticate(self, request: Any, **credentials: Any) -> None:
         await sync_to_async(self.authenticate)(request, **credentials)
@@ -122,7 +131,16 @@ def _where(request: Any) -> str:
     return network(request.META.get("REMOTE_ADDR", "")) if request is not None else ""
 
 
-def admit(name: str, where: str) -> None:
+@dataclass(frozen=True)
+class Attempt:
+    """Under way: the name as it was typed, where from, and whether the address's budget was spared."""
+
+    name: str
+    where: str
+    proven: bool
+
+
+def admit(name: str, where: str) -> Attempt:
     """Takes an attempt from the budgets. Raises TooManyLogins, DatabaseError."""
     verdict = _with_budgets(name, where, _spend)
     if random.randrange(SWEEP) == 0:  # noqa: S311  (spreads work, hides nothing)
@@ -131,39 +149,41 @@ def admit(name: str, where: str) -> None:
         names.OVER_BUDGET.labels("logins").inc()
         _tell("refused", name, where, verdict.budget)
         raise TooManyLogins(verdict.budget, verdict.wait)
+    return Attempt(name, where, verdict.proven)
 
 
-def succeeded(name: str, where: str) -> None:
-    """The password was right: nothing is spent, and the name is known here from now on. Raises
-    DatabaseError."""
-    _with_budgets(name, where, _give_back)
-    _tell("let in", name, where)
+def succeeded(attempt: Attempt) -> None:
+    """The password was right: what the attempt took is given back, and the name is known here from now on.
+    Raises DatabaseError."""
+
+    def act(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
+        of_name, of_address = _allowances(pair, address)
+        give_back(of_name, of_address, attempt.proven, now.timestamp())
+        pair.proven = now
+        _keep(pair, of_name, now)
+        _keep(address, of_address, now)
+        return Verdict()
+
+    _with_budgets(attempt.name, attempt.where, act)
+    _tell("let in", attempt.name, attempt.where)
 
 
-def password_was_right(request: Any, name: str) -> None:
-    """For who lets somebody in without a session, of which Django tells nobody. Raises DatabaseError."""
-    if where := _where(request):
-        succeeded(name, where)
+def password_was_right(request: Any) -> None:
+    """For who lets somebody in without a session, of which Django tells nobody. A login without a password,
+    such as one by a link, has taken nothing. Raises DatabaseError."""
+    attempt = getattr(request, "carillon_attempt", None)
+    if attempt is not None:
+        request.carillon_attempt = None
+        succeeded(attempt)
 
 
 def _spend(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
-    proven = pair.proven is not None and now - pair.proven < timedelta(days=conf.LOGIN_PROVEN_DAYS)
+    known = pair.proven is not None and now - pair.proven < timedelta(days=conf.LOGIN_PROVEN_DAYS)
     of_name, of_address = _allowances(pair, address)
-    verdict = decide(of_name, of_address, proven, now.timestamp())
+    verdict = decide(of_name, of_address, known, now.timestamp())
     _keep(pair, of_name, now)
     _keep(address, of_address, now)
     return verdict
-
-
-def _give_back(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
-    of_name, of_address = _allowances(pair, address)
-    of_name.give(now.timestamp(), of_name.burst)
-    if pair.proven is None:
-        of_address.give(now.timestamp())
-    pair.proven = now
-    _keep(pair, of_name, now)
-    _keep(address, of_address, now)
-    return Verdict()
 
 
 def _allowances(pair: LoginBudget, address: LoginBudget) -> tuple[Allowance, Allowance]:
@@ -200,8 +220,11 @@ def _with_budgets(
 
 
 def _locked(key: str, burst: float, now: datetime) -> LoginBudget:
-    LoginBudget.objects.bulk_create([LoginBudget(key=key, left=burst, at=now)], ignore_conflicts=True)
-    return LoginBudget.objects.select_for_update().get(key=key)
+    while True:
+        LoginBudget.objects.bulk_create([LoginBudget(key=key, left=burst, at=now)], ignore_conflicts=True)
+        # A sweep may have removed an old row between the two: the next one is new.
+        if (row := LoginBudget.objects.select_for_update().filter(key=key).first()) is not None:
+            return row
 
 
 def _sweep() -> None:
@@ -215,15 +238,16 @@ def _sweep() -> None:
 
 
 def _tell(outcome: str, name: str, where: str, why: str = "") -> None:
-    """One line of JSON for each attempt, and a count."""
+    """One line for each attempt, and a count. A name may be anything that was typed: no line breaks of it."""
     names.PASSWORDS.labels(outcome.replace(" ", "_")).inc()
-    line = {"audit": "login", "outcome": outcome, "name": name[:150], "address": where}
-    audit.info(json.dumps({**line, "why": why} if why else line))
+    name = name[:150]
+    said = {"what": "login", "outcome": outcome, "name": name, "address": where, "why": why}
+    audit.info("Login %s: %r from %s", outcome, name, where, extra={"audit": said})
 
 
 @receiver(user_logged_in)
 def _logged_in(sender: Any, request: Any, user: Any, **more: Any) -> None:
-    password_was_right(request, user.get_username())
+    password_was_right(request)
 
 
 @receiver(user_login_failed)

@@ -60,7 +60,11 @@ class BoundedPagination(Pagination):
         if len(kept) < len(rows):
             self.cut_at = kept[-1][1]
         self._hold(request, sum(row[2] for row in kept))
-        found = queryset.model.objects.in_bulk([row[0] for row in kept])
+        try:
+            found = queryset.model.objects.in_bulk([row[0] for row in kept])
+        except BaseException:
+            self.release()
+            raise
         return [found[row[0]] for row in kept if row[0] in found]
 
     def get_next_link(self) -> str | None:

@@ -85,13 +85,13 @@ class NotificationsView(APIView):
         key = request.headers.get("Idempotency-Key", "")
         if len(key) > 200:
             raise serializers.ValidationError({"detail": "Idempotency-Key: 200 characters are the most."})
-        quotas.spend("notifications", request.user, len(items))
-        accepted = emit_many(
-            Notification(
-                item["group"], item["payload"], item.get("audience"), id_of(item, number, key, request)
+        with quotas.spent("notifications", request.user, len(items)):
+            accepted = emit_many(
+                Notification(
+                    item["group"], item["payload"], item.get("audience"), id_of(item, number, key, request)
+                )
+                for number, item in enumerate(serializer.validated_data)
             )
-            for number, item in enumerate(serializer.validated_data)
-        )
         return Response({"accepted": accepted}, status=202)
 
 

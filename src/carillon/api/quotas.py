@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -29,16 +31,23 @@ class OverQuota(Throttled):
         self.detail = f"{text} Try again in {seconds} seconds."
 
 
-def spend(what: str, user: Any, amount: int = 1) -> None:
-    """`what` of `conf.QUOTAS`. Raises OverQuota, and takes nothing then."""
+@contextmanager
+def spent(what: str, user: Any, amount: int = 1) -> Iterator[None]:
+    """`what` of `conf.QUOTAS`, for what is made inside; given back when it fails. Raises OverQuota, and takes
+    nothing then."""
     burst, a_day = (DEFAULTS["QUOTAS"] | conf.QUOTAS)[what]
     with _lock:
         allowance, now = _meter.of((what, user.pk), burst, a_day / DAY), time.monotonic()
-        if allowance.spend(now, amount):
-            return
-        wait = allowance.wait(now, amount)
-    names.OVER_BUDGET.labels(f"quota_{what}").inc()
-    raise OverQuota(f"Too many {what}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
+        wait = 0.0 if allowance.spend(now, amount) else allowance.wait(now, amount)
+    if wait:
+        names.OVER_BUDGET.labels(f"quota_{what}").inc()
+        raise OverQuota(f"Too many {what}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
+    try:
+        yield
+    except BaseException:
+        with _lock:
+            allowance.give(time.monotonic(), amount)
+        raise
 
 
 def at_most(what: str, there: int, most: int) -> None:

@@ -15,8 +15,6 @@ from carillon.accounts.permissions import may_publish
 from carillon.api import quotas
 from carillon.conf import conf
 
-# How long a token lives if its maker does not say. `"expires": null` makes one that does not expire.
-
 
 class TeamSerializer(serializers.ModelSerializer):
     class Meta:

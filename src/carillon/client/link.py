@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ from carillon.client.endpoint import Endpoint, endpoint
 from carillon.client.errors import Away, CertificateError, ClientError, Refused, SubscriptionError
 from carillon.client.failures import connection_failure
 from carillon.client.protocol import (
+    TRY_LATER,
     VERSION_2,
     Backoff,
     Event,
@@ -248,9 +250,14 @@ class Socket:
     async def _greet(self, connection: ClientConnection) -> None:
         """
         :raises Refused: the server says so, and why
+        :raises ConnectionError: it says so, and to come back later
         """
         first = classify(await asyncio.wait_for(connection.recv(), OPEN_TIMEOUT))
         if isinstance(first, Refusal):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(connection.wait_closed(), CLOSE_TIMEOUT)
+            if connection.close_code == TRY_LATER:
+                raise ConnectionError(first.reason)
             raise Refused(f"{self._where.url} refuses the token: {first.reason}")
         if not isinstance(first, Welcome):
             raise Away(f"what answers at {self._where.url} is no Carillon: it begins with {_kind(first)}")

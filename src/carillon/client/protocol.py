@@ -11,6 +11,7 @@ from typing import Any
 from carillon.client.errors import ConfigurationError
 
 VERSION_2 = "carillon.v2"
+TRY_LATER = 1013
 
 Groups = Mapping[str, Sequence[str | int]]
 
@@ -264,7 +265,7 @@ _GOODBYES = {
     1009: Goodbye(False, "a message was too big for the server", refused=True),
     1011: Goodbye(True, "the server failed, or did not answer in time"),
     1012: Goodbye(True, "the server restarts"),
-    1013: Goodbye(True, "the server is busy"),
+    TRY_LATER: Goodbye(True, "the server is busy"),
     4401: Goodbye(False, "the token is refused, or no longer valid", refused=True),
     4403: Goodbye(False, "the server forbids this origin", refused=True),
     4408: Goodbye(True, "this client read too slowly"),

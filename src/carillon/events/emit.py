@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import DatabaseError, transaction
+from django.db import Error, transaction
 
 from carillon.events import outbox, queue
 from carillon.metrics.names import DROPPED, KEPT, LOST
@@ -100,13 +100,13 @@ def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
         if not outbox.waits():
             queue.publish(messages)
             return
-    except DatabaseError as error:
+    except Error as error:
         reason = f"the database: {type(error).__name__}"
     except queue.NotificationsUnavailable as error:
         reason = str(error)
     try:
         outbox.store(messages)
-    except DatabaseError as error:
+    except Error as error:
         LOST.inc(len(messages))
         groups = sorted({message["group"] for message in messages})
         reason = reason or f"the database: {type(error).__name__}"

@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 from asgiref.sync import sync_to_async
 from django.apps import apps
-from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db import Error, close_old_connections, connection, transaction
 from django.db.models import Count, Min
 from django.utils import timezone
 
@@ -78,7 +78,7 @@ def send_now() -> None:
         for _ in range(ROUNDS):
             if not send_some():
                 break
-    except (queue.NotificationsUnavailable, DatabaseError) as error:
+    except (queue.NotificationsUnavailable, Error) as error:  # InterfaceError is no DatabaseError
         logger.warning("The outbox waits for runworker: %s", type(error).__name__)
 
 
@@ -110,7 +110,7 @@ def count_waiting() -> None:
 async def measure() -> None:
     """Say how much waits, again and again until cancelled."""
     while True:
-        with suppress(DatabaseError):  # run() says so
+        with suppress(Error):  # run() says so
             await sync_to_async(count_waiting, thread_sensitive=False)()
         await asyncio.sleep(MEASURE)
 
@@ -127,6 +127,6 @@ async def run() -> None:
         except queue.NotificationsUnavailable:
             most = max(most // 2, 1)
             await asyncio.sleep(AGAIN)
-        except DatabaseError as error:
+        except Error as error:  # InterfaceError, of a connection that broke, is no DatabaseError
             logger.warning("The outbox cannot be read: %s", type(error).__name__)
             await asyncio.sleep(AGAIN)

@@ -135,7 +135,7 @@ SOCKETS_WAITING = _gauge(
 HANDSHAKES = _counter(
     "carillon_handshakes", "Sockets and event streams accepted", (DAPHNE,), protocol=PROTOCOLS
 )
-REFUSALS = ("nothing", "invalid", "origin", "unavailable")
+REFUSALS = ("nothing", "invalid", "origin", "quota", "unavailable")
 REFUSED = _counter("carillon_logins_refused", "Sockets and event streams refused", (DAPHNE,), reason=REFUSALS)
 CODES = ("1000", "1008", "1009", "1012", "1013", "4401", "4403", "4408", "dead", "client", "other")
 CLOSED = _counter(

@@ -437,7 +437,9 @@ class CarillonServer(DeliveryServer):
         self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
         self.inbound_bytes = conf.SOCKET_INBOUND_BYTES
         self.frame_burst, self.frame_rate = conf.SOCKET_FRAME_BURST, conf.SOCKET_FRAME_RATE
-        self.inbound_burst, self.inbound_rate = conf.SOCKET_BYTES_BURST, conf.SOCKET_BYTES_RATE
+        # A message that is allowed must be one that can be sent.
+        self.inbound_burst = max(conf.SOCKET_BYTES_BURST, conf.SOCKET_MESSAGE_BYTES, conf.MESSAGE_BYTES)
+        self.inbound_rate = conf.SOCKET_BYTES_RATE
         self.drain_seconds = conf.DRAIN_SECONDS
         self.reconnect_within = conf.RECONNECT_WITHIN_MS
         shared.start(conf.METRICS_DIRECTORY, names.DAPHNE)

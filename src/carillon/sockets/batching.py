@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 
 from channels.db import database_sync_to_async
 
+from carillon import logs
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -37,6 +39,7 @@ class Batched(Generic[Question, Answer]):
         return await future
 
     async def _work(self) -> None:
+        logs.forget()  # it works for many
         while self._waiting:
             asked = []
             while self._waiting and len(asked) < MOST:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -26,7 +25,6 @@ from asgiref.sync import ThreadSensitiveContext
 from channels.routing import URLRouter
 from django.db import DatabaseError
 from django.urls import re_path
-from django.utils import timezone
 
 from asgi_amqp import Position
 from carillon.conf import conf
@@ -37,7 +35,7 @@ from carillon.metrics import names
 from carillon.sockets import authentication, protocol
 from carillon.sockets.questions import Groups
 from carillon.sockets.queue_listener import QueueListener
-from carillon.sockets.session import Close, count_refusal
+from carillon.sockets.session import RECHECK_SOON, Close, count_refusal, look_later, seconds_until
 from carillon.sockets.sockets import sockets
 
 logger = logging.getLogger(__name__)
@@ -88,9 +86,11 @@ class ProjectConsumer:
         self._before = here.rights.changes
         try:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
-                self.identity = await here.authenticate(authentication.Handshake(self.scope))
-        except authentication.NoCredentials:
-            self.identity = authentication.anonymous()
+                try:
+                    self.identity = await here.authenticate(authentication.Handshake(self.scope))
+                except authentication.NoCredentials:
+                    self.identity = authentication.anonymous()
+            here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
             await self._turn_away(Close(refused.code, reason=refused.reason))
@@ -99,11 +99,6 @@ class ProjectConsumer:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
             count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
-            return
-        user = self.identity.user
-        if user.pk is not None and here.of(user.pk) >= conf.SOCKETS_PER_USER:
-            names.OVER_BUDGET.labels("quota_sockets").inc()
-            await self._turn_away(Close(protocol.POLICY, reason="too many sockets of this user"))
             return
         self.outlet.tags = self.identity.tags
         here.add(self)
@@ -259,12 +254,18 @@ class ProjectConsumer:
 
     def interrupted(self, reason: str) -> None:
         """Nobody knows what it missed, of its rights either. It is told when it comes back, if it missed
-        anything."""
+        anything; without groups that can be its rights alone."""
         if self.outlet.groups:
             self._end(Close(protocol.RESTART, reason="the server has lost its place in the event stream"))
+        else:
+            sockets().look(self)
 
     def unanswered(self, error: Exception, held: bool) -> None:
         away = isinstance(error, DatabaseError | TimeoutError)
+        if away and not held and seconds_until(self.identity.expires) > 0:
+            # As any socket: a database that is away for a moment is no reason to send everybody away.
+            self._watch(RECHECK_SOON)
+            return
         logger.warning("A socket's login cannot be checked", exc_info=None if away else error)
         why = "cannot reach its database" if away else "has failed: try again later"
         self._end(Close(protocol.TRY_LATER, reason=f"the server {why}"))
@@ -282,15 +283,10 @@ class ProjectConsumer:
             sockets().station.hub.feeder.ready(self.outlet)
             self._watch()
 
-    def _watch(self) -> None:
-        """Look when the login expires, and now and then even if no word came that it changed."""
-        wait = conf.RECHECK_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
-        if self.identity.expires is not None:
-            left = (self.identity.expires - timezone.now()).total_seconds()
-            wait = min(wait, max(left, 0.0) + 0.05)
+    def _watch(self, wait: float | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(wait, sockets().look, self)
+        self._timer = look_later(self, wait)
 
 
 @cache

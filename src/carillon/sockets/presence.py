@@ -30,6 +30,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from carillon import logs
 from carillon.budgets import fitting
 from carillon.events import NotificationsUnavailable, aemit_channel_notification
 from carillon.metrics import names
@@ -128,6 +129,7 @@ class Presence:
     # The copy
 
     async def _keep(self) -> None:
+        logs.forget()
         while self._here or self._changed or self._round is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT):

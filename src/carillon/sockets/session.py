@@ -32,7 +32,7 @@ from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
 from carillon.sockets.questions import Groups
-from carillon.sockets.sockets import sockets
+from carillon.sockets.sockets import Asked, TooManySockets, sockets
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Session:
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
-            self._count()
+            here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
             self._text(protocol.refused(refused.reason))
@@ -203,15 +203,6 @@ class Session:
         at = here.station.position if self.version == 2 else None
         self._text(protocol.accepted(self.identity.user.pk, at))
         return True
-
-    def _count(self) -> None:
-        """Raises Refused when the user has all the sockets that he may."""
-        if sockets().of(self.identity.user.pk) >= conf.SOCKETS_PER_USER:
-            names.OVER_BUDGET.labels("quota_sockets").inc()
-            raise authentication.Refused(
-                f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
-                protocol.POLICY,
-            )
 
     def _arrive(self, before: int) -> None:
         """From here on this socket hears when its user's rights change; if any did since `before`, when its
@@ -241,7 +232,7 @@ class Session:
             raise protocol.Refusal(
                 f"invalid message: too many groups: {self.limits.key_burst:g} at once and "
                 f"{self.limits.key_rate:g} a second are allowed, try again in "
-                f"{math.ceil(self.keys.wait(now, count))} s"
+                f"{math.ceil(min(self.keys.wait(now, count), 3600))} s"
             )
         await self._until(lambda: not self.outlet.held)
         here = sockets()
@@ -276,8 +267,8 @@ class Session:
         self.groups = groups
         if self.entry is not None:
             presence().watch(self.entry, groups)
-        names = frozenset(name.encode() for name in groups)
-        sockets().station.hub.subscribe(self.outlet, names, since)
+        here = frozenset(name.encode() for name in groups)
+        sockets().station.hub.subscribe(self.outlet, here, since)
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
         """Version 2: the socket lives on with a new token of the same user."""
@@ -293,14 +284,9 @@ class Session:
     # ---------------------------------------------------------------------------------------------
 
     def _watch(self, wait: float | None = None) -> None:
-        """Look at the identity when it expires, and now and then, even if no word came that it changed."""
         if self._timer is not None:
             self._timer.cancel()
-        wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
-        left = _seconds_until(self.identity.expires)
-        self._timer = asyncio.get_running_loop().call_later(
-            min(wait, max(left, 0.0) + 0.05), sockets().look, self
-        )
+        self._timer = look_later(self, wait)
 
     # What `Sockets` asks and tells
 
@@ -329,7 +315,7 @@ class Session:
 
     def unanswered(self, error: Exception, held: bool) -> None:
         away = isinstance(error, DatabaseError | TimeoutError)
-        if away and not held and _seconds_until(self.identity.expires) > 0:
+        if away and not held and seconds_until(self.identity.expires) > 0:
             # A database that is away for a moment is no reason to send everybody away: a change is.
             self._watch(RECHECK_SOON)
             return
@@ -422,7 +408,8 @@ def allowed_limits() -> protocol.Limits:
         nonsense_rate=conf.NONSENSE_RATE,
         message_burst=conf.MESSAGE_BURST,
         message_rate=conf.MESSAGE_RATE,
-        key_burst=conf.KEY_BURST,
+        # A subscription that may be held must be one that can be asked for.
+        key_burst=max(conf.KEY_BURST, conf.GROUPS_PER_SOCKET),
         key_rate=conf.KEY_RATE,
     )
 
@@ -431,6 +418,8 @@ def count_refusal(error: Exception) -> None:
     """A client was not let in."""
     if isinstance(error, authentication.NoCredentials):
         reason = "nothing"
+    elif isinstance(error, TooManySockets):
+        reason = "quota"
     elif isinstance(error, authentication.Refused):
         reason = "origin" if error.code == protocol.FORBIDDEN_ORIGIN else "invalid"
     else:
@@ -438,7 +427,14 @@ def count_refusal(error: Exception) -> None:
     names.REFUSED.labels(reason).inc()
 
 
-def _seconds_until(moment: datetime | None) -> float:
+def look_later(socket: Asked, wait: float | None = None) -> asyncio.TimerHandle:
+    """Look at the identity when it expires, and now and then, even if no word came that it changed."""
+    wait = (conf.RECHECK_SECONDS if wait is None else wait) * random.uniform(0.8, 1.2)  # noqa: S311  (spreads load, hides nothing)
+    wait = min(wait, max(seconds_until(socket.identity.expires), 0.0) + 0.05)
+    return asyncio.get_running_loop().call_later(wait, sockets().look, socket)
+
+
+def seconds_until(moment: datetime | None) -> float:
     return float("inf") if moment is None else (moment - timezone.now()).total_seconds()
 
 

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from channels.db import database_sync_to_async
 
+from carillon import logs
+from carillon.conf import conf
 from carillon.events import access
 from carillon.events.event import Event
 from carillon.events.families import registry
@@ -53,6 +55,16 @@ class Asked(Protocol):
         """Nobody knows what it missed."""
 
 
+class TooManySockets(authentication.Refused):
+    """The user has all the sockets that he may: when one has ended, there is room again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"too many sockets of this user: {conf.SOCKETS_PER_USER} at a time are allowed",
+            protocol.TRY_LATER,
+        )
+
+
 class Sockets:
     """The sockets of one event loop, by user and by outlet."""
 
@@ -61,8 +73,10 @@ class Sockets:
         self.rights = Rights()
         self._by_user: dict[int, set[Asked]] = {}
         self._by_outlet: dict[object, Asked] = {}
-        # Not the context of whoever asks: a project's consumer has a thread of its own in it.
+        # Not the context of whoever asks: a project's consumer has a thread of its own in it. Nor does it
+        # name the request that happened to come first.
         self._context = contextvars.copy_context()
+        self._context.run(logs.forget)
         self._asking: asyncio.Task[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
         here.hub.on(access.ACCESS.encode(), self._access_changed)
@@ -82,9 +96,12 @@ class Sockets:
         names.HANDSHAKES.labels(socket.kind).inc()
         names.SOCKETS.labels(socket.kind).inc()
 
-    def of(self, user_id: int) -> int:
-        """How many this user has here."""
-        return len(self._by_user.get(user_id, ()))
+    def admit(self, identity: authentication.Identity) -> None:
+        """Before add(): raises TooManySockets. Of nobody there may be any number."""
+        user = identity.user.pk
+        if user is not None and len(self._by_user.get(user, ())) >= conf.SOCKETS_PER_USER:
+            names.OVER_BUDGET.labels("quota_sockets").inc()
+            raise TooManySockets
 
     def discard(self, socket: Asked) -> None:
         self.rights.forget(socket)
@@ -151,21 +168,25 @@ class Sockets:
         self._hold(concerned, event.number)
 
     def _hold(self, sockets: Iterable[Asked], number: int) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         for socket in sockets:
             if self.rights.doubt(socket, now):
                 socket.hold(number)
         if self._overdue is None:
-            self._overdue = loop.call_later(1.0, self._close_overdue)
+            self._watch_overdue()
         self._ask()
 
-    def _close_overdue(self) -> None:
+    def _watch_overdue(self) -> None:
         loop = asyncio.get_running_loop()
-        for socket in self.rights.overdue(loop.time()):
+        self._overdue = loop.call_later(1.0, self._close_overdue, context=self._context)
+
+    def _close_overdue(self) -> None:
+        self._overdue = None
+        for socket in self.rights.overdue(asyncio.get_running_loop().time()):
             self.rights.forget(socket)
             socket.unanswered(TimeoutError("the database does not answer"), True)
-        self._overdue = loop.call_later(1.0, self._close_overdue) if self.rights.waiting else None
+        if self.rights.waiting and self._overdue is None:
+            self._watch_overdue()
 
     def _ask(self) -> None:
         if self._asking is None or self._asking.done():

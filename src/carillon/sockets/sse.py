@@ -30,6 +30,7 @@ from carillon.sockets.sockets import sockets
 logger = logging.getLogger(__name__)
 
 PATHS = ("/events", "/events/")
+AGAIN = 30  # seconds, of Retry-After: another stream of the user's has to end first, and nobody knows when
 
 Message = dict[str, Any]
 
@@ -89,11 +90,11 @@ class SseSession(Session):
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 self.identity = await here.authenticate(self.handshake)
                 await here.station.ready(conf.LOGIN_SECONDS)
-            self._count()
+            here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
-            status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.POLICY: 429}.get(refused.code, 401)
-            await self._answer(status, {"detail": refused.reason})
+            status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.TRY_LATER: 429}.get(refused.code, 401)
+            await self._answer(status, {"detail": refused.reason}, AGAIN if status == 429 else None)
             return
         except (DatabaseError, StreamUnavailable, TimeoutError) as error:
             count_refusal(error)
@@ -117,7 +118,10 @@ class SseSession(Session):
         self._arrive(before)
         self._watch()
         self._say("accept", {"user": self.identity.user.pk, "position": str(here.station.position)})
-        await self._subscribe(wanted)
+        try:
+            await self._subscribe(wanted)
+        except protocol.Refusal as refusal:
+            raise Close(protocol.TRY_LATER, refusal.error) from None
         await self._until_gone()
 
     async def _until_gone(self) -> None:
@@ -132,9 +136,11 @@ class SseSession(Session):
                 at = f"id: {sockets().station.position}\n" if self.outlet.live else ""
                 self.outlet.put(f"{at}: still here\n\n".encode())
 
-    async def _answer(self, status: int, body: dict[str, Any]) -> None:
+    async def _answer(self, status: int, body: dict[str, Any], again: int | None = None) -> None:
         data = json.dumps(body).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+        if again is not None:
+            headers.append((b"retry-after", str(again).encode()))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": data})
 

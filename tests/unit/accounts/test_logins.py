@@ -9,11 +9,14 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth import hashers
+from django.contrib.auth.backends import ModelBackend
+from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.test import RequestFactory
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from carillon import logs
 from carillon.accounts import logins
 from carillon.accounts.models import LoginBudget
 from carillon.budgets import Allowance
@@ -74,6 +77,14 @@ def test_the_address_counts_for_names_that_never_came_from_there():
     assert logins.decide(name, address, False, 0).budget == "from this address"
     assert logins.decide(name, address, True, 0).budget is None
     assert name.left == 2
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_right_password_gives_back_what_its_attempt_took(proven):
+    name, address = Allowance(3, 0, left=2, at=0), Allowance(5, 0, left=2, at=0)
+    logins.decide(name, address, proven, 0)
+    logins.give_back(name, address, proven, 0)
+    assert (name.left, address.left) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +154,81 @@ def test_a_right_password_costs_nothing(people):
     assert [basic("ann", "wrong").status_code for _ in range(4)] == [401] * 3 + [429]
 
 
+def left(name, address=HERE):
+    """Of both budgets."""
+    found = {row.key: round(row.left) for row in LoginBudget.objects.all()}
+    return tuple(found.get(key) for key in logins.keys(name, address))
+
+
+class Shouting:
+    """A backend of a project's: names in capitals are as good."""
+
+    def authenticate(self, request, username=None, password=None):
+        return ModelBackend().authenticate(request, username.removeprefix("corp\\"), password)
+
+    def get_user(self, user_id):
+        return ModelBackend().get_user(user_id)
+
+
+@pytest.mark.parametrize("way", ["basic", "page"])
+def test_the_name_counts_as_it_was_typed(people, settings, way):
+    settings.AUTHENTICATION_BACKENDS = ["carillon.accounts.logins.Gate", f"{__name__}.Shouting"]
+    browser = Browser()
+    browser.http.defaults["REMOTE_ADDR"] = HERE
+    for _ in range(4):
+        if way == "basic":
+            assert basic("corp\\ann", "ann-password").status_code == 200
+        else:
+            browser.log_in("corp\\ann", "ann-password")
+    assert left("corp\\ann") == (3, 5)
+    assert left("ann") == (None, 5), "nobody typed that"
+
+
+def test_a_right_password_does_not_give_back_what_others_guessed(people):
+    assert basic("ann", "ann-password").status_code == 200
+    for word, status in (("wrong", 401), ("ann-password", 200)) * 2:
+        assert basic("ann", word).status_code == status
+    assert left("ann") == (1, 5)
+
+
+def test_a_proof_that_has_ended_costs_the_address_nothing_either(people):
+    assert basic("ann", "ann-password").status_code == 200
+    LoginBudget.objects.exclude(proven=None).update(proven=timezone.now() - timedelta(days=91))
+    for _ in range(3):
+        assert basic("ann", "ann-password").status_code == 200
+        LoginBudget.objects.exclude(proven=None).update(proven=timezone.now() - timedelta(days=91))
+    assert left("ann") == (3, 5)
+
+
+def test_two_of_one_name_at_once_cost_the_address_nothing(people):
+    first, second = logins.admit("ann", HERE), logins.admit("ann", HERE)
+    assert left("ann") == (1, 3)
+    logins.succeeded(first)
+    logins.succeeded(second)
+    assert left("ann") == (3, 5)
+
+
+def test_a_login_without_a_password_gives_back_nothing(people):
+    assert basic("ann", "wrong").status_code == 401
+    request = RequestFactory().get("/", REMOTE_ADDR=HERE)
+    logins._logged_in(None, request, people.ann)
+    assert left("ann") == (2, 4)
+
+
+def test_a_row_that_a_sweep_removes_is_made_anew(people, monkeypatch):
+    """Between the moment at which it is there and the one at which it is read."""
+    select, swept = QuerySet.select_for_update, []
+
+    def sweep_first(rows, *arguments, **options):
+        if not swept:
+            swept.append(LoginBudget.objects.all().delete())
+        return select(rows, *arguments, **options)
+
+    monkeypatch.setattr(QuerySet, "select_for_update", sweep_first)
+    assert basic("ann", "wrong").status_code == 401
+    assert left("ann") == (2, 4)
+
+
 def test_budgets_fill_again(people):
     assert [basic("ann", "wrong").status_code for _ in range(4)] == [401] * 3 + [429]
     past = timezone.now() - timedelta(seconds=61)
@@ -195,9 +281,15 @@ def test_the_audit_log_has_every_attempt_and_no_password(people, caplog):
         basic("ann", "ann-password")
         for number in range(6):
             basic(f"nobody\n{number}", "s3cret")
-    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "carillon.audit"]
-    assert [(line["outcome"], line["address"]) for line in lines] == [
+    records = [record for record in caplog.records if record.name == "carillon.audit"]
+    lines = [json.loads(logs.JsonFormatter().format(record)) for record in records]
+    assert [(line["audit"]["outcome"], line["audit"]["address"]) for line in lines] == [
         ("let in", HERE), *[("wrong", HERE)] * 5, ("refused", HERE),
     ]  # fmt: skip
-    assert lines[-1]["why"] == "from this address"
+    assert lines[-1]["audit"] == {
+        "what": "login", "outcome": "refused", "name": "nobody\n5", "address": HERE,
+        "why": "from this address",
+    }  # fmt: skip
+    assert lines[0]["message"] == f"Login let in: 'ann' from {HERE}"
+    assert not any("\n" in logs.TextFormatter().format(record) for record in records)
     assert "s3cret" not in caplog.text

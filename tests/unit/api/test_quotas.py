@@ -1,9 +1,11 @@
 """What a user may make, and what he is told beyond it."""
 
 import pytest
+from django.db import OperationalError
 
 from carillon.api import quotas
 from carillon.budgets import Meter
+from tower import changes
 from tower.models import Job
 
 pytestmark = pytest.mark.django_db
@@ -56,10 +58,40 @@ def test_notifications(people, sent):
     assert len(sent.messages) == 2
 
 
+def test_what_could_not_be_made_is_given_back(people, sent):
+    client = people.client(people.root, scope="publish")
+    body = [{"group": "jobs-summary", "payload": {}}] * 2
+    sent.publisher.away = True
+    codes = [client.post("/api/v2/notifications/", body, format="json").status_code for _ in range(3)]
+    sent.publisher.away = False
+    codes += [client.post("/api/v2/notifications/", body, format="json").status_code for _ in range(2)]
+    assert codes == [503, 503, 503, 202, 429]
+
+
+@pytest.mark.parametrize("what", ["jobs", "events"])
+def test_so_is_what_the_database_did_not_take(people, monkeypatch, what):
+    client = people.client(people.ann)
+    client.raise_request_exception = False
+    job = client.post("/api/v2/jobs/", {"name": "x"}, format="json").json()["id"]
+    place, body = ("", {"name": "x"}) if what == "jobs" else (f"{job}/events/", {"counter": 1, "event": "x"})
+
+    def post():
+        return client.post(f"/api/v2/jobs/{place}", body, format="json").status_code
+
+    def away(*arguments, **fields):
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(changes, {"jobs": "create_job", "events": "add_events"}[what], away)
+        assert [post() for _ in range(6)] == [500] * 6
+    assert post() == 201
+
+
 def test_tokens(people):
     client = people.client(people.ann)
     made = [client.post("/api/v2/tokens/", {}, format="json") for _ in range(3)]
     assert [answer.status_code for answer in made] == [201, 201, 429]
+    assert made[2]["Retry-After"] == "1"
     assert "You have 3 tokens, and 3 are allowed" in made[2].json()["detail"]
     assert client.delete(f"/api/v2/tokens/{made[0].json()['id']}/").status_code == 204
     assert client.post("/api/v2/tokens/", {}, format="json").status_code == 201

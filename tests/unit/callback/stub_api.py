@@ -15,12 +15,14 @@ TOKEN = "stub-token-1f2e3d"
 class StubApi:
     """
     Use as a context manager. `answer` (status, seconds to wait first) holds for every request while it is
-    set; `die_after` events it closes its port for good.
+    set, with `later` as its Retry-After; `die_after` events it closes its port for good.
     """
 
     def __init__(self, *, answer=None, die_after=None):
         self.answer = answer
         self.die_after = die_after
+        self.later = None
+        self.times = []  # of requests
         self.jobs = {}  # id -> {"name", "kind", "statuses": [...], "eof": final_counter | None}
         self.events = []
         self.batches = []  # sizes
@@ -61,6 +63,7 @@ class StubApi:
     def _respond(self, method, path, token, body):
         self.requests += 1
         self.last_request = time.time()
+        self.times.append(time.monotonic())
         if self.answer is not None:
             status, seconds = self.answer
             time.sleep(seconds)
@@ -110,6 +113,8 @@ class StubApi:
                 text = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
+                if stub.answer is not None and stub.later is not None:
+                    self.send_header("Retry-After", stub.later)
                 dying = stub.die_after is not None and len(stub.events) >= stub.die_after
                 if dying:
                     self.send_header("Connection", "close")

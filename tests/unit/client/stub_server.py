@@ -24,13 +24,15 @@ Script = Callable[["StubCarillon", ServerConnection], Coroutine[Any, Any, None]]
 class StubCarillon:
     """
     `scripts` are played one per connection, after the subscription; when they are used up, a connection just
-    stays. `first_frames` replace the welcome, `statuses` the answer to handshakes, one each.
+    stays. `first_frames` replace the welcome, `first_closes` are the codes of closes behind them, `statuses`
+    replace the answer to handshakes, one each.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.scripts: deque[Script] = deque()
         self.first_frames: deque[str | bytes] = deque()
+        self.first_closes: deque[int] = deque()
         self.statuses: deque[int] = deque()
         self.job: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
@@ -103,6 +105,9 @@ class StubCarillon:
     async def _serve(self, connection: ServerConnection) -> None:
         first = self.first_frames.popleft() if self.first_frames else '{"accept": true, "user": 7}'
         await connection.send(first)
+        if self.first_closes:
+            await connection.close(self.first_closes.popleft())
+            return
         self.connections.add(connection)
         script = None
         try:

@@ -114,6 +114,16 @@ async def test_a_busy_server_is_asked_again(stub, link, said):
     assert any("answers 503: as told" in words for words in said)
 
 
+async def test_who_is_turned_away_for_now_comes_back(stub, link, said):
+    stub.first_frames.append('{"accept": false, "user": null, "close": true, "error": "too many sockets"}')
+    stub.first_closes.append(1013)
+    stub.scripts.append(say(status(5, "running")))
+    async with link(wait=5) as socket:
+        await socket.subscribe(GROUPS)
+        assert [event.job_id for event in await take(socket, 1)] == [5]
+    assert any("too many sockets" in words for words in said)
+
+
 async def test_patience_after_a_loss_has_an_end(stub, link):
     async with link(give_up=0.2) as socket:
         await socket.subscribe(GROUPS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
+from django.db import InterfaceError
 from django.db.models import F
 
 from asgi_amqp import BrokerUnavailable
@@ -33,6 +35,25 @@ def test_a_clock_that_is_ahead_makes_no_negative_age(people):
     outbox.store([queue.message("jobs-summary", "{}")])
     Outbox.objects.update(created=F("created") + timedelta(hours=1))
     assert waiting() == (1, 0)
+
+
+@pytest.mark.parametrize("task", ["run", "measure"])
+async def test_a_connection_that_broke_ends_nothing(monkeypatch, task):
+    """InterfaceError is no DatabaseError."""
+    asked = []
+
+    def broken(*arguments):
+        asked.append(arguments)
+        raise InterfaceError("connection already closed")
+
+    for name, value in {"send_some": broken, "count_waiting": broken, "AGAIN": 0, "MEASURE": 0}.items():
+        monkeypatch.setattr(outbox, name, value)
+    running = asyncio.create_task(getattr(outbox, task)())
+    async with asyncio.timeout(5):
+        while len(asked) < 3 and not running.done():
+            await asyncio.sleep(0)
+    assert not running.done()
+    running.cancel()
 
 
 def test_what_the_broker_confirmed_and_what_not(sent, monkeypatch):

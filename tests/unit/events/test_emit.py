@@ -13,7 +13,7 @@ from io import StringIO
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.management import CommandError, call_command
-from django.db import transaction
+from django.db import InterfaceError, transaction
 from django.utils.functional import lazystr
 from rest_framework.test import APIClient
 
@@ -156,6 +156,17 @@ async def test_a_broker_that_is_slow_is_given_less_at_once(sent, monkeypatch):
     assert [json.loads(message["text"])["n"] for message in taken] == list(range(600))
     assert tried[:4] == [500, 250, 125, 62]
     assert len(tried) < 60
+
+
+def test_a_connection_that_broke_is_no_error_of_a_change_that_is_made(sent, monkeypatch, caplog):
+    def broken(*arguments):
+        raise InterfaceError("connection already closed")
+
+    for name in ("waits", "store", "send_some"):
+        monkeypatch.setattr(outbox, name, broken)
+    emit._publish_or_keep([queue.message("jobs-summary", "{}")])
+    assert "Lost 1 notifications to jobs-summary: the database: InterfaceError" in caplog.text
+    outbox.send_now()
 
 
 @pytest.mark.django_db(transaction=True)

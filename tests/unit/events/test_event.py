@@ -19,11 +19,12 @@ EVENTS = st.builds(
     audience=st.none() | st.lists(st.sampled_from(["u1", "u2", "t3"]), unique=True).map(tuple),
     id=st.binary(min_size=16, max_size=16),
     stamp=st.integers(0, 2**42),
+    trace=st.sampled_from(["", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"]),
 )
 
 
 def values(event):
-    return (event.group, event.text, event.audience, event.id, event.stamp, event.number)
+    return (event.group, event.text, event.audience, event.id, event.stamp, event.number, event.trace)
 
 
 @given(st.lists(EVENTS, max_size=5), st.integers(1, 2**40), st.integers(0, 2**40), st.binary(max_size=16))
@@ -52,8 +53,23 @@ def test_a_body_of_another_version_is_malformed():
         unpack(msgpack.packb(fields[:4]))
 
 
+@pytest.mark.parametrize(("fields", "taken"), [(4, False), (5, True), (6, True), (7, False)])
+def test_a_row_has_five_fields_or_six(fields, taken):
+    """The last is the trace, where there is one: of one version, for readers and for what lies in a log."""
+    row = (b"a-1", b"{}", None, b"", 0, "a trace", "more")[:fields]
+    body = msgpack.packb((2, 7, 6, [row], b""))
+    if taken:
+        (event,) = unpack(body).events
+        assert event.trace == ("a trace" if fields == 6 else "")
+    else:
+        with pytest.raises(Malformed):
+            unpack(body)
+    plain, traced = msgpack.unpackb(pack([Event(b"a-1", b"{}"), Event(b"a-1", b"{}", trace="t")], 7))[3]
+    assert (len(plain), len(traced)) == (5, 6)
+
+
 def test_an_event_of_which_little_is_said():
-    assert values(Event(b"a-1", b"{}")) == (b"a-1", b"{}", None, b"", 0, 0)
+    assert values(Event(b"a-1", b"{}")) == (b"a-1", b"{}", None, b"", 0, 0, "")
     assert repr(Event(b"a-1", b"{}", number=5)) == "<Event a-1 at 5>"
     assert (unpack(pack([])).number, unpack(pack([])).word) == (0, b"")
 
@@ -69,7 +85,7 @@ GOOD = {"id": b"i" * 16, "group": "jobs-summary", "text": '{"a": 1}', "audience"
 
 def test_a_message_of_the_queue():
     event = event_of(GOOD)
-    assert values(event) == (b"jobs-summary", b'{"a": 1}', ("u1",), b"i" * 16, 7, 0)
+    assert values(event) == (b"jobs-summary", b'{"a": 1}', ("u1",), b"i" * 16, 7, 0, "")
     assert (
         event_of({**GOOD, "text": '{"a":\r\n1}'}).text == b'{"a": 1}'
     )  # a line break would end an SSE field

@@ -475,12 +475,20 @@ def test_machines_behind_one_address_are_not_limited(development):
     assert set(found) == {200}
 
 
-def test_large_bodies_of_one_address_at_once(development):
+@pytest.mark.parametrize(
+    ("method", "length"),
+    [
+        ("POST", "Content-Length: 5000000\r\n\r\n"),
+        ("POST", "Transfer-Encoding: chunked\r\n\r\n4C4B40\r\n"),
+        ("GET", "Transfer-Encoding: chunked\r\n\r\n4C4B40\r\n"),
+        ("DELETE", "Content-Length: 5000000\r\n\r\n"),
+    ],
+)
+def test_large_bodies_of_one_address_at_once(development, method, length):
     """Unfinished ones hold their places; who sends small ones is not held up by them."""
     head = (
-        b"POST /api/v2/jobs/1/events/ HTTP/1.1\r\nHost: localhost\r\n"
-        b"Authorization: Bearer x\r\nContent-Length: 5000000\r\n\r\n"
-    )
+        f"{method} /api/v2/jobs/1/events/ HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n{length}"
+    ).encode()
     with contextlib.ExitStack() as senders:
         slow = [senders.enter_context(wire.connect(development.http)) for _ in range(20)]
         for connection in slow:
@@ -494,10 +502,61 @@ def test_large_bodies_of_one_address_at_once(development):
                 refused += 1
         assert refused == 4
         assert development.ask("POST", "/api/v2/jobs/1/events/", body=b"x" * 90_000).status == 200
+        assert development.ask("GET", "/api/v2/jobs/1/events/").status == 200
     # Done with, they give their places back.
     deadline = time.monotonic() + 5
     while development.ask("POST", "/api/v2/jobs/1/events/", body=b"x" * 5_000_000).status != 200:
         assert time.monotonic() < deadline
+
+
+def http2(server, method, path, sent=b""):
+    """The answer's body."""
+    server.tls.set_alpn_protocols(["h2"])
+    try:
+        return wire.exchange_http2(server.https, method, path, [("user-agent", "x")], server.tls, sent=sent)
+    finally:
+        server.tls.set_alpn_protocols(["http/1.1"])
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v2/jobs/", "/api/v2/jobs/1/events/", "/api/login/"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_has_no_body_has_no_large_one_over_http2(development, method, path):
+    """Nothing announces it there, so that it could not be counted as one."""
+    assert json.loads(http2(development, method, path))["variables"]["PATH_INFO"] == path
+    assert json.loads(http2(development, method, path, b"x" * 16_000))["body"] == 16_000
+    assert "larger than 16 KiB" in json.loads(http2(development, method, path, b"x" * 20_000))["detail"]
+    if path != "/api/login/":
+        assert json.loads(http2(development, "POST", path, b"x" * 20_000))["body"] == 20_000
+
+
+def test_a_stream_of_events_takes_no_body(development):
+    assert "larger than 1 KiB" in json.loads(http2(development, "GET", "/events/", b"x" * 2000))["detail"]
+    assert development.ask("GET", "/events/", body=b"x" * 2000).status == 413
+
+
+def test_an_application_that_is_away_over_http2(tmp_path, upstreams):
+    site = tree.values("development") | upstreams | {"uwsgi": ["127.0.0.1:9"]}
+    with running.nginx(tmp_path / "etc", site) as server:
+        assert b"<html" in http2(server, "GET", "/")
+        assert "no answer from the application" in json.loads(http2(server, "GET", "/api/v2/me/"))["detail"]
+
+
+def test_all_sockets_of_an_address_may_come_at_once(tmp_path, upstreams):
+    """Thousands behind one address, after a restart; and the pages' requests are not held up by them."""
+
+    def slowly(root):
+        limits = root / "carillon" / "snippets" / "limits.conf"
+        limits.write_text(limits.read_text().replace("rate=1000r/s", "rate=1r/s"))
+
+    site = tree.values("development") | upstreams
+    with running.nginx(tmp_path / "etc", site, slowly) as server:
+        # The stub opens no stream: what counts is that it is asked.
+        found = statuses(server, 2500, "GET", "/events/", [("Authorization", "Bearer x")])
+        assert set(found) == {500}
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: handshake(server)[0], range(2500)))
+        assert set(found) == {101}
+        assert server.ask("GET", "/api/v2/me/", [("Authorization", "Bearer x")]).status == 200
 
 
 # Plain HTTP in production -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.front import Front
 from dev import site_file
 from tests.unit.nginx import tree
 
@@ -142,3 +143,10 @@ def test_ansible_writes_the_same_bytes(name, tmp_path):
         env=os.environ | {"ANSIBLE_LOCAL_TEMP": str(tmp_path), "ANSIBLE_HOME": str(tmp_path)},
     )
     assert output.read_text() == site_file.render(tree.values(name), TEMPLATE)
+
+
+def test_the_benchmark_s_clients_come_from_one_address():
+    front = Front(upstream=1, port=2)
+    rendered = Path(front._folder.name, "site.conf").read_text()
+    front._folder.cleanup()
+    assert 'map "" $carillon_client_limits { default 0; }' in rendered

@@ -255,6 +255,31 @@ async def test_so_do_bytes(server):
     assert last[4:] == b"too many bytes: 8388608 at once and 1048576 a second are allowed"
 
 
+def test_a_message_that_is_allowed_can_be_sent():
+    """In a process of its own: importing the server installs Twisted's reactor."""
+    program = """
+import django; django.setup()
+from django.conf import settings
+from unittest import mock
+from carillon.fanout import station
+from carillon.server.server import CarillonServer, DeliveryServer
+settings.CARILLON = {**settings.CARILLON, "SOCKET_MESSAGE_BYTES": 2**25}
+with mock.patch.object(station, "station"), mock.patch.object(DeliveryServer, "begin"):
+    server = object.__new__(CarillonServer)
+    server.begin()
+print(server.inbound_burst)
+"""
+    environ = {
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) == 2**25
+
+
 async def test_pings_within_the_allowance_are_answered(server):
     reader, writer = await raw_client(server)
     for number in range(900):

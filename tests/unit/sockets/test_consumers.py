@@ -10,11 +10,13 @@ import pytest
 from channels.auth import AuthMiddlewareStack
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from channels.layers import get_channel_layer
 from django.db import OperationalError
 from django.urls import path
 from django.utils import timezone
 
 from carillon.accounts.models import ApiToken
+from carillon.fanout.station import station
 from carillon.sockets import authentication
 from carillon.sockets.sockets import sockets
 from tests.unit.sockets.test_session import session_of
@@ -123,6 +125,21 @@ async def test_what_is_presented_must_be_good(people):
     await refused(Client(ROOM, cookie="awx_sessionid=nonsense", origin="https://evil.example"), 4403)
 
 
+async def test_sockets_of_a_user_have_a_number(people, settings):
+    """Of all kinds together, and nobody has as many as there are."""
+    settings.CARILLON = {**settings.CARILLON, "SOCKETS_PER_USER": 2}
+    token = await database_sync_to_async(people.token)(people.ann)
+    first = Client(ROOM, token=token)
+    await first.open()
+    await Client(token=token).open()
+    await refused(Client(ROOM, token=token), 1013)
+    assert (await Client(token=token).open())["accept"] is False
+    for _ in range(3):
+        await Client(ROOM).open()
+    await first.leave()
+    assert (await Client(ROOM, token=token).open())["user"] == people.ann.pk
+
+
 async def test_no_database(people, monkeypatch):
     def away(handshake):
         raise OperationalError("away")
@@ -186,6 +203,35 @@ async def test_a_database_that_is_away_when_rights_change(people, monkeypatch):
     monkeypatch.setattr(authentication, "revalidate_each", away)
     await change(people.team.members.remove, people.ann)
     assert await client.close_code() == 1013
+
+
+async def test_a_database_that_is_away_at_a_look(people, monkeypatch):
+    """Without a change it is no reason to leave: it is looked at again soon."""
+    client = await open_one(people, people.ann)
+    (consumer,) = sockets()._by_outlet.values()
+    real = authentication.revalidate_each
+
+    def away(identities):
+        raise OperationalError("away")
+
+    monkeypatch.setattr("carillon.sockets.consumers.RECHECK_SOON", 0.05)
+    monkeypatch.setattr(authentication, "revalidate_each", away)
+    sockets().look(consumer)
+    assert await client.is_silent()
+    await database_sync_to_async(lambda: ApiToken.objects.all().delete())()
+    monkeypatch.setattr(authentication, "revalidate_each", real)
+    assert await client.close_code() == 4401
+
+
+async def test_a_word_that_was_missed_may_have_been_of_its_rights(people):
+    """A consumer without groups misses no event; it is looked at."""
+    client, other = await open_one(people, people.ann), await open_one(people, people.ben)
+    await database_sync_to_async(lambda: ApiToken.objects.filter(user=people.ann).delete())()
+    get_channel_layer().publisher.batches.clear()  # nobody here hears of it
+    for told in station().gaps:
+        told("retention")
+    assert await client.close_code() == 4401
+    assert await other.is_silent()
 
 
 async def test_the_server_stops(people):

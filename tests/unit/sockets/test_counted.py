@@ -58,6 +58,15 @@ async def test_who_is_refused_and_why(people, grown, reason, options):
     }
 
 
+async def test_who_is_one_too_many(token, grown, settings):
+    settings.CARILLON = {**settings.CARILLON, "SOCKETS_PER_USER": 0}
+    assert (await Client(token=token).open())["accept"] is False
+    assert (await Client("/websocket/any/", token=token).raw.connect())[0]
+    assert {each: grown(names.REFUSED, each) for each in names.REFUSALS} == {
+        each: 2.0 * (each == "quota") for each in names.REFUSALS
+    }
+
+
 async def test_whose_rights_are_asked_for(token, grown):
     client = Client(token=token)
     await client.open()

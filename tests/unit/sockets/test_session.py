@@ -15,13 +15,15 @@ from django.db import DatabaseError
 from django.test import Client as HttpClient
 from django.utils import timezone
 
+from carillon import logs
 from carillon.accounts.models import ApiToken
 from carillon.events import Family, aemit_channel_notification
 from carillon.fanout.station import Station, StreamUnavailable, station
-from carillon.sockets import protocol, questions, session
+from carillon.sockets import authentication, protocol, questions, session
 from carillon.sockets.consumers import ProjectConsumer
 from carillon.sockets.models import Connection
-from carillon.sockets.sockets import Sockets
+from carillon.sockets.presence import Presence
+from carillon.sockets.sockets import Sockets, sockets
 from tests.unit.support.sockets import Client, pump
 from tower import changes
 from tower.models import Job
@@ -195,7 +197,7 @@ async def test_sockets_of_a_user_have_a_number(people, settings):
     assert [(await client.open())["accept"] for client in mine[:2]] == [True, True]
     refused = await mine[2].open()
     assert refused["error"] == "too many sockets of this user: 2 at a time are allowed"
-    assert await mine[2].close_code() == 1008
+    assert await mine[2].close_code() == 1013, "there may be room in a moment"
     await client_of(people, people.ben)
     await mine[0].leave()
     assert (await Client(token=token).open())["accept"]
@@ -274,6 +276,17 @@ class TestSubscribing:
         # What was left of the allowance is still there.
         await client.say({"groups": {"nope": [], "jobs": ["bogus"]}})
         assert (await client.frame())["error"].startswith(("unknown channel", "invalid message: too many"))
+
+    async def test_a_subscription_that_may_be_held_may_be_asked_for(self, people, settings):
+        settings.CARILLON = {**settings.CARILLON, "GROUPS_PER_SOCKET": 1200, "KEY_RATE": 0}
+        client = await client_of(people, people.ann)
+        keys = {"job_events": list(range(10**6, 10**6 + 1200))}
+        await client.say({"groups": keys})
+        assert (await client.frame())["error"].endswith(", and 1180 more")
+        assert "groups_current" in await client.frame()
+        await client.say({"groups": keys})
+        error = (await client.frame())["error"]
+        assert "too many groups: 1200 at once and 0 a second are allowed" in error
 
     async def test_families_without_keys_count_as_keys(self, people):
         client = await client_of(people, people.ann)
@@ -630,6 +643,33 @@ class TestPermissionsThatChange:
         monkeypatch.setattr(consumer, "_end", ended.append)
         consumer.unanswered(ConnectionError("the session engine"), held=False)
         assert [close.code for close in ended] == [1013]
+
+
+async def test_what_works_for_all_names_no_request(people, monkeypatch):
+    """Not that of the client who happened to come first."""
+    seen = []
+
+    def noted(where, name):
+        real = getattr(where, name)
+
+        def note(*arguments):
+            seen.append((name, logs.request_id.get()))
+            return real(*arguments)
+
+        monkeypatch.setattr(where, name, note)
+
+    noted(authentication, "authenticate")
+    noted(questions, "again")
+    noted(Presence, "_write")
+    token = await database_sync_to_async(people.token)(people.ann)
+    client = Client(token=token, x_request_id="the-first")
+    await client.open()
+    (socket,) = sockets()._by_outlet.values()
+    sockets().look(socket)
+    await sockets()._asking
+    await client.leave()
+    assert {name for name, _ in seen} == {"authenticate", "again", "_write"}
+    assert {request for _, request in seen} == {""}
 
 
 class TestEnding:

@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from django.db import OperationalError
 
 from carillon.api import pagination
 from carillon.events import emit, outbox
@@ -480,6 +481,16 @@ class TestLargePages:
         pagination._in_hand.give(people.ann.pk, ticket)
         for _ in range(3):  # each gives back what it took
             assert client.get(path).status_code == 200
+
+    def test_an_error_gives_back_too(self, people, job, monkeypatch):
+        def away(self, ids):
+            raise OperationalError("away")
+
+        monkeypatch.setattr("django.db.models.query.QuerySet.in_bulk", away)
+        client = people.client(people.ann)
+        client.raise_request_exception = False
+        assert client.get(f"/api/v2/jobs/{job.pk}/events/").status_code == 500
+        assert not pagination._in_hand._held
 
     def test_data_that_is_too_long(self, people, job, settings):
         settings.CARILLON = {**settings.CARILLON, "EVENT_DATA_CHARACTERS": 20}
