@@ -34,7 +34,7 @@ class Front:
         # As `make dev` has it, but for the addresses.
         values = site_file.read(site_file.TEMPLATE.parent / "development.yml")
         values |= {"uwsgi": ["127.0.0.1:9"], "daphne": [f"127.0.0.1:{upstream}"], "resolver": None}
-        values["access_log"] = "/dev/null"
+        values |= {"access_log": "/dev/null", "websocket_prefixes": []}
         values["https"]["listen"] = [f"127.0.0.1:{port}"]
         values["http"]["listen"] = [f"127.0.0.2:{port}"]
         (folder / "site.conf").write_text(site_file.render(values, site_file.TEMPLATE.read_text()))

@@ -9,7 +9,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from dev import process
+from dev import process, project
 from dev.config import ROOT, Config
 from dev.output import Failure
 
@@ -23,6 +23,7 @@ _STOP = "`make down`, `make test-clean`, `make production-down`, `make cluster-d
 
 def check(config: Config, *, images_present: bool) -> None:
     """Raises `Failure` with what to do. Changes nothing."""
+    project.declared()
     disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
     readable()
     neighbour(config)

@@ -262,6 +262,21 @@ def differences(one: dict, other: dict, used: set[str] | None = None) -> list[st
     return found
 
 
+def _site(lines: list[str]) -> list[str]:
+    """What must be the same of a site file. A project's own prefixes stand beside the included routes: twice
+    in development, which serves them over plain HTTP, too.
+    """
+    return [
+        line
+        for place, line in enumerate(lines)
+        if not _allowed(ALLOWED_NGINX, line, set()) and not (_is_route(line) and line in lines[:place])
+    ]
+
+
+def _is_route(line: str) -> bool:
+    return line.startswith("location ") and line.endswith("{ include carillon/snippets/websocket.conf; }")
+
+
 def _directives(file: str, left: list[str], right: list[str], used: set[str]) -> list[str]:
     if left == right:
         return []
@@ -270,8 +285,7 @@ def _directives(file: str, left: list[str], right: list[str], used: set[str]) ->
         for line in {*left, *right}:
             if left.count(line) != right.count(line):
                 _allowed(ALLOWED_NGINX, line, used)
-        left = [line for line in left if not _allowed(ALLOWED_NGINX, line, set())]
-        right = [line for line in right if not _allowed(ALLOWED_NGINX, line, set())]
+        left, right = (_site(lines) for lines in (left, right))
     if left == right:
         return []
     return [f"nginx {file}: {line}" for line in sorted(set(left) ^ set(right))] or [f"nginx {file}: order"]

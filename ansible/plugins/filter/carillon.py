@@ -9,6 +9,8 @@ import hmac
 import os
 import stringprep
 import unicodedata
+from importlib import util
+from pathlib import Path
 
 _ITERATIONS = 4096
 _PROHIBITED = (
@@ -145,6 +147,16 @@ def backup_made(name: str) -> int:
     return _seconds(name[:20], "%Y-%m-%dT%H-%M-%SZ") if name else 0
 
 
+def declared(file: str, source: str) -> dict:
+    """What the project's `file` declares, and `problems`, one line each. The checkout's module reads it."""
+    path = Path(source) / "src/carillon/process/declared.py"
+    spec = util.spec_from_file_location("carillon_declared", path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, problems = module.read(Path(file))
+    return {**{name: list(value) for name, value in found._asdict().items()}, "problems": problems}
+
+
 class FilterModule:
     def filters(self) -> dict:
         return {
@@ -153,6 +165,7 @@ class FilterModule:
             "postgresql_verifies": postgresql_verifies,
             "backup_made": backup_made,
             "days_left": days_left,
+            "declared": declared,
             "ends_at": ends_at,
             "endpoint": endpoint,
             "listen_ports": listen_ports,

@@ -54,6 +54,7 @@ INPUTS = (
     "supervisord",
     *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
+DECLARED = "src/project/carillon.toml"
 OWN = ("src/asgi_amqp", "src/carillon", ".")  # each becomes a wheel; own.in: what the last needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
@@ -102,6 +103,8 @@ def settings(source: Path) -> list[tuple[Path, str]]:
     found = []
     for path in files(source):
         name = path.relative_to(source)
+        if str(name) == DECLARED:
+            found.append((path, f"etc/nginx/{name.name}"))  # nginx's site file is made from it
         if name.parts[0] in ("supervisord", "nginx"):
             found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
     return found

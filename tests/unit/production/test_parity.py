@@ -67,6 +67,28 @@ def test_drift_is_found(change, said):
     assert said in found
 
 
+SERVER = """
+server {{
+    listen {};
+    location ~ ^/ws/[a-z]*$ {{ include carillon/snippets/websocket.conf; }}
+    include carillon/snippets/routes.conf;
+}}
+"""
+
+
+def test_prefixes_of_a_project_are_compared_however_often_they_stand_there():
+    one, other = copy.deepcopy(ONE), copy.deepcopy(ONE)
+    one["nginx"] = nginx(TEXT + SERVER.format(8043) + SERVER.format(8013))
+    other["nginx"] = nginx(TEXT + SERVER.format(443) + "server {\n    listen 80;\n}\n")
+    assert nginx(TEXT + SERVER.format(1))["/etc/nginx/carillon/site.conf"].count("server {") == 2
+    # The redirecting server of production has neither.
+    assert differences(one, other) == []
+    other["nginx"] = nginx(TEXT + SERVER.format(443).replace("/ws/", "/feed/") + "server {\n}\n")
+    feed, ws = differences(one, other)
+    assert feed.startswith("nginx /etc/nginx/carillon/site.conf: location ~ ^/feed/")
+    assert ws.startswith("nginx /etc/nginx/carillon/site.conf: location ~ ^/ws/")
+
+
 def test_a_machine_is_described_by_what_runs_there():
     release = "/opt/carillon/releases/1/bin"
 

@@ -60,6 +60,8 @@ def checkout(tmp_path, monkeypatch):
     for name in ("nginx.conf", "snippets/routes.conf", "sites/site.conf.j2", "sites/development.yml"):
         (tmp_path / "nginx" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "nginx" / name).write_text(name)
+    (tmp_path / release.DECLARED).parent.mkdir()
+    (tmp_path / release.DECLARED).write_text("websocket_prefixes = []")
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "django-6.whl").write_text("")
@@ -68,7 +70,9 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf"])
+@pytest.mark.parametrize(
+    "changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf", "src/project/carillon.toml"]
+)
 def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, changed):
     before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
     (checkout / changed).write_text("another")
@@ -76,12 +80,15 @@ def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, chan
     assert name != before
     with tarfile.open(archive) as tar:
         members = {member.name.removeprefix(f"{name}/"): member for member in tar.getmembers()}
-        where = "etc/uwsgi.ini" if changed.endswith("uwsgi.ini") else f"etc/{changed}"
+        where = {"uwsgi.ini": "etc/uwsgi.ini", "carillon.toml": "etc/nginx/carillon.toml"}.get(
+            changed.rpartition("/")[2], f"etc/{changed}"
+        )
         assert tar.extractfile(members[where]).read() == b"another"
     assert set(members) == {
         *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
         *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
         *("etc/nginx/nginx.conf", "etc/nginx/snippets/routes.conf", "etc/nginx/sites/site.conf.j2"),
+        "etc/nginx/carillon.toml",
     }
     assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
 
