@@ -84,7 +84,7 @@ def neighbour(config: Config) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
     ours = ",".join(map(str, config.compose_files))
-    for line in set(answer.stdout.splitlines()):
+    for line in {line.replace(f",{config.processes}", "") for line in answer.stdout.splitlines()}:
         file = Path(line.partition(",")[0])
         # What is left of a checkout that is gone belongs to nobody.
         if line == ours or not line or not file.exists():

@@ -148,13 +148,16 @@ def backup_made(name: str) -> int:
 
 
 def declared(file: str, source: str) -> dict:
-    """What the project's `file` declares, and `problems`, one line each. The checkout's module reads it."""
+    """The prefixes that the project's `file` declares, and `problems` of all that it declares, one line each.
+
+    The module of the checkout `source` reads it.
+    """
     path = Path(source) / "src/carillon/process/declared.py"
     spec = util.spec_from_file_location("carillon_declared", path)
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found, problems = module.read(Path(file))
-    return {**{name: list(value) for name, value in found._asdict().items()}, "problems": problems}
+    return {"websocket_prefixes": list(found.websocket_prefixes), "problems": problems}
 
 
 class FilterModule:

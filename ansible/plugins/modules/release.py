@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib import util
+from io import BytesIO
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -110,6 +112,17 @@ def settings(source: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def programs(source: Path) -> dict[str, str]:
+    """supervisord's files of the processes that the project declares. Raises ValueError."""
+    spec = util.spec_from_file_location("carillon_declared", source / "src/carillon/process/declared.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, problems = module.read(source / DECLARED)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return module.programs(found)
+
+
 def readable(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Whatever the umask of the control node's user: on a host the programs' own user reads these."""
     member.mode, member.uid, member.gid, member.uname, member.gname = 0o644, 0, 0, "root", "root"
@@ -162,6 +175,7 @@ def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Pat
 
 
 def build(source: Path, cache: Path, release: str, archive: Path, python: str, architecture: str) -> None:
+    declared = programs(source)
     wheels = wheelhouse(source, cache, python, architecture)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         # A copy, because setuptools writes beside what it builds and the checkout may be read-only or shared.
@@ -186,6 +200,10 @@ def build(source: Path, cache: Path, release: str, archive: Path, python: str, a
             tar.add(source / "requirements/app.txt", f"{release}/requirements.txt", filter=readable)
             for path, name in settings(source):
                 tar.add(path, f"{release}/{name}", filter=readable)
+            for name, text in declared.items():
+                member = tarfile.TarInfo(f"{release}/etc/supervisord/conf.d/{name}")
+                member.size = len(text.encode())
+                tar.addfile(readable(member), BytesIO(text.encode()))
         os.replace(partial, archive)
 
 

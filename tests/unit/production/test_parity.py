@@ -95,10 +95,17 @@ def test_a_machine_is_described_by_what_runs_there():
     def run(command: str) -> str:
         if command.startswith("python3"):
             rows = [
-                [1, ["/usr/bin/python3", f"{release}/carillon", "reload", "uwsgi"], []],
-                [7, [f"{release}/python3", f"{release}/uwsgi", "--socket", "0.0.0.0:8050"], ["HOME", "B"]],
-                [9, [f"{release}/python3", "-m", "carillon.server", "--fd", "0"], ["A"]],
-                [12, [f"{release}/python", "-m", "django", "runworker"], ["A"]],
+                [1, ["/usr/bin/python3", f"{release}/carillon", "reload", "uwsgi"], [], ""],
+                [
+                    7,
+                    [f"{release}/python3", f"{release}/uwsgi", "--socket", "0.0.0.0:8050"],
+                    ["HOME", "B"],
+                    "",
+                ],
+                [9, [f"{release}/python3", "-m", "carillon.server", "--fd", "0"], ["A"], ""],
+                [10, [f"{release}/python", "-m", "django", "runworker", "thumbs"], ["C"], "thumbs"],
+                [11, [f"{release}/python", "-m", "django", "child"], ["D"], "thumbs"],
+                [12, [f"{release}/python", "-m", "django", "runworker"], ["A"], ""],
             ]
             return json.dumps(rows)
         if command.startswith("find"):
@@ -130,8 +137,9 @@ def test_a_machine_is_described_by_what_runs_there():
         "uwsgi": [python, "/opt/carillon/<release>/bin/uwsgi", "--socket", "<listen>"],
         "daphne": [python, "-m", "carillon.server", "<listen>"],
         "runworker": [python, "-m", "django", "runworker"],
+        "thumbs": [python, "-m", "django", "runworker", "thumbs"],
     }
-    assert found["environment"] == ["A", "B", "CARILLON_WAIT_SECONDS", "HOME"]
+    assert found["environment"] == ["A", "B", "C", "CARILLON_WAIT_SECONDS", "HOME"]
     assert found["files"] == {"/etc/carillon/uwsgi.ini": "aa", "/etc/nginx/nginx.conf": "bb"}
     assert found["broker"] == [
         "conf heartbeat = 10",

@@ -128,6 +128,7 @@ def test_what_the_project_declares_is_looked_at(preflight, tmp_path):
         case("none", None),
         case("good", 'websocket_prefixes = ["/ws/"]'),
         case("bad", 'websocket_prefixes = ["ws/", "/static/x/"]'),
+        case("process", '[processes.uwsgi]\ncommand = ["celery"]'),
     )
     assert said[:2] == ["", ""]
     file = tmp_path / "bad/carillon.toml"
@@ -135,6 +136,7 @@ def test_what_the_project_declares_is_looked_at(preflight, tmp_path):
         f"web: {file}: websocket_prefixes: 'ws/' must begin and end with one slash: write '/ws/'" in said[2]
     )
     assert "'/static/x/' lies in /static/" in said[2]
+    assert "processes.uwsgi: Carillon has something of that name: choose another" in said[3]
 
 
 def test_an_address_of_ipv6_between_hosts_is_refused(play):

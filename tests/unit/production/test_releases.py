@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -62,6 +63,8 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / "nginx" / name).write_text(name)
     (tmp_path / release.DECLARED).parent.mkdir()
     (tmp_path / release.DECLARED).write_text("websocket_prefixes = []")
+    (tmp_path / "src/carillon/process").mkdir()
+    shutil.copy(MODULE.parents[3] / "src/carillon/process/declared.py", tmp_path / "src/carillon/process")
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "django-6.whl").write_text("")
@@ -75,7 +78,7 @@ def checkout(tmp_path, monkeypatch):
 )
 def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, changed):
     before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
-    (checkout / changed).write_text("another")
+    (checkout / changed).write_text("# another")
     name, archive, _ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
     assert name != before
     with tarfile.open(archive) as tar:
@@ -83,7 +86,7 @@ def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, chan
         where = {"uwsgi.ini": "etc/uwsgi.ini", "carillon.toml": "etc/nginx/carillon.toml"}.get(
             changed.rpartition("/")[2], f"etc/{changed}"
         )
-        assert tar.extractfile(members[where]).read() == b"another"
+        assert tar.extractfile(members[where]).read() == b"# another"
     assert set(members) == {
         *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
         *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
@@ -117,6 +120,21 @@ def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there, named
     unpacked = tmp_path / "checkout/build/releases/0.9/nginx"
     assert f"from {unpacked if there else 'the checkout'}" in said
     assert not there or (unpacked / "nginx.conf").read_text() == "held"
+
+
+def test_processes_that_the_project_declares_are_programs_of_the_release(checkout):
+    file = checkout / release.DECLARED
+    file.write_text('[processes.worker]\ncommand = ["celery"]\nnumber = 3\n')
+    name, archive, _ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
+    with tarfile.open(archive) as tar:
+        member = tar.getmember(f"{name}/etc/supervisord/conf.d/worker.conf")
+        assert (member.mode, member.uname) == (0o644, "root")
+        assert b"numprocs = 3" in tar.extractfile(member).read()
+    file.write_text('[processes.daphne]\ncommand = ["celery"]\n')
+    with pytest.raises(
+        ValueError, match=r"carillon.toml: processes.daphne: Carillon has something of that name"
+    ):
+        release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
 
 
 def test_a_release_that_is_held_is_found_and_not_built(checkout):
