@@ -65,6 +65,11 @@ class Config:
         return self.state / "project.env"
 
     @property
+    def processes(self) -> Path:
+        """Compose's file of the processes that the project declares; there is none where it declares none."""
+        return self.state / "processes.json"
+
+    @property
     def secrets(self) -> Path:
         return self.state / "secrets"
 

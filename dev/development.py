@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dev import base_image, engine, environments, images, preflight, secret_files, stack
+from dev import base_image, engine, environments, images, preflight, project, secret_files, stack
 from dev.config import ROOT, Config
 from dev.output import Failure, say, timed
 
@@ -40,6 +40,7 @@ def up(config: Config, *, orphans: bool = False) -> dict[str, str]:
         images.ensure(config)
         ensure_secrets(config, anew="make clean")
         renewed = certificates.ensure(config.certificates)
+        project.compose(config)
         renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
         stack.up(config, renew=["nginx"] if renewed else [], orphans=orphans)
         return account.ensure(config)

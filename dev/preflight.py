@@ -9,7 +9,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from dev import process
+from dev import process, project
 from dev.config import ROOT, Config
 from dev.output import Failure
 
@@ -23,6 +23,7 @@ _STOP = "`make down`, `make test-clean`, `make production-down`, `make cluster-d
 
 def check(config: Config, *, images_present: bool) -> None:
     """Raises `Failure` with what to do. Changes nothing."""
+    project.declared()
     disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
     readable()
     neighbour(config)
@@ -83,7 +84,7 @@ def neighbour(config: Config) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
     ours = ",".join(map(str, config.compose_files))
-    for line in set(answer.stdout.splitlines()):
+    for line in {line.replace(f",{config.processes}", "") for line in answer.stdout.splitlines()}:
         file = Path(line.partition(",")[0])
         # What is left of a checkout that is gone belongs to nobody.
         if line == ours or not line or not file.exists():

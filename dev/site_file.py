@@ -4,7 +4,7 @@ Pure but for `read` and `write`. Ansible's template module makes the same bytes 
 
     python -m dev.site_file nginx/sites/development.yml .dev/nginx/site.conf
 
-The values, all required:
+The values, all required (`websocket_prefixes` come from src/project/carillon.toml, not from the file):
 
     server_names     list of host names or addresses ("[::1]")
     https.listen     list of "port" or "address:port"; https.certificate, https.key: absolute paths
@@ -17,6 +17,7 @@ The values, all required:
     resolver         address of a DNS server: the upstreams (then one each) are names looked up while serving;
                      null: they are fixed, and there may be several
     prefix           "" or "/name": the path below which an outer proxy shows Carillon
+    websocket_prefixes  list of "/name/": paths of the project's websockets, which go to daphne
     trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
     proxy_protocol   true: those proxies balance TCP and speak the PROXY protocol; it names the client, and no
                      header is believed. Where a listener is a bare port, 127.0.0.1 has a way in without it
@@ -37,6 +38,10 @@ from pathlib import Path
 
 import jinja2
 import yaml
+
+from carillon.process.declared import prefix_problems
+from dev import project
+from dev.output import Failure
 
 TEMPLATE = Path(__file__).parent.parent / "nginx" / "sites" / "site.conf.j2"
 POLICIES = ("serve", "redirect")
@@ -70,6 +75,7 @@ def check(values) -> list[str]:
         "uwsgi_own": _own,
         "resolver": _resolver,
         "prefix": _prefix,
+        "websocket_prefixes": _websocket_prefixes,
         "trusted_proxies": _each(_network, may_be_empty=True),
         "proxy_protocol": _flag,
         "http2_directive": _flag,
@@ -118,8 +124,12 @@ def write(values_file: Path, output: Path, *, redirect_port: int | None = None) 
 
     `redirect_port`: the one that is published, where only the caller knows it.
     """
+    declared = project.declared()
     try:
         values = read(values_file)
+        if "websocket_prefixes" in values:
+            raise SiteFileError(f"websocket_prefixes: say it in {project.FILE}, for every deployment at once")
+        values["websocket_prefixes"] = list(declared.websocket_prefixes)
         if redirect_port is not None:
             values["http"]["redirect_port"] = redirect_port
         text = render(values, TEMPLATE.read_text())
@@ -246,6 +256,10 @@ def _prefix(value):
     return []
 
 
+def _websocket_prefixes(value):
+    return [problem.partition(": ")[2] for problem in prefix_problems(value)]
+
+
 def _seconds(value):
     return (
         []
@@ -268,7 +282,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         write(Path(arguments[0]), Path(arguments[1]))
-    except (SiteFileError, OSError) as error:
+    except (SiteFileError, Failure, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -21,7 +21,8 @@ _LOG_LINES = "40"
 
 
 def command(config: Config, *arguments: str) -> list[str]:
-    files = [word for file in config.compose_files for word in ("--file", str(file))]
+    chosen = [*config.compose_files, *([config.processes] if config.processes.is_file() else [])]
+    files = [word for file in chosen for word in ("--file", str(file))]
     return ["docker", "compose", "--project-name", config.project, *files, *arguments]
 
 

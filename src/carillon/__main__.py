@@ -15,8 +15,8 @@ from carillon.process.environment import ConfigurationError, Environment
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         # The project's own settings are read when Django first needs them: inside of the function.
         return options.function(options, environment.load()) or 0
     except ConfigurationError as error:
@@ -156,6 +156,8 @@ def _manage(options: argparse.Namespace, _: Environment) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Raises ConfigurationError: which processes there are is the project's to say, too."""
+    processes = launcher.processes()
     parser = argparse.ArgumentParser(prog="carillon", description=__doc__)
     commands = parser.add_subparsers(metavar="command", required=True)
 
@@ -165,12 +167,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "wait for what the process needs, then become it")
-    run.add_argument("process", choices=launcher.PROCESSES)
+    run.add_argument("process", choices=processes)
     run.add_argument("--no-wait", action="store_true", help="start at once")
     reload = command("reload", _reload, "run the process and restart it on a saved file (development)")
-    reload.add_argument("process", choices=launcher.PROCESSES)
+    reload.add_argument("process", choices=processes)
     probe = command("probe", _probe, "does the process on this machine serve? (the health check)")
-    probe.add_argument("processes", nargs="+", choices=launcher.PROCESSES, metavar="process")
+    probe.add_argument("processes", nargs="+", choices=processes, metavar="process")
     command("migrate", _migrate, "wait for the database and bring its tables up to date")
     check = command("check", _check, "check configuration, database, migrations, broker; --url: all of it")
     check.add_argument("--url", help="the public address: an event is emitted here and must be heard there")

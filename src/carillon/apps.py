@@ -1,3 +1,5 @@
+import os
+
 from django.apps import AppConfig
 from django.utils.module_loading import autodiscover_modules
 
@@ -8,8 +10,12 @@ class CarillonConfig(AppConfig):
     def ready(self) -> None:
         from carillon import conf
         from carillon.accounts import logins  # noqa: F401  (its receivers)
+        from carillon.metrics import shared
+        from carillon.process import launcher
         from carillon.sockets import control, signals  # noqa: F401  (their families and receivers)
 
         conf.check()
+        if process := os.environ.get(launcher.PROCESS_VARIABLE):
+            shared.start_with_forks(conf.conf.METRICS_DIRECTORY, process)
         # Every app's families.py registers what that app emits.
         autodiscover_modules("families")

@@ -100,8 +100,8 @@ DEFAULTS: dict[str, Any] = {
     "METRICS_ADDRESSES": (),
     # Days that a token lives when nobody says otherwise.
     "TOKEN_DAYS": 365,
-    # A module with `websocket_urlpatterns`: a project's own consumers under /websocket/, as Channels'
-    # URLRouter takes them. None: there are none.
+    # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them.
+    # None: there are none.
     "WEBSOCKET_URLCONF": None,
     # Threads of a process for synchronous code of these consumers (handlers, queries): none of Carillon's own
     # runs there. A connection keeps to one.

@@ -11,6 +11,9 @@ application = get_wsgi_application()
 
 from carillon.conf import conf  # noqa: E402  (needs Django's apps)
 from carillon.metrics import names, shared  # noqa: E402
+from carillon.process import launcher  # noqa: E402
 
+if conf.METRICS_DIRECTORY is not None:
+    shared.forget(conf.METRICS_DIRECTORY, launcher.processes())
 # uWSGI's master has the application and serves nobody: each of its workers, forked from it, has its metrics.
 os.register_at_fork(after_in_child=lambda: shared.start(conf.METRICS_DIRECTORY, names.UWSGI))

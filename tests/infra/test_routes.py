@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dev import project
 from tests.infra import wire
 from tests.infra.stack import wait
 
 TABLE = yaml.safe_load(Path(__file__).with_name("routes.yml").read_text())
+ROWS = TABLE["routes"] + [
+    {**row, "path": row["path"].replace("{prefix}", prefix)}
+    for prefix in project.declared().websocket_prefixes
+    for row in TABLE["declared"]
+]
 KEY = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
 # What a deployment says of itself: does plain HTTP redirect, and is HSTS sent over HTTPS?
 REDIRECTS = os.environ.get("CARILLON_STACK_PLAIN") == "redirect"
@@ -46,7 +52,7 @@ def name(row: dict) -> str:
 
 CASES = [
     pytest.param(scheme, row, id=f"{scheme} {name(row)}")
-    for row in TABLE["routes"]
+    for row in ROWS
     for scheme in ("https", "http")
     if not (row.get("http") == "2" and scheme == "http")
 ]
@@ -122,7 +128,7 @@ def upstream_of(line: str) -> str:
 
 
 def test_the_table_has_no_unknown_words():
-    for row in TABLE["routes"]:
+    for row in [*TABLE["routes"], *TABLE["declared"]]:
         assert set(row) <= KNOWN, row
         assert {"path", "upstream", "status"} <= set(row), row
 

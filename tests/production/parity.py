@@ -103,7 +103,8 @@ ASSETS = "/var/lib/carillon/static"
 APP_FILES = "/etc/carillon/uwsgi.ini /etc/carillon/supervisord"
 SETTINGS_FILE = "/etc/carillon/carillon.env"
 
-# Runs on the machine: of every process its argv and the names in its environment. No value leaves.
+# Runs on the machine: of every process its argv, the names in its environment, and the name that it was
+# declared by. No other value leaves.
 _PROCESSES = r"""
 import json, os
 rows = []
@@ -114,7 +115,9 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     except OSError:
         continue
     if argv:
-        rows.append([int(pid), argv, sorted({name.partition("=")[0] for name in names if "=" in name})])
+        declared = dict(name.partition("=")[::2] for name in names).get("CARILLON_PROCESS", "")
+        names = sorted({name.partition("=")[0] for name in names if "=" in name})
+        rows.append([int(pid), argv, names, declared])
 print(json.dumps(sorted(rows)))
 """
 
@@ -134,10 +137,14 @@ def describe(
         rows = json.loads(run(f"python3 - <<'SCRIPT'\n{_PROCESSES}\nSCRIPT"))
         for process, mark in MARKS.items():
             # Workers have the argv of their master, which has the lowest number.
-            found = next((row for row in rows if _is(row[1], mark)), None)
+            found = next((row for row in rows if _is(row[1], mark) and not row[3]), None)
             if found:
                 commands.setdefault(process, argv(found[1]))
                 names |= set(found[2])
+        for _, arguments, its_names, declared in rows:
+            if declared and declared not in commands:
+                commands[declared] = argv(arguments)
+                names |= set(its_names)
         text = run(f"if [ -r {SETTINGS_FILE} ]; then sed -n 's/^\\([A-Z_]*\\)=.*/\\1/p' {SETTINGS_FILE}; fi")
         names |= set(text.split())
         files |= _sums(run, APP_FILES)
@@ -262,6 +269,21 @@ def differences(one: dict, other: dict, used: set[str] | None = None) -> list[st
     return found
 
 
+def _site(lines: list[str]) -> list[str]:
+    """What must be the same of a site file. A project's own prefixes stand beside the included routes: twice
+    in development, which serves them over plain HTTP, too.
+    """
+    return [
+        line
+        for place, line in enumerate(lines)
+        if not _allowed(ALLOWED_NGINX, line, set()) and not (_is_route(line) and line in lines[:place])
+    ]
+
+
+def _is_route(line: str) -> bool:
+    return line.startswith("location ") and line.endswith("{ include carillon/snippets/websocket.conf; }")
+
+
 def _directives(file: str, left: list[str], right: list[str], used: set[str]) -> list[str]:
     if left == right:
         return []
@@ -270,8 +292,7 @@ def _directives(file: str, left: list[str], right: list[str], used: set[str]) ->
         for line in {*left, *right}:
             if left.count(line) != right.count(line):
                 _allowed(ALLOWED_NGINX, line, used)
-        left = [line for line in left if not _allowed(ALLOWED_NGINX, line, set())]
-        right = [line for line in right if not _allowed(ALLOWED_NGINX, line, set())]
+        left, right = (_site(lines) for lines in (left, right))
     if left == right:
         return []
     return [f"nginx {file}: {line}" for line in sorted(set(left) ^ set(right))] or [f"nginx {file}: order"]

@@ -9,6 +9,8 @@ import hmac
 import os
 import stringprep
 import unicodedata
+from importlib import util
+from pathlib import Path
 
 _ITERATIONS = 4096
 _PROHIBITED = (
@@ -145,6 +147,19 @@ def backup_made(name: str) -> int:
     return _seconds(name[:20], "%Y-%m-%dT%H-%M-%SZ") if name else 0
 
 
+def declared(file: str, source: str) -> dict:
+    """The prefixes that the project's `file` declares, and `problems` of all that it declares, one line each.
+
+    The module of the checkout `source` reads it.
+    """
+    path = Path(source) / "src/carillon/process/declared.py"
+    spec = util.spec_from_file_location("carillon_declared", path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, problems = module.read(Path(file))
+    return {"websocket_prefixes": list(found.websocket_prefixes), "problems": problems}
+
+
 class FilterModule:
     def filters(self) -> dict:
         return {
@@ -153,6 +168,7 @@ class FilterModule:
             "postgresql_verifies": postgresql_verifies,
             "backup_made": backup_made,
             "days_left": days_left,
+            "declared": declared,
             "ends_at": ends_at,
             "endpoint": endpoint,
             "listen_ports": listen_ports,

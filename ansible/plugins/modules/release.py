@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib import util
+from io import BytesIO
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -54,6 +56,7 @@ INPUTS = (
     "supervisord",
     *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
+DECLARED = "src/project/carillon.toml"
 OWN = ("src/asgi_amqp", "src/carillon", ".")  # each becomes a wheel; own.in: what the last needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
@@ -102,9 +105,22 @@ def settings(source: Path) -> list[tuple[Path, str]]:
     found = []
     for path in files(source):
         name = path.relative_to(source)
+        if str(name) == DECLARED:
+            found.append((path, f"etc/nginx/{name.name}"))  # nginx's site file is made from it
         if name.parts[0] in ("supervisord", "nginx"):
             found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
     return found
+
+
+def programs(source: Path) -> dict[str, str]:
+    """supervisord's files of the processes that the project declares. Raises ValueError."""
+    spec = util.spec_from_file_location("carillon_declared", source / "src/carillon/process/declared.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, problems = module.read(source / DECLARED)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return module.programs(found)
 
 
 def readable(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -159,6 +175,7 @@ def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Pat
 
 
 def build(source: Path, cache: Path, release: str, archive: Path, python: str, architecture: str) -> None:
+    declared = programs(source)
     wheels = wheelhouse(source, cache, python, architecture)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         # A copy, because setuptools writes beside what it builds and the checkout may be read-only or shared.
@@ -183,6 +200,10 @@ def build(source: Path, cache: Path, release: str, archive: Path, python: str, a
             tar.add(source / "requirements/app.txt", f"{release}/requirements.txt", filter=readable)
             for path, name in settings(source):
                 tar.add(path, f"{release}/{name}", filter=readable)
+            for name, text in declared.items():
+                member = tarfile.TarInfo(f"{release}/etc/supervisord/conf.d/{name}")
+                member.size = len(text.encode())
+                tar.addfile(readable(member), BytesIO(text.encode()))
         os.replace(partial, archive)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from prometheus_client import Counter, Gauge, Histogram
 
 UWSGI, DAPHNE, RUNWORKER = "uwsgi", "daphne", "runworker"
-EVERYWHERE = (UWSGI, DAPHNE, RUNWORKER)
+EVERYWHERE = (UWSGI, DAPHNE, RUNWORKER)  # and in the processes that a project has declared
 
 OWNERS: dict[str, tuple[str, ...]] = {}
 """Name of a family, as a registry has it, to the processes that show it. Of what is not here, all do."""

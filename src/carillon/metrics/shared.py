@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,6 +104,10 @@ class Writer(threading.Thread):
             self._stopped.wait(INTERVAL)
 
     def once(self) -> None:
+        with _at_it:
+            self._once()
+
+    def _once(self) -> None:
         try:
             if self._slot is None:
                 self._slot = Slot(self.directory, self.process)
@@ -133,6 +138,8 @@ class Writer(threading.Thread):
 
 
 _writer: Writer | None = None
+_at_it = threading.Lock()
+"""Held while a snapshot is made: a fork in the midst of it would leave its locks taken in the child."""
 
 
 def start(directory: Path | None, process: str) -> None:
@@ -143,6 +150,25 @@ def start(directory: Path | None, process: str) -> None:
         # After a fork the thread of before is not there, and the slot is the parent's.
         _writer = Writer(directory, process)
         _writer.start()
+
+
+def start_with_forks(directory: Path | None, process: str) -> None:
+    """The same for a process and those that it forks, each with a slot of its own."""
+    start(directory, process)
+
+    def begin_anew() -> None:
+        _at_it.release()
+        start(directory, process)
+
+    os.register_at_fork(before=_at_it.acquire, after_in_parent=_at_it.release, after_in_child=begin_anew)
+
+
+def forget(directory: Path, known: Collection[str]) -> None:
+    """Leave out what processes have written that there are no more of: they are not missed."""
+    with suppress(OSError):
+        for file in directory.glob("*.json"):
+            if file.stem.rpartition("-")[0] not in known:
+                file.unlink(missing_ok=True)
 
 
 def read(directory: Path) -> Together:

@@ -63,7 +63,8 @@ def take(registry: Registry, process: str, before: Mapping[Sample, float]) -> li
     """What the registry has now and `process` shows, on top of what the slot had `before`."""
     families = []
     for metric in registry.collect():
-        if process not in names.OWNERS.get(metric.name, (process,)):
+        owners = names.OWNERS.get(metric.name, names.EVERYWHERE)
+        if owners != names.EVERYWHERE and process not in owners:
             continue
         samples = {
             (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)

@@ -12,15 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from carillon.process.environment import SETTINGS_MODULE, Environment
+from carillon.process import declared as declaration
+from carillon.process.environment import SETTINGS_MODULE, ConfigurationError, Environment
 
 UWSGI_PORT = 8050
 DAPHNE_PORT = 8051
 UWSGI_INI = "/etc/carillon/uwsgi.ini"
 PROCESSES = ("uwsgi", "daphne", "runworker")
+# In the environment of a process that the project has declared: its name, and when it began (monotonic).
+PROCESS_VARIABLE = "CARILLON_PROCESS"
+SINCE_VARIABLE = "CARILLON_PROCESS_SINCE"
 
 # sysexits.h, so that an operator can tell "mend the configuration" from "something else is away".
 EXIT_CONFIGURATION = 78
@@ -37,6 +42,22 @@ class NotReady(Exception):
 
 def say(text: str) -> None:
     print(f"carillon: {text}", file=sys.stderr, flush=True)
+
+
+def declared() -> declaration.Declared:
+    """What the project declares, beside its settings. Raises ConfigurationError."""
+    spec = find_spec(SETTINGS_MODULE.partition(".")[0])
+    if spec is None or not spec.submodule_search_locations:  # Carillon without a project of this form
+        return declaration.Declared()
+    found, problems = declaration.read(Path(spec.submodule_search_locations[0]) / declaration.FILE)
+    if problems:
+        raise ConfigurationError(problems)
+    return found
+
+
+def processes() -> tuple[str, ...]:
+    """Every process that there is to run, the project's own included. Raises ConfigurationError."""
+    return (*PROCESSES, *declared().processes)
 
 
 def argv(process: str, environment: Environment, *, socket_on_stdin: bool = False) -> list[str]:
@@ -69,7 +90,21 @@ def argv(process: str, environment: Environment, *, socket_on_stdin: bool = Fals
         # fmt: on
     if process == "runworker":
         return [sys.executable, "-m", "django", "runworker"]
-    raise ValueError(f"{process!r} is none of {', '.join(PROCESSES)}")
+    if process in (others := declared().processes):
+        return _project_s(process, others[process].command, programs)
+    raise ValueError(f"{process!r} is none of {', '.join((*PROCESSES, *others))}")
+
+
+def _project_s(process: str, command: tuple[str, ...], programs: Path) -> list[str]:
+    program = sys.executable if command[0] == "python" else str(programs / command[0])  # a path stays one
+    if not os.access(program, os.X_OK):
+        raise ConfigurationError(
+            [
+                f"{process}: there is no program {program}: correct its command in {declaration.FILE}, or "
+                "add its package to requirements/app.in and run `make lock`"
+            ]
+        )
+    return [program, *command[1:]]
 
 
 def _host(address: str) -> str:
@@ -79,9 +114,12 @@ def _host(address: str) -> str:
 def run(process: str, environment: Environment, *, wait: bool = True) -> NoReturn:
     """Wait for the database, its migrations and the broker, then become `process`."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
+    command = argv(process, environment, socket_on_stdin=_is_socket(0))
     if wait:
         await_ready([DATABASE, MIGRATIONS, BROKER], environment, process)
-    command = argv(process, environment, socket_on_stdin=_is_socket(0))
+    if process not in PROCESSES:
+        os.environ[PROCESS_VARIABLE] = process
+        os.environ[SINCE_VARIABLE] = f"{time.monotonic():.3f}"
     # uWSGI would tell systemd of its own stop as if it were the whole service's, which is then killed.
     os.environ.pop("NOTIFY_SOCKET", None)
     say(f"{process} starts")

@@ -10,12 +10,14 @@ import base64
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 
 from carillon.process.environment import Environment
-from carillon.process.launcher import DAPHNE_PORT, UWSGI_PORT
+from carillon.process.launcher import DAPHNE_PORT, PROCESS_VARIABLE, SINCE_VARIABLE, UWSGI_PORT
 
 TIMEOUT_SECONDS = 4.0
+SETTLED_SECONDS = 5.0  # supervisord's startsecs
 _ESTABLISHED = "01"  # the state column of /proc/net/tcp
 
 
@@ -30,7 +32,9 @@ def probe(process: str, environment: Environment) -> str:
             return _uwsgi(environment)
         if process == "daphne":
             return _daphne(environment)
-        return _runworker(environment)
+        if process == "runworker":
+            return _runworker(environment)
+        return _project_s(process)
     except OSError as error:
         raise NotServing(f"{process}: {error}") from None
 
@@ -70,6 +74,31 @@ def _runworker(environment: Environment) -> str:
         if not _sockets(process) & established(_proc_net(process), ports):
             raise NotServing(f"runworker: process {process.name} has no connection to the broker")
     return f"runworker: {len(processes)} connected to the broker"
+
+
+def _project_s(process: str) -> str:
+    """A process that the project has declared: it runs, and ends not as soon as it has begun. No more can be
+    said of it."""
+    ages = [
+        time.monotonic() - float(variables[SINCE_VARIABLE])
+        for variables in map(_environ, Path("/proc").glob("[0-9]*"))
+        if variables.get(PROCESS_VARIABLE) == process
+    ]
+    if not ages:
+        raise NotServing(f"{process}: no such process")
+    if max(ages) < SETTLED_SECONDS:
+        raise NotServing(
+            f"{process}: runs for {max(ages):.0f} s, which says nothing before {SETTLED_SECONDS:g}"
+        )
+    return f"{process}: runs"
+
+
+def _environ(process: Path) -> dict[str, str]:
+    try:
+        text = (process / "environ").read_bytes().decode("latin-1")
+    except OSError:  # it ended meanwhile, or is somebody else's
+        return {}
+    return dict(line.partition("=")[::2] for line in text.split("\0"))
 
 
 def uwsgi_request(path: str, host: str) -> bytes:
@@ -130,7 +159,8 @@ def _is_runworker(process: Path) -> bool:
         arguments = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:  # it ended meanwhile
         return False
-    return arguments[1:4] == [b"-m", b"django", b"runworker"]
+    # With more words it is Channels' own, and the project's.
+    return arguments[1:] == [b"-m", b"django", b"runworker", b""]
 
 
 def _sockets(process: Path) -> set[str]:

@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from carillon.process import declared as declaration
 from carillon.process.launcher import EXIT_CONFIGURATION, say
 
-_CODE = (".py",)
+_CODE = (".py", f"/{declaration.FILE}")
 _ASSETS = (".html", ".js", ".css", ".svg")  # only uwsgi serves them, or names them by their hashes
 _STOP_SECONDS = 8  # below Docker's 10, so that a process that does not stop is named rather than just killed
 _CRASH_SECONDS = 10  # one that ends this soon after a save ended because of it

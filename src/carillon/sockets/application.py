@@ -1,5 +1,5 @@
-"""The ASGI application: the websocket on its path, the project's own consumers under it; plain HTTP gets a
-hint; the rest is turned away."""
+"""The ASGI application: the websocket on its path, the project's own consumers on all others that its routing
+has; plain HTTP gets a hint; the rest is turned away."""
 
 from __future__ import annotations
 
@@ -31,11 +31,8 @@ async def _serve(
     if scope["type"] == "websocket":
         if scope["path"] in upgrade.PATHS:
             await session.serve(scope, receive, send)
-        elif scope["path"].startswith(consumers.PREFIX):
-            await consumers.serve(scope, receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close"})  # before an accept: 403
+            await consumers.serve(scope, receive, send)
     elif scope["type"] == "http":
         if scope["path"] in sse.PATHS and scope["method"] == "GET":
             await sse.serve(scope, receive, send)

@@ -1,5 +1,5 @@
-"""The project's own consumers, under /websocket/: ordinary Channels routing behind the same door as
-Carillon's own socket.
+"""The project's own consumers: ordinary Channels routing behind the same door as Carillon's own socket. What
+reaches them is below /websocket/ and the prefixes that the project declares (`carillon.process.declared`).
 
 The setting WEBSOCKET_URLCONF names a module with `websocket_urlpatterns`. A consumer finds `scope["user"]` as
 Channels' AuthMiddleware would put it there: the user of the token or session, or an AnonymousUser when the
@@ -309,5 +309,5 @@ async def _nobody(scope: Mapping[str, Any], receive: Receive, send: Send) -> Non
 
 
 async def serve(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-    """The ASGI application of a websocket under `PREFIX`."""
+    """The ASGI application of a websocket that is not Carillon's own."""
     await ProjectConsumer(scope, receive, send).run()

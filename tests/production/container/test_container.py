@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import production, secret_files
+from dev import production, project, secret_files
 from dev import stack as compose_stack
 from dev.output import Failure
 from tests.infra.stack import docker, wait
@@ -21,9 +21,11 @@ from tests.unit.production.supervisor_lint import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("app", "nginx", "rabbitmq", "postgresql")
-DECLARED = processes(ROOT / "supervisord/conf.d")
+DECLARED = processes(ROOT / "supervisord/conf.d") | project.programs()
 # Of each group the first process: uwsgi:uwsgi_0, daphne:daphne_0, runworker.
-FIRST = sorted(name for name in DECLARED if name != "listener" and name[-2:] in ("er", "_0"))
+FIRST = sorted(
+    name for name in DECLARED - project.programs() if name != "listener" and name[-2:] in ("er", "_0")
+)
 
 
 def inside(stack, *command: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dev import development as dev_stack
-from dev import production_testing
+from dev import production_testing, project
 from dev import stack as compose_stack
 from tests.infra.stack import Stack, docker
 from tests.production.parity import (
@@ -46,7 +46,8 @@ def development() -> dict:
     config = production_testing.stack("parity")
     try:
         dev_stack.up(config)
-        return described(Stack({}, config.project, config.state), "uwsgi", "daphne", "runworker")
+        stack = Stack({}, config.project, config.state)
+        return described(stack, "uwsgi", "daphne", "runworker", *project.declared().processes)
     finally:
         compose_stack.down(config, volumes=True)
 
@@ -69,6 +70,10 @@ def test_something_was_compared(container):
 
 def test_the_production_container_is_development(container, development):
     assert differences(development, container) == []
+
+
+def test_what_the_project_declares_runs(container):
+    assert set(container["argv"]) == {"uwsgi", "daphne", "runworker", *project.declared().processes}
 
 
 def test_a_host_is_the_production_container(container, host):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dev import config, debian, development, engine, preflight, production, secret_files
+from dev import config, debian, development, engine, preflight, production, project, secret_files
 from dev.output import Failure
 
 ENGINE_26 = 'case "$*" in "version --format"*) echo 26.1.5;; info*) echo /nowhere/docker;; *) exit 0;; esac'
@@ -74,6 +74,24 @@ def test_too_little_disk(machine, monkeypatch):
     line = line_of(preflight.disk, preflight.NEEDED_FOR_IMAGES)
     assert "too little disk" in line
     assert "0.5 GiB" in line
+
+
+def test_what_the_project_declares_or_no_longer_does_makes_no_stack_of_another_kind(machine, settings):
+    files = ",".join(map(str, (*settings.compose_files, settings.processes)))
+    machine.program("docker", f"echo {files}; echo {settings.compose_files[0]}")
+    preflight.neighbour(settings)
+    settings.state.mkdir()
+    settings.processes.touch()
+    preflight.neighbour(settings)
+
+
+def test_what_the_project_declares_comes_first(machine, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "FILE", tmp_path / "carillon.toml")
+    project.FILE.write_text('websocket_prefixes = ["ws/"]')
+    line = line_of(lambda: preflight.check(settings, images_present=True))
+    assert (
+        line == f"{project.FILE}: websocket_prefixes: 'ws/' must begin and end with one slash: write '/ws/'"
+    )
 
 
 def test_another_checkouts_stack_is_left_alone(machine, settings, tmp_path):

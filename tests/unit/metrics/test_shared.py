@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -221,3 +222,51 @@ def test_the_writer_goes_on_by_itself_until_it_is_stopped(directory, monkeypatch
         assert time.monotonic() < deadline, "nothing was written"
     process.writer.stop()
     assert not process.writer.is_alive()
+
+
+def test_a_process_that_a_project_declares_and_what_it_forks_have_slots(directory):
+    """Each fork comes between two snapshots: in the midst of one its locks would stay taken in the child."""
+    script = f"""
+import os, threading, time
+from pathlib import Path
+from carillon.metrics import names, shared
+shared.INTERVAL = 0.001
+shared.start_with_forks(Path({str(directory)!r}), "worker")
+for _ in range(40):
+    if not (child := os.fork()):
+        names.EMITTED.inc()
+        shared._writer.once()
+        os._exit(0)
+    os.waitpid(child, 0)
+if not os.fork():
+    names.EMITTED.inc()
+    shared._writer.once()
+    time.sleep(60)
+print("forked", flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout.readline() == b"forked\n"
+        deadline = time.monotonic() + 5
+        emitted = ("carillon_events_emitted_total", "worker")
+        while (value(directory, *emitted, slot=1), value(directory, "carillon_process_up", "worker")) != (
+            41,
+            1,
+        ):
+            assert time.monotonic() < deadline, samples(directory)
+            time.sleep(0.05)
+        # What is a daphne's alone is not shown.
+        assert value(directory, "carillon_fanout_level", "worker") is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_processes_that_there_are_no_more_of_are_not_missed(directory):
+    for name in ("daphne", "worker-2", "gone", "gone-2"):
+        Process(directory, name).writer.once()
+    shared.forget(directory, ("daphne", "worker-2"))
+    ups = {labels for name, labels in samples(directory) if name == "carillon_process_up"}
+    assert {dict(labels)["process"] for labels in ups} == {"daphne", "worker-2"}
+    shared.forget(directory / "none", ())

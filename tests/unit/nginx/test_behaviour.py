@@ -559,6 +559,38 @@ def test_all_sockets_of_an_address_may_come_at_once(tmp_path, upstreams):
         assert server.ask("GET", "/api/v2/me/", [("Authorization", "Bearer x")]).status == 200
 
 
+# A project's own prefixes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tree.VALUES)
+def test_declared_prefixes_are_routed_as_websocket_is(tmp_path, upstreams, name):
+    site = tree.values(name + tree.DECLARED) | upstreams
+    with running.nginx(tmp_path / "etc", site) as server:
+        for path in ("/ws/", "/ws/chat/tower.7/~a@b:c+d/", "/%77s/x/", "//ws/x/", "/live/feed-2/x"):
+            status, seen = handshake(server, f"{path}?token=a", tls=True)
+            assert status == 101, path
+            assert seen["request"].startswith(f"GET {path.replace('%77', 'w').replace('//', '/')}?token=a ")
+            assert server.ask("GET", path, tls=True).status == 426
+            assert server.ask("POST", path, UPGRADE, tls=True).status == 405
+        assert handshake(server, "/websocket/", tls=True)[0] == 101
+        # Names that only look like it, and what is no plain name.
+        others = ("/ws", "/wsx/", "/WS/", "/live/", "/live/feed-2", "/api/ws/", "/ws/a%20b", "/ws/%0d%0aX:1")
+        for path in others:
+            assert "HTTP_UPGRADE" not in variables(server.ask("GET", path, UPGRADE, tls=True)), path
+        assert "token=a" not in server.log()
+
+
+def test_without_a_word_a_path_is_uwsgi_s(development):
+    assert variables(development.ask("GET", "/ws/chat/", UPGRADE))["PATH_INFO"] == "/ws/chat/"
+
+
+def test_prefixes_below_the_path_that_a_proxy_in_front_shows(tmp_path, upstreams):
+    site = tree.values("development with prefixes") | upstreams | {"prefix": "/bells"}
+    with running.nginx(tmp_path / "etc", site) as server:
+        for path in ("/bells/ws/chat/", "/ws/chat/"):
+            assert handshake(server, path)[1]["request"].startswith("GET /ws/chat/ ")
+
+
 # Plain HTTP in production -----------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def findings(configuration: Path) -> dict[str, str]:
     return {found["plugin"]: found["reason"] for found in json.loads(answer.stdout)}
 
 
-@pytest.mark.parametrize("name", tree.VALUES)
+@pytest.mark.parametrize("name", tree.NAMES)
 def test_nothing_but_what_we_mean(name, tmp_path):
     found = findings(tree.lay_out(tmp_path / "etc", tree.values(name)))
     fixed = set() if tree.values(name)["resolver"] else ACCEPTED_OF_FIXED_UPSTREAMS

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.front import Front
-from dev import site_file
+from dev import project, site_file
+from dev.output import Failure
 from tests.unit.nginx import tree
 
 TEMPLATE = site_file.TEMPLATE.read_text()
@@ -22,7 +23,7 @@ def test_a_host_s_metrics_are_its_own_uwsgi_s():
     assert any_of_them in site_file.render(tree.values("development"), TEMPLATE)
 
 
-@pytest.mark.parametrize("name", tree.VALUES)
+@pytest.mark.parametrize("name", tree.NAMES)
 def test_committed_values_pass(name):
     assert site_file.check(tree.values(name)) == []
 
@@ -64,6 +65,8 @@ def test_committed_values_pass(name):
         ("http2_directive", 1.24, "1.24 is not true or false"),
         ("client_limits", "no", "'no' is not true or false"),
         ("server_names", ["a b"], "'a b' is not a host name or address"),
+        ("websocket_prefixes", "/ws/", 'must be a list of paths, such as ["/ws/"]'),
+        ("websocket_prefixes", ["ws/"], "'ws/' must begin and end with one slash: write '/ws/'"),
     ],
 )
 def test_refused(name, value, words):
@@ -107,6 +110,44 @@ def test_a_resolver_looks_up_one_name():
     ]
 
 
+def test_a_project_s_prefixes_are_the_only_difference_that_they_make():
+    rest = "[A-Za-z0-9._~@:+/-]*$ { include carillon/snippets/websocket.conf; }"
+    for name in tree.VALUES:
+        without = site_file.render(tree.values(name), TEMPLATE).splitlines()
+        declared = site_file.render(tree.values(name + tree.DECLARED), TEMPLATE).splitlines()
+        more = [line for line in declared if line not in without]
+        assert [line for line in declared if line not in more] == without
+        # Once in each server that has the routes.
+        servers = without.count("    include carillon/snippets/routes.conf;")
+        assert more == [f"    location ~ ^{prefix}{rest}" for prefix in ("/ws/", "/live/feed-2/")] * servers
+
+
+@pytest.mark.parametrize("name", ["development", "container"])
+def test_what_is_declared_is_in_the_file_of_development_and_containers(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "FILE", tmp_path / "carillon.toml")
+    site_file.write(tree.VALUES[name], tmp_path / "site.conf")
+    assert (tmp_path / "site.conf").read_text() == site_file.render(tree.values(name), TEMPLATE)
+    project.FILE.write_text('websocket_prefixes = ["/ws/", "/live/feed-2/"]')
+    site_file.write(tree.VALUES[name], tmp_path / "site.conf")
+    assert (tmp_path / "site.conf").read_text() == site_file.render(
+        tree.values(name + tree.DECLARED), TEMPLATE
+    )
+
+
+def test_what_cannot_be_declared_and_where_it_is_not_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "FILE", tmp_path / "carillon.toml")
+    file = tmp_path / "site.yml"
+    file.write_text(tree.VALUES["development"].read_text() + "websocket_prefixes: [/ws/]\n")
+    with pytest.raises(
+        site_file.SiteFileError, match=f"site.yml: websocket_prefixes: say it in {project.FILE}"
+    ):
+        site_file.write(file, tmp_path / "out")
+    project.FILE.write_text('websocket_prefixes = ["/api/ws/"]')
+    with pytest.raises(Failure, match=f"{project.FILE}: websocket_prefixes: '/api/ws/' lies in /api/"):
+        site_file.write(tree.VALUES["development"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_written_once_then_left_alone(tmp_path):
     output = tmp_path / "nginx" / "site.conf"
     assert site_file.write(tree.VALUES["development"], output) is True
@@ -125,7 +166,49 @@ def test_the_command_says_which_file_and_value(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", tree.VALUES)
+def test_hosts_have_what_is_declared(tmp_path):
+    """The role's own variables, as its tasks read them."""
+    role = tree.CHECKOUT / "ansible/roles/nginx"
+    (tmp_path / "nginx").symlink_to(tree.NGINX)
+    declared = tmp_path / "src/project/carillon.toml"
+    declared.parent.mkdir(parents=True)
+    declared.write_text('websocket_prefixes = ["/ws/", "/live/feed-2/"]')
+    (tmp_path / "src/carillon").symlink_to(tree.CHECKOUT / "src/carillon")
+    content = "(nginx_files | selectattr('dest', 'equalto', '/etc/nginx/carillon/site.conf') | first).content"
+    tasks = [
+        {"ansible.builtin.copy": {"content": f"{{{{ {content} }}}}", "dest": f"{tmp_path}/site.conf"}},
+        {"ansible.builtin.copy": {"content": "{{ nginx_site | to_json }}", "dest": f"{tmp_path}/values"}},
+    ]
+    files = [str(role / "defaults/main.yml"), str(role / "vars/main.yml")]
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars_files": files}
+    (tmp_path / "play.yml").write_text(json.dumps([{**play, "tasks": tasks}]))
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "ansible_facts": {"distribution": "Debian", "distribution_major_version": "13"},
+        "carillon_domain": "chimes.test",
+        "topology_source": str(tmp_path),
+        "topology_single": True,
+        "topology_upstreams": ["127.0.0.1"],
+    }
+    subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            f"--extra-vars={json.dumps(variables)}",
+            "play.yml",
+        ],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ
+        | {"ANSIBLE_CONFIG": str(tree.CHECKOUT / "ansible/ansible.cfg"), "ANSIBLE_HOME": str(tmp_path)},
+    )
+    values = json.loads((tmp_path / "values").read_text())
+    assert values["websocket_prefixes"] == ["/ws/", "/live/feed-2/"]
+    text = (tmp_path / "site.conf").read_text()
+    assert text == site_file.render(values, TEMPLATE)
+    assert text.count("    location ~ ^/ws/[A-Za-z0-9._~@:+/-]*$ { include") == 1
+
+
+@pytest.mark.parametrize("name", tree.NAMES)
 def test_ansible_writes_the_same_bytes(name, tmp_path):
     output = tmp_path / "site.conf"
     variables = {"site": tree.values(name), "ansible_python_interpreter": sys.executable}

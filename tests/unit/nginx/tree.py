@@ -17,11 +17,17 @@ NGINX = CHECKOUT / "nginx"
 VALUES = {
     "development": NGINX / "sites" / "development.yml",
     "production": Path(__file__).with_name("production.yml"),
+    "container": NGINX / "sites" / "container.yml",
 }
+DECLARED = " with prefixes"
+NAMES = [*VALUES, *(f"{name}{DECLARED}" for name in VALUES)]
 
 
 def values(name: str) -> dict:
-    return yaml.safe_load(VALUES[name].read_text())
+    """The values of a deployment, and what a project declares: nothing, or prefixes for its websockets."""
+    prefixes = ["/ws/", "/live/feed-2/"] if name.endswith(DECLARED) else []
+    values = yaml.safe_load(VALUES[name.removesuffix(DECLARED)].read_text())
+    return values | {"websocket_prefixes": prefixes}
 
 
 def lay_out(root: Path, site: dict) -> Path:

@@ -5,12 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 from carillon.process import launcher, probe
-from carillon.process.environment import load
+from carillon.process.environment import ConfigurationError, load
 from carillon.process.launcher import Check, NotReady
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +83,102 @@ def test_daphne_takes_a_socket_from_supervisord():
 def test_an_unknown_process_is_named():
     with pytest.raises(ValueError, match="'nginx' is none of uwsgi, daphne, runworker"):
         launcher.argv("nginx", load(ENVIRON))
+
+
+@pytest.fixture
+def declares(monkeypatch, tmp_path):
+    """A function that has a project declare something; what it is read from is given to processes, too."""
+    package = tmp_path / "project"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(
+        launcher,
+        "find_spec",
+        lambda _: spec_from_file_location(
+            "project", package / "__init__.py", submodule_search_locations=[str(package)]
+        ),
+    )
+
+    def say(text: str) -> Path:
+        (package / "carillon.toml").write_text(text)
+        return tmp_path
+
+    return say
+
+
+def test_a_declared_process_is_known_with_its_words(declares):
+    assert launcher.processes() == launcher.PROCESSES
+    declares(
+        '[processes.worker]\ncommand = ["pytest", "a b", "$HOME"]\n'
+        '[processes.thumbs]\ncommand = ["python", "-m", "django", "runworker", "thumbs"]\n'
+        '[processes.own]\ncommand = ["/bin/sh"]\n'
+    )
+    assert launcher.processes() == (*launcher.PROCESSES, "worker", "thumbs", "own")
+    programs = Path(sys.executable).parent
+    assert launcher.argv("worker", load(ENVIRON)) == [str(programs / "pytest"), "a b", "$HOME"]
+    assert launcher.argv("thumbs", load(ENVIRON))[:3] == [sys.executable, "-m", "django"]
+    assert launcher.argv("own", load(ENVIRON)) == ["/bin/sh"]
+
+
+def test_what_is_declared_wrong_is_a_line_of_every_command(declares):
+    declares('[processes.worker]\ncommand = ["no-such-program"]')
+    with pytest.raises(ConfigurationError, match=r"worker: there is no program .*/no-such-program: correct"):
+        launcher.argv("worker", load(ENVIRON))
+    path = declares("[processes.daphne]\ncommand = ['x']\n[processes.x]")
+    answer = carillon("probe", "daphne", **ENVIRON, PYTHONPATH=f"{path}:{ROOT / 'src'}")
+    assert answer.returncode == launcher.EXIT_CONFIGURATION
+    one, two = answer.stderr.splitlines()
+    assert one.startswith(f"carillon: {path}/project/carillon.toml: processes.daphne: Carillon has something")
+    assert two.startswith(f"carillon: {path}/project/carillon.toml: processes.x: has no command")
+
+
+def test_a_declared_process_runs_with_its_name_is_probed_and_ends_on_term(declares, monkeypatch):
+    path = declares(
+        "[processes.worker]\n"
+        'command = ["python", "-c", "import os, time; print(os.environ, flush=True); time.sleep(60)"]\n'
+    )
+    environ = {**ENVIRON, "PYTHONPATH": f"{path}:{ROOT / 'src'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "carillon", "run", "worker", "--no-wait"],
+        env={"PATH": os.environ["PATH"], **environ}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        line = process.stdout.readline().decode()
+        assert "'CARILLON_PROCESS': 'worker'" in line
+        assert "'DJANGO_SETTINGS_MODULE': 'project.settings'" in line
+        answer = carillon("probe", "worker", **environ)
+        assert (answer.returncode, answer.stdout) == (1, "")
+        assert "worker: runs for " in answer.stderr
+        monkeypatch.setattr(probe, "SETTLED_SECONDS", 0)
+        assert probe.probe("worker", load(ENVIRON)) == "worker: runs"
+        process.terminate()
+        assert process.wait(5) == -15
+        answer = carillon("probe", "worker", **environ)
+        assert (answer.returncode, answer.stderr) == (1, "carillon: worker: no such process\n")
+    finally:
+        process.kill()
+
+
+def test_channels_own_worker_is_not_taken_for_runworker(tmp_path):
+    for number, more in ((1, []), (2, ["thumbs"])):
+        (tmp_path / str(number)).mkdir()
+        words = ["/x/python", "-m", "django", "runworker", *more, ""]
+        (tmp_path / str(number) / "cmdline").write_bytes("\0".join(words).encode())
+    assert [probe._is_runworker(tmp_path / number) for number in "12"] == [True, False]
+
+
+def test_runworker_with_channels_is_channels_own(monkeypatch):
+    from channels.management.commands import runworker as channels_own
+    from django.core.management import call_command
+
+    heard = []
+    monkeypatch.setattr(
+        channels_own.Worker, "run", lambda self: heard.append((self.channels, self.application))
+    )
+    call_command("runworker", "thumbs", "mails")
+    ((channels, application),) = heard
+    assert channels == ["thumbs", "mails"]
+    assert application is channels_own.get_default_application()
 
 
 def test_waiting_reports_and_goes_on(capsys):

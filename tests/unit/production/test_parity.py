@@ -67,16 +67,45 @@ def test_drift_is_found(change, said):
     assert said in found
 
 
+SERVER = """
+server {{
+    listen {};
+    location ~ ^/ws/[a-z]*$ {{ include carillon/snippets/websocket.conf; }}
+    include carillon/snippets/routes.conf;
+}}
+"""
+
+
+def test_prefixes_of_a_project_are_compared_however_often_they_stand_there():
+    one, other = copy.deepcopy(ONE), copy.deepcopy(ONE)
+    one["nginx"] = nginx(TEXT + SERVER.format(8043) + SERVER.format(8013))
+    other["nginx"] = nginx(TEXT + SERVER.format(443) + "server {\n    listen 80;\n}\n")
+    assert nginx(TEXT + SERVER.format(1))["/etc/nginx/carillon/site.conf"].count("server {") == 2
+    # The redirecting server of production has neither.
+    assert differences(one, other) == []
+    other["nginx"] = nginx(TEXT + SERVER.format(443).replace("/ws/", "/feed/") + "server {\n}\n")
+    feed, ws = differences(one, other)
+    assert feed.startswith("nginx /etc/nginx/carillon/site.conf: location ~ ^/feed/")
+    assert ws.startswith("nginx /etc/nginx/carillon/site.conf: location ~ ^/ws/")
+
+
 def test_a_machine_is_described_by_what_runs_there():
     release = "/opt/carillon/releases/1/bin"
 
     def run(command: str) -> str:
         if command.startswith("python3"):
             rows = [
-                [1, ["/usr/bin/python3", f"{release}/carillon", "reload", "uwsgi"], []],
-                [7, [f"{release}/python3", f"{release}/uwsgi", "--socket", "0.0.0.0:8050"], ["HOME", "B"]],
-                [9, [f"{release}/python3", "-m", "carillon.server", "--fd", "0"], ["A"]],
-                [12, [f"{release}/python", "-m", "django", "runworker"], ["A"]],
+                [1, ["/usr/bin/python3", f"{release}/carillon", "reload", "uwsgi"], [], ""],
+                [
+                    7,
+                    [f"{release}/python3", f"{release}/uwsgi", "--socket", "0.0.0.0:8050"],
+                    ["HOME", "B"],
+                    "",
+                ],
+                [9, [f"{release}/python3", "-m", "carillon.server", "--fd", "0"], ["A"], ""],
+                [10, [f"{release}/python", "-m", "django", "runworker", "thumbs"], ["C"], "thumbs"],
+                [11, [f"{release}/python", "-m", "django", "child"], ["D"], "thumbs"],
+                [12, [f"{release}/python", "-m", "django", "runworker"], ["A"], ""],
             ]
             return json.dumps(rows)
         if command.startswith("find"):
@@ -108,8 +137,9 @@ def test_a_machine_is_described_by_what_runs_there():
         "uwsgi": [python, "/opt/carillon/<release>/bin/uwsgi", "--socket", "<listen>"],
         "daphne": [python, "-m", "carillon.server", "<listen>"],
         "runworker": [python, "-m", "django", "runworker"],
+        "thumbs": [python, "-m", "django", "runworker", "thumbs"],
     }
-    assert found["environment"] == ["A", "B", "CARILLON_WAIT_SECONDS", "HOME"]
+    assert found["environment"] == ["A", "B", "C", "CARILLON_WAIT_SECONDS", "HOME"]
     assert found["files"] == {"/etc/carillon/uwsgi.ini": "aa", "/etc/nginx/nginx.conf": "bb"}
     assert found["broker"] == [
         "conf heartbeat = 10",

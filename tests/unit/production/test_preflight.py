@@ -115,6 +115,30 @@ def test_an_acme_challenge_that_may_reach_another_host_is_refused(preflight):
     assert "the group nginx has other and web" in said[1]
 
 
+def test_what_the_project_declares_is_looked_at(preflight, tmp_path):
+    def case(name: str, text: str | None) -> dict:
+        folder = tmp_path / name
+        folder.mkdir()
+        if text is not None:
+            (folder / "carillon.toml").write_text(text)
+        return {"nginx_source": str(folder), "topology_source": str(ANSIBLE.parent)}
+
+    said = preflight(
+        "nginx",
+        case("none", None),
+        case("good", 'websocket_prefixes = ["/ws/"]'),
+        case("bad", 'websocket_prefixes = ["ws/", "/static/x/"]'),
+        case("process", '[processes.uwsgi]\ncommand = ["celery"]'),
+    )
+    assert said[:2] == ["", ""]
+    file = tmp_path / "bad/carillon.toml"
+    assert (
+        f"web: {file}: websocket_prefixes: 'ws/' must begin and end with one slash: write '/ws/'" in said[2]
+    )
+    assert "'/static/x/' lies in /static/" in said[2]
+    assert "processes.uwsgi: Carillon has something of that name: choose another" in said[3]
+
+
 def test_an_address_of_ipv6_between_hosts_is_refused(play):
     """The one task: the whole preflight asks a host for more than this machine has."""
     tasks = yaml.safe_load((ANSIBLE / "roles/common/tasks/preflight.yml").read_text())

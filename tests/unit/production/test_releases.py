@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -60,6 +61,10 @@ def checkout(tmp_path, monkeypatch):
     for name in ("nginx.conf", "snippets/routes.conf", "sites/site.conf.j2", "sites/development.yml"):
         (tmp_path / "nginx" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "nginx" / name).write_text(name)
+    (tmp_path / release.DECLARED).parent.mkdir()
+    (tmp_path / release.DECLARED).write_text("websocket_prefixes = []")
+    (tmp_path / "src/carillon/process").mkdir()
+    shutil.copy(MODULE.parents[3] / "src/carillon/process/declared.py", tmp_path / "src/carillon/process")
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "django-6.whl").write_text("")
@@ -68,20 +73,25 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf"])
+@pytest.mark.parametrize(
+    "changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf", "src/project/carillon.toml"]
+)
 def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, changed):
     before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
-    (checkout / changed).write_text("another")
+    (checkout / changed).write_text("# another")
     name, archive, _ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
     assert name != before
     with tarfile.open(archive) as tar:
         members = {member.name.removeprefix(f"{name}/"): member for member in tar.getmembers()}
-        where = "etc/uwsgi.ini" if changed.endswith("uwsgi.ini") else f"etc/{changed}"
-        assert tar.extractfile(members[where]).read() == b"another"
+        where = {"uwsgi.ini": "etc/uwsgi.ini", "carillon.toml": "etc/nginx/carillon.toml"}.get(
+            changed.rpartition("/")[2], f"etc/{changed}"
+        )
+        assert tar.extractfile(members[where]).read() == b"# another"
     assert set(members) == {
         *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
         *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
         *("etc/nginx/nginx.conf", "etc/nginx/snippets/routes.conf", "etc/nginx/sites/site.conf.j2"),
+        "etc/nginx/carillon.toml",
     }
     assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
 
@@ -110,6 +120,21 @@ def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there, named
     unpacked = tmp_path / "checkout/build/releases/0.9/nginx"
     assert f"from {unpacked if there else 'the checkout'}" in said
     assert not there or (unpacked / "nginx.conf").read_text() == "held"
+
+
+def test_processes_that_the_project_declares_are_programs_of_the_release(checkout):
+    file = checkout / release.DECLARED
+    file.write_text('[processes.worker]\ncommand = ["celery"]\nnumber = 3\n')
+    name, archive, _ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
+    with tarfile.open(archive) as tar:
+        member = tar.getmember(f"{name}/etc/supervisord/conf.d/worker.conf")
+        assert (member.mode, member.uname) == (0o644, "root")
+        assert b"numprocs = 3" in tar.extractfile(member).read()
+    file.write_text('[processes.daphne]\ncommand = ["celery"]\n')
+    with pytest.raises(
+        ValueError, match=r"carillon.toml: processes.daphne: Carillon has something of that name"
+    ):
+        release.ensure(checkout, checkout / "cache", "3.13", "x86_64")
 
 
 def test_a_release_that_is_held_is_found_and_not_built(checkout):

@@ -78,6 +78,7 @@ websocket_urlpatterns = [
     path("websocket/stack/basket/", AuthMiddlewareStack(Basket.as_asgi())),
     path("websocket/mirror/<int:room>/", Mirror.as_asgi()),
     path("websocket/slow/", Slow.as_asgi()),
+    path("ws/mirror/<int:room>/", Mirror.as_asgi()),  # nginx sends what the project declares
 ]
 ROOM = "/websocket/mirror/7/"
 
@@ -115,6 +116,12 @@ async def test_a_consumer_gets_its_user_and_its_route(people):
     await client.leave()
 
 
+async def test_a_path_of_the_project_s_own_is_served_like_one_below_websocket(people):
+    client = Client("/ws/mirror/7/", token=await database_sync_to_async(people.token)(people.ann))
+    assert await client.open() == {"user": people.ann.pk, "room": 7}
+    await refused(Client("/ws/mirror/7/", token="nonsense"), 4401)
+
+
 async def test_nobody_is_anonymous():
     assert await Client(ROOM).open() == {"user": None, "room": 7}
 
@@ -148,7 +155,9 @@ async def test_no_database(people, monkeypatch):
     await refused(Client(ROOM, token="any"), 1013)
 
 
-@pytest.mark.parametrize("where", ["/websocket/mirror/", "/websocket/mirror/x/", "/websocket//"])
+@pytest.mark.parametrize(
+    "where", ["/websocket/mirror/", "/websocket/mirror/x/", "/websocket//", "/ws/", "/else"]
+)
 async def test_a_path_of_nobody(where):
     accepted, _ = await Client(where).raw.connect(timeout=5)
     assert not accepted
