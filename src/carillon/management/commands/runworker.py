@@ -12,6 +12,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from carillon import retention
 from carillon.conf import conf
 from carillon.metrics import names, shared
 from carillon.relay.runworker import STOP_DEADLINE, serve
@@ -24,5 +25,5 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         shared.start(conf.METRICS_DIRECTORY, names.RUNWORKER)
-        if not asyncio.run(serve()):
+        if not asyncio.run(serve(retention.measure())):
             raise CommandError(f"runworker did not stop within {STOP_DEADLINE:g} s and was cut off.")
