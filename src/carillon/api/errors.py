@@ -8,6 +8,7 @@ from django.db import DataError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import get_script_prefix
+from rest_framework.renderers import JSONRenderer as RestJSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
@@ -28,12 +29,28 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     return drf_exception_handler(error, context)
 
 
+class JSONRenderer(RestJSONRenderer):
+    """The REST framework's; what a request had that is no character is told of as `\\ud800`."""
+
+    def render(self, *args: Any, **kwargs: Any) -> bytes:
+        try:
+            return super().render(*args, **kwargs)
+        except UnicodeEncodeError:
+            self.ensure_ascii = True
+            return super().render(*args, **kwargs)
+
+
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's answer to a missing or wrong CSRF token, in words a program can show."""
     return JsonResponse(
         {"detail": f"CSRF check failed: {reason} Send the csrftoken cookie's value as X-CSRFToken."},
         status=403,
     )
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """400, for a request that is none. Django's own handler reads the body again, to fail again: 500."""
+    return JsonResponse({"detail": "Bad request: it cannot be read."}, status=400)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
