@@ -8,7 +8,6 @@ from django.db import DataError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import get_script_prefix
-from rest_framework.renderers import JSONRenderer as RestJSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
@@ -27,17 +26,6 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
             status=400,
         )
     return drf_exception_handler(error, context)
-
-
-class JSONRenderer(RestJSONRenderer):
-    """The REST framework's; what a request had that is no character is told of as `\\ud800`."""
-
-    def render(self, *args: Any, **kwargs: Any) -> bytes:
-        try:
-            return super().render(*args, **kwargs)
-        except UnicodeEncodeError:
-            self.ensure_ascii = True
-            return super().render(*args, **kwargs)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
