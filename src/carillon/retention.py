@@ -135,10 +135,10 @@ class Run:
         if before is None:
             say(for_ever(kind.name, kind.days))
             return
-        gone: Counter[str] = Counter()
+        due = kind.ended(before)
+        gone = Counter({due.model._meta.label: 0})  # it is named first
         try:
             if self.dry:
-                due = kind.ended(before)
                 gone[due.model._meta.label] = due.count()
             else:
                 for batch in self._batches(kind, before):

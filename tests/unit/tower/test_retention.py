@@ -115,7 +115,9 @@ def test_a_run_has_a_deadline_and_a_most_and_the_next_goes_on(job, monkeypatch):
     assert run(seconds=2).endswith("; its 2 seconds are over")
     left = Job.objects.count() + JobEvent.objects.count()
     assert 0 < left < 16
-    assert run(rows=1).endswith("; its 1 rows are deleted")
+    line = run(rows=1)
+    assert line.startswith("jobs: 2 jobs, 2 job events deleted")
+    assert line.endswith("; its 1 rows are deleted")
     assert 0 < Job.objects.count() + JobEvent.objects.count() < left
     run()
     assert not Job.objects.exists()
@@ -157,7 +159,7 @@ def test_sessions_go_that_have_expired(people):
     for key, days in (("old", 0.1), ("new", -0.1)):
         session = Session.objects.create(session_key=key, session_data="", expire_date=ago(days))
         UserSession.objects.create(user=people.ann, session=session)
-    assert run("sessions").startswith("sessions: 1 user sessions, 1 sessions deleted")
+    assert run("sessions").startswith("sessions: 1 sessions, 1 user sessions deleted")
     assert [row.pk for row in Session.objects.all()] == ["new"]
 
 
