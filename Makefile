@@ -84,6 +84,9 @@ production-backup: ## its database and secrets, in .dev-production/backups
 production-restore: ## the database of a backup (FROM=.dev-production/backups/<time>) in place of the one that runs
 	@$(DEV) production-restore "$(FROM)"
 
+production-prune: ## delete what was kept for long enough: docs/how-to/retention.md
+	@$(DEV) production-prune
+
 production-upgrade: ## the checkout's release in place of the one that runs
 	@$(DEV) production-upgrade
 
@@ -169,4 +172,4 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated
+.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated

@@ -234,7 +234,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     **_production("cluster"),
     **{
         f"production-{name}": _operation(name)
-        for name in ("backup", "restore", "upgrade", "rollback", "rotate", "refresh")
+        for name in ("backup", "restore", "prune", "upgrade", "rollback", "rotate", "refresh")
     },
     "bundle": make_bundle,
     "release": make_release,

@@ -93,6 +93,12 @@ def restore(config: Config, folder: Path) -> None:
     _sql(config, *(f"DROP DATABASE {name} WITH (FORCE)" for name in databases.split()))
 
 
+def prune(config: Config) -> str:
+    """What was kept for long enough goes; what `carillon prune` says of it."""
+    # A little longer than it gives itself.
+    return stack.compose(config, "exec", "-T", "app", "carillon", "prune", seconds=3900)
+
+
 def upgrade(config: Config) -> None:
     """The checkout's release; the images that ran are kept for a rollback."""
     production.build(config)
@@ -164,6 +170,8 @@ def verb(name: str, argument: str = "") -> None:
         say(f"Backup in {backup(config)}: whoever has it has the installation.")
     elif name == "restore":
         restore(config, Path(argument))
+    elif name == "prune":
+        say(prune(config))
     else:
         {"upgrade": upgrade, "rollback": rollback, "rotate": rotate, "refresh": refresh}[name](config)
     progress(f"production-{name}: {time.monotonic() - start:.0f} s")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from .codec import Message, decode, encode
@@ -11,16 +12,17 @@ from .queues import declare_queue
 
 
 class Letter(NamedTuple):
-    """One AMQP message of the dead-letter queue. `name` is made of its body: the same letter keeps it."""
+    """One AMQP message of the dead-letter queue. `name` is made of its body: the same letter keeps it.
+    `time`: when it died, as the broker or its timestamp says; None: neither does."""
 
     name: str
     reason: str
-    time: Any
+    time: datetime | None
     size: int
     messages: list[Message]
 
 
-def letter_of(body: bytes, headers: dict[str, Any]) -> Letter:
+def letter_of(body: bytes, headers: dict[str, Any], timestamp: datetime | None = None) -> Letter:
     """The broker says why in a header. An application that puts one there itself writes the reason in place
     of the target; what is no batch is shown as it is.
     """
@@ -32,7 +34,7 @@ def letter_of(body: bytes, headers: dict[str, Any]) -> Letter:
     reason = death.get("reason") or (pairs[0][0] if pairs else "")
     name = hashlib.sha256(body).hexdigest()[:12]
     messages = [message if isinstance(message, dict) else {"body": message} for _, message in pairs]
-    return Letter(name, str(reason), death.get("time"), len(body), messages)
+    return Letter(name, str(reason), death.get("time") or timestamp, len(body), messages)
 
 
 async def go_through(
@@ -42,9 +44,11 @@ async def go_through(
     names: Collection[str] | None = None,
     say: Callable[[Letter], None] = lambda letter: None,
     limit: int | None = None,
+    before: datetime | None = None,
 ) -> set[str]:
     """`show`, `replay` or `drop` the letters with these names, or all, oldest first; the names that were
     found. One is taken off after it has been dealt with; what is not taken off goes back, in its order.
+    `before`: only those that are known to have died before then.
     """
     destination = layer.destination(channel)
     queue = destination.queue
@@ -62,8 +66,11 @@ async def go_through(
             if got.delivery_tag is None:
                 break
             seen += 1
-            letter = letter_of(got.body, dict(got.header.properties.headers or {}))
+            properties = got.header.properties
+            letter = letter_of(got.body, dict(properties.headers or {}), properties.timestamp)
             if names is not None and letter.name not in names:
+                continue
+            if before is not None and (letter.time is None or letter.time >= before):
                 continue
             found.add(letter.name)
             if what == "replay":

@@ -261,15 +261,15 @@ class StreamWriter:
         )
         self._waiting, self._tag, self._link = waiting, 0, link
 
-    def publish(self, body: bytes) -> "asyncio.Future[None]":
-        """Append one message."""
+    def publish(self, body: bytes, timestamp: int = 0) -> "asyncio.Future[None]":
+        """Append one message; `timestamp`, seconds since 1970, is a property of it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._link is None or self._wire is None:
             future.set_exception(BrokerUnavailable("the stream is not attached"))
             return future
         self._tag += 1
         # Mandatory: without it the broker confirms what it threw away because the stream is gone.
-        self._link.write(self._wire.publish("", (self.name,), body, self._tag))
+        self._link.write(self._wire.publish("", (self.name,), body, self._tag, timestamp=timestamp))
         self._waiting.append((self._tag, future))
         return future
 

@@ -29,7 +29,7 @@ _ANSWER = struct.Struct(">QB")  # delivery tag, bits
 _METHOD = struct.Struct(">I")  # class and method
 DELIVER, RETURN, ACK, REJECT, NACK, QOS_OK = (60 << 16 | method for method in (60, 50, 80, 90, 120, 11))
 CLOSE, BLOCKED, UNBLOCKED = (10 << 16 | method for method in (50, 60, 61))
-HEADERS_SET, MODE_SET, ID_SET = 1 << 13, 1 << 12, 1 << 7
+HEADERS_SET, MODE_SET, ID_SET, TIME_SET = 1 << 13, 1 << 12, 1 << 7, 1 << 6
 
 
 class Delivery:
@@ -226,9 +226,10 @@ def publish(
     mandatory: bool,
     message_id: str,
     frame_max: int,
+    timestamp: int = 0,
 ) -> bytes:
     """The frames of a publish on channel `number` to the queues bound to any of `keys`. The message id of a
-    mandatory one tells it from others when it is given back.
+    mandatory one tells it from others when it is given back. `timestamp`: seconds since 1970; 0: none.
     """
     first, *others = keys
     head = _heads.get((number, exchange, first, mandatory))
@@ -244,6 +245,9 @@ def publish(
     if mandatory:
         flags |= ID_SET
         values += bytes((len(message_id),)) + message_id.encode()
+    if timestamp:
+        flags |= TIME_SET
+        values += timestamp.to_bytes(8)
     pieces = [
         head, _FRAME.pack(HEADER, number, 14 + len(values)), _CONTENT.pack(60, 0, len(body), flags),
         values, END,

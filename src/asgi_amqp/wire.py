@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import aiormq
@@ -62,7 +63,7 @@ class Wire:
 
     def publish(
         self, exchange: str, keys: Iterable[str], body: bytes, tag: int = 0,
-        *, persistent: bool = True, mandatory: bool = True, message_id: str = "",
+        *, persistent: bool = True, mandatory: bool = True, message_id: str = "", timestamp: int = 0,
     ) -> bytes:  # fmt: skip
         """The frames of a publish, for `Link.write`; nothing where aiormq publishes it. The confirm names
         `tag`, which counts from 1 on each wire.
@@ -71,12 +72,13 @@ class Wire:
         if not self._plain:
             return transport.publish(
                 self.number, exchange, keys, body, persistent=persistent, mandatory=mandatory,
-                message_id=message_id, frame_max=self._link.frame_max,
+                message_id=message_id, frame_max=self._link.frame_max, timestamp=timestamp,
             )  # fmt: skip
         first, *others = keys
         properties = Basic.Properties(
             delivery_mode=2 if persistent else 1,
             message_id=message_id,
+            timestamp=datetime.fromtimestamp(timestamp, UTC) if timestamp else None,
             headers={"CC": cast("Any", others)} if others else None,
         )
 

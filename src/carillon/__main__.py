@@ -144,6 +144,48 @@ def _explain(options: argparse.Namespace, _: Environment) -> int:
     return 0
 
 
+def _prune(options: argparse.Namespace, settings: Environment) -> int:
+    launcher.set_up()
+    import asyncio
+
+    from django.db import Error
+    from django.utils import timezone
+
+    from asgi_amqp import LayerError
+    from carillon import retention
+    from carillon.relay import dead_letters
+
+    try:
+        for needed in (launcher.DATABASE, launcher.MIGRATIONS):
+            needed.probe(settings)
+        if options.check is not None:
+            late = {name: due / 3600 for name, due in retention.overdue().items()}
+            for name, hours in late.items():
+                print(f"{name}: due for {hours:.0f} hours" if hours else f"{name}: nothing is due")
+            return int(max(late.values()) > options.check)
+        run = retention.Run(options.seconds, options.rows, options.dry_run)
+        for kind in retention.kinds():
+            run.over(kind, print)
+    except launcher.NotReady as problem:
+        launcher.say(f"{needed.name}: {problem}. {needed.hint}")
+        return launcher.EXIT_NOT_READY
+    except Error as error:
+        launcher.say(f"the database: {launcher.reason(error, settings)}")
+        return launcher.EXIT_NOT_READY
+    before = retention.kept_until("KEEP_DEAD_LETTERS_DAYS", timezone.now())
+    if before is None:
+        print(retention.for_ever("dead letters", "KEEP_DEAD_LETTERS_DAYS"))
+        return 0
+    try:
+        gone = asyncio.run(dead_letters.prune(before, options.dry_run))
+    except LayerError as error:
+        launcher.say(f"the broker: {error}")
+        return launcher.EXIT_NOT_READY
+    verb = "would be deleted" if options.dry_run else "deleted"
+    print(f"dead letters: {gone or 'none'} {verb}, ended before {before:%Y-%m-%d %H:%M} UTC")
+    return 0
+
+
 def _top(options: argparse.Namespace, _: Environment) -> int:
     launcher.set_up()
     from carillon import top
@@ -191,6 +233,13 @@ def _parser() -> argparse.ArgumentParser:
         names.add_argument("names", nargs="+", metavar="name", help="as `list` shows it, or `all`")
     explain = command("explain", _explain, "one event, hop by hop: where it is, and who has passed it")
     explain.add_argument("event", metavar="position|id", help="<epoch>:<number>, or 32 hexadecimal digits")
+    prune = command("prune", _prune, "delete what was kept for long enough: finished jobs, expired tokens, …")
+    prune.add_argument("--dry-run", action="store_true", help="say how much it would be, and delete nothing")
+    prune.add_argument("--seconds", type=float, default=3600, help="then it ends (%(default)s)")
+    prune.add_argument("--rows", type=int, default=5_000_000, help="deleted, and it ends (%(default)s)")
+    prune.add_argument(
+        "--check", type=float, metavar="HOURS", help="delete nothing; 1 if something is due for longer"
+    )
     top = command("top", _top, "rates, lag, sockets and queues of this host, again and again")
     top.add_argument("--seconds", type=float, default=1.0, help="between two looks (%(default)s)")
     top.add_argument("--once", action="store_true", help="one table, and no more")

@@ -162,7 +162,7 @@ REST_FRAMEWORK = {
         "rest_framework.permissions.IsAuthenticated",
         "carillon.accounts.permissions.TokenScope",
     ],
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_RENDERER_CLASSES": ["carillon.api.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["carillon.api.parsers.JSONParser"],
     "DEFAULT_PAGINATION_CLASS": "carillon.api.pagination.Pagination",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",

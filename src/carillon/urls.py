@@ -38,5 +38,6 @@ urlpatterns = [
     re_path("^websocket/?$", upgrade_required, name="websocket"),
 ]
 
+handler400 = "carillon.api.errors.bad_request"
 handler404 = "carillon.api.errors.not_found"
 handler500 = "carillon.api.errors.server_error"

@@ -89,7 +89,9 @@ def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
         response: HttpResponse = Response(data)
     else:
         wanted = request.data.get("next") if isinstance(request.data, Mapping) else None
-        target = wanted if isinstance(wanted, str) and wanted else resolve_url(settings.LOGIN_REDIRECT_URL)
+        # What cannot be printed is no address, and half a surrogate is not even a header.
+        good = isinstance(wanted, str) and wanted and wanted.isprintable()
+        target = wanted if good else resolve_url(settings.LOGIN_REDIRECT_URL)
         if not url_has_allowed_host_and_scheme(
             target, {request.get_host()}, require_https=request.is_secure()
         ):

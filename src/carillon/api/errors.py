@@ -36,6 +36,11 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     )
 
 
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """400, for a request that is none. Django's own handler reads the body again, to fail again: 500."""
+    return JsonResponse({"detail": "Bad request: it cannot be read."}, status=400)
+
+
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """404: JSON below /api/, elsewhere a page for browsers and a sentence for programs."""
     if request.path_info.startswith("/api/"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,6 +37,8 @@ LOOK = 0.25
 
 AGAIN = 1.0
 """Seconds until the next try, when database or broker took nothing."""
+
+_failed = float("-inf")  # when send_now() last did, by the monotonic clock
 
 _LOCK = 0x63617269  # an advisory lock of PostgreSQL: one sender at a time keeps the order
 
@@ -73,12 +76,17 @@ def send_some(most: int = BATCH) -> int:
 
 def send_now() -> None:
     """Send what is there, unless somebody is at it: who is looks once more when he has sent, so that nothing
-    waits that came meanwhile. What cannot be sent, runworker sends. Raises nothing."""
+    waits that came meanwhile. What cannot be sent, runworker sends: a transaction that tells of a hundred
+    changes while the broker is away waits for it once. Raises nothing."""
+    global _failed
+    if time.monotonic() - _failed < AGAIN:
+        return
     try:
         for _ in range(ROUNDS):
             if not send_some():
                 break
     except (queue.NotificationsUnavailable, Error) as error:  # InterfaceError is no DatabaseError
+        _failed = time.monotonic()
         logger.warning("The outbox waits for runworker: %s", type(error).__name__)
 
 

@@ -73,6 +73,14 @@ OUTBOX_OLDEST = _gauge(
     "carillon_outbox_oldest_seconds", "Age of the oldest event in the outbox", (RUNWORKER,)
 )
 
+# Retention
+OVERDUE = _gauge(
+    "carillon_retention_overdue_seconds",
+    "For how long `carillon prune` has been due for what is oldest",
+    (RUNWORKER,),
+    kind=None,
+)
+
 # The relay
 RELAYED = _counter(
     "carillon_relay_events",

@@ -193,7 +193,7 @@ def _database(environment: Environment) -> None:
     try:
         connection.ensure_connection()
     except DatabaseError as error:
-        raise NotReady(_reason(error, environment)) from None
+        raise NotReady(reason(error, environment)) from None
 
 
 def _migrations(environment: Environment) -> None:
@@ -205,7 +205,7 @@ def _migrations(environment: Environment) -> None:
         missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
     except DatabaseError as error:
         connection.close()
-        raise NotReady(_reason(error, environment)) from None
+        raise NotReady(reason(error, environment)) from None
     if missing:
         raise NotReady(f"{len(missing)} not applied")
 
@@ -231,11 +231,11 @@ async def _broker_answers(environment: Environment) -> None:
                 await connection.close()
             return
         except (aio_pika.exceptions.AMQPError, OSError, TimeoutError) as error:
-            reasons.append(f"{url.rpartition('@')[2]}: {_reason(error, environment)}")
+            reasons.append(f"{url.rpartition('@')[2]}: {reason(error, environment)}")
     raise NotReady("; ".join(reasons))
 
 
-def _reason(error: Exception, environment: Environment) -> str:
+def reason(error: Exception, environment: Environment) -> str:
     """One line without a secret: drivers quote what they were given."""
     lines = str(error).strip().splitlines()
     text = lines[-1].strip() if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from datetime import datetime
 
 from channels.layers import get_channel_layer
 
@@ -19,15 +20,27 @@ async def go_through(what: str, names: Collection[str] | None) -> set[str]:
             shown = {"name": letter.name, "reason": letter.reason, "messages": letter.messages}
             print(json.dumps(shown, indent=2, default=_shown))
             return
+        when = letter.time.isoformat(" ", "seconds") if letter.time else "nobody knows when"
         for message in letter.messages:
             group, id = message.get("group", ""), message.get("id")
             named = id.hex() if isinstance(id, bytes) else "without an id"
-            print(f"{letter.name}  {letter.size} bytes  {str(group)[:60]}  {named}  {letter.reason}")
+            print(f"{letter.name}  {when}  {letter.size} bytes  {str(group)[:60]}  {named}  {letter.reason}")
 
     try:
         return await dead_letters.go_through(layer, CHANNEL, what, names, say)
     finally:
         await layer.close()
+
+
+async def prune(before: datetime, dry_run: bool) -> int:
+    """Drop those that are known to have died before then; how many there were. Raises LayerError."""
+    layer, found = get_channel_layer(), []
+    what = "show" if dry_run else "drop"
+    try:
+        await dead_letters.go_through(layer, CHANNEL, what, None, found.append, before=before)
+    finally:
+        await layer.close()
+    return len(found)
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ acknowledged comes again, and is known by its id. What it decides is in `core`.
 import asyncio
 import logging
 import os
+import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -167,7 +168,7 @@ class Relay:
         events, dead = judge(delivery.body)
         for reason, body in dead:
             logger.error("An event that cannot be delivered goes to %s: %s", self._queue.dead, reason)
-            await letters.publish(body)
+            await letters.publish(body, int(time.time()))
             names.RELAYED.labels("poison").inc()
         names.RELAYED.labels("double").inc(self.core.arrived(delivery.tag, events))
 

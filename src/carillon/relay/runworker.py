@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 from carillon.events import outbox
 from carillon.relay.relay import Relay
@@ -15,8 +17,9 @@ STOP_DEADLINE = 8.0
 """Seconds a stop may take: what is in hand is finished, the rest stays on the queue."""
 
 
-async def serve() -> bool:
-    """Work until TERM or INT; False when work in hand had to be cut off (it stays on the queue)."""
+async def serve(*beside: Coroutine[Any, Any, None]) -> bool:
+    """Work until TERM or INT, with more work `beside`; False when work in hand had to be cut off (it stays on
+    the queue)."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -25,7 +28,7 @@ async def serve() -> bool:
     running = asyncio.create_task(relay.run())
     stop = asyncio.create_task(stopping.wait())
     sending = asyncio.create_task(outbox.run())
-    measuring = asyncio.create_task(outbox.measure())
+    measuring = [asyncio.create_task(work) for work in (outbox.measure(), *beside)]
     logger.info("runworker is ready")
     try:
         await asyncio.wait({running, stop, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -41,6 +44,7 @@ async def serve() -> bool:
             running.result()
         return bool(done)
     finally:
-        for task in (running, stop, sending, measuring):
+        tasks = (running, stop, sending, *measuring)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(running, stop, sending, measuring, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import aio_pika
 import pytest
@@ -28,9 +29,9 @@ def command(container) -> Callable[..., tuple[int, str, str]]:
         pytest.skip("CARILLON_TEST_AMQP_URL names no broker")
     inside = container("uwsgi").id
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str, of: str = "dead-letters") -> tuple[int, str, str]:
         done = subprocess.run(
-            ["docker", "exec", inside, "carillon", "dead-letters", *arguments],
+            ["docker", "exec", inside, "carillon", of, *arguments],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
@@ -96,6 +97,29 @@ async def test_one_that_is_sent_again_is_heard_once(stack, command):
         await put(event('{"n": 2}'))
         assert [(await asyncio.to_thread(socket.frame))["n"] for _ in range(2)] == [1, 2]
     assert await dead_letters() == []
+
+
+async def test_those_that_died_long_ago_are_pruned_and_no_other(stack, command):
+    await dead_letters()
+    old = datetime.now(UTC) - timedelta(days=31)
+    connection = await aio_pika.connect(URL)
+    async with connection:
+        channel = await connection.channel()
+        for number, time in enumerate([old, None, old]):
+            body = codec.encode_batch([codec.encode_target("a reason") + codec.encode({"n": number})])
+            await channel.default_exchange.publish(aio_pika.Message(body, timestamp=time), DEAD)
+    await put({"group": "jobs-summary"})
+    lines = await listed(command, 4)
+    assert lines[0][1] == f"{old:%Y-%m-%d}"
+    assert lines[1][1:4] == ["nobody", "knows", "when"]
+    died = datetime.fromisoformat(" ".join(lines[3][1:3]))
+    assert abs(datetime.now(UTC) - died) < timedelta(minutes=1)
+    code, output, _ = await asyncio.to_thread(command, "--dry-run", of="prune")
+    assert (code, output.splitlines()[-1].split(",")[0]) == (0, "dead letters: 2 would be deleted")
+    code, output, _ = await asyncio.to_thread(command, of="prune")
+    assert (code, output.splitlines()[-1].split(",")[0]) == (0, "dead letters: 2 deleted")
+    assert [line[0] for line in await listed(command, 2)] == [lines[1][0], lines[3][0]]
+    assert (await asyncio.to_thread(command, "drop", "all"))[0] == 0
 
 
 async def test_looking_at_them_costs_none(stack):

@@ -272,13 +272,15 @@ def unframed(data, largest=None):
 @pytest.mark.parametrize("keys", [["g.a"], ["g.a", "g.b", "p.c"]])
 @pytest.mark.parametrize("mandatory", [False, True])
 @pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("frame_max", [4096, 0])
-def test_frames_of_a_publish_read_as_pamqp_reads_them(size, keys, mandatory, persistent, frame_max):
+@pytest.mark.parametrize(("frame_max", "timestamp"), [(4096, 0), (0, 1_700_000_000)])
+def test_frames_of_a_publish_read_as_pamqp_reads_them(
+    size, keys, mandatory, persistent, frame_max, timestamp
+):
     body = bytes(range(256)) * (size // 256) + bytes(size % 256)
     for tag in (1, 2):  # the second from what was kept
         data = publish(
             3, "exchange", keys, body, persistent=persistent, mandatory=mandatory, message_id=str(tag),
-            frame_max=frame_max,
+            frame_max=frame_max, timestamp=timestamp,
         )  # fmt: skip
         seen = unframed(data, frame_max or None)
         assert {number for number, _ in seen} == {3}
@@ -291,6 +293,8 @@ def test_frames_of_a_publish_read_as_pamqp_reads_them(size, keys, mandatory, per
         assert header.properties.delivery_mode == (2 if persistent else 1)
         assert (header.properties.headers or {}).get("CC", []) == keys[1:]
         assert header.properties.message_id == (str(tag) if mandatory else None)
+        told = header.properties.timestamp
+        assert (told.timestamp() if told else 0) == timestamp
         assert all(isinstance(frame, ContentBody) for frame in bodies)
         assert b"".join(frame.value for frame in bodies) == body
         assert len(bodies) == (-(-size // 4088) if frame_max else min(1, size))

@@ -206,8 +206,8 @@ def test_waiting_is_bounded_over_all_checks(capsys):
 def test_reasons_hold_no_secret():
     environment = load(ENVIRON)
     error = RuntimeError(f"cannot reach {environment.amqp_urls[0]} or\nlog in with db-secret or mq-secret")
-    assert launcher._reason(error, environment) == "log in with *** or ***"
-    assert "mq-secret" not in launcher._reason(RuntimeError(environment.amqp_urls[1]), environment)
+    assert launcher.reason(error, environment) == "log in with *** or ***"
+    assert "mq-secret" not in launcher.reason(RuntimeError(environment.amqp_urls[1]), environment)
 
 
 def test_every_problem_of_the_configuration_is_a_line():

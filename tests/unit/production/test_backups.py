@@ -220,12 +220,12 @@ def test_timers_run_the_playbooks_and_go_again(timers, tmp_path):
     units = tmp_path / "systemd/user"
     assert {path.name for path in units.iterdir()} == {
         f"{name}@.service",
-        *(f"{name}@{playbook}.timer" for playbook in ("backup", "certificates", "check")),
+        *(f"{name}@{playbook}.timer" for playbook in ("backup", "certificates", "check", "prune")),
     }
     service = (units / f"{name}@.service").read_text()
     assert f'ansible-playbook" -i "{ANSIBLE}/inventories/example-single" %i.yml' in service
     assert "OnCalendar=*-*-* 23:15" in (units / f"{name}@backup.timer").read_text()
-    for playbook in ("backup", "certificates", "check"):
+    for playbook in ("backup", "certificates", "check", "prune"):
         assert (ANSIBLE / f"{playbook}.yml").is_file()
     # systemd itself reads them.
     done = subprocess.run(

@@ -17,6 +17,7 @@ PAGES = sorted(
         "certificates",
         "production-*",
         "remove-node",
+        "retention",
         "rotate",
         "trouble*",
         "upgrade",
@@ -31,7 +32,7 @@ VARIABLES = {
     for path in ANSIBLE.glob(pattern)
     for name in _NAMES.findall(path.read_text())
 }
-_ROLES = "|".join([*(path.parent.name for path in ANSIBLE.glob("roles/*/tasks")), "timers", "check"])
+_ROLES = "|".join([*(path.parent.name for path in ANSIBLE.glob("roles/*/tasks")), "timers", "check", "prune"])
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 

@@ -11,7 +11,7 @@ from django.core.cache import cache
 from rest_framework.test import APIClient
 
 from carillon.accounts.models import ApiToken, Team
-from carillon.events import heads
+from carillon.events import heads, outbox
 from carillon.events.models import Outbox
 from tests.unit.support.fakes import Sent
 from tests.unit.support.sockets import Client
@@ -22,6 +22,7 @@ def fresh():
     channel_layers.backends.clear()
     cache.clear()
     heads.forget()
+    outbox._failed = float("-inf")
     yield
     channel_layers.backends.clear()
 

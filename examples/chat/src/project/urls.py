@@ -5,6 +5,7 @@ from django.urls import include, path
 from carillon import urls as carillon_urls
 from tower import urls as tower_urls
 
+handler400 = carillon_urls.handler400
 handler404 = carillon_urls.handler404
 handler500 = carillon_urls.handler500
 
