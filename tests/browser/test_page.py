@@ -75,6 +75,7 @@ def test_a_login_that_ends_is_asked_for_again_and_leads_back(fake, open_page):
     page = watched.page
     page.goto(f"{fake.url}/#/jobs/3")
     expect(words(page)).to_have_text(CONNECTED)
+    page.wait_for_load_state("networkidle")  # else a request under way may hear of it first
     fake.do("session", valid=False)
     fake.do("close", code=4401)
     expect(words(page)).to_have_text("Refused: not logged in, or the login has ended")
