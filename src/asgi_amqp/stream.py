@@ -207,8 +207,9 @@ async def first_from(link: Link, name: str, wanted: int, timeout: float = 10.0) 
     return offset, len(body)
 
 
-async def peek(link: Link, name: str, start: int | str, timeout: float) -> Messages:
-    """What comes first to a reader at `start`: of the last chunk all, else one message or more."""
+async def peek(link: Link, name: str, start: int | str, timeout: float, most: int = 1) -> Messages:
+    """What comes first to a reader at `start`: of the last chunk all, else one message or more, `most` at
+    most."""
     found: Messages = []
     arrived = asyncio.Event()
 
@@ -222,7 +223,7 @@ async def peek(link: Link, name: str, start: int | str, timeout: float) -> Messa
         note,
         passing=True,
         manual=True,
-        prefetch=65535 if start == LAST else 1,
+        prefetch=65535 if start == LAST else most,
         on_end=arrived.set,
     )
     reader.next = None

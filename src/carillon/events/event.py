@@ -64,6 +64,11 @@ class Batch(NamedTuple):
     word: bytes
 
 
+LEAP = 2**28
+"""Numbers that are left out where a relay takes over: more than it can have in hand. So two places in what
+one relay sent are nearer to each other, and two on either side of a takeover are not."""
+
+
 def pack(events, number: int = 0, after: int | None = None, word: bytes = b"") -> bytes:
     """A stream message's body; `after` is the number before, if nothing else is said. An event is a row of
     five fields, or of six where it has a trace: every reader of this VERSION takes both, and no others."""

@@ -3,7 +3,7 @@ missing."""
 
 from asgi_amqp import Position
 from carillon.events.event import END, Malformed, unpack
-from carillon.fanout.log import Reading
+from carillon.fanout.log import Place, Reading
 
 
 class TailCore:
@@ -21,8 +21,8 @@ class TailCore:
 
     def __init__(self) -> None:
         self.epoch = ""
-        self.offset: int | None = None
-        """Of the last message with a number that was read of this epoch."""
+        self.place: Place | None = None
+        """The last message with a number that was read of this epoch."""
         self._reading = Reading()
         self._goal = 0
         self._reason = ""
@@ -45,7 +45,7 @@ class TailCore:
         """The stream of the current epoch is there."""
         if self.over(current):
             self._reason = "epoch" if self.epoch else ""
-            self.epoch, self.offset, self._goal = current.epoch, None, current.number
+            self.epoch, self.place, self._goal = current.epoch, None, current.number
             self._reading = Reading()
 
     def arrived(self, messages) -> list[tuple]:
@@ -71,7 +71,7 @@ class TailCore:
                 continue
             if not batch.number:
                 continue
-            self.offset, fresh = offset, self.last is None
+            self.place, fresh = Place(offset, batch.number), self.last is None
             found, missing = self._reading.take(batch)
             if fresh:
                 step("begin", batch.number - 1, self._reason)

@@ -1,12 +1,20 @@
 """The log of one epoch: its name, how it is read without missing a gap, and where in it a number lies."""
 
 from contextlib import suppress
+from typing import NamedTuple
 
 from asgi_amqp import Link, stream
-from carillon.events.event import Batch, Event, Malformed, unpack
+from carillon.events.event import LEAP, Batch, Event, Malformed, unpack
 
 NEAR = 32
 """Stream messages: a search for a number ends this close to it."""
+
+NOWHERE = -1
+"""No number: a place from which something is missed in any case."""
+
+TELLING = 16
+"""Stream messages that are looked at together: a relay that was superseded leaves at most `IN_FLIGHT`, 4, of
+its own behind the mark of the next one."""
 
 
 def stream_name(epoch: str) -> str:
@@ -19,7 +27,9 @@ class Reading:
 
     Every stream message says what it follows. A mark follows all that was taken off the queue before a relay
     took over, whether the log still has it or not: who has heard so much misses nothing, who has not does.
-    What was sent beyond that, and is not in the log before the mark, comes again behind it, in its order."""
+    What was sent beyond that, and is not in the log before the mark, comes again behind it, in its order. So
+    who has heard some of it knows its place behind the mark; unless another mark lay between, which the log
+    has lost, too: then the two are LEAP apart at least, and nobody knows."""
 
     __slots__ = ("jump", "last")
 
@@ -43,41 +53,60 @@ class Reading:
         if not batch.events:
             # Who has read more than the log still has will meet that again, under as many numbers.
             before = max(batch.after, self.last or 0)
-            self.jump = (before, end + before - batch.after)
+            if before - batch.after < LEAP:
+                self.jump = (before, end + before - batch.after)
+            else:
+                missing = end
         self.last = end
         return batch.events, missing
 
     def carried(self, number: int) -> int:
         """The same place as `number` before the mark that was just read, behind it: what a client heard of
-        what comes again, it has."""
+        what comes again, it has. NOWHERE: nobody knows how much of it that is."""
         before, after = self.jump or (0, 0)
-        return number + after - before if before < number < after else number
+        if not before < number < after:
+            return number
+        return number + after - before if number - before < LEAP else NOWHERE
 
 
-async def locate(link: Link, name: str, number: int, guess: int | None = None) -> int:
-    """The offset of a message from which to read what follows `number`: at `guess`, if the log has no later
-    one there, or else close to it. The oldest there is where retention has taken the rest."""
+class Place(NamedTuple):
+    """A message of a log that was read: where it lay, and the number it began with. Numbers are given once:
+    another message there has another one."""
+
+    offset: int
+    number: int
+
+
+async def locate(link: Link, name: str, number: int, guess: Place | None = None) -> int:
+    """The offset of a message from which to read what follows `number`: at `guess`, if that still lies there,
+    or else close before it. The oldest there is where retention has taken the rest."""
     low, high = 0, await stream.end_of(link, name)
-    if guess is not None and guess <= high and await _number_at(link, name, guess, high) <= number:
-        return guess
+    if guess is not None and guess.offset <= high:
+        found = await _numbers(link, name, guess.offset, 1, high)
+        if found and found[0] == guess.number:
+            return guess.offset
     while high - low > NEAR:
         middle = (low + high) // 2
-        if await _number_at(link, name, middle, high) <= number:
+        # Some may be late words of relays that were superseded, with small numbers, but not all of them.
+        # Where the log ends before there are so many, it is not known.
+        found = await _numbers(link, name, middle, TELLING, high)
+        if len(found) == TELLING and max(found) <= number:
             low = middle
         else:
             high = middle
     return max(low, 0)
 
 
-async def _number_at(link: Link, name: str, offset: int, end: int) -> float:
-    """The number of the first message from `offset` on that has one; beyond `end` there is none."""
-    while offset <= end:
-        found = await stream.peek(link, name, offset, 10.0)
+async def _numbers(link: Link, name: str, offset: int, count: int, end: int) -> list[int]:
+    """The first numbers of so many messages from `offset` on that have one; fewer where the log ends."""
+    numbers: list[int] = []
+    while offset <= end and len(numbers) < count:
+        found = await stream.peek(link, name, offset, 10.0, count)
         for _, body in found:
             with suppress(Malformed):
                 if number := unpack(body).number:
-                    return number
+                    numbers.append(number)
         if not found:
             break
         offset = found[-1][0] + 1
-    return float("inf")
+    return numbers[:count]

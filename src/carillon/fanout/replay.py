@@ -16,7 +16,7 @@ from carillon.events.seen import Seen
 from carillon.fanout.cursor import AHEAD
 from carillon.fanout.feeder import Feeder
 from carillon.fanout.hub import Listener
-from carillon.fanout.log import Reading, locate, stream_name
+from carillon.fanout.log import NOWHERE, Reading, locate, stream_name
 from carillon.fanout.window import Window
 
 logger = logging.getLogger(__name__)
@@ -159,6 +159,7 @@ class Replayer:
                     page.jump(*reading.jump)
                     for rider in riders:
                         rider.carry(reading.carried)
+                    self._gone(riders, NOWHERE + 1)
                 page.extend([event for event in found if seen.add(event.id)])
                 page.mark(reading.last)
             while page.jumped(self._hub.number) and any(map(self._rides, riders)):  # noqa: ASYNC110

@@ -89,12 +89,12 @@ class Tail:
             raise BrokerUnavailable("there is no event stream yet: runworker makes it")
         core, name = self.core, stream_name(current.epoch)
         core.attached(current)
-        if core.offset is None:
+        if core.place is None:
             self.level.clear()
             start = await self._beginning(link, name)
         else:
-            start = await locate(link, name, core.last or 0, core.offset)
-            if start != core.offset:
+            start = await locate(link, name, core.last or 0, core.place)
+            if start != core.place.offset:
                 logger.error("The stream of epoch %s is not what was read: it has lost its end", core.epoch)
         self._reader = stream.StreamReader(name, start, self._arrived, prefetch=PREFETCH)
         await self._reader.attach(link)

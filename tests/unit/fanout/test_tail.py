@@ -13,7 +13,7 @@ from carillon.events.event import END, Event, pack, unpack
 from carillon.fanout.core import TailCore
 from carillon.fanout.forms import Texts1
 from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.log import Reading, locate
+from carillon.fanout.log import NEAR, TELLING, Place, Reading, locate
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 
@@ -53,7 +53,7 @@ def steps(core, *bodies, first=0):
 
 def test_before_anything_has_been_read():
     core = TailCore()
-    assert (core.epoch, core.offset, core.last, core.level) == ("", None, None, False)
+    assert (core.epoch, core.place, core.last, core.level) == ("", None, None, False)
     assert core.over(Position("ep", 0))
     assert not core.over(None)
 
@@ -127,7 +127,7 @@ def test_what_lies_below_is_a_repetition_or_of_a_relay_that_was_superseded():
 def test_fences_and_nonsense_are_passed_by():
     core = core_at()
     assert steps(core, pack([], word=b"fence 1"), b"nonsense") == [("malformed", 1)]
-    assert (core.last, core.offset, core.level) == (None, None, False)
+    assert (core.last, core.place, core.level) == (None, None, False)
     assert steps(core, message(1, b"a"), b"nonsense", message(2, b"b"), first=2) == [
         ("begin", 0, ""),
         ("events", [b"a"]),
@@ -139,7 +139,7 @@ def test_fences_and_nonsense_are_passed_by():
         ("events", [b"c"]),
         ("reached", 3),
     ]
-    assert core.offset == 6
+    assert core.place.offset == 6
     assert steps(core, pack([], word=END + b"two"), message(4, b"d"), first=8) == [
         ("over", "two"),
         ("events", [b"d"]),
@@ -158,7 +158,7 @@ def test_an_epoch_that_is_over_is_left_and_the_next_one_is_a_gap():
     core.attached(Position("one", 5))  # a new link, and the row says nothing new
     assert core.last == 1
     core.attached(Position("two", 3))
-    assert (core.epoch, core.last, core.offset) == ("two", None, None)
+    assert (core.epoch, core.last, core.place) == ("two", None, None)
     assert steps(core, mark(1, 0)) == [("begin", 0, "epoch"), ("reached", 0)]
     assert not core.level
     steps(core, message(1, b"a", b"b", b"c"))
@@ -230,12 +230,10 @@ class Log:
         async def end_of(link, name):
             return self.oldest + len(self.bodies) - 1
 
-        async def peek(link, name, start, timeout):
+        async def peek(link, name, start, timeout, most):
             self.peeks += 1
             start = max(start, self.oldest)
-            return (
-                [(start, self.bodies[start - self.oldest])] if start - self.oldest < len(self.bodies) else []
-            )
+            return list(enumerate(self.bodies, self.oldest))[start - self.oldest :][:most]
 
         monkeypatch.setattr(stream, "end_of", end_of)
         monkeypatch.setattr(stream, "peek", peek)
@@ -252,7 +250,7 @@ def test_a_number_is_found_by_halves(monkeypatch, number):
     found = asyncio.run(locate(None, "s", number))
     numbers = [unpack(body).number for body in bodies]
     last = max((at for at, each in enumerate(numbers) if 0 < each <= number), default=0)
-    assert 0 <= last - max(0, found - 300) <= 34
+    assert 0 <= last - max(0, found - 300) <= NEAR + TELLING + 2
     assert log.peeks < 14
     reading = Reading()
     told = sum(number < reading.take(unpack(body))[1] for body in bodies[max(0, found - 300) :])
@@ -262,10 +260,33 @@ def test_a_number_is_found_by_halves(monkeypatch, number):
 def test_a_good_guess_is_one_look(monkeypatch):
     log = Log([message(n + 1, b"x") for n in range(1000)])
     log.patch(monkeypatch)
-    assert asyncio.run(locate(None, "s", 500, 499)) == 499
+    assert asyncio.run(locate(None, "s", 500, Place(499, 500))) == 499
     assert log.peeks == 1
-    assert 468 <= asyncio.run(locate(None, "s", 500, 600)) <= 499, "another log stands there"
-    assert 468 <= asyncio.run(locate(None, "s", 500, 1000)) <= 499, "the log ends before"
+    near = range(500 - NEAR - TELLING, 500)
+    assert asyncio.run(locate(None, "s", 500, Place(600, 500))) in near, "another log stands there"
+    assert asyncio.run(locate(None, "s", 500, Place(1000, 1001))) in near, "the log ends before"
+
+
+def test_what_was_read_last_is_found_again_behind_a_mark(monkeypatch):
+    """Its number is the first of those that come."""
+    log = Log([*(message(n + 1, b"x") for n in range(100)), mark(1000, 100)])
+    log.patch(monkeypatch)
+    assert asyncio.run(locate(None, "s", 999, Place(100, 1000))) == 100
+
+
+def test_late_words_of_relays_that_were_superseded_hide_nothing(monkeypatch):
+    """Each message that the new relay appended may have one beside it, all of them with small numbers."""
+    for late in range(40, 400):
+        bodies = [message(n + 1, b"x") for n in range(30)]
+        bodies += [mark(1001, 30), *(message(1001 + n, b"x") for n in range(late))]
+        bodies += [message(31 + n, b"late") for n in range(4)]
+        bodies += [message(1001 + n, b"x") for n in range(late, 500)]
+        Log(bodies).patch(monkeypatch)
+        for number in (30, 1000, 1010):
+            assert unpack(bodies[asyncio.run(locate(None, "s", number))]).number <= number
+            found = asyncio.run(locate(None, "s", number))
+            skipped = [unpack(body).number for body in bodies[:found]]
+            assert max(skipped, default=0) <= number
 
 
 def test_an_empty_log_is_read_from_its_beginning(monkeypatch):

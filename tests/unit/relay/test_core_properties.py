@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from asgi_amqp.position import Position
-from carillon.events.event import Event, pack, unpack
+from carillon.events.event import LEAP, Event, pack, unpack
 from carillon.events.heads import Superseded
 from carillon.events.seen import Seen
 from carillon.fanout.core import TailCore
-from carillon.fanout.log import Reading
+from carillon.fanout.log import NOWHERE, TELLING, Reading
 from carillon.relay import core as relay_core
 from carillon.relay.core import RelayCore
 from tests.chaos.ledger import GAP, Page, account
@@ -33,6 +34,7 @@ class Row:
     def reserve(self, reached: int) -> tuple[int, int]:
         noted = max(self.number, reached)
         first = max(self.reserved, noted) + 1
+        first += LEAP if first > 1 else 0
         self.reserved = first - 1 + SIZE
         return noted, first
 
@@ -251,14 +253,18 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def attach(self):
-        """As locate() does it, with or without a good guess."""
+        """As locate() does it, at its worst: as far on as numbers side by side allow."""
         self.tail.attached(Position("ep", 0))
-        last, guess = self.tail.last or 0, self.tail.offset
+        last, guess = self.tail.last or 0, self.tail.place
         numbers = [unpack(body).number for body in self.log]
-        if guess is not None and guess < len(numbers) and 0 < numbers[guess] <= last:
-            self.place = guess
-        else:
-            self.place = max((at for at, number in enumerate(numbers) if 0 < number <= last), default=0)
+        if guess is not None and guess.offset < len(numbers) and numbers[guess.offset] == guess.number:
+            self.place = guess.offset
+            return
+        self.place = 0
+        for at in range(len(numbers)):
+            found = [number for number in numbers[at:] if number][:TELLING]
+            if len(found) == TELLING and max(found) <= last:
+                self.place = at
 
     @rule(most=st.integers(1, 5))
     def read(self, most):
@@ -300,6 +306,7 @@ class World(RuleBasedStateMachine):
                 events, missing = reading.take(unpack(body))
                 told |= since < missing
                 since = reading.carried(since)
+                told |= since == NOWHERE
                 heard += [int(each.text) for each in events if each.number > since]
             wanted = list(range(index + 1, self.emitted))
             if not self.cuts:
@@ -320,3 +327,36 @@ def test_the_model_fills_its_messages(monkeypatch):
     monkeypatch.setattr(relay_core, "BATCH_EVENTS", 1)
     monkeypatch.setattr(relay_core, "IN_FLIGHT", 2)
     World.TestCase("runTest").runTest()
+
+
+@pytest.fixture
+def world(monkeypatch):
+    monkeypatch.setattr(relay_core, "BATCH_EVENTS", 1)
+    world = World()
+    world.begin()
+    world.emit(2)
+    return world
+
+
+def test_a_tail_that_attaches_anew_passes_over_nothing(world):
+    """What it has not read lies between a mark and the late word of a relay that was superseded."""
+    world.work()
+    world.another_is_active(anew=False)
+    world.work()
+    world.another_is_active(anew=False)
+    world.read(5)
+    world.work()
+    world.attach()
+    world.teardown()
+
+
+def test_a_place_behind_a_mark_that_the_log_has_lost_is_told(world):
+    """One event was sent, and its queue message was not whole; the next relay's numbers are far from it."""
+    world.work()
+    world.a_link_is_lost(0)
+    world.work()
+    world.emit(1)
+    world.read(5)
+    world.read(5)
+    world.power_is_lost(2)
+    world.teardown()
