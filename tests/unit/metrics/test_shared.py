@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+import carillon
 from carillon.metrics import names, sampled, shared
 from carillon.metrics.shared import Slot, Writer
 
@@ -245,7 +246,12 @@ if not os.fork():
 print("forked", flush=True)
 time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(carillon.__file__).parents[1])},
+    )
     try:
         assert process.stdout.readline() == b"forked\n"
         deadline = time.monotonic() + 5
