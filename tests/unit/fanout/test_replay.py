@@ -8,7 +8,7 @@ import pytest
 
 from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.position import Position
-from carillon.events.event import Event, pack
+from carillon.events.event import LEAP, Event, pack
 from carillon.fanout import replay
 from carillon.fanout.hub import Hub
 from carillon.fanout.replay import Replayer
@@ -195,9 +195,8 @@ async def test_a_log_that_says_nothing_is_not_waited_for(monkeypatch):
     assert not hub.feeder.log._tasks
 
 
-@pytest.mark.parametrize("number", [12, 19])
-async def test_a_place_in_what_the_log_has_lost(monkeypatch, number):
-    """A mark behind number 10: what was 11 to 20 is lost, and comes again from 31 on."""
+def lost_its_end(monkeypatch, next_number):
+    """A mark behind number 10: what was 11 to 20 is lost, and comes again from the next number on."""
     log = Log(monkeypatch, 30)
     message = log.message
 
@@ -205,8 +204,8 @@ async def test_a_place_in_what_the_log_has_lost(monkeypatch, number):
         if place < 5:
             return message(place)
         if place == 5:
-            return place, pack([], 31, 10)
-        first = 2 * place + 19
+            return place, pack([], next_number, 10)
+        first = 2 * place + next_number - 12
         return place, pack([event(first), event(first + 1, HEARD[1])], first, first - 1)
 
     async def before_the_mark(link, name, number):
@@ -215,10 +214,27 @@ async def test_a_place_in_what_the_log_has_lost(monkeypatch, number):
     monkeypatch.setattr(replay, "locate", before_the_mark)
     log.message = marked
     hub = Hub(Window(10**6))
-    hub.begin("ep", 78)
+    hub.begin("ep", next_number + 47)
     hub.feeder.log = Replayer(None, hub.feeder)
-    ear = Ear()
+    return hub
+
+
+@pytest.mark.parametrize("number", [12, 19])
+async def test_a_place_in_what_the_log_has_lost(monkeypatch, number):
+    hub, ear = lost_its_end(monkeypatch, 31), Ear()
     hub.subscribe(ear, frozenset(HEARD), Position("ep", number))
     await done(ear)
     assert ear.told == ["ep:78"]
     assert ear.heard[0] == str(number + 30 - 10 + 1), "what it has heard of that does not come twice"
+
+
+async def test_a_place_behind_a_mark_that_the_log_has_lost_too_is_told(monkeypatch):
+    """Nobody knows how many events it has heard of what comes again."""
+    hub = lost_its_end(monkeypatch, 2 * LEAP + 31)
+    far, near = Ear(), Ear()
+    hub.subscribe(far, frozenset(HEARD), Position("ep", LEAP + 15))
+    hub.subscribe(near, frozenset(HEARD), Position("ep", 19))
+    await done(far, near)
+    assert far.told == ["retention"]
+    assert near.told == [f"ep:{2 * LEAP + 78}"]
+    assert near.heard[0] == str(2 * LEAP + 31 + 9)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from asgi_amqp import stream
 from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position
-from carillon.events.event import END, Event, pack, unpack
+from carillon.events.event import END, LEAP, Event, pack, unpack
 from carillon.fanout.core import TailCore
 from carillon.fanout.forms import Texts1
 from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.log import NEAR, TELLING, Place, Reading, locate
+from carillon.fanout.log import NEAR, NOWHERE, TELLING, Place, Reading, locate
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 
@@ -104,6 +104,25 @@ def test_a_place_before_a_mark_is_carried_behind_it():
     late = Reading()
     late.take(unpack(mark(100, 2)))
     assert late.carried(3) == 100
+
+
+def test_a_place_that_another_mark_lay_before_is_nowhere():
+    reading = Reading()
+    reading.take(unpack(message(1, b"a", b"b")))
+    reading.take(unpack(mark(2 * LEAP, 2)))
+    assert [reading.carried(number) for number in (2, LEAP + 1, LEAP + 2, 2 * LEAP - 1)] == [
+        2, 3 * LEAP - 2, NOWHERE, 2 * LEAP - 1,
+    ]  # fmt: skip
+
+
+def test_a_tail_that_had_read_a_mark_which_the_log_lost_begins_anew():
+    core = core_at()
+    steps(core, message(1, b"a"), mark(LEAP + 8, 1), message(LEAP + 8, b"b"))
+    assert steps(core, mark(2 * LEAP + 15, 1), message(2 * LEAP + 15, b"b")) == [
+        ("begin", 2 * LEAP + 14, "retention"),
+        ("events", [b"b"]),
+        ("reached", 2 * LEAP + 15),
+    ]
 
 
 def test_the_window_does_not_answer_for_what_the_log_has_lost():
