@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import os
 import stringprep
+import tomllib
 import unicodedata
 from importlib import util
 from pathlib import Path
@@ -150,9 +151,13 @@ def backup_made(name: str) -> int:
 def declared(file: str, source: str) -> dict:
     """The prefixes that the project's `file` declares, and `problems` of all that it declares, one line each.
 
-    The module of the checkout `source` reads it.
+    The module of the checkout `source` reads it. Where there is no checkout, the file is that of a release,
+    and was looked at when the release was made.
     """
     path = Path(source) / "src/carillon/process/declared.py"
+    if not path.is_file():
+        text = Path(file).read_text(encoding="utf-8") if Path(file).is_file() else ""
+        return {"websocket_prefixes": tomllib.loads(text).get("websocket_prefixes", []), "problems": []}
     spec = util.spec_from_file_location("carillon_declared", path)
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)

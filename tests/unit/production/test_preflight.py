@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.unit.production.test_control_node import ANSIBLE
+from tests.unit.production.test_secrets import filters
 
 LISTENER = 'LISTEN 0 4096 {}:8050 0.0.0.0:* users:(("uwsgi",pid=9,fd=0),("supervisord",pid=7,fd=5))'
 VARIABLES = {
@@ -137,6 +138,19 @@ def test_what_the_project_declares_is_looked_at(preflight, tmp_path):
     )
     assert "'/static/x/' lies in /static/" in said[2]
     assert "processes.uwsgi: Carillon has something of that name: choose another" in said[3]
+
+
+def test_without_a_checkout_a_release_says_what_was_declared(preflight, tmp_path):
+    """A playbook of one's own, with the collection and an archive."""
+    (tmp_path / "carillon.toml").write_text('websocket_prefixes = ["/ws/"]')
+    none = {"topology_source": "/nowhere", "nginx_source": "/nowhere/nginx"}
+    assert preflight("nginx", none, {**none, "nginx_source": str(tmp_path)}) == ["", ""]
+    assert filters.declared("/nowhere/carillon.toml", "/nowhere") == {
+        "websocket_prefixes": [],
+        "problems": [],
+    }
+    found = filters.declared(str(tmp_path / "carillon.toml"), "/nowhere")
+    assert found == {"websocket_prefixes": ["/ws/"], "problems": []}
 
 
 def test_an_address_of_ipv6_between_hosts_is_refused(play):
