@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+import yaml
 
 from tests.unit.production.test_control_node import ANSIBLE, TOOLS
 
@@ -60,3 +61,31 @@ def test_a_dry_run(prune, how):
 
 def test_one_that_fails_is_a_unit_that_failed(prune):
     assert prune("", 75)[0] == 2
+
+
+INVALID = "carillon: error: argument command: invalid choice: 'prune' (choose from run, probe)"
+
+
+@pytest.mark.parametrize(
+    ("hours", "said", "code", "refused"),
+    [
+        (48, "", 0, ""),
+        (48, "jobs: due for 60 hours", 1, "jobs: due for 60 hours: check_prune_hours is 48"),
+        (48, INVALID, 2, ""),
+        (48, "carillon: the database: it is away", 75, "it is away: check_prune_hours is 48"),
+        ("2d", "error: argument --check: invalid float value: '2d'", 2, "invalid float value: '2d'"),
+        (0, "jobs: due for 60 hours", 1, ""),
+    ],
+    ids=["well", "due", "a release of before", "no database", "no number", "nobody asks"],
+)
+def test_check_looks_whether_something_is_due(play, monkeypatch, tmp_path, hours, said, code, refused):
+    """The two tasks: the whole playbook asks a host for more than this machine has."""
+    playbook = yaml.safe_load((ANSIBLE / "check.yml").read_text())
+    tasks = [task for each in playbook for task in each.get("tasks", []) if "check_prune" in str(task)]
+    assert len(tasks) == 2
+    (tmp_path / "runuser").write_text(f'#!/bin/sh\necho "{said}" >&{1 if code == 1 else 2}\nexit {code}\n')
+    (tmp_path / "runuser").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ended, output = play(*tasks, check_prune_hours=hours)
+    assert (ended == 0) == (not refused), output
+    assert refused in output
