@@ -10,10 +10,10 @@ Nothing that is active is ever due: what is in the outbox has no kind, and a job
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -29,6 +29,8 @@ from django.utils.module_loading import autodiscover_modules
 from carillon.accounts.models import ApiToken
 from carillon.conf import conf
 from carillon.metrics import names
+
+logger = logging.getLogger(__name__)
 
 BATCH = 500
 """Rows that one transaction deletes, besides what depends on them: others wait for no more than that."""
@@ -74,7 +76,10 @@ class Kind:
 def kept_until(setting: str, now: datetime) -> datetime | None:
     """What ended before then has been kept for the days of a setting; None: it says for ever."""
     days = getattr(conf, setting)
-    return now - timedelta(days=days) if days and days > 0 else None
+    try:
+        return now - timedelta(days=days) if days and days > 0 else None
+    except OverflowError:  # before the year 1
+        return None
 
 
 def for_ever(name: str, setting: str) -> str:
@@ -210,6 +215,10 @@ def _measure() -> None:
 async def measure() -> None:
     """Say for how long something has been due, again and again until cancelled."""
     while True:
-        with suppress(Error):  # others say that the database is away
+        try:
             await _measure()
+        except Error:  # others say that the database is away
+            pass
+        except Exception:  # of an app's retention.py, or a setting
+            logger.exception("It cannot be said what is due for `carillon prune`")
         await asyncio.sleep(MEASURE)

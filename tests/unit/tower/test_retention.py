@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -133,7 +134,7 @@ def test_others_have_the_database_for_as_long_as_a_batch_took(job):
 
 def test_for_ever(job, settings):
     job(10_000)
-    for days in (0, None):
+    for days in (0, None, 1_000_000):  # the last is before the year 1
         settings.CARILLON = {**settings.CARILLON, "KEEP_JOBS_DAYS": days}
         assert run() == f"jobs: kept for ever (KEEP_JOBS_DAYS is {days})"
         assert retention.overdue()["jobs"] == 0
@@ -197,6 +198,23 @@ async def test_the_metric(monkeypatch):
     monkeypatch.setattr(retention, "overdue", lambda: {"jobs": 7.0})
     await retention._measure()
     assert names.OVERDUE.labels("jobs")._value.get() == 7.0
+
+
+async def test_a_fault_in_an_app_s_retention_is_said_and_tried_again(monkeypatch, caplog):
+    looks = []
+
+    def overdue() -> dict[str, float]:
+        looks.append(1)
+        raise TypeError("a setting that is no number")
+
+    monkeypatch.setattr(retention, "overdue", overdue)
+    monkeypatch.setattr(retention, "MEASURE", 0.01)
+    measuring = asyncio.create_task(retention.measure())
+    async with asyncio.timeout(5):
+        while len(looks) < 2:
+            await asyncio.sleep(0.01)
+    measuring.cancel()
+    assert "It cannot be said what is due" in caplog.text
 
 
 # The command -----------------------------------------------------------------------------------------------
