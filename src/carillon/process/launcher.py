@@ -120,6 +120,8 @@ def run(process: str, environment: Environment, *, wait: bool = True) -> NoRetur
     if process not in PROCESSES:
         os.environ[PROCESS_VARIABLE] = process
         os.environ[SINCE_VARIABLE] = f"{time.monotonic():.3f}"
+        # Where setproctitle is installed, Celery writes its title over the environment that `probe` reads.
+        os.environ["SPT_NOENV"] = "1"
     # uWSGI would tell systemd of its own stop as if it were the whole service's, which is then killed.
     os.environ.pop("NOTIFY_SOCKET", None)
     say(f"{process} starts")

@@ -145,6 +145,7 @@ def test_a_declared_process_runs_with_its_name_is_probed_and_ends_on_term(declar
     try:
         line = process.stdout.readline().decode()
         assert "'CARILLON_PROCESS': 'worker'" in line
+        assert "'SPT_NOENV': '1'" in line  # setproctitle leaves the environment alone
         assert "'DJANGO_SETTINGS_MODULE': 'project.settings'" in line
         answer = carillon("probe", "worker", **environ)
         assert (answer.returncode, answer.stdout) == (1, "")
