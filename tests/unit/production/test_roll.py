@@ -79,3 +79,18 @@ def test_all_that_differ_are_done(roll):
     assert [line for line in told if line.startswith("ctl update")] == [
         f"ctl update {group}" for group in ("old", "daphne", "runworker", "new")
     ]
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"),
+    [(1, 2), (2, 1)],
+    ids=["one that is declared must have lived for a while", "of another nothing more is known"],
+)
+def test_a_process_of_the_project_s(roll, tmp_path, code, asked):
+    """`RUNNING` says no more than that it lived for five seconds, in which the launcher may have waited."""
+    (tmp_path / "status").write_text(STATUS + "worker:worker_0    RUNNING   pid 4, uptime 0:00:05\n")
+    (tmp_path / "runuser").write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n[ $(wc -l < {tmp_path}/asked) -gt 1 ] || exit {code}\n'
+    )
+    roll("worker: available")
+    assert len((tmp_path / "asked").read_text().splitlines()) == asked
