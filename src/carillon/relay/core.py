@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from asgi_amqp import Position
-from carillon.events.event import Batch, Event, pack
+from carillon.events.event import LEAP, Batch, Event, pack
 from carillon.events.seen import Seen
 from carillon.fanout.log import Reading
 
@@ -46,6 +46,8 @@ class RelayCore:
         self._sent: deque[Held] = deque(maxlen=SENT)
         """What was sent last and is done with, or was when a link was lost: some of it may come again."""
         self._of = ""
+        self._until = 0
+        """The last number that it might have given when its link was lost."""
         self._stand_by()
 
     def lost(self) -> None:
@@ -53,6 +55,7 @@ class RelayCore:
         out again."""
         waiting = [event.id for event, _ in self._pending if event is not None]
         self._sent.extend((*self._held, Held(self._number, 0, self._ids)))
+        self._until = max(self._until, self.reserved)
         for ids in (*(held.ids for held in self._sent), self._read, waiting):
             for id in ids:
                 self._seen.discard(id)
@@ -79,7 +82,7 @@ class RelayCore:
     def fenced_by(self, epoch: str, token: bytes) -> bytes:
         """The stream message to begin a takeover with, in the log of `epoch`; `token` is like no other."""
         if epoch != self._of:
-            self._of = epoch
+            self._of, self._until = epoch, 0
             self._sent.clear()
         self.epoch, self._fence = epoch, FENCE + token
         return pack([], word=self._fence)
@@ -105,6 +108,9 @@ class RelayCore:
         """It has the numbers from `first` to `reserved`, and what was taken off the queue ends with `noted`
         or, if it sent one of the events that the queue has `given` it now, before that: the mark to send.
         Nothing else is sent before it has been read."""
+        if first != self._until + LEAP + 1:
+            # Another relay has had numbers since, and may have taken off the queue what it sent under them.
+            self._sent.clear()
         again = (self._number_of(event.id) for event in given)
         if number := next((number for number in again if number), 0):
             noted = max(self.last, number - 1)

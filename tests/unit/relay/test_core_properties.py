@@ -360,3 +360,22 @@ def test_a_place_behind_a_mark_that_the_log_has_lost_is_told(world):
     world.read(5)
     world.power_is_lost(2)
     world.teardown()
+
+
+def test_what_another_relay_took_off_the_queue_is_told():
+    """The first has the queue again, does not know that it was superseded, and sends something in vain."""
+    world = World()
+    world.begin()
+    world.emit(1)
+    world.work()
+    world.another_is_active(anew=False)
+    world.emit(1)
+    world.work()
+    world.hello()
+    world.work()
+    world.another_is_active(anew=False)
+    world.emit(1)
+    world.hello()
+    world.work()
+    world.power_is_lost(3)
+    world.teardown()
