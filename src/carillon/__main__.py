@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,6 +198,14 @@ def _manage(options: argparse.Namespace, _: Environment) -> None:
     launcher.manage(options.arguments)
 
 
+def positive(text: str) -> float:
+    """A number that something can be counted against."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     """Raises ConfigurationError: which processes there are is the project's to say, too."""
     processes = launcher.processes()
@@ -235,13 +244,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("event", metavar="position|id", help="<epoch>:<number>, or 32 hexadecimal digits")
     prune = command("prune", _prune, "delete what was kept for long enough: finished jobs, expired tokens, …")
     prune.add_argument("--dry-run", action="store_true", help="say how much it would be, and delete nothing")
-    prune.add_argument("--seconds", type=float, default=3600, help="then it ends (%(default)s)")
-    prune.add_argument("--rows", type=int, default=5_000_000, help="deleted, and it ends (%(default)s)")
+    prune.add_argument("--seconds", type=positive, default=3600.0, help="then it ends (%(default)s)")
+    prune.add_argument("--rows", type=positive, default=5_000_000, help="deleted, and it ends (%(default)s)")
     prune.add_argument(
-        "--check", type=float, metavar="HOURS", help="delete nothing; 1 if something is due for longer"
+        "--check", type=positive, metavar="HOURS", help="delete nothing; 1 if something is due for longer"
     )
     top = command("top", _top, "rates, lag, sockets and queues of this host, again and again")
-    top.add_argument("--seconds", type=float, default=1.0, help="between two looks (%(default)s)")
+    top.add_argument("--seconds", type=positive, default=1.0, help="between two looks (%(default)s)")
     top.add_argument("--once", action="store_true", help="one table, and no more")
     manage = command("manage", _manage, "run a command of Django's")
     manage.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command …")

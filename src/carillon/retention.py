@@ -52,19 +52,21 @@ def delete(due: QuerySet) -> Mapping[str, int]:
 
 @dataclass(frozen=True)
 class Kind:
-    """`days`: the setting that says for how long; "": not at all. `when`: the field that says since when.
-    `ended`: what had ended before a time. `delete`: one batch of it, in the current transaction; how many
-    rows of each model, none when there are no more."""
+    """`days`: for how long it is kept, or the setting of CARILLON that says so; 0: not at all. `when`: the field
+    that says since when. `ended`: what had ended before a time. `delete`: one batch of it, in the current
+    transaction; how many rows of each model, none when there are no more."""
 
     name: str
-    days: str
+    days: str | float
     when: str
     ended: Callable[[datetime], QuerySet]
     delete: Callable[[QuerySet], Mapping[str, int]] = delete
 
     def before(self, now: datetime) -> datetime | None:
         """What ended before then is due; None: nothing ever is."""
-        return kept_until(self.days, now) if self.days else now
+        if isinstance(self.days, str):
+            return kept_until(self.days, now)
+        return now - timedelta(days=self.days)
 
     def overdue(self, now: datetime) -> float:
         """Seconds for which the oldest has been due. Raises django.db.Error."""
@@ -111,7 +113,7 @@ def _ended_tokens(before: datetime) -> QuerySet:
 
 
 register(Kind("tokens", "KEEP_TOKENS_DAYS", "expires", _ended_tokens))
-register(Kind("sessions", "", "expire_date", lambda before: Session.objects.filter(expire_date__lt=before)))
+register(Kind("sessions", 0, "expire_date", lambda before: Session.objects.filter(expire_date__lt=before)))
 
 
 # The run ---------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Writer(threading.Thread):
             self._stopped.wait(INTERVAL)
 
     def once(self) -> None:
-        with _at_it:
+        with _writing:
             self._once()
 
     def _once(self) -> None:
@@ -138,7 +138,7 @@ class Writer(threading.Thread):
 
 
 _writer: Writer | None = None
-_at_it = threading.Lock()
+_writing = threading.Lock()
 """Held while a snapshot is made: a fork in the midst of it would leave its locks taken in the child."""
 
 
@@ -157,10 +157,10 @@ def start_with_forks(directory: Path | None, process: str) -> None:
     start(directory, process)
 
     def begin_anew() -> None:
-        _at_it.release()
+        _writing.release()
         start(directory, process)
 
-    os.register_at_fork(before=_at_it.acquire, after_in_parent=_at_it.release, after_in_child=begin_anew)
+    os.register_at_fork(before=_writing.acquire, after_in_parent=_writing.release, after_in_child=begin_anew)
 
 
 def forget(directory: Path, known: Collection[str]) -> None:

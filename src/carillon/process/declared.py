@@ -32,8 +32,10 @@ RESERVED = frozenset(
 )
 MOST = 64  # of one process on a machine
 STOP_SECONDS = 30
-# supervisord stops one group after another, and the unit and the container give it 90 s for all.
 LONGEST_STOP = 60
+# supervisord stops one group after another: Carillon's own in 130 s at most, and the unit and the container
+# give it 260 s for all.
+STOP_TOGETHER = 120
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 # Names between slashes: nothing of it means more to nginx, in whose configuration it ends.
@@ -123,6 +125,12 @@ def _process_problems(processes: Any) -> list[str]:
         problems += [
             f"processes.{name}: {why}" for why in (_name_problem(name), *_entry_problems(entry)) if why
         ]
+    together = 0 if problems else sum(each.get("stop_seconds", STOP_SECONDS) for each in processes.values())
+    if together > STOP_TOGETHER:
+        problems.append(
+            f"processes: one after another they may take {together} s to stop, and {STOP_TOGETHER} s is the "
+            "most: lower stop_seconds"
+        )
     return problems
 
 

@@ -91,11 +91,11 @@ def argv(process: str, environment: Environment, *, socket_on_stdin: bool = Fals
     if process == "runworker":
         return [sys.executable, "-m", "django", "runworker"]
     if process in (others := declared().processes):
-        return _project_s(process, others[process].command, programs)
+        return _declared(process, others[process].command, programs)
     raise ValueError(f"{process!r} is none of {', '.join((*PROCESSES, *others))}")
 
 
-def _project_s(process: str, command: tuple[str, ...], programs: Path) -> list[str]:
+def _declared(process: str, command: tuple[str, ...], programs: Path) -> list[str]:
     program = sys.executable if command[0] == "python" else str(programs / command[0])  # a path stays one
     if not os.access(program, os.X_OK):
         raise ConfigurationError(

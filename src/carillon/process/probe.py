@@ -34,7 +34,7 @@ def probe(process: str, environment: Environment) -> str:
             return _daphne(environment)
         if process == "runworker":
             return _runworker(environment)
-        return _project_s(process)
+        return _declared(process)
     except OSError as error:
         raise NotServing(f"{process}: {error}") from None
 
@@ -76,7 +76,7 @@ def _runworker(environment: Environment) -> str:
     return f"runworker: {len(processes)} connected to the broker"
 
 
-def _project_s(process: str) -> str:
+def _declared(process: str) -> str:
     """A process that the project has declared: it runs, and ends not as soon as it has begun. No more can be
     said of it."""
     ages = [

@@ -1,11 +1,13 @@
 """What a project declares: read from one file, and refused in one line that helps."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from carillon import __main__ as command_line
 from carillon.process import declared, launcher
 from carillon.process.declared import Declared, Process
 from dev import config as configuration
@@ -187,3 +189,33 @@ def test_development_has_a_container_of_each(tmp_path, monkeypatch):
     project.FILE.write_text("")
     project.compose(config)
     assert not config.processes.exists()
+
+
+def test_processes_may_take_only_so_long_to_stop_together(tmp_path):
+    """supervisord stops one after another, and is killed itself when that takes too long."""
+    slow = "".join(f'[processes.p{n}]\ncommand = ["x"]\nstop_seconds = 41\n' for n in range(3))
+    _, problems = read(tmp_path, slow)
+    assert problems == [
+        "processes: one after another they may take 123 s to stop, and 120 s is the most: lower stop_seconds"
+    ]
+    assert not read(tmp_path, slow.replace("41", "40"))[1]
+
+
+def test_who_stops_supervisord_waits_for_all_that_it_may_stop():
+    own = sum(
+        int(found)
+        for path in (ROOT / "supervisord/conf.d").glob("*.conf")
+        for found in re.findall(r"^stopwaitsecs = (\d+)", path.read_text(), re.MULTILINE)
+    )
+    unit = (ROOT / "ansible/roles/supervisord/templates/carillon.service.j2").read_text()
+    compose = (ROOT / "compose/production.yml").read_text()
+    assert own + declared.STOP_TOGETHER < int(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[1])
+    assert own + declared.STOP_TOGETHER < max(map(int, re.findall(r"stop_grace_period: (\d+)s", compose)))
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0", "-1", "many"])
+@pytest.mark.parametrize("option", ["--check", "--seconds", "--rows"])
+def test_numbers_that_count_nothing_are_refused(option, text, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["prune", f"{option}={text}"])
+    assert option in capsys.readouterr().err
