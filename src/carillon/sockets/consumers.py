@@ -100,14 +100,14 @@ class ProjectConsumer:
             count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
             return
+        # With a token: an empty session, for the cookie may be what a page of somebody else's has sent along.
+        session = authentication.SessionStore(self.identity.session_key)
+        scope = {**self.scope, "user": self.identity.user, "session": session, CONNECTION: self}
         self.outlet.tags = self.identity.tags
         here.add(self)
         self._watch()
         if here.rights.changed_since(self._before, (self.identity.user.pk,)):
             here.suspect(self)
-        # With a token: an empty session, for the cookie may be what a page of somebody else's has sent along.
-        session = authentication.SessionStore(self.identity.session_key)
-        scope = {**self.scope, "user": self.identity.user, "session": session, CONNECTION: self}
         try:
             thread = next(_threads(conf.CONSUMER_THREADS))
             await thread.__aenter__()  # never left: it is for others, too

@@ -156,6 +156,19 @@ async def test_no_database(people, monkeypatch, error):
     await refused(Client(ROOM, token="any"), 1013)
 
 
+async def test_a_session_engine_that_fails_leaves_nobody_counted(people, monkeypatch):
+    def broken(key):
+        raise RuntimeError("no engine")
+
+    token = await database_sync_to_async(people.token)(people.ann)
+    monkeypatch.setattr(authentication, "SessionStore", broken)
+    client = Client(ROOM, token=token)
+    with pytest.raises(RuntimeError):
+        await client.raw.connect()
+    client.opened.remove(client)
+    assert not sockets()._by_outlet
+
+
 @pytest.mark.parametrize(
     "where", ["/websocket/mirror/", "/websocket/mirror/x/", "/websocket//", "/ws/", "/else"]
 )
