@@ -24,8 +24,8 @@ Script = Callable[["StubCarillon", ServerConnection], Coroutine[Any, Any, None]]
 class StubCarillon:
     """
     `scripts` are played one per connection, after the subscription; when they are used up, a connection just
-    stays. `first_frames` replace the welcome, `first_closes` are the codes of closes behind them (1006: broken), `statuses`
-    replace the answer to handshakes, one each.
+    stays. `first_frames` replace the welcome, `first_closes` are the codes of closes behind them (1006: the
+    connection breaks), `statuses` replace the answer to handshakes, one each.
     """
 
     def __init__(self) -> None:
