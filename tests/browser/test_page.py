@@ -607,6 +607,32 @@ def test_an_answer_that_comes_late_undoes_no_newer_one(fake, job_page):
     expect(page.locator(".job .badge")).to_have_text("successful")
 
 
+def test_an_answer_that_nobody_wants_any_more_is_no_problem(fake, page):
+    """It has begun to come when something else is asked for."""
+    page.evaluate(
+        """() => {
+          const real = window.fetch;
+          window.fetch = async (path, options) => {
+            const response = await real(path, options);
+            if (path.includes("search=old")) {
+              const ends = (reject) => options.signal.addEventListener("abort", () => reject(options.signal.reason));
+              response.json = () => new Promise((_, reject) => ends(reject));
+            }
+            return response;
+          };
+          const problem = document.querySelector(".jobs .problem");
+          window.told = [];
+          const look = () => problem.hidden || window.told.push(problem.textContent);
+          new MutationObserver(look).observe(problem, { attributes: true, childList: true, subtree: true });
+        }"""
+    )
+    with page.expect_response("**search=old*"):
+        page.get_by_role("searchbox").fill("old")
+    page.get_by_role("searchbox").fill("web")
+    expect(page.locator(".row-link")).to_have_text(["Roll out the web tier"])
+    assert page.evaluate("window.told") == []
+
+
 def test_a_question_goes_with_the_view_that_asked_it(fake, open_page):
     watched = open_page()
     watched.expect("401")
