@@ -615,8 +615,9 @@ def test_an_answer_that_nobody_wants_any_more_is_no_problem(fake, page):
           window.fetch = async (path, options) => {
             const response = await real(path, options);
             if (path.includes("search=old")) {
-              const ends = (reject) => options.signal.addEventListener("abort", () => reject(options.signal.reason));
-              response.json = () => new Promise((_, reject) => ends(reject));
+              const { signal } = options;
+              response.json = () =>
+                new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
             }
             return response;
           };
