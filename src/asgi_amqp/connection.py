@@ -57,17 +57,21 @@ class Link:
         the whole link is given up and built anew, unless it is a `passing` one.
         """
         wanted = True
+        made: Wire | None = None
 
         async def open_wire() -> Wire:
-            wire = await self._open(Tap(**callbacks))
+            nonlocal made
+            made = await self._open(Tap(**callbacks))
             if not wanted:
-                await wire.close()
-            return wire
+                await made.close()
+            return made
 
         try:
             wire = await self.own(open_wire())
         except asyncio.CancelledError:
             wanted = False
+            if made is not None:  # it came in the same turn
+                self.spawn(made.close())
             raise
         if not passing:
             self.keep(wire)

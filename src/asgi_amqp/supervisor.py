@@ -143,7 +143,8 @@ class Supervisor:
                 link = None
                 if time.monotonic() - began >= STEADY:
                     attempt = 0
-                else:  # it answers, and throws us out
+                else:  # it answers, and throws us out: to the next, after a pause
+                    self._first += 1
                     await asyncio.sleep(_pause(attempt))
                     attempt = min(attempt + 1, 30)
         finally:

@@ -127,7 +127,7 @@ def _explain(options: argparse.Namespace, _: Environment) -> int:
     launcher.set_up()
     import asyncio
 
-    from django.db import DatabaseError
+    from django.db import Error
 
     from asgi_amqp import LayerError
     from carillon import explain
@@ -137,7 +137,7 @@ def _explain(options: argparse.Namespace, _: Environment) -> int:
     except explain.Unclear as problem:
         launcher.say(str(problem))
         return 1
-    except (DatabaseError, LayerError, TimeoutError) as error:
+    except (Error, LayerError, TimeoutError) as error:
         launcher.say(f"the log cannot be asked: {str(error).strip() or type(error).__name__}")
         return launcher.EXIT_NOT_READY
     for name, text in explain.story(facts):

@@ -582,6 +582,58 @@ def test_a_view_that_was_left_asks_for_nothing_more(fake, open_page):
     assert len(asked) == before
 
 
+def test_an_answer_that_comes_late_undoes_no_newer_one(fake, job_page):
+    """The state of a job that has ended: nobody would tell of it again."""
+    page, held = job_page, []
+
+    def hold_the_first(route):
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    page.route("**/api/v2/jobs/1/", hold_the_first)
+    fake.do("status", job=1, status="waiting")
+    expect(page.locator(".job .badge")).to_have_text("waiting")
+    page.wait_for_timeout(500)  # the list has asked, too
+    with page.expect_response("**/api/v2/jobs/1/"):
+        fake.do("status", job=1, status="successful")
+    expect(page.locator(".job .badge")).to_have_text("successful")
+    page.wait_for_timeout(500)
+    ((route, response),) = held
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/api/v2/jobs/1/")):
+        route.fulfill(response=response)
+    page.evaluate("() => new Promise((resolve) => setTimeout(resolve))")
+    expect(page.locator(".job .badge")).to_have_text("successful")
+
+
+def test_an_answer_that_nobody_wants_any_more_is_no_problem(fake, page):
+    """It has begun to come when something else is asked for."""
+    page.evaluate(
+        """() => {
+          const real = window.fetch;
+          window.fetch = async (path, options) => {
+            const response = await real(path, options);
+            if (path.includes("search=old")) {
+              const { signal } = options;
+              response.json = () =>
+                new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+            }
+            return response;
+          };
+          const problem = document.querySelector(".jobs .problem");
+          window.told = [];
+          const look = () => problem.hidden || window.told.push(problem.textContent);
+          new MutationObserver(look).observe(problem, { attributes: true, childList: true, subtree: true });
+        }"""
+    )
+    with page.expect_response("**search=old*"):
+        page.get_by_role("searchbox").fill("old")
+    page.get_by_role("searchbox").fill("web")
+    expect(page.locator(".row-link")).to_have_text(["Roll out the web tier"])
+    assert page.evaluate("window.told") == []
+
+
 def test_a_question_goes_with_the_view_that_asked_it(fake, open_page):
     watched = open_page()
     watched.expect("401")

@@ -28,6 +28,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_login_failed
 from django.db import transaction
+from django.db.models import Q
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
@@ -42,6 +43,9 @@ audit = logging.getLogger("carillon.audit")
 
 SWEEP = 100
 """One attempt in so many also removes budgets that have been full for long."""
+
+SWEPT = 10 * SWEEP
+"""So many at a time: more than the attempts until the next sweep can leave."""
 
 
 class TooManyLogins(Throttled):
@@ -228,10 +232,14 @@ def _locked(key: str, burst: float, now: datetime) -> LoginBudget:
 
 
 def _sweep() -> None:
-    """Budgets that nobody has touched for longer than they take to be full again, and proofs that ended."""
+    """Some of the budgets that nobody has touched for longer than they take to be full again, and that prove
+    nothing any more. What a login has locked is left: it waits for the others, and we would wait for it."""
     now = timezone.now()
-    LoginBudget.objects.filter(at__lt=now - timedelta(days=1), proven=None).delete()
-    LoginBudget.objects.filter(proven__lt=now - timedelta(days=conf.LOGIN_PROVEN_DAYS)).delete()
+    proofs = Q(proven=None) | Q(proven__lt=now - timedelta(days=conf.LOGIN_PROVEN_DAYS))
+    old = LoginBudget.objects.filter(proofs, at__lt=now - timedelta(days=1))
+    with transaction.atomic():
+        keys = list(old.select_for_update(skip_locked=True).values_list("pk", flat=True)[:SWEPT])
+        LoginBudget.objects.filter(pk__in=keys).delete()
 
 
 # Who hears of it -------------------------------------------------------------------------------------------
@@ -253,6 +261,7 @@ def _logged_in(sender: Any, request: Any, user: Any, **more: Any) -> None:
 @receiver(user_login_failed)
 def _login_failed(sender: Any, credentials: dict[str, Any], request: Any = None, **more: Any) -> None:
     if where := _where(request):
+        request.carillon_attempt = None  # whoever is let in by this request, it was not by this password
         _tell("wrong", str(credentials.get(get_user_model().USERNAME_FIELD, "")), where)
 
 

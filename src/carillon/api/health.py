@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.core.cache import cache
-from django.db import DatabaseError, connection
+from django.db import Error, connection
 from drf_spectacular.utils import extend_schema
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
@@ -48,7 +48,7 @@ def is_healthy() -> bool:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
         queue.check()
-    except DatabaseError:
+    except Error:
         return False
     except NotificationsUnavailable:
         return False

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import Error
 from django.http import HttpRequest, HttpResponse
 
 from carillon.events import heads
@@ -37,5 +37,5 @@ class PositionMiddleware:
             and request.path_info.startswith(PREFIX)
             and request.resolver_match.url_name not in STATELESS
         ):
-            with suppress(DatabaseError):  # the view will say so, in its own way, if it needs the database
+            with suppress(Error):  # the view will say so, in its own way, if it needs the database
                 request.position = heads.position()

@@ -256,7 +256,7 @@ class Socket:
         if isinstance(first, Refusal):
             with suppress(TimeoutError):
                 await asyncio.wait_for(connection.wait_closed(), CLOSE_TIMEOUT)
-            if connection.close_code == TRY_LATER:
+            if connection.close_code in (TRY_LATER, 1006):  # 1006: broken, so nobody said that it is for good
                 raise ConnectionError(first.reason)
             raise Refused(f"{self._where.url} refuses the token: {first.reason}")
         if not isinstance(first, Welcome):

@@ -189,23 +189,23 @@ def set_up() -> None:
 
 
 def _database(environment: Environment) -> None:
-    from django.db import DatabaseError, connection
+    from django.db import Error, connection
 
     set_up()
     try:
         connection.ensure_connection()
-    except DatabaseError as error:
+    except Error as error:
         raise NotReady(reason(error, environment)) from None
 
 
 def _migrations(environment: Environment) -> None:
-    from django.db import DatabaseError, connection
+    from django.db import Error, connection
     from django.db.migrations.executor import MigrationExecutor
 
     try:
         executor = MigrationExecutor(connection)
         missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    except DatabaseError as error:
+    except Error as error:
         connection.close()
         raise NotReady(reason(error, environment)) from None
     if missing:

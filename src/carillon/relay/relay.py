@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 
-from django.db import DatabaseError
+from django.db import Error
 
 from asgi_amqp import Delivery, LayerError, Link, Position, Supervisor, Wire, codec, declare_queue, stream
 from carillon.events import broker, heads
@@ -125,7 +125,7 @@ class Relay:
         try:
             await work
         except Exception as error:
-            if not isinstance(error, Superseded | DatabaseError | LayerError | TimeoutError):
+            if not isinstance(error, Superseded | Error | LayerError | TimeoutError):
                 logger.exception("The relay starts anew")
             if link is not None:
                 link.give_up(f"the relay starts anew: {error or type(error).__name__}")
@@ -279,7 +279,7 @@ class Relay:
                     names.RELAY_POSITION.set(reached.number)
                     looked = loop.time()
                     self._pulse.set()
-            except DatabaseError as error:
+            except Error as error:
                 logger.warning("The position cannot be noted: %s", type(error).__name__)
                 await asyncio.sleep(LOOK)
 

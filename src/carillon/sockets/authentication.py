@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
 from django.contrib.auth.models import AnonymousUser
-from django.db import DatabaseError
+from django.db import Error
 from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
 from django.utils.crypto import constant_time_compare
@@ -193,7 +193,7 @@ def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception
     for key in {identity.session_key for identity in identities} - {None}:
         try:
             holders[key] = _holder(key)
-        except DatabaseError:
+        except Error:
             raise
         except Exception as error:
             holders[key] = error

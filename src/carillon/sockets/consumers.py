@@ -23,7 +23,7 @@ from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext
 from channels.routing import URLRouter
-from django.db import DatabaseError
+from django.db import Error
 from django.urls import re_path
 
 from asgi_amqp import Position
@@ -95,19 +95,19 @@ class ProjectConsumer:
             count_refusal(refused)
             await self._turn_away(Close(refused.code, reason=refused.reason))
             return
-        except (DatabaseError, TimeoutError) as error:
+        except (Error, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
             count_refusal(error)
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
             return
+        # With a token: an empty session, for the cookie may be what a page of somebody else's has sent along.
+        session = authentication.SessionStore(self.identity.session_key)
+        scope = {**self.scope, "user": self.identity.user, "session": session, CONNECTION: self}
         self.outlet.tags = self.identity.tags
         here.add(self)
         self._watch()
         if here.rights.changed_since(self._before, (self.identity.user.pk,)):
             here.suspect(self)
-        # With a token: an empty session, for the cookie may be what a page of somebody else's has sent along.
-        session = authentication.SessionStore(self.identity.session_key)
-        scope = {**self.scope, "user": self.identity.user, "session": session, CONNECTION: self}
         try:
             thread = next(_threads(conf.CONSUMER_THREADS))
             await thread.__aenter__()  # never left: it is for others, too
@@ -261,7 +261,7 @@ class ProjectConsumer:
             sockets().look(self)
 
     def unanswered(self, error: Exception, held: bool) -> None:
-        away = isinstance(error, DatabaseError | TimeoutError)
+        away = isinstance(error, Error | TimeoutError)
         if away and not held and seconds_until(self.identity.expires) > 0:
             # As any socket: a database that is away for a moment is no reason to send everybody away.
             self._watch(RECHECK_SOON)

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from channels.db import database_sync_to_async
-from django.db import DatabaseError
+from django.db import Error
 from django.utils import timezone
 
 from asgi_amqp import LayerError, Position
@@ -110,7 +110,7 @@ class Session:
                 await self._goodbye()
         except Close as close:
             await self._close(close)
-        except (DatabaseError, LayerError, TimeoutError) as error:
+        except (Error, LayerError, TimeoutError) as error:
             logger.warning("Socket closed, to come back later: %s", type(error).__name__)
             await self._close(Close(protocol.TRY_LATER, "the server cannot reach its database or broker"))
         except Exception:
@@ -120,7 +120,7 @@ class Session:
             await self._clean_up()
 
     def end(self, close: Close) -> None:
-        """Close this socket, from outside of its own task."""
+        """Close this socket, from outside of its own task; one that is closing already is left alone."""
         if self._ending is None and self.task is not None and not self.task.done():
             self._ending = close
             self.task.cancel()
@@ -193,7 +193,7 @@ class Session:
             self._text(protocol.refused(refused.reason))
             await self._close(Close(refused.code))
             return False
-        except (DatabaseError, LayerError, StreamUnavailable, TimeoutError) as error:
+        except (Error, LayerError, StreamUnavailable, TimeoutError) as error:
             logger.warning("A client is sent away for now: %s", type(error).__name__)
             count_refusal(error)
             self._text(protocol.refused("the server cannot reach its database or broker: try again later"))
@@ -314,7 +314,7 @@ class Session:
         self._watch()
 
     def unanswered(self, error: Exception, held: bool) -> None:
-        away = isinstance(error, DatabaseError | TimeoutError)
+        away = isinstance(error, Error | TimeoutError)
         if away and not held and seconds_until(self.identity.expires) > 0:
             # A database that is away for a moment is no reason to send everybody away: a change is.
             self._watch(RECHECK_SOON)
@@ -367,6 +367,7 @@ class Session:
     # --------------------------------------------------------------------------------------------------------
 
     async def _close(self, close: Close) -> None:
+        self._ending = close  # end() would cut the goodbye off
         if close.error is not None:
             self._text(protocol.error(close.error))
         if not self.direct:

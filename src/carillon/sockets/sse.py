@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from django.db import DatabaseError
+from django.db import Error
 
 from carillon.conf import conf
 from carillon.fanout.forms import Sse
@@ -96,7 +96,7 @@ class SseSession(Session):
             status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.TRY_LATER: 429}.get(refused.code, 401)
             await self._answer(status, {"detail": refused.reason}, AGAIN if status == 429 else None)
             return
-        except (DatabaseError, StreamUnavailable, TimeoutError) as error:
+        except (Error, StreamUnavailable, TimeoutError) as error:
             count_refusal(error)
             await self._answer(
                 503, {"detail": "The server cannot reach its database or broker: try again later."}
@@ -158,6 +158,7 @@ class SseSession(Session):
         self.outlet.put(f"{prefix}event: {event}\ndata: {json.dumps(data)}\n\n".encode())
 
     async def _close(self, close: Close) -> None:
+        self._ending = close
         if self.outlet is None:
             await self._answer(503, {"detail": "try again later"})
             return

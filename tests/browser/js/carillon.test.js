@@ -207,6 +207,21 @@ test("attempts are counted and waits grow to the cap, for as long as it takes", 
   assert.equal(Math.max(...waits), 15_000);
 });
 
+test("let in and thrown out again: attempts go on counting until the link has stood for a while", async () => {
+  const { link } = make();
+  link.connect();
+  const waits = [];
+  for (let round = 0; round < 5; round++) {
+    await FakeSocket.last.stands();
+    assert.equal(link.link.attempt, 0);
+    if (round === 3) mock.timers.tick(5000);
+    FakeSocket.last.closes(1013);
+    waits.push(link.link.retryAt - Date.now());
+    mock.timers.tick(waits.at(-1));
+  }
+  assert.deepEqual(waits, [500, 1000, 2000, 500, 1000]);
+});
+
 test("even a goodbye of the server (1000) is no reason to stay away", async () => {
   const { link } = make();
   link.connect();

@@ -8,7 +8,7 @@ import logging
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth import hashers
+from django.contrib.auth import authenticate, hashers
 from django.contrib.auth.backends import ModelBackend
 from django.db.models import QuerySet
 from django.http import HttpResponse
@@ -215,6 +215,15 @@ def test_a_login_without_a_password_gives_back_nothing(people):
     assert left("ann") == (2, 4)
 
 
+def test_a_wrong_password_stays_wrong_whoever_is_let_in_behind_it(people):
+    """As by a project's view that tries a password and then something else."""
+    request = RequestFactory().get("/", REMOTE_ADDR=HERE)
+    assert authenticate(request, username="ann", password="wrong") is None
+    logins._logged_in(None, request, people.ben)
+    assert left("ann") == (2, 4)
+    assert not LoginBudget.objects.exclude(proven=None).exists()
+
+
 def test_a_row_that_a_sweep_removes_is_made_anew(people, monkeypatch):
     """Between the moment at which it is there and the one at which it is read."""
     select, swept = QuerySet.select_for_update, []
@@ -258,6 +267,31 @@ def test_old_budgets_are_swept(people):
     assert LoginBudget.objects.count() == 1, "the proof of ann's stays"
     LoginBudget.objects.update(proven=timezone.now() - timedelta(days=91))
     logins._sweep()
+    assert not LoginBudget.objects.exists()
+
+
+def test_a_sweep_gives_nobody_a_new_budget(people):
+    """Whose proof has ended, and who is being guessed at now."""
+    assert basic("ann", "ann-password").status_code == 200
+    LoginBudget.objects.exclude(proven=None).update(proven=timezone.now() - timedelta(days=91))
+    assert basic("ann", "wrong").status_code == 401
+    logins._sweep()
+    assert left("ann") == (2, 4)
+
+
+def test_a_sweep_waits_for_no_login(people, monkeypatch):
+    """A login locks its address and then its name: a sweep that waits for one of them may hold the other."""
+    basic("nobody", "x")
+    LoginBudget.objects.update(at=timezone.now() - timedelta(days=2))
+    select, options = QuerySet.select_for_update, []
+
+    def seen(rows, **more):
+        options.append(more)
+        return select(rows, **more)
+
+    monkeypatch.setattr(QuerySet, "select_for_update", seen)
+    logins._sweep()
+    assert options == [{"skip_locked": True}]
     assert not LoginBudget.objects.exists()
 
 

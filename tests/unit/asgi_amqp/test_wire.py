@@ -121,6 +121,20 @@ async def test_who_no_longer_waits_for_a_wire_leaves_no_channel_open(link, noted
     assert noted == ["channel closed"]
 
 
+async def test_who_is_cancelled_as_the_wire_comes_leaves_no_channel_open(link, noted):
+    waiting = asyncio.create_task(link.wire())
+    while not link._connection.channels:
+        await asyncio.sleep(0)
+    while any(not task.done() for task in link._tasks):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await asyncio.sleep(0.01)
+    assert waiting.cancelled()
+    assert noted == ["channel closed"]
+
+
 @pytest.mark.parametrize("passing", [True, False])
 async def test_the_end_of_a_consumer_is_that_of_the_link_unless_the_wire_is_passing(link, passing):
     await link.wire(passing=passing)

@@ -24,8 +24,8 @@ Script = Callable[["StubCarillon", ServerConnection], Coroutine[Any, Any, None]]
 class StubCarillon:
     """
     `scripts` are played one per connection, after the subscription; when they are used up, a connection just
-    stays. `first_frames` replace the welcome, `first_closes` are the codes of closes behind them, `statuses`
-    replace the answer to handshakes, one each.
+    stays. `first_frames` replace the welcome, `first_closes` are the codes of closes behind them (1006: the
+    connection breaks), `statuses` replace the answer to handshakes, one each.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,11 @@ class StubCarillon:
         first = self.first_frames.popleft() if self.first_frames else '{"accept": true, "user": 7}'
         await connection.send(first)
         if self.first_closes:
-            await connection.close(self.first_closes.popleft())
+            code = self.first_closes.popleft()
+            if code == 1006:
+                connection.transport.abort()
+            else:
+                await connection.close(code)
             return
         self.connections.add(connection)
         script = None

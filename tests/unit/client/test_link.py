@@ -114,9 +114,10 @@ async def test_a_busy_server_is_asked_again(stub, link, said):
     assert any("answers 503: as told" in words for words in said)
 
 
-async def test_who_is_turned_away_for_now_comes_back(stub, link, said):
+@pytest.mark.parametrize("code", [1013, 1006])
+async def test_who_is_turned_away_for_now_comes_back(stub, link, said, code):
     stub.first_frames.append('{"accept": false, "user": null, "close": true, "error": "too many sockets"}')
-    stub.first_closes.append(1013)
+    stub.first_closes.append(code)
     stub.scripts.append(say(status(5, "running")))
     async with link(wait=5) as socket:
         await socket.subscribe(GROUPS)

@@ -11,7 +11,7 @@ from channels.auth import AuthMiddlewareStack
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from channels.layers import get_channel_layer
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError
 from django.urls import path
 from django.utils import timezone
 
@@ -147,12 +147,26 @@ async def test_sockets_of_a_user_have_a_number(people, settings):
     assert (await Client(ROOM, token=token).open())["user"] == people.ann.pk
 
 
-async def test_no_database(people, monkeypatch):
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError])
+async def test_no_database(people, monkeypatch, error):
     def away(handshake):
-        raise OperationalError("away")
+        raise error("away")
 
     monkeypatch.setattr(authentication, "authenticate", away)
     await refused(Client(ROOM, token="any"), 1013)
+
+
+async def test_a_session_engine_that_fails_leaves_nobody_counted(people, monkeypatch):
+    def broken(key):
+        raise RuntimeError("no engine")
+
+    token = await database_sync_to_async(people.token)(people.ann)
+    monkeypatch.setattr(authentication, "SessionStore", broken)
+    client = Client(ROOM, token=token)
+    with pytest.raises(RuntimeError):
+        await client.raw.connect()
+    client.opened.remove(client)
+    assert not sockets()._by_outlet
 
 
 @pytest.mark.parametrize(
@@ -214,14 +228,15 @@ async def test_a_database_that_is_away_when_rights_change(people, monkeypatch):
     assert await client.close_code() == 1013
 
 
-async def test_a_database_that_is_away_at_a_look(people, monkeypatch):
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError])
+async def test_a_database_that_is_away_at_a_look(people, monkeypatch, error):
     """Without a change it is no reason to leave: it is looked at again soon."""
     client = await open_one(people, people.ann)
     (consumer,) = sockets()._by_outlet.values()
     real = authentication.revalidate_each
 
     def away(identities):
-        raise OperationalError("away")
+        raise error("away")
 
     monkeypatch.setattr("carillon.sockets.consumers.RECHECK_SOON", 0.05)
     monkeypatch.setattr(authentication, "revalidate_each", away)

@@ -11,7 +11,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.test import Client as HttpClient
 from django.utils import timezone
 
@@ -20,6 +20,7 @@ from carillon.accounts.models import ApiToken
 from carillon.events import Family, aemit_channel_notification
 from carillon.fanout.station import Station, StreamUnavailable, station
 from carillon.sockets import authentication, protocol, questions, session
+from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.consumers import ProjectConsumer
 from carillon.sockets.models import Connection
 from carillon.sockets.presence import Presence
@@ -161,12 +162,14 @@ class TestWhoGetsIn:
         else:
             await self.refused(4403, "forbidden Origin", cookie=f"token={token}", origin=origin)
 
-    async def test_the_database_is_away(self, people, monkeypatch):
+    @pytest.mark.parametrize("error", [DatabaseError, InterfaceError])
+    async def test_the_database_is_away(self, people, monkeypatch, error, caplog):
         def fail(handshake):
-            raise session.DatabaseError
+            raise error
 
         monkeypatch.setattr("carillon.sockets.authentication.authenticate", fail)
         await self.refused(1013, "the server cannot reach", token="any")
+        assert "A socket fails" not in caplog.text
 
     async def test_the_broker_is_away(self, people, monkeypatch):
         token = await database_sync_to_async(people.token)(people.ann)
@@ -391,6 +394,26 @@ class TestSubscribing:
         assert frames[-1] == {"error": "too many messages: 100 at once and 10 a second are allowed"}
         assert await client.close_code() == 1008
 
+    async def test_what_is_closing_is_closed_once(self, people, monkeypatch):
+        """While the client is told why, somebody else wants to end it, too: the code is sent all the same."""
+        client = await client_of(people, people.ann)
+        (socket,) = sockets()._by_outlet.values()
+        flush = AsgiOutlet.flush
+
+        async def slowly(outlet):
+            socket.end(session.Close(4401))
+            await asyncio.sleep(0)
+            await flush(outlet)
+
+        monkeypatch.setattr(AsgiOutlet, "flush", slowly)
+        burst = int(protocol.Limits().message_burst)
+        for _ in range(burst + 1):
+            await client.say({"groups": {}})
+        for _ in range(burst + 1):
+            await client.frame()
+        assert await client.close_code() == 1008
+        await client.raw.wait()
+
     async def test_subscribing_asks_no_broker(self, people):
         client = await client_of(people, people.ann)
         get_channel_layer().publisher.away = True
@@ -565,7 +588,8 @@ class TestPermissionsThatChange:
         assert "ended" in (await client.frame())["error"]
         assert await client.close_code() == 4401
 
-    async def test_the_database_is_away_when_a_change_comes(self, people, monkeypatch):
+    @pytest.mark.parametrize("error", [DatabaseError, InterfaceError])
+    async def test_the_database_is_away_when_a_change_comes(self, people, monkeypatch, error):
         """While something else about the socket is being changed: the change is not forgotten."""
         client = await client_of(people, people.ann)
         permitted = Sockets.permitted
@@ -580,7 +604,7 @@ class TestPermissionsThatChange:
             return found
 
         def broken(identities):
-            raise DatabaseError
+            raise error
 
         monkeypatch.setattr(Sockets, "permitted", and_then_a_change)
         assert (await client.subscribe({"jobs": ["summary"]}))["groups_joined"] == ["jobs-summary"]

@@ -24,7 +24,7 @@
  *
  * @typedef {object} LinkState
  * @property {State} state
- * @property {number} attempt   how many attempts have failed since the link last stood; 0 while it stands
+ * @property {number} attempt   how many attempts have failed since the link last stood for 5 s; 0 while it stands
  * @property {?number} retryAt  milliseconds since 1970 of the next attempt, while `reconnecting` waits for it
  * @property {string} reason    why it is so, in words; empty when there is nothing to say
  * @property {?number} code     the close code that led here
@@ -53,6 +53,7 @@
  */
 
 const DEFAULTS = { base: 500, cap: 30_000, openWithin: 10_000, replyWithin: 10_000, probeAfter: 25_000 };
+const STEADY = 5000; // ms after which a link counts as good, and the next loss starts with short waits again
 const OPEN = 1;
 const VERSION_2 = "carillon.v2";
 
@@ -257,6 +258,8 @@ export class Carillon {
     this._socket = null;
     this._admitted = false; // has the server let this socket in?
     this._stood = false; // has the link ever stood? then the next time is a reconnect
+    this._since = 0; // when it stood last
+    this._attempt = 0; // which attempt this socket is
     this._timers = { open: 0, retry: 0, probe: 0, reply: 0 };
     this._network = options.network ?? (typeof globalThis.addEventListener === "function" ? globalThis : null);
     this._onOnline = () => this._hurry();
@@ -364,6 +367,7 @@ export class Carillon {
 
   _open(attempt) {
     clearTimeout(this._timers.retry);
+    this._attempt = attempt;
     this._become({ state: attempt ? "reconnecting" : "connecting", attempt, retryAt: null });
     const { token, xrftoken } = this.options;
     const url = new URL(this.options.url ?? ownAddress());
@@ -430,6 +434,7 @@ export class Carillon {
     const stands = () => {
       const again = this._stood;
       this._stood = true;
+      this._since = Date.now();
       this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
       // With a `since` the server tells, when it is done, whether everything was recovered.
       if (again && !since) return this.onreconnect?.({ recovered: false, reason: "version", events: 0 });
@@ -519,7 +524,9 @@ export class Carillon {
   }
 
   _again(reason, code) {
-    const attempt = this.link.state === "connected" ? 1 : this.link.attempt + 1;
+    // A server that lets us in and throws us out is not asked once a second for ever.
+    const steady = this.link.state === "connected" && Date.now() - this._since >= STEADY;
+    const attempt = steady ? 1 : this._attempt + 1;
     const { base, cap, random } = this.options;
     const wait = this._restart ?? backoff(attempt, { base, cap, random });
     this._restart = null;

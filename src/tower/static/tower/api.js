@@ -57,6 +57,8 @@ export async function look(path, { method = "GET", json, form, signal } = {}) {
   if (method !== "GET") headers["X-CSRFToken"] = cookie("csrftoken");
   if (json !== undefined) headers["Content-Type"] = "application/json";
   const deadline = AbortSignal.timeout(DEADLINE);
+  const unreached = (error) =>
+    signal?.aborted ? error : new ApiError(0, deadline.aborted ? "The server took too long to answer." : "The server cannot be reached.");
   let response;
   try {
     response = await reach(BASE + path, {
@@ -67,10 +69,13 @@ export async function look(path, { method = "GET", json, form, signal } = {}) {
       signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
     });
   } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new ApiError(0, deadline.aborted ? "The server took too long to answer." : "The server cannot be reached.");
+    throw unreached(error);
   }
-  const data = await response.json().catch(() => null);
+  const data = await response.json().catch((error) => {
+    // What was written has been, whether its answer can be read or not.
+    if (signal?.aborted || (method === "GET" && error.name !== "SyntaxError")) throw unreached(error);
+    return null;
+  });
   if (!response.ok) throw new ApiError(response.status, words(response.status, data));
   // As where a network asks for a login of its own.
   if (method === "GET" && data === null) throw new ApiError(0, "What answered is not Carillon.");

@@ -16,6 +16,7 @@ export class Loader {
     this.knowledge = new Knowledge();
     this.timer = 0;
     this.gone = false;
+    this.asked = this.answered = 0; // how often, and what the newest answer was to
     // Read aloud when it changes. What counts down stands outside, or it would be read every second.
     this.text = h("span", { role: "alert" });
     this.next = h("span");
@@ -30,16 +31,18 @@ export class Loader {
     this.off();
   }
 
-  /** @template T @param {() => Promise<T>} load @returns {Promise<T|undefined>} undefined when it failed, or nobody looks any more */
+  /** @template T @param {() => Promise<T>} load @returns {Promise<T|undefined>} undefined when it failed, came behind a newer answer, or nobody looks any more */
   async attempt(load) {
     clearTimeout(this.timer);
+    const number = ++this.asked;
     try {
       const result = await load();
-      if (this.gone) return undefined;
+      if (this.gone || number < this.answered) return undefined;
+      this.answered = number;
       this.knowledge.succeed();
       return result;
     } catch (error) {
-      if (this.gone || error.name === "AbortError") return undefined;
+      if (this.gone || number < this.answered || error.name === "AbortError") return undefined;
       const pause = this.knowledge.fail(error, Date.now());
       if (pause !== null) this.timer = setTimeout(this.again, pause);
       if (error.status === 401) this.app.failed(error);
