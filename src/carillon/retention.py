@@ -52,8 +52,8 @@ def delete(due: QuerySet) -> Mapping[str, int]:
 
 @dataclass(frozen=True)
 class Kind:
-    """`days`: for how long it is kept, or the setting of CARILLON that says so; 0: not at all. `when`: the field
-    that says since when. `ended`: what had ended before a time. `delete`: one batch of it, in the current
+    """`days`: for how long it is kept, or the setting that says so; 0: not at all. `when`: the field that
+    says since when. `ended`: what had ended before a time. `delete`: one batch of it, in the current
     transaction; how many rows of each model, none when there are no more."""
 
     name: str
