@@ -1,4 +1,4 @@
-"""What a reader with other eyes, or none, would stumble over: poor contrast, controls without a name."""
+"""What a reader would stumble over: poor contrast, controls without a name, controls that are cut off."""
 
 # Visible controls that have no accessible name.
 NAMELESS = """
@@ -45,6 +45,47 @@ CONTRAST = """
     const size = parseFloat(style.fontSize);
     const colour = over(rgba(style.color), below);
     found.push([text.slice(0, 40), colour, below, size >= 24 || (size >= 18.66 && style.fontWeight >= 700)]);
+  }
+  return found;
+}
+"""
+
+# What is cut off, covered, or scrolls sideways: [what is wrong, where]. Of what scrolls up and down, each
+# control is brought into view first. An ellipsis is a choice, while enough is left to tell one from the next.
+CUT = """
+() => {
+  const found = [];
+  const name = (one) =>
+    one.getAttribute("aria-label") ?? (one.textContent.trim().slice(0, 40) || one.outerHTML.slice(0, 60));
+  const wide = (one) => one.scrollWidth > one.clientWidth;
+  if (document.documentElement.scrollWidth > innerWidth) found.push(["the page scrolls sideways", ""]);
+  for (const one of document.querySelectorAll("body *:not(.output)")) {
+    if (!one.checkVisibility() || !wide(one)) continue;
+    if (/auto|scroll/.test(getComputedStyle(one).overflowX)) found.push(["scrolls sideways", one.className]);
+  }
+  const layer = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document;
+  for (const one of layer.querySelectorAll("a, button, input, .badge, .took, .count, #link-words")) {
+    if (!one.checkVisibility({ visibilityProperty: true }) || one.matches(".skip")) continue;
+    const box = one.getBoundingClientRect();
+    if (box.width === 0) continue;
+    const style = getComputedStyle(one);
+    const wrong = (what) => found.push([what, name(one)]);
+    if (box.left < -0.5 || box.right > innerWidth + 0.5) wrong("outside of the window");
+    for (let around = one.parentElement; around; around = around.parentElement) {
+      const edge = around.getBoundingClientRect();
+      if (getComputedStyle(around).overflowX === "visible") continue;
+      if (box.left < edge.left - 0.5 || box.right > edge.right + 0.5) wrong("cut off");
+    }
+    if (style.textOverflow === "ellipsis") {
+      if (wide(one) && one.clientWidth < 110) wrong("too little of it is left");
+    } else if (style.display !== "inline" && !one.matches("input") && one.scrollWidth > one.clientWidth + 1) {
+      wrong("its words do not fit");
+    }
+    if (one.matches(".badge, .took, .count") && box.height > 30) wrong("broken into lines");
+    if (!one.matches("a, button, input")) continue;
+    one.scrollIntoView({ block: "nearest" });
+    const { x, y, width, height } = one.getBoundingClientRect();
+    if (!one.contains(document.elementFromPoint(x + width / 2, y + height / 2))) wrong("covered");
   }
   return found;
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.audit import CONTRAST, NAMELESS, contrast_of
+from tests.browser.audit import CONTRAST, CUT, NAMELESS, contrast_of
 from tests.browser.network import Cable
 
 CONNECTED = re.compile("^Connected$")
@@ -799,6 +799,84 @@ def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
         " && getComputedStyle(one).display !== 'none').map((one) => one.outerHTML.slice(0, 100))"
     )
     assert wide == []
+
+
+SIZES = [(320, 568), *((width, 844) for width in (320, 375, 414, 600, 760, 800, 900, 1000, 1200, 1440))]
+
+
+@pytest.fixture
+def long_job(fake):
+    """Job 6: all that is said of it is long."""
+    team = "Platform and infrastructure engineering, Northern Europe"
+    name = "Roll out the web tier to all of the regions and their edge caches, with a database migration"
+    fake.do(
+        "job", fields={"number": 6, "name": name, "status": "running", "ago": 40_000, "team": team, "took": 1}
+    )
+    task = "Install the packages of the web tier from the mirror of the region"
+    fake.do(
+        "events",
+        job=6,
+        events=[event(1, f"TASK [{task}] ***", event="playbook_on_task_start", task=task), *lines(2, 150)],
+    )
+    return name
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    {
+        "list": "jobs",
+        "running": "jobs/6",
+        "failed": "jobs/3",
+        "schedules": "schedules",
+        "connections": "connections",
+        "login": "",
+        "help": "jobs",
+        "question": "jobs",
+        "refused": "jobs/6",
+    }.items(),
+)
+def test_no_control_is_cut_off_or_covered(fake, open_page, long_job, place, path):
+    # Fingers get larger buttons: what fits then, fits always.
+    watched = open_page(has_touch=True)
+    page = watched.page
+    fake.do("events", job=3, events=[event(1, "fatal: x" * 60, event="runner_on_failed", failed=True)])
+    if place == "login":
+        watched.expect("401")
+        fake.do("session", valid=False)
+    page.goto(f"{fake.url}/#/{path}")
+    if place == "login":
+        expect(page.get_by_label("Username")).to_be_focused()
+    else:
+        expect(words(page)).to_have_text(CONNECTED)
+    page.wait_for_load_state("networkidle")
+    if place == "help":
+        page.get_by_role("button", name="Help").click()
+    elif place == "question":
+        page.locator(".row", has_text=long_job).get_by_role("button", name="Cancel").click()
+    elif place == "refused":
+        fake.do("refuse", code=4403, error="origin https://elsewhere is not allowed")
+        fake.do("close", code=4408)
+        expect(page.get_by_role("button", name="Try now")).to_be_visible()
+    wrong = []
+    for width, height in SIZES:
+        page.set_viewport_size({"width": width, "height": height})
+        wrong += [f"{width} x {height}: {what}: {where}" for what, where in page.evaluate(CUT)]
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_a_phone_is_for_the_output(fake, open_page, long_job):
+    page = open_page(390, 844, is_mobile=True, has_touch=True).page
+    page.goto(f"{fake.url}/#/jobs/6")
+    expect(words(page)).to_have_text(CONNECTED)
+    expect(page.locator(".job .count")).to_have_text("151 lines")
+    page.wait_for_load_state("networkidle")
+    assert page.locator(".output").bounding_box()["height"] >= 0.6 * 844
+    # Of a long name some is left out, until it is touched.
+    heading = page.locator(".job h1")
+    hidden = "heading => heading.scrollHeight - heading.clientHeight"
+    assert heading.evaluate(hidden) > 4
+    heading.tap()
+    assert heading.evaluate(hidden) <= 4
 
 
 def test_the_theme_is_chosen_and_kept(page):
