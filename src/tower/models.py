@@ -161,7 +161,9 @@ class EventQuerySet(models.QuerySet):
         found = self.aggregate(
             events=Count("pk"),
             lines=Coalesce(Sum(_LINES), 0),
-            tasks=Count("pk", filter=Q(event__in=["playbook_on_task_start", "playbook_on_handler_task_start"])),
+            tasks=Count(
+                "pk", filter=Q(event__in=["playbook_on_task_start", "playbook_on_handler_task_start"])
+            ),
             ok=Count("pk", filter=Q(event="runner_on_ok")),
             changed=Count("pk", filter=Q(event="runner_on_ok", changed=True)),
             failed=Count("pk", filter=_FAILED),
