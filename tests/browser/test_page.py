@@ -495,6 +495,15 @@ def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_pa
     assert shown(page)[-1] == 45_007
 
 
+def test_of_a_job_that_is_not_long_all_lines_are_there_for_the_browser_s_search(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 900), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(900)
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    assert numbers(page) == [f"ok: [host-{number}]" for number in range(1, 901)]
+
+
 def test_scrolling_up_loads_what_is_before_and_nothing_jumps(long_page):
     page = long_page
     for _ in range(4):

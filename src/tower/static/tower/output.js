@@ -87,6 +87,7 @@ export class Output {
     this.onnear = onnear;
     this.follows = true;
     this.total = 0; // the number of the last line of the whole output
+    this.short = false; // it is loaded whole, so that the browser's own search finds all of it
     this.content = h("div.lines");
     this.earlier = h("p.dropped", { hidden: true }, "Loading earlier lines");
     this.element = h("div.output", { tabindex: 0, role: "region", "aria-label": label }, this.earlier, this.content);
@@ -324,7 +325,8 @@ export class Output {
   look() {
     const { scrollTop, scrollHeight, clientHeight } = this.element;
     const near = 2 * clientHeight;
-    if (this.first > 1 && this._above.length === 0 && scrollTop < near) this.onnear("before");
+    const before = scrollTop < near || (this.short && this._lines < LIMIT / 2);
+    if (this.first > 1 && this._above.length === 0 && before) this.onnear("before");
     else if (!this.attached && this._below.length === 0 && scrollHeight - scrollTop - clientHeight < near) this.onnear("after");
   }
 

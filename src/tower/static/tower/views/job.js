@@ -291,6 +291,7 @@ export class JobPage {
     const before = await this.summary(first);
     if (this.log.last !== last) return { results, next: page.next }; // it came live meanwhile: read on from there
     this.log.start(first - 1);
+    this.output.short = page.count <= FAR;
     this.tally = new Tally(before);
     this.output.leap(first, before.lines);
     return { results };
