@@ -527,13 +527,13 @@ def test_events_that_say_no_line_numbers_are_counted_and_do_not_jump_either(fake
         live=False,
         events=[
             event(number, "\n".join(f"{number} {part} " + "word " * (number * 7 % 90) for part in "abc"))
-            for number in range(1, 1001)
+            for number in range(1, 1501)
         ],
     )
     page = open_page().page
     page.goto(f"{fake.url}/#/jobs/1")
-    expect(page.locator(".count")).to_have_text("3,000 lines")
-    expect(page.locator(".ln").last).to_have_attribute("data-n", "3000")
+    expect(page.locator(".count")).to_have_text("4,500 lines")
+    expect(page.locator(".ln").last).to_have_attribute("data-n", "4500")
     page.wait_for_load_state("networkidle")
     for _ in range(3):
         first = page.locator(".ln").first
@@ -547,7 +547,7 @@ def test_events_that_say_no_line_numbers_are_counted_and_do_not_jump_either(fake
         assert abs(line.bounding_box()["y"] - box["y"]) < 60, "it jumped"
         page.wait_for_load_state("networkidle")
     numbers = page.locator(".ln").evaluate_all("all => all.map((one) => Number(one.dataset.n))")
-    assert numbers == list(range(numbers[0], 3001))
+    assert numbers == list(range(numbers[0], 4501))
 
 
 def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page):
@@ -615,6 +615,17 @@ def test_a_link_leads_to_a_line_and_a_click_on_a_number_makes_one(long_job, open
     page.get_by_role("button", name="Follow again").click()
     expect(page.locator(".ln").last).to_have_text("line 45000")
     expect(page).to_have_url(re.compile(r"#/jobs/1$"))
+
+
+def test_a_link_leads_to_its_line_although_the_first_answer_was_bad(long_job, open_page):
+    long_job.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{long_job.url}/#/jobs/1?line=123")
+    expect(page.locator(".job .problem:visible")).to_contain_text("The output is not loaded")
+    expect(page.locator(".ln.here")).to_have_text("line 123", timeout=10_000)
+    expect(page.locator(".ln.here")).to_be_in_viewport()
 
 
 def test_failures_are_found_in_the_whole_output(long_page):

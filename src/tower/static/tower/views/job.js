@@ -53,6 +53,7 @@ export class JobPage {
     this.log = new EventLog();
     this.tally = new Tally();
     this.wanted = line; // the line that the address names
+    this.opening = line; // the same, as long as it cannot be gone to
     this.failure = null; // the counter of the one last jumped to
     this.reaching = false; // a part of the output is asked for
     this.saving = null; // the saving under way, to be stopped
@@ -153,7 +154,6 @@ export class JobPage {
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
     await this.read();
-    if (this.wanted) await this.go(this.wanted);
   }
 
   async refresh() {
@@ -279,6 +279,7 @@ export class JobPage {
         this.again = false;
       }
     });
+    if (this.opening && this.written.knowledge.state === "loaded") await this.go(this.opening);
     return this.output.total - total;
   }
 
@@ -365,7 +366,9 @@ export class JobPage {
   /** Go to a line. */
   async go(line) {
     this.output.follow(false);
-    this.wanted = line;
+    this.wanted = this.opening = line;
+    if (!this.written.knowledge.known) return;
+    this.opening = null;
     try {
       if (line <= this.output.total && !this.output.holds(line)) await this.openAt({ end_line__gte: line });
     } catch (error) {
