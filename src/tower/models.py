@@ -7,8 +7,8 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
-from django.db.models.functions import Cast
+from django.db.models import Case, Count, F, Q, Sum, Value, When
+from django.db.models.functions import Cast, Coalesce, Length, Replace
 from django.utils import timezone
 
 from carillon.accounts.models import Team
@@ -143,6 +143,38 @@ class OctetLength(models.Func):
         return self.as_sql(compiler, connection, function="LENGTH", **extra)
 
 
+# As Ansible counts: items of a loop are no results of their own.
+_FAILED = Q(event__in=["runner_on_failed", "runner_on_error", "runner_on_async_failed"])
+_IGNORED = _FAILED & Q(event_data__ignore_errors=True)
+_TEXT_LINES = Length("stdout") - Length(Replace("stdout", Value("\n"), Value("")))
+_LINES = Case(
+    When(end_line__gt=F("start_line"), then=F("end_line") - F("start_line")),
+    When(Q(stdout="") | Q(stdout__endswith="\n"), then=_TEXT_LINES),
+    default=_TEXT_LINES + 1,
+    output_field=models.IntegerField(),
+)
+
+
+class EventQuerySet(models.QuerySet):
+    def summary(self) -> dict[str, int]:
+        """What these events come to, in one query; a failure that was ignored is `ok` and `ignored`."""
+        found = self.aggregate(
+            events=Count("pk"),
+            lines=Coalesce(Sum(_LINES), 0),
+            tasks=Count(
+                "pk", filter=Q(event__in=["playbook_on_task_start", "playbook_on_handler_task_start"])
+            ),
+            ok=Count("pk", filter=Q(event="runner_on_ok")),
+            changed=Count("pk", filter=Q(event="runner_on_ok", changed=True)),
+            failed=Count("pk", filter=_FAILED),
+            unreachable=Count("pk", filter=Q(event="runner_on_unreachable")),
+            skipped=Count("pk", filter=Q(event="runner_on_skipped")),
+            ignored=Count("pk", filter=_IGNORED),
+        )
+        ignored = found["ignored"]
+        return {**found, "ok": found["ok"] + ignored, "failed": found["failed"] - ignored}
+
+
 class JobEvent(models.Model):
     """One line of a job's story, numbered by `counter` from 1 on."""
 
@@ -166,6 +198,8 @@ class JobEvent(models.Model):
     task = models.CharField(max_length=1024, blank=True, default="")
     created = models.DateTimeField(default=timezone.now)
     modified = models.DateTimeField(auto_now=True)
+
+    objects = EventQuerySet.as_manager()
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["job", "counter"], name="one_event_per_counter")]

@@ -153,6 +153,20 @@ class EventSerializer(serializers.ModelSerializer):
         return value
 
 
+class SummarySerializer(serializers.Serializer):
+    """What events come to."""
+
+    events = serializers.IntegerField()
+    lines = serializers.IntegerField()
+    tasks = serializers.IntegerField()
+    ok = serializers.IntegerField()
+    changed = serializers.IntegerField()
+    failed = serializers.IntegerField()
+    unreachable = serializers.IntegerField()
+    skipped = serializers.IntegerField()
+    ignored = serializers.IntegerField()
+
+
 class EndSerializer(serializers.Serializer):
     """`{"event": "EOF", "final_counter": n}`: all events are in."""
 

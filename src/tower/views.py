@@ -24,10 +24,17 @@ from tower.serializers import (
     JobSerializer,
     ScheduleSerializer,
     StatusSerializer,
+    SummarySerializer,
 )
 
 ORDERS = {"id", "name", "status", "kind", "created", "modified", "started", "finished"}
-COUNTER_FILTERS = ("counter__gt", "counter__gte", "counter__lt", "counter__lte")
+EVENT_FILTERS = ("counter__gt", "counter__gte", "counter__lt", "counter__lte", "end_line__gte")
+EVENT_ORDERS = ("counter", "-counter")
+
+EVENT_PARAMETERS = [
+    *(OpenApiParameter(name, int) for name in EVENT_FILTERS),
+    OpenApiParameter("event", str, description="comma list"),
+]
 
 
 class Conflict(APIException):
@@ -126,8 +133,10 @@ class JobViewSet(
 
     @extend_schema(
         methods=["GET"],
-        parameters=[OpenApiParameter(name, int) for name in COUNTER_FILTERS]
-        + [OpenApiParameter("event", str, description="comma list")],
+        parameters=[
+            *EVENT_PARAMETERS,
+            OpenApiParameter("order_by", str, enum=EVENT_ORDERS, description="default counter"),
+        ],
         responses=EventSerializer(many=True),
     )
     @extend_schema(
@@ -146,15 +155,30 @@ class JobViewSet(
         job = self.get_object()
         return self.add_events(job) if request.method == "POST" else self.list_events(job)
 
-    def list_events(self, job: Job) -> Response:
+    @extend_schema(parameters=EVENT_PARAMETERS, responses=SummarySerializer)
+    @action(detail=True)
+    def summary(self, request: Request, pk: str) -> Response:
+        """What the job's events come to: how many, their lines of output, and the results in them."""
+        return Response(self.events_of(self.get_object()).summary())
+
+    def events_of(self, job: Job) -> Any:
+        """The job's events that the query asks for."""
         events = JobEvent.objects.filter(job=job)
-        for name in COUNTER_FILTERS:
+        for name in EVENT_FILTERS:
             if (value := integer(self.request, name)) is not None:
                 events = events.filter(**{name: value})
         if names := [name for name in self.request.query_params.get("event", "").split(",") if name]:
             events = events.filter(event__in=[name.replace("\0", "") for name in names])
+        return events
+
+    def list_events(self, job: Job) -> Response:
+        order = self.request.query_params.get("order_by", "counter")
+        if order not in EVENT_ORDERS:
+            raise ValidationError({"order_by": [f"choose from {', '.join(EVENT_ORDERS)}"]})
+        events = self.events_of(job).order_by(order)
         pages = BoundedPagination()
-        page = pages.paginate_queryset(events.order_by("counter"), self.request, self, size=JobEvent.BYTES)
+        pages.after = "counter__gt" if order == "counter" else "counter__lt"
+        page = pages.paginate_queryset(events, self.request, self, size=JobEvent.BYTES)
         try:
             data = EventSerializer(page, many=True, context={"job": job}).data
             return pages.get_paginated_response(data)

@@ -148,6 +148,42 @@ def listing(query):
     return [one for one in rows if (not states or one["status"] in states) and search in one["name"].lower()]
 
 
+FILTERS = {
+    "counter__gt": lambda event, value: event["counter"] > int(value),
+    "counter__gte": lambda event, value: event["counter"] >= int(value),
+    "counter__lt": lambda event, value: event["counter"] < int(value),
+    "end_line__gte": lambda event, value: event.get("end_line", 0) >= int(value),
+    "event": lambda event, value: event["event"] in value.split(","),
+}
+
+
+def events_of(number, query):
+    rows = STATE.events[number]
+    for name, [value] in query.items():
+        if name in FILTERS:
+            rows = [event for event in rows if FILTERS[name](event, value)]
+    return rows[::-1] if query.get("order_by") == ["-counter"] else rows
+
+
+def summary(rows):
+    """As `EventQuerySet.summary`, for the events that tests make."""
+    counted = {
+        name: sum(event["event"] == f"runner_on_{name}" for event in rows)
+        for name in ("ok", "failed", "unreachable", "skipped")
+    }
+    return {
+        **counted,
+        "events": len(rows),
+        "lines": sum(
+            event.get("end_line", 0) - event.get("start_line", 0) or len(event["stdout"].splitlines())
+            for event in rows
+        ),
+        "tasks": sum(event["event"] == "playbook_on_task_start" for event in rows),
+        "changed": sum(event["event"] == "runner_on_ok" and event["changed"] for event in rows),
+        "ignored": 0,
+    }
+
+
 async def tell(frame, groups=None):
     for socket in list(STATE.sockets.values()):
         if groups is None or set(groups) & socket.groups:
@@ -253,10 +289,9 @@ async def answer(method, path, query, body):
             return 200, page_of(listing(query), query)
         case ["jobs", number, *rest] if int(number) in STATE.jobs:
             if rest == ["events"]:
-                after = int(query.get("counter__gt", ["0"])[0])
-                return 200, page_of(
-                    [event for event in STATE.events[int(number)] if event["counter"] > after], query
-                )
+                return 200, page_of(events_of(int(number), query), query)
+            if rest == ["summary"]:
+                return 200, summary(events_of(int(number), query))
             if rest == ["cancel"]:
                 await set_status(int(number), "canceled")
             return (202 if rest else 200), STATE.jobs[int(number)]

@@ -368,9 +368,11 @@ def test_five_thousand_lines_without_lag(fake, open_page):
     # A frame's work is bounded by design (8 ms of adding); this bound is for a busy machine with two cores.
     assert max(long, default=0) < 1000
     assert shift < 0.1
-    # Scrolling to the far top lays out what was skipped until now.
-    page.locator(".output").evaluate("output => output.scrollTop = 0")
-    expect(page.locator(".ln").first).to_be_in_viewport()
+    # Scrolling to the far top loads and lays out what was skipped until now.
+    page.evaluate("window.up = setInterval(() => (document.querySelector('.output').scrollTop = 0), 50)")
+    expect(page.locator('.ln[data-n="1"]')).to_be_in_viewport(timeout=30_000)
+    page.evaluate("clearInterval(window.up)")
+    assert numbers(page) == [f"ok: [host-{number}]" for number in range(1, 5001)]
 
 
 def test_following_stops_when_the_reader_scrolls_up_and_goes_on_when_asked(fake, job_page):
@@ -401,6 +403,267 @@ def test_the_whole_output_is_saved_without_colours(fake, job_page):
         job_page.get_by_role("button", name="Save").click()
     text = Path(download.value.path()).read_text()
     assert text == "".join(f"ok: [host-{number}]\n" for number in range(1, 451))
+
+
+# A long output ------------------------------------------------------------------------------------
+
+LONG = 45_000
+BROKEN = (40, 30_000)
+
+
+@pytest.fixture
+def long_job(fake):
+    """Job 1 has 45 000 lines, an event each, and two failures."""
+    fake.do(
+        "events",
+        job=1,
+        live=False,
+        events=[
+            event(
+                number,
+                f"line {number}",
+                start_line=number - 1,
+                end_line=number,
+                event="runner_on_failed" if number in BROKEN else "runner_on_ok",
+                failed=number in BROKEN,
+            )
+            for number in range(1, LONG + 1)
+        ],
+    )
+    return fake
+
+
+@pytest.fixture
+def long_page(long_job, open_page):
+    page = open_page().page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+def shown(page):
+    """The numbers of the lines on the page; each line says its own, and none is missing between."""
+    found = page.locator(".ln").evaluate_all(
+        "all => all.map((one) => [Number(one.dataset.n), one.textContent])"
+    )
+    assert [text for _, text in found] == [f"line {number}" for number, _ in found]
+    numbers = [number for number, _ in found]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    return numbers
+
+
+def seen(page):
+    """Number and place on the screen of the topmost line that is seen whole."""
+    return page.evaluate(
+        """() => {
+          const box = document.querySelector(".output").getBoundingClientRect();
+          const top = (one) => one.getBoundingClientRect().top;
+          const line = [...document.querySelectorAll(".ln")].find((one) => top(one) >= box.top);
+          return [Number(line.dataset.n), top(line)];
+        }"""
+    )
+
+
+def scroll(page, to):
+    page.locator(".output").evaluate(f"output => output.scrollTop = {to}")
+
+
+def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_page):
+    page = open_page().page
+    asked = []
+    page.on("request", lambda request: "/jobs/1/" in request.url and asked.append(request.url))
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".count")).to_have_text("45,000 lines")
+    last = page.locator(".ln").last
+    expect(last).to_have_text("line 45000")
+    expect(last).to_have_attribute("data-n", "45000")
+    expect(last).to_be_in_viewport()
+    page.wait_for_load_state("networkidle")
+    assert len([url for url in asked if "/events/" in url]) <= 2, asked
+    assert len(shown(page)) <= 400
+    expect(page.locator(".figures")).to_have_text(re.compile("44,998 ok ?0 changed ?2 failed"))
+    long_job.do("events", job=1, events=[event(LONG + 1, f"line {LONG + 1}", event="runner_on_ok")])
+    expect(page.locator(".count")).to_have_text("45,001 lines")
+    expect(last).to_have_attribute("data-n", "45001")
+    expect(page.locator(".figure.is-ok b")).to_have_text("44,999")
+    # Lost on the way: what is missing is fetched as ever.
+    more = [event(number, f"line {number}") for number in range(LONG + 2, LONG + 8)]
+    long_job.do("events", job=1, live=False, events=more[:4])
+    long_job.do("events", job=1, events=more[4:])
+    expect(page.locator(".count")).to_have_text("45,007 lines")
+    assert shown(page)[-1] == 45_007
+
+
+def test_of_a_job_that_is_not_long_all_lines_are_there_for_the_browser_s_search(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 900), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(900)
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    assert numbers(page) == [f"ok: [host-{number}]" for number in range(1, 901)]
+
+
+def test_scrolling_up_loads_what_is_before_and_nothing_jumps(long_page):
+    page = long_page
+    for _ in range(4):
+        first = shown(page)[0]
+        scroll(page, 300)
+        before = seen(page)
+        expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1)
+        page.wait_for_load_state("networkidle")
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        number, top = seen(page)
+        assert number == before[0]
+        assert abs(top - before[1]) < 2, f"line {number} moved from {before[1]} to {top}"
+    assert shown(page)[-1] == LONG
+
+
+def test_events_that_say_no_line_numbers_are_counted_and_do_not_jump_either(fake, open_page):
+    """Lines of many heights, several to an event; from the very top, where a browser anchors nothing."""
+    fake.do(
+        "events",
+        job=1,
+        live=False,
+        events=[
+            event(number, "\n".join(f"{number} {part} " + "word " * (number * 7 % 90) for part in "abc"))
+            for number in range(1, 1501)
+        ],
+    )
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".count")).to_have_text("4,500 lines")
+    expect(page.locator(".ln").last).to_have_attribute("data-n", "4500")
+    page.wait_for_load_state("networkidle")
+    for _ in range(3):
+        first = page.locator(".ln").first
+        number, text = int(first.get_attribute("data-n")), first.text_content()
+        scroll(page, 0)
+        expect(page.locator(f'.ln[data-n="{number - 1}"]')).to_have_count(1)
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        line = page.locator(f'.ln[data-n="{number}"]')
+        expect(line).to_have_text(text)
+        box = page.locator(".output").bounding_box()
+        assert abs(line.bounding_box()["y"] - box["y"]) < 60, "it jumped"
+        page.wait_for_load_state("networkidle")
+    numbers = page.locator(".ln").evaluate_all("all => all.map((one) => Number(one.dataset.n))")
+    assert numbers == list(range(numbers[0], 4501))
+
+
+def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    page.wait_for_load_state("networkidle")
+    first = shown(page)[0]
+    long_job.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    scroll(page, 0)
+    expect(page.locator("#toast")).to_contain_text("502")
+    expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1, timeout=10_000)
+
+
+def test_the_page_stays_bounded_and_comes_back_to_the_end(long_job, long_page):
+    page = long_page
+    page.locator(".output").evaluate(
+        """output => { window.most = 0; window.up = setInterval(() => {
+          window.most = Math.max(window.most, document.querySelectorAll(".ln").length);
+          output.scrollTop = 0;
+        }, 20); }"""
+    )
+    expect(page.locator('.ln[data-n="32000"]')).to_have_count(1, timeout=60_000)
+    page.evaluate("clearInterval(window.up)")
+    assert page.evaluate("window.most") <= 10_500
+    assert shown(page)[-1] < LONG
+    long_job.do("events", job=1, events=[event(LONG + 1, f"line {LONG + 1}", event="runner_on_ok")])
+    expect(page.locator(".count")).to_have_text("45,001 lines")
+    expect(page.locator(".figure.is-ok b")).to_have_text("44,999")
+    assert shown(page)[-1] < LONG  # it is not where the reader is
+    last = shown(page)[-1]
+    scroll(page, "output.scrollHeight")
+    expect(page.locator(f'.ln[data-n="{last + 1}"]')).to_have_count(1)
+    shown(page)
+    page.get_by_role("button", name="Follow again").click()
+    expect(page.locator(".ln").last).to_have_text("line 45001")
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    long_job.do("events", job=1, events=[event(LONG + 2, f"line {LONG + 2}")])
+    expect(page.locator(".ln").last).to_have_text("line 45002")
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    shown(page)
+
+
+def test_a_link_leads_to_a_line_and_a_click_on_a_number_makes_one(long_job, open_page):
+    page = open_page().page
+    page.goto(f"{long_job.url}/#/jobs/1?line=123")
+    expect(page.locator(".ln.here")).to_have_attribute("data-n", "123")
+    expect(page.locator(".ln.here")).to_have_text("line 123")
+    expect(page.locator(".ln.here")).to_be_in_viewport()
+    expect(page.locator(".count")).to_have_text("45,000 lines")
+    shown(page)
+    page.locator('.ln[data-n="125"]').click(position={"x": 20, "y": 8})
+    expect(page).to_have_url(re.compile(r"#/jobs/1\?line=125$"))
+    page.reload()
+    expect(page.locator(".ln.here")).to_have_text("line 125")
+    expect(page.locator(".ln.here")).to_be_in_viewport()
+    page.evaluate("location.hash = '#/jobs/1?line=20000'")
+    expect(page.locator(".ln.here")).to_have_text("line 20000")
+    expect(page.locator(".ln.here")).to_be_in_viewport()
+    shown(page)
+    page.evaluate("location.hash = '#/jobs/1?line=50000'")
+    expect(page.locator("#toast")).to_have_text("Line 50,000 was not found in this output.")
+    page.get_by_role("button", name="Follow again").click()
+    expect(page.locator(".ln").last).to_have_text("line 45000")
+    expect(page).to_have_url(re.compile(r"#/jobs/1$"))
+
+
+def test_a_link_leads_to_its_line_although_the_first_answer_was_bad(long_job, open_page):
+    long_job.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{long_job.url}/#/jobs/1?line=123")
+    expect(page.locator(".job .problem:visible")).to_contain_text("The output is not loaded")
+    expect(page.locator(".ln.here")).to_have_text("line 123", timeout=10_000)
+    expect(page.locator(".ln.here")).to_be_in_viewport()
+
+
+def test_failures_are_found_in_the_whole_output(long_page):
+    page = long_page
+    for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):
+        page.keyboard.press(key)
+        expect(page.locator(".ln.here")).to_have_text(f"line {number}")
+        expect(page.locator(".ln.here")).to_be_in_viewport()
+
+
+def test_after_a_long_absence_the_newest_lines_are_shown(long_page, fake):
+    page = long_page
+    fake.do("close", code=4408)
+    fake.do(
+        "events",
+        job=1,
+        live=False,
+        events=[event(number, f"line {number}") for number in range(LONG + 1, LONG + 3001)],
+    )
+    expect(words(page)).to_have_text("Resumed: 3,000 missed lines fetched", timeout=20_000)
+    expect(page.locator(".ln").last).to_have_text("line 48000")
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    assert len(shown(page)) <= 400
+
+
+def test_saving_says_how_far_it_is_and_can_be_stopped(long_page):
+    page = long_page
+    save = page.get_by_role("button", name="Save")
+    save.click()
+    expect(page.locator(".count")).to_have_text(re.compile(r"^Saving: [1-9]\d? %$"))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#toast")).to_have_text("Not saved: stopped.")
+    expect(page.locator(".count")).to_have_text("45,000 lines")
+    with page.expect_download(timeout=120_000) as download:
+        save.click()
+    text = Path(download.value.path()).read_text()
+    assert text == "".join(f"line {number}\n" for number in range(1, LONG + 1))
+    expect(page.locator(".count")).to_have_text("45,000 lines")
 
 
 # The link -----------------------------------------------------------------------------------------

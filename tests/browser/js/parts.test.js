@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/tower/static/tower/ansi.js";
-import { EventLog, lineCount } from "../../../src/tower/static/tower/eventlog.js";
+import { EventLog, lineCount, numbered, numberedBefore } from "../../../src/tower/static/tower/eventlog.js";
 import { ago, duration, elapsed } from "../../../src/tower/static/tower/format.js";
 import { Knowledge } from "../../../src/tower/static/tower/knowledge.js";
 import { Tally } from "../../../src/tower/static/tower/tally.js";
@@ -129,6 +129,23 @@ test("what waits behind a gap is bounded: the nearest is kept", () => {
   assert.deepEqual(numbers(log.add(events(1, 2, 3, 4))), [1, 2, 3, 4, 5, 6, 7]);
 });
 
+test("what is left to be asked for elsewhere leaves no gap", () => {
+  const log = new EventLog();
+  log.add(events(40, 51, 52));
+  log.start(50);
+  assert.deepEqual(log.gap(), { after: 50, before: 51 });
+  assert.deepEqual(numbers(log.add(events(50, 51))), [51, 52]);
+  assert.equal(log.gap(), null);
+});
+
+test("lines have the numbers that events say, else those counted on from before or back from behind", () => {
+  const list = [{ stdout: "a\nb" }, { stdout: "" }, { stdout: "c", start_line: 6, end_line: 7 }, { stdout: "d" }];
+  const firsts = (entries) => entries.filter(({ lines }) => lines.length > 0).map(({ first }) => first);
+  assert.deepEqual(firsts(numbered(list, 2)), [3, 7, 8]);
+  assert.deepEqual(firsts(numberedBefore(list, 9)), [5, 7, 8]);
+  assert.deepEqual(firsts(numberedBefore(list.slice(0, 2), 9)), [7]);
+});
+
 test("any order of any batch gives the same stream", () => {
   let seed = 42;
   const random = () => (seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648;
@@ -157,6 +174,13 @@ test("results are counted as they come, and Ansible's totals have the last word"
   assert.deepEqual([tally.tasks, tally.task, tally.play], [1, "Install", "Web"]);
   tally.add({ event: "playbook_on_stats", event_data: { ok: { a: 5, b: 1 }, changed: { a: 2 }, failures: {}, rescued: { a: 1 } } });
   assert.deepEqual(tally.counts, { ok: 6, changed: 2, failed: 0, unreachable: 0, skipped: 0, rescued: 1, ignored: 0 });
+});
+
+test("results go on from the server's summary of those before", () => {
+  const tally = new Tally({ events: 9, lines: 9, tasks: 4, ok: 5, changed: 1, failed: 0, unreachable: 0, skipped: 2, ignored: 1 });
+  tally.add({ event: "runner_on_ok", task: "Install", play: "Web" });
+  assert.deepEqual(tally.counts, { ok: 6, changed: 1, failed: 0, unreachable: 0, skipped: 2, rescued: 0, ignored: 1 });
+  assert.deepEqual([tally.tasks, tally.task, tally.play], [4, "Install", "Web"]);
 });
 
 test("times in words", () => {

@@ -341,7 +341,48 @@ class TestEvents:
         assert counters("counter__gte=2&counter__lt=4") == [2, 3]
         assert counters("event=even,other") == [2, 4, 6]
         assert counters("counter__gt=2&page_size=2") == [3, 4]
-        assert client.get(f"/api/v2/jobs/{job.pk}/events/?counter__gt=x").status_code == 400
+        assert counters("order_by=-counter&page_size=2&counter__lt=7") == [6, 5]
+        for wrong in ("counter__gt=x", "order_by=id"):
+            assert client.get(f"/api/v2/jobs/{job.pk}/events/?{wrong}").status_code == 400
+
+    def test_from_a_line_on(self, people, post, job):
+        post([{"counter": n, "event": "x", "start_line": 2 * n - 2, "end_line": 2 * n} for n in range(1, 8)])
+        answer = people.client(people.ann).get(f"/api/v2/jobs/{job.pk}/events/?end_line__gte=9&page_size=1")
+        assert [row["counter"] for row in answer.json()["results"]] == [5]
+
+    def test_the_summary(self, people, post, job, django_assert_num_queries):
+        stories = [
+            {"event": "playbook_on_task_start", "stdout": "\r\nTASK [x]", "start_line": 0, "end_line": 2},
+            {"event": "runner_on_ok", "stdout": "ok", "changed": True},  # without numbers: as its text
+            {"event": "runner_on_ok", "stdout": "ok\n"},
+            {"event": "runner_on_failed", "event_data": {"ignore_errors": True}, "stdout": "a\nb"},
+            {"event": "runner_on_failed", "event_data": {"ignore_errors": False}},
+            {"event": "runner_on_async_failed"},
+            {"event": "runner_item_on_failed"},
+            {"event": "runner_on_unreachable", "start_line": 6, "end_line": 7},
+            {"event": "runner_on_skipped"},
+        ]
+        post([{"counter": number, **story} for number, story in enumerate(stories, 1)])
+        client = people.client(people.ann)
+        client.get(f"/api/v2/jobs/{job.pk}/")
+        with django_assert_num_queries(5):  # the position, the token, its user, the job, the summary
+            whole = client.get(f"/api/v2/jobs/{job.pk}/summary/").json()
+        assert whole == {
+            "events": 9,
+            "lines": 7,
+            "tasks": 1,
+            "ok": 3,
+            "changed": 1,
+            "failed": 2,
+            "unreachable": 1,
+            "skipped": 1,
+            "ignored": 1,
+        }
+        start = client.get(f"/api/v2/jobs/{job.pk}/summary/?counter__lt=3").json()
+        assert (start["events"], start["lines"], start["ok"], start["failed"]) == (2, 3, 1, 0)
+        nothing = client.get(f"/api/v2/jobs/{job.pk}/summary/?counter__lt=1").json()
+        assert set(nothing.values()) == {0}
+        assert people.client(people.carl).get(f"/api/v2/jobs/{job.pk}/summary/").status_code == 404
 
     @pytest.mark.parametrize(
         "body",
@@ -457,6 +498,10 @@ class TestLargePages:
         client = people.client(people.ann)
         path = f"/api/v2/jobs/{job.pk}/events/?page_size=200"
         assert list(self.pages(client, path)) == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
+
+    def test_from_the_end(self, people, job):
+        path = f"/api/v2/jobs/{job.pk}/events/?page_size=200&order_by=-counter"
+        assert list(self.pages(people.client(people.ann), path)) == [[10, 9, 8], [7, 6, 5], [4, 3, 2], [1]]
 
     def test_filters_stay_and_pages_end(self, people, job):
         client = people.client(people.ann)

@@ -326,9 +326,13 @@ class App {
     const [, place = "jobs", id, query = ""] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?(\?.*)?$/) ?? [];
     const first = this.route === null;
     const route = `${place}/${id ?? ""}`;
+    const line = Math.max(0, Number.parseInt(new URLSearchParams(query).get("line"), 10)) || null;
     if (query && this.jobs?.read(query)) this.jobs.load();
-    if (this.jobs && place === "jobs") this.keep(this.jobs.query);
-    if (route === this.route) return;
+    if (this.jobs && place === "jobs") this.keep(this.jobs.query, line);
+    if (route === this.route) {
+      if (line && this.view instanceof JobPage && line !== this.view.wanted) this.view.go(line);
+      return;
+    }
     this.route = route;
     for (const link of document.querySelectorAll("#nav a")) {
       if (link.hash === `#/${place}`) link.setAttribute("aria-current", "page");
@@ -340,18 +344,24 @@ class App {
       this.replace(place === "schedules" ? new Schedules(this) : new Connections(this));
       this.title(place === "schedules" ? "Schedules" : "Connections");
     } else {
-      this.showJobs(id === undefined ? null : Number(id), query);
+      this.showJobs(id === undefined ? null : Number(id), query, line);
     }
     if (!first) this.stage.querySelector(this.view ? "section:last-of-type h1" : "h1")?.focus({ preventScroll: true });
   }
 
   /** The address says what the list shows: a reload and a link show the same. */
-  keep(query) {
+  keep(query, line = this.view?.wanted) {
     const hash = location.hash.split("?")[0] || "#/jobs";
+    if (line && hash !== "#/jobs") query += `${query ? "&" : "?"}line=${line}`;
     if (query !== "" || location.hash !== "") history.replaceState(history.state, "", hash + query);
   }
 
-  showJobs(id, query) {
+  /** @param {?number} line  of the open job, that a link should lead to */
+  point(line) {
+    this.keep(this.jobs.query, line);
+  }
+
+  showJobs(id, query, line) {
     this.shut();
     const left = this.view instanceof JobPage ? this.view.id : null;
     this.view?.destroy();
@@ -367,7 +377,7 @@ class App {
       this.title("Jobs");
       if (left !== null) queueMicrotask(() => this.jobs.rows.get(left)?.name.focus({ preventScroll: true }));
     } else {
-      this.view = new JobPage(this, id);
+      this.view = new JobPage(this, id, line);
       this.stage.append(this.view.element);
     }
   }

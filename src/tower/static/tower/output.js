@@ -1,15 +1,18 @@
 /**
- * A job's output on the page: lines in chunks that the browser lays out only when they are near the screen, added a
- * frame at a time, followed to the end until the reader scrolls up.
+ * A job's output on the page: a window of it, in chunks that the browser lays out only when they are near the screen,
+ * added a frame at a time. It follows the end until the reader scrolls up. Near an edge of the window it asks for what
+ * lies beyond, and lets go of what is farthest from the reader, so that the page stays bounded.
  */
 
-import { parse } from "./ansi.js";
 import { h } from "./dom.js";
-import { lineCount } from "./eventlog.js";
+import { numbered, numberedBefore } from "./eventlog.js";
+import { plural } from "./format.js";
 
 const CHUNK = 100; // lines; the style sheet's estimate of a chunk's height counts on it
+const PIECE = 20; // lines added at a time
 const BUDGET = 8; // ms of a frame spent on adding lines
-const LIMIT = 20_000; // lines kept on the page; the earliest are let go first
+const LIMIT = 10_000; // lines kept on the page
+const SETTLE = 5; // frames until what lies around a line that was jumped to has its true height
 
 const TONES = new Map([
   ["runner_on_failed", "failed"],
@@ -51,49 +54,121 @@ function paint(element, style) {
 
 const isPlain = (style) => !Object.values(style).some((value) => value !== null && value !== false);
 
+const hasLines = ({ lines }) => lines.length > 0;
+
+/** The number of the last line of these, or of the one before them. */
+function end(entries, before) {
+  const last = entries.findLast(hasLines);
+  return last ? last.first + last.lines.length - 1 : before;
+}
+
+const lost = (from, to) => `${plural(to - from + 1, "event")} never reached the server (${from} to ${to}).`;
+
+/** What is added to a chunk at once: up to PIECE lines of one event, or a remark. @param {number} before  last counter before them */
+function* pieces(entries, before) {
+  for (const { event, lines, first } of entries) {
+    const { counter } = event;
+    if (counter > before + 1) yield { counter: before + 1, note: lost(before + 1, counter - 1), first };
+    before = counter;
+    const raw = !event.stdout?.includes("\x1b[");
+    for (let at = 0; at < lines.length; at += PIECE) {
+      yield { counter, lines, raw, tone: tone(event), at, mid: at > 0, first: first + at, end: Math.min(at + PIECE, lines.length) };
+    }
+  }
+}
+
 export class Output {
-  /** @param {{label: string, onfollow: (follows: boolean) => void}} options */
-  constructor({ label, onfollow }) {
+  /**
+   * @param {{label: string, onfollow: (follows: boolean) => void, onnear: (where: "before"|"after"|"end") => void,
+   *   online: (number: number) => void}} options  `onnear`: more is wanted there; `online`: a line's number was clicked
+   */
+  constructor({ label, onfollow, onnear, online }) {
     this.onfollow = onfollow;
+    this.onnear = onnear;
     this.follows = true;
-    this.count = 0; // lines on the page so far: the number of the last one
-    this.total = 0; // lines given so far, those still queued included
+    this.total = 0; // the number of the last line of the whole output
+    this.short = false; // it is loaded whole, so that the browser's own search finds all of it
     this.content = h("div.lines");
-    this.dropped = h("p.dropped", { hidden: true });
-    this.element = h("div.output", { tabindex: 0, role: "region", "aria-label": label }, this.dropped, this.content);
-    this._queue = [];
-    this._at = 0;
+    this.earlier = h("p.dropped", { hidden: true }, "Loading earlier lines");
+    this.element = h("div.output", { tabindex: 0, role: "region", "aria-label": label }, this.earlier, this.content);
     this._frame = 0;
     this._timer = 0;
-    this._chunk = null;
-    this._room = 0;
+    this._settling = 0;
     this._top = 0;
-    this._trouble = null; // the failed line last jumped to
+    this._clear(1, 0);
     this.element.addEventListener("scroll", () => this._scrolled(), { passive: true });
     this.element.addEventListener("wheel", (event) => event.deltaY < 0 && this._leave(), { passive: true });
+    this.element.addEventListener("click", (event) => {
+      const line = event.target.closest(".ln");
+      if (!line || event.clientX - line.getBoundingClientRect().left > parseFloat(getComputedStyle(line, "::before").width)) return;
+      this._mark(line);
+      online(Number(line.dataset.n));
+    });
     // Chunks get their true height when they are laid out, and the pane its size when the window does.
     this._sizes = new ResizeObserver(() => this._stick());
     this._sizes.observe(this.content);
     this._sizes.observe(this.element);
   }
 
-  /** @param {Array<object>} events  in order @returns {number} how many lines they are */
-  add(events) {
-    let lines = 0;
-    for (const event of events) {
-      const parsed = parse(event.stdout ?? "", lineCount(event));
-      if (parsed.length === 0) continue;
-      lines += parsed.length;
-      this.total += parsed.length;
-      this._queue.push({ lines: parsed, tone: tone(event), raw: !event.stdout?.includes("\x1b[") });
-    }
-    this._schedule();
-    return lines;
+  /** An empty window. @param {number} first  its first event's counter @param {number} line  the number of the line before */
+  _clear(first, line) {
+    this.first = first; // the events whose lines the window holds
+    this.last = first - 1;
+    this.attached = true; // what is new is added to it
+    this._firstLine = null; // none yet
+    this._lastLine = line;
+    this._lines = 0;
+    this._above = []; // what is still to be added
+    this._below = [];
+    this._wanted = "";
+    this._marked = null;
+    this.content.replaceChildren();
+    this.earlier.hidden = first <= 1;
   }
 
-  /** A remark of the page itself between the lines. */
-  note(text) {
-    this._queue.push({ note: text });
+  /** New at the end of the output. @param {Array<object>} events  in order */
+  add(events) {
+    const entries = numbered(events, this.total);
+    this.total = end(entries, this.total);
+    if (this.attached) this._put(entries);
+  }
+
+  /** What is new goes on behind a part that is not given. @param {number} first  counter @param {number} line  number before it */
+  leap(first, line) {
+    this.total = line;
+    if (this.follows || this.first > this.last) this._clear(first, line);
+    else this.attached = false;
+  }
+
+  /** Another part of the output. @param {Array<object>} events @param {number} line  number before it @param {number} end  last counter of all */
+  place(events, line, end) {
+    this._clear(events[0].counter, line);
+    this.after(events, end);
+  }
+
+  /** More behind the window, up to the last counter of all. */
+  after(events, end) {
+    this._put(numbered(events, this._lastLine));
+    this.attached = this.last >= end;
+  }
+
+  /** More before the window. @param {boolean} all  that there is */
+  before(events, all) {
+    const next = { event: { counter: this.first }, lines: [], first: this._firstLine ?? this._lastLine + 1 };
+    const entries = numberedBefore(events, next.first);
+    for (const piece of pieces([...entries, next], all ? 0 : events[0].counter - 1)) this._above.push(piece);
+    this._firstLine = entries.find(hasLines)?.first ?? this._firstLine;
+    this.first = all ? 1 : events[0].counter;
+    if (this._above.length > 0) this._schedule();
+    else this._edges();
+  }
+
+  _put(entries) {
+    if (entries.length === 0) return;
+    this._firstLine ??= entries.find(hasLines)?.first ?? null;
+    this._lastLine = end(entries, this._lastLine);
+    for (const piece of pieces(entries, this.last)) this._below.push(piece);
+    this.last = entries.at(-1).event.counter;
     this._schedule();
   }
 
@@ -101,6 +176,7 @@ export class Output {
     if (this.follows === follows) return;
     this.follows = follows;
     this.onfollow(follows);
+    if (follows && !this.attached) this.onnear("end");
     this._stick();
   }
 
@@ -109,34 +185,27 @@ export class Output {
     this._stick();
   }
 
-  top() {
-    this.follow(false);
-    this.element.scrollTop = 0;
+  holds(line) {
+    return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine;
   }
 
-  /** Jump to the next (or previous) failure. @returns {boolean} whether there is one */
-  trouble(step) {
-    const lines = [...this.content.querySelectorAll(".ln.failed.first")];
-    if (lines.length === 0) return false;
-    const at = lines.indexOf(this._trouble);
-    const line = lines[at === -1 ? (step > 0 ? 0 : lines.length - 1) : (at + step + lines.length) % lines.length];
+  /** Jump to a line of the window, by its number or its event. */
+  show({ line, counter }) {
     this.follow(false);
-    this._trouble?.classList.remove("here");
-    this._trouble = line;
-    line.classList.add("here");
-    line.scrollIntoView({ block: "center" });
-    return true;
+    this._wanted = line ? `[data-n="${line}"]` : `[data-counter="${counter}"]`;
+    this._seek();
   }
 
   destroy() {
     cancelAnimationFrame(this._frame);
+    cancelAnimationFrame(this._settling);
     clearTimeout(this._timer);
     this._sizes.disconnect();
-    this._queue = [];
+    this._above = this._below = [];
   }
 
   _schedule() {
-    if (this._frame || this._timer || this._queue.length === 0) return;
+    if (this._frame || this._timer || this._below.length + this._above.length === 0) return;
     // A hidden tab gets no frames, and its queue must not grow for as long as it stays hidden.
     if (document.hidden) this._timer = setTimeout(() => this._work(200), 1000);
     else this._frame = requestAnimationFrame(() => this._work(BUDGET));
@@ -145,35 +214,43 @@ export class Output {
   _work(budget) {
     this._frame = this._timer = 0;
     const until = performance.now() + budget;
-    let entry = 0;
-    while (entry < this._queue.length && performance.now() < until) {
-      const item = this._queue[entry];
-      if (item.note !== undefined) {
-        this._append(h("p.note", {}, item.note));
-        entry += 1;
-        continue;
-      }
-      for (; this._at < item.lines.length; this._at++) {
-        if (this._at % 20 === 19 && performance.now() >= until) break;
-        this._append(this._line(item, this._at));
-      }
-      if (this._at < item.lines.length) break;
-      this._at = 0;
-      entry += 1;
+    let done = 0;
+    while (done < this._below.length && performance.now() < until) this._append(this._below[done++]);
+    this._below.splice(0, done);
+    if (this._above.length > 0) {
+      this._still(this.content.firstElementChild?.firstElementChild, () => {
+        do this._prepend(this._above.pop());
+        while (this._above.length > 0 && performance.now() < until);
+      });
     }
-    this._queue.splice(0, entry);
-    this._trim();
+    if (this._lines > LIMIT + CHUNK) this._trim();
     this._stick();
+    this._seek();
+    this._edges();
     this._schedule();
   }
 
-  _line(item, index) {
-    this.count += 1;
+  /** Change what is above a node, and keep that where it is on the screen. */
+  _still(node, change) {
+    const before = node?.getBoundingClientRect().top;
+    change();
+    if (!node || this.follows) return;
+    const moved = node.getBoundingClientRect().top - before;
+    if (Math.abs(moved) >= 1) this.element.scrollTop += moved;
+    this._top = this.element.scrollTop;
+  }
+
+  _nodes(piece) {
+    if (piece.note !== undefined) return [h("p.note", {}, piece.note)];
+    return piece.lines.slice(piece.at, piece.end).map((spans, index) => this._line(piece, spans, piece.at + index));
+  }
+
+  _line(piece, spans, index) {
     const line = document.createElement("div");
-    const first = index === 0 || (index === 1 && item.lines[0].length === 0);
-    line.className = `ln ${item.tone}${item.raw ? " raw" : ""}${first && item.lines[index].length > 0 ? " first" : ""}`;
-    line.dataset.n = this.count;
-    for (const { text, style } of item.lines[index]) {
+    line.className = `ln ${piece.tone}${piece.raw ? " raw" : ""}`;
+    line.dataset.n = piece.first - piece.at + index;
+    if (spans.length > 0 && (index === 0 || (index === 1 && piece.lines[0].length === 0))) line.dataset.counter = piece.counter;
+    for (const { text, style } of spans) {
       if (isPlain(style)) {
         line.append(text);
       } else {
@@ -186,25 +263,102 @@ export class Output {
     return line;
   }
 
-  _append(node) {
-    if (this._room === 0) {
+  _append(piece) {
+    const nodes = this._nodes(piece);
+    let chunk = this.content.lastElementChild;
+    if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
       // Not the one that was just filled: it is being looked at, and would be blank for a frame.
-      this._chunk?.previousElementSibling?.classList.add("far");
-      this._chunk = h("div.chunk");
-      this.content.append(this._chunk);
-      this._room = CHUNK;
+      chunk?.previousElementSibling?.classList.add("far");
+      chunk = h("div.chunk");
+      chunk.piece = piece;
+      this.content.append(chunk);
     }
-    this._room -= 1;
-    this._chunk.append(node);
+    this._lines += nodes.length;
+    chunk.append(...nodes);
   }
 
-  _trim() {
-    while (this.content.childElementCount * CHUNK > LIMIT + CHUNK) {
-      this.content.firstElementChild.remove();
-      this.dropped.hidden = false;
-      const first = this.content.querySelector(".ln")?.dataset.n ?? this.count;
-      this.dropped.textContent = `Lines before ${Number(first).toLocaleString("en")} are no longer shown here: save the output to read them.`;
+  _prepend(piece) {
+    const nodes = this._nodes(piece);
+    let chunk = this.content.firstElementChild;
+    if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
+      chunk?.nextElementSibling?.classList.add("far");
+      chunk = h("div.chunk");
+      this.content.prepend(chunk);
     }
+    chunk.piece = piece;
+    this._lines += nodes.length;
+    chunk.prepend(...nodes);
+  }
+
+  /** Let go of what is farthest from the reader. An event is let go whole: what is asked for again is whole events. */
+  _trim() {
+    const { scrollTop, scrollHeight, clientHeight } = this.element;
+    const early = this.follows || scrollTop > scrollHeight - clientHeight - scrollTop;
+    const chunks = [...this.content.children];
+    if (!early) chunks.reverse();
+    let count = 0;
+    let gone = 0;
+    let edge;
+    do {
+      gone += chunks[count].childElementCount;
+      count += 1;
+      if (count === chunks.length) return; // one event is longer than all that is kept
+      edge = early ? chunks[count] : chunks[count - 1];
+    } while (this._lines - gone > LIMIT || edge.piece.mid);
+    this._still(early ? edge : null, () => {
+      for (const chunk of chunks.slice(0, count)) chunk.remove();
+    });
+    this._lines -= gone;
+    if (early) {
+      this.first = edge.piece.counter;
+      this._firstLine = edge.piece.first;
+      this._above = [];
+      return;
+    }
+    this.last = edge.piece.counter - 1;
+    this._lastLine = edge.piece.first - 1;
+    this._below = [];
+    this.attached = false;
+  }
+
+  /** Ask for what lies beyond an edge that the reader comes near to. */
+  look() {
+    const { scrollTop, scrollHeight, clientHeight } = this.element;
+    const near = 2 * clientHeight;
+    const before = scrollTop < near || (this.short && this._lines < LIMIT / 2);
+    if (this.first > 1 && this._above.length === 0 && before) this.onnear("before");
+    else if (!this.attached && this._below.length === 0 && scrollHeight - scrollTop - clientHeight < near) this.onnear("after");
+  }
+
+  _edges() {
+    const hidden = this.first <= 1;
+    if (this.earlier.hidden !== hidden) this._still(this.content.firstElementChild, () => (this.earlier.hidden = hidden));
+    this.look();
+  }
+
+  _seek() {
+    const line = this._wanted && this.content.querySelector(this._wanted);
+    if (line) {
+      this._wanted = "";
+      this._mark(line);
+      this._centre(line, SETTLE);
+    } else if (this._above.length + this._below.length === 0) {
+      this._wanted = "";
+    }
+  }
+
+  _mark(line) {
+    this._marked?.classList.remove("here");
+    this._marked = line;
+    line.classList.add("here");
+  }
+
+  _centre(line, frames) {
+    cancelAnimationFrame(this._settling);
+    if (!line.isConnected || this.follows) return;
+    line.scrollIntoView({ block: "center" });
+    this._top = this.element.scrollTop;
+    if (frames > 0) this._settling = requestAnimationFrame(() => this._centre(line, frames - 1));
   }
 
   _stick() {
@@ -214,6 +368,7 @@ export class Output {
   }
 
   _leave() {
+    cancelAnimationFrame(this._settling);
     if (this.element.scrollHeight > this.element.clientHeight + 4) this.follow(false);
   }
 
@@ -225,6 +380,7 @@ export class Output {
     const end = scrollHeight - scrollTop - clientHeight < 4;
     this._top = scrollTop;
     if (this.follows && up && !end) this.follow(false);
-    else if (!this.follows && end && down) this.follow(true);
+    else if (!this.follows && this.attached && end && down) this.follow(true);
+    this.look();
   }
 }

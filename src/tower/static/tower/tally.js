@@ -12,9 +12,11 @@ const RESULTS = new Map([
 const sum = (hosts) => Object.values(hosts ?? {}).reduce((total, count) => total + (Number(count) || 0), 0);
 
 export class Tally {
-  constructor() {
+  /** @param {object} [before]  the server's summary of the events that are not given one by one */
+  constructor(before = {}) {
     this.counts = { ok: 0, changed: 0, failed: 0, unreachable: 0, skipped: 0, rescued: 0, ignored: 0 };
-    this.tasks = 0;
+    for (const name of Object.keys(this.counts)) this.counts[name] = before[name] ?? 0;
+    this.tasks = before.tasks ?? 0;
     this.play = "";
     this.task = "";
     this.final = false;
@@ -24,6 +26,7 @@ export class Tally {
   add(event) {
     const { event: name, event_data: data = {} } = event;
     if (event.play) this.play = event.play;
+    if (!this.task && !this.final) this.task = event.task ?? ""; // of one whose start is not given
     if (name === "playbook_on_play_start") {
       this.task = "";
     } else if (name === "playbook_on_task_start" || name === "playbook_on_handler_task_start") {

@@ -10,7 +10,7 @@ import { Output } from "../output.js";
 import { Tally } from "../tally.js";
 
 const PAGE_SIZE = 200;
-const TAIL = 20_000; // events: of a longer job only the last ones are read in
+const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
 const FAMILIES = {
@@ -31,6 +31,7 @@ const FIGURES = [
   ["rescued", "rescued"],
   ["ignored", "ignored"],
 ];
+const FAILURES = ["runner_on_failed", "runner_on_error", "runner_on_async_failed", "runner_on_unreachable", "runner_item_on_failed"];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
 const remembered = {
@@ -43,14 +44,19 @@ const remembered = {
 };
 
 export class JobPage {
-  /** @param {object} app @param {number} id */
-  constructor(app, id) {
+  /** @param {object} app @param {number} id @param {?number} [line]  to open at */
+  constructor(app, id, line = null) {
     this.app = app;
     this.id = id;
     this.job = null;
     this.family = "";
     this.log = new EventLog();
     this.tally = new Tally();
+    this.wanted = line; // the line that the address names
+    this.opening = line; // the same, as long as it cannot be gone to
+    this.failure = null; // the counter of the one last jumped to
+    this.reaching = false; // a part of the output is asked for
+    this.saving = null; // the saving under way, to be stopped
     this.starting = null; // the first look, under way
     this.reading = null; // the fetch under way
     this.again = false;
@@ -67,10 +73,21 @@ export class JobPage {
     );
     this.now = h("p.now");
     this.cancel = h("button.quiet.cancel", { type: "button", hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
-    this.output = new Output({ label: `Output of job ${id}`, onfollow: (follows) => this.followed(follows) });
+    this.output = new Output({
+      label: `Output of job ${id}`,
+      onfollow: (follows) => this.followed(follows),
+      onnear: (where) => this.reach(where),
+      online: (number) => this.point(number),
+    });
     this.follow = h("button.tool", { type: "button", "aria-pressed": true, onclick: () => this.toggleFollow() }, icon("down"), "Follow");
     this.wrap = h("button.tool", { type: "button", onclick: () => this.toggleWrap() }, icon("wrap"), "Wrap");
     this.lines = h("span.count");
+    this.saver = h(
+      "button.tool",
+      { type: "button", title: "Save the whole output as text", "aria-pressed": false, onclick: () => this.save() },
+      icon("save"),
+      h("span", {}, "Save"),
+    );
     this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
     this.asked = new Loader(app, `Job ${id}`, () => this.start(), () => this.draw());
     this.written = new Loader(app, "The output", () => this.read(), () => this.draw());
@@ -93,7 +110,7 @@ export class JobPage {
         this.lines,
         h("button.tool", { type: "button", title: "Next failure", onclick: () => this.trouble(1) }, icon("next"), "Failure"),
         this.wrap,
-        h("button.tool", { type: "button", title: "Save the whole output as text", onclick: () => this.save() }, icon("save"), "Save"),
+        this.saver,
         this.follow,
       ),
       this.asked.element,
@@ -198,11 +215,13 @@ export class JobPage {
   }
 
   take(events) {
-    const due = this.log.add(events);
+    this.put(this.log.add(events));
+  }
+
+  put(due) {
     for (const event of due) this.tally.add(event);
-    const lines = this.output.add(due);
+    this.output.add(due);
     if (due.length > 0) this.draw();
-    return lines;
   }
 
   /** Something is missing between what has come: wait a moment, it may only be late; then ask. */
@@ -228,13 +247,7 @@ export class JobPage {
 
   give() {
     this.looks = 0;
-    const { missing, due } = this.log.skip();
-    if (missing) {
-      this.output.note(`${plural(missing.to - missing.from + 1, "event")} never reached the server (${missing.from} to ${missing.to}).`);
-    }
-    for (const event of due) this.tally.add(event);
-    this.output.add(due);
-    this.draw();
+    this.put(this.log.skip().due); // the output says what is missing before these
   }
 
   /** Read from the REST API all that follows the last event. One reading at a time. @returns {Promise<number>} lines */
@@ -253,30 +266,125 @@ export class JobPage {
   }
 
   async readOn() {
-    let lines = 0;
+    const { total } = this.output;
     await this.written.attempt(async () => {
       for (;;) {
-        const fresh = this.log.last === 0;
-        const page = await request(
-          address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: this.log.last || "0", page_size: PAGE_SIZE }),
-          { signal: this.stop.signal },
-        );
-        if (fresh && page.count > TAIL) {
-          this.log.last = page.count - TAIL;
-          this.output.note(`${plural(this.log.last, "earlier event")} left out here: save the output to read them.`);
-          continue;
-        }
-        const before = this.log.last;
-        lines += this.take(page.results);
+        const { last } = this.log;
+        let page = last > 0 && (await this.events({ counter__gt: last }));
+        if (!page || page.count > FAR) page = await this.tail(last);
+        this.take(page.results);
         // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
-        if (page.next && this.log.last > before) continue;
+        if (page.next && this.log.last > last) continue;
         if (!this.again) return;
         this.again = false;
       }
     });
-    return lines;
+    if (this.opening && this.written.knowledge.state === "loaded") await this.go(this.opening);
+    return this.output.total - total;
   }
 
+  /** The newest events, in order; what lies between is left out where it is much. @param {number} last  counter known */
+  async tail(last) {
+    const page = await this.events({ order_by: "-counter" });
+    const results = page.results.reverse();
+    const first = results[0]?.counter;
+    if (!page.next || first <= last + 1) return { results };
+    const before = await this.summary(first);
+    if (this.log.last !== last) return { results, next: page.next }; // it came live meanwhile: read on from there
+    this.log.start(first - 1);
+    this.output.short = page.count <= FAR;
+    this.tally = new Tally(before);
+    this.output.leap(first, before.lines);
+    return { results };
+  }
+
+  events(query) {
+    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, ...query }), { signal: this.stop.signal });
+  }
+
+  /** What all events before one come to. @param {number} counter */
+  summary(counter) {
+    return request(address(`/api/v2/jobs/${this.id}/summary/`, { counter__lt: counter }), { signal: this.stop.signal });
+  }
+
+  // Parts of the output that are not shown ------------------------------------------------------------------------
+
+  /** One at a time. @param {"before"|"after"|"end"} where */
+  async reach(where) {
+    if (this.reaching && where !== "end") return;
+    this.reaching = true;
+    try {
+      await this[where]();
+      this.reaching = false;
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.app.failed(error);
+      setTimeout(() => {
+        this.reaching = false;
+        if (!this.stop.signal.aborted) this.output.look();
+      }, 3000);
+    }
+  }
+
+  async before() {
+    const { first } = this.output;
+    const page = await this.events({ counter__lt: first, order_by: "-counter" });
+    if (this.output.first === first) this.output.before(page.results.reverse(), !page.next);
+  }
+
+  async after() {
+    const { last } = this.output;
+    const { results } = await this.events({ counter__gt: last });
+    if (this.output.last === last && !this.output.attached) this.output.after(this.known(results), this.log.last);
+  }
+
+  async end() {
+    const { results } = await this.events({ order_by: "-counter" });
+    await this.open(results.reverse());
+  }
+
+  /** Those that are counted already: what is newer comes by the log. */
+  known(events) {
+    return events.filter(({ counter }) => counter <= this.log.last);
+  }
+
+  /** Show another part of the output: these events, in order. */
+  async open(results) {
+    const events = this.known(results);
+    if (events.length === 0) return;
+    const { lines } = await this.summary(events[0].counter);
+    this.output.place(events, lines, this.log.last);
+  }
+
+  /** The same, with something above it. */
+  async openAt(query) {
+    const { results } = await this.events(query);
+    await this.open(results);
+    if (results.length > 0) await this.before();
+  }
+
+  /** Go to a line. */
+  async go(line) {
+    this.output.follow(false);
+    this.wanted = this.opening = line;
+    if (!this.written.knowledge.known) return;
+    this.opening = null;
+    try {
+      if (line <= this.output.total && !this.output.holds(line)) await this.openAt({ end_line__gte: line });
+    } catch (error) {
+      if (error.name !== "AbortError") this.app.failed(error);
+      return;
+    }
+    if (this.output.holds(line)) this.output.show({ line });
+    else this.app.announce(`Line ${line.toLocaleString("en")} was not found in this output.`, true);
+  }
+
+  /** A line was pointed at: the address names it from now on. */
+  point(line) {
+    this.output.follow(false);
+    this.wanted = line;
+    this.app.point(line);
+  }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
     if (this.family === "") {
@@ -303,12 +411,16 @@ export class JobPage {
     say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");
     const count = this.output.total;
     const none = { loading: "Loading the output", loaded: active ? "Waiting for output" : "No output" };
-    say(this.lines, count ? plural(count, "line") : (this.job && none[state]) || "");
+    if (this.saving) say(this.lines, `Saving: ${this.saving.percent} %`);
+    else say(this.lines, count ? plural(count, "line") : (this.job && none[state]) || "");
   }
 
   followed(follows) {
     this.follow.setAttribute("aria-pressed", String(follows));
     this.resume.hidden = follows;
+    if (!follows) return;
+    this.failure = null;
+    if (this.wanted) this.app.point((this.wanted = null));
   }
 
   toggleFollow() {
@@ -325,29 +437,76 @@ export class JobPage {
     this.setWrap(remembered.wrap);
   }
 
-  trouble(step) {
-    if (!this.output.trouble(step)) this.app.announce("No failure in this output.", true);
+  /** To the next (or previous) failure of the whole output, round and round. */
+  async trouble(step) {
+    const beyond = { [step > 0 ? "counter__gt" : "counter__lt"]: this.failure };
+    const next = async (query) => {
+      const { results } = await this.events({ event: FAILURES, order_by: step > 0 ? "" : "-counter", page_size: 20, ...query });
+      return results.find(({ stdout }) => stdout);
+    };
+    try {
+      const found = (await next(beyond)) ?? (this.failure && (await next({})));
+      if (!found) {
+        this.app.announce("No failure in this output.", true);
+        return;
+      }
+      const counter = (this.failure = found.counter);
+      this.output.follow(false);
+      if (counter < this.output.first || counter > this.output.last) await this.openAt({ counter__gte: counter });
+      this.output.show({ counter });
+    } catch (error) {
+      if (error.name !== "AbortError") this.app.failed(error);
+    }
   }
 
+  /** Once more while it saves: stop. */
   async save() {
+    if (this.saving) {
+      this.saving.stop.abort();
+      return;
+    }
+    const stop = new AbortController();
+    const signal = AbortSignal.any([stop.signal, this.stop.signal]);
     const parts = [];
+    let done = 0;
+    let end = 0;
+    this.saves({ stop, percent: 0 });
     try {
-      let path = address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: "0", page_size: PAGE_SIZE });
-      while (path) {
-        const page = await request(path, { signal: this.stop.signal });
+      for (let more = true; more; ) {
+        const page = await request(
+          address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: String(end), page_size: PAGE_SIZE }),
+          { signal },
+        );
         for (const event of page.results) {
           const count = lineCount(event);
           if (event.stdout || count) parts.push(`${strip(event.stdout, count)}\n`);
         }
-        const end = page.results.at(-1)?.counter;
-        path = page.next && end && address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: end, page_size: PAGE_SIZE });
+        const left = page.count - page.results.length;
+        done += page.results.length;
+        this.saves({ stop, percent: Math.floor((100 * done) / (done + left || 1)) });
+        end = page.results.at(-1)?.counter ?? end;
+        more = page.next && page.results.length > 0;
       }
     } catch (error) {
       if (error.name !== "AbortError") this.app.announce(`Not saved: ${error.message}`, true);
+      else if (stop.signal.aborted) this.app.announce("Not saved: stopped.", true);
       return;
+    } finally {
+      this.saves(null);
     }
     const url = URL.createObjectURL(new Blob(parts, { type: "text/plain" }));
     h("a", { href: url, download: `job-${this.id}.txt` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  }
+
+  /** @param {?{stop: AbortController, percent: number}} saving  under way */
+  saves(saving) {
+    if (Boolean(saving) !== Boolean(this.saving)) {
+      this.saver.setAttribute("aria-pressed", String(Boolean(saving)));
+      this.saver.title = saving ? "Stop saving" : "Save the whole output as text";
+      say(this.saver.lastElementChild, saving ? "Stop" : "Save");
+    }
+    this.saving = saving;
+    this.draw();
   }
 }
