@@ -42,7 +42,8 @@ class TailCore:
         return current is not None and current.epoch != self.epoch
 
     def attached(self, current: Position) -> None:
-        """The stream of the current epoch is there."""
+        """The stream of the current epoch is there, to be read from its last place or some way before."""
+        self._reading.attached()
         if self.over(current):
             self._reason = "epoch" if self.epoch else ""
             self.epoch, self.place, self._goal = current.epoch, None, current.number

@@ -31,13 +31,18 @@ class Reading:
     who has heard some of it knows its place behind the mark; unless another mark lay between, which the log
     has lost, too: then the two are LEAP apart at least, and nobody knows."""
 
-    __slots__ = ("jump", "last")
+    __slots__ = ("_there", "jump", "last")
 
     def __init__(self) -> None:
+        self._there = 0  # the number up to which the log still has what was read
         self.last: int | None = None
         """The number up to which it has been read; None before the first message."""
         self.jump: tuple[int, int] | None = None
         """At a mark: the number up to which it has been read, and the same place behind the mark."""
+
+    def attached(self) -> None:
+        """It goes on from some way before where it was: the log may have lost the rest."""
+        self._there = 0
 
     def take(self, batch: Batch) -> tuple[list[Event], int]:
         """The events of the next message, and a number: who has not heard all up to there misses something
@@ -47,14 +52,15 @@ class Reading:
         relay after another took over, which finds it on the queue again and gives it new numbers."""
         self.jump = None
         end = batch.number + len(batch.events) - 1
+        before, self._there = max(batch.after, self._there), max(self._there, end)
         if not batch.number or (self.last is not None and end <= self.last):
             return [], 0
         missing = batch.after if self.last is None or self.last < batch.after else 0
         if not batch.events:
             # Who has read more than the log still has will meet that again, under as many numbers.
-            before = max(batch.after, self.last or 0)
-            if before - batch.after < LEAP:
-                self.jump = (before, end + before - batch.after)
+            lost = max(0, (self.last or 0) - before)
+            if lost < LEAP:
+                self.jump = (before + lost, end + lost)
             else:
                 missing = end
         self.last = end

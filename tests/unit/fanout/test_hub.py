@@ -375,6 +375,7 @@ def test_what_comes_again_behind_a_jump_is_in_the_window_under_its_first_number(
     tail.core.attached(Position("ep", 0))
     first, lost, new = (Event(b"a-1", b"{}", None, b"%016d" % n) for n in range(3))
     tail._arrived([(0, pack([], 1, 0)), (1, pack([first, lost], 1))])
+    tail.core.attached(Position("ep", 0))
     tail._arrived([(1, pack([], 100, 1))])  # the log has lost its second event, which comes again as 100
     assert hub.number == 100
     assert [hub.window.covers(number) for number in (1, 2, 50, 99, 100)] == [True, True, False, False, True]

@@ -84,6 +84,7 @@ def test_a_jump_without_a_mark_is_a_gap():
 def test_a_mark_says_who_missed_something(after, gap):
     core = core_at()
     steps(core, message(1, b"a", b"b"))
+    core.attached(Position("ep", 0))
     expected = [("begin", 99, "retention")] if gap else [("jump", 2, 101 - after)]
     assert steps(core, mark(100, after), message(100, b"c")) == [
         *expected,
@@ -118,7 +119,8 @@ def test_a_place_that_another_mark_lay_before_is_nowhere():
 def test_a_tail_that_had_read_a_mark_which_the_log_lost_begins_anew():
     core = core_at()
     steps(core, message(1, b"a"), mark(LEAP + 8, 1), message(LEAP + 8, b"b"))
-    assert steps(core, mark(2 * LEAP + 15, 1), message(2 * LEAP + 15, b"b")) == [
+    core.attached(Position("ep", 0))
+    assert steps(core, message(1, b"a"), mark(2 * LEAP + 15, 1), message(2 * LEAP + 15, b"b")) == [
         ("begin", 2 * LEAP + 14, "retention"),
         ("events", [b"b"]),
         ("reached", 2 * LEAP + 15),

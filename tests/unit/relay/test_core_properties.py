@@ -88,6 +88,7 @@ class World(RuleBasedStateMachine):
         self.place = 1
         self.page = Page("tail", 0)
         self.seen = Seen()
+        self.number = 0
         self.positions: list[tuple[int, int]] = []
 
     # The queue
@@ -271,13 +272,22 @@ class World(RuleBasedStateMachine):
         chunk = list(enumerate(self.log))[self.place : self.place + most]
         self.place += len(chunk)
         for what, *about in self.tail.arrived(chunk):
-            if what == "begin" and about[1]:
-                self.page.told_of_a_gap()
+            if what == "begin":
+                self.number = about[0]
+                if about[1]:
+                    self.page.told_of_a_gap()
             elif what == "events":
                 for each in about[0]:
                     if self.seen.add(each.id):
                         self.page.saw(int(each.text))
                         self.positions.append((each.number, int(each.text)))
+            # As the hub has it, which gives this place to who subscribes now.
+            if what == "events":
+                self.number = max(self.number, about[0][-1].number)
+            elif what in ("jump", "reached"):
+                self.number = max(self.number, about[-1])
+        if GAP not in self.page.seen:
+            self.positions.append((self.number, self.page.seen[-1] if self.page.seen else -1))
 
     # The end
 
@@ -378,4 +388,26 @@ def test_what_another_relay_took_off_the_queue_is_told():
     world.hello()
     world.work()
     world.power_is_lost(3)
+    world.teardown()
+
+
+def test_a_mark_behind_more_than_it_follows_leaves_nothing_out(monkeypatch):
+    """Another relay has come and gone between this one's fence and its mark."""
+    monkeypatch.setattr(relay_core, "BATCH_EVENTS", 1)
+    world = World()
+    world.begin()
+    world.another_is_active(anew=False)
+    world.emit(3)
+    world.deliver()
+    world.fence()
+    world.another_is_active(anew=False)
+    world.work()
+    world.another_is_active(anew=False)
+    world.send(0)
+    world.a_link_is_lost(0)
+    world.arrive_late()
+    world.work()
+    world.read(5)
+    world.read(5)
+    world.emit(2)
     world.teardown()
