@@ -1068,7 +1068,7 @@ SIZES = [(320, 568), *((width, 844) for width in (320, 375, 414, 600, 760, 800, 
 
 
 @pytest.fixture
-def long_job(fake):
+def wordy_job(fake):
     """Job 6: all that is said of it is long."""
     team = "Platform and infrastructure engineering, Northern Europe"
     name = "Roll out the web tier to all of the regions and their edge caches, with a database migration"
@@ -1098,7 +1098,7 @@ def long_job(fake):
         "refused": "jobs/6",
     }.items(),
 )
-def test_no_control_is_cut_off_or_covered(fake, open_page, long_job, place, path):
+def test_no_control_is_cut_off_or_covered(fake, open_page, wordy_job, place, path):
     # Fingers get larger buttons: what fits then, fits always.
     watched = open_page(has_touch=True)
     page = watched.page
@@ -1115,7 +1115,7 @@ def test_no_control_is_cut_off_or_covered(fake, open_page, long_job, place, path
     if place == "help":
         page.get_by_role("button", name="Help").click()
     elif place == "question":
-        page.locator(".row", has_text=long_job).get_by_role("button", name="Cancel").click()
+        page.locator(".row", has_text=wordy_job).get_by_role("button", name="Cancel").click()
     elif place == "refused":
         fake.do("refuse", code=4403, error="origin https://elsewhere is not allowed")
         fake.do("close", code=4408)
@@ -1127,7 +1127,7 @@ def test_no_control_is_cut_off_or_covered(fake, open_page, long_job, place, path
     assert wrong == [], "\n".join(wrong)
 
 
-def test_a_phone_is_for_the_output(fake, open_page, long_job):
+def test_a_phone_is_for_the_output(fake, open_page, wordy_job):
     page = open_page(390, 844, is_mobile=True, has_touch=True).page
     page.goto(f"{fake.url}/#/jobs/6")
     expect(words(page)).to_have_text(CONNECTED)
