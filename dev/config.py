@@ -11,6 +11,8 @@ from dev.output import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "compose" / "dev.yml"
+OBSERVABILITY = ROOT / "compose" / "observability.yml"
+"""Beside a stack, when it is observed."""
 
 DEFAULT_PORTS = {
     "CARILLON_HTTP_PORT": 8013,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dev import development, images, preflight, secret_files, stack
-from dev.config import ROOT, Config, port
+from dev.config import OBSERVABILITY, Config, port
 from dev.output import Failure, say, timed
 
 IMAGE = images.Image("observability", ("images/observability",))
@@ -21,7 +21,7 @@ def beside(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
     ports = {name: port(environ, name, default) for name, default in PORTS.items()}
     return replace(
         config,
-        compose_files=(*config.compose_files, ROOT / "compose" / "observability.yml"),
+        compose_files=(*config.compose_files, OBSERVABILITY),
         settings={**config.settings, **{name: str(number) for name, number in ports.items()}},
     )
 

@@ -7,10 +7,11 @@ import shutil
 import socket
 import stat
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from dev import process, project
-from dev.config import ROOT, Config
+from dev.config import OBSERVABILITY, ROOT, Config
 from dev.output import Failure
 
 _GIB = 2**30
@@ -83,8 +84,13 @@ def neighbour(config: Config) -> None:
         answer = process.ask([*query, "--format", form], seconds=15)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
-    ours = ",".join(map(str, config.compose_files))
-    for line in {line.replace(f",{config.processes}", "") for line in answer.stdout.splitlines()}:
+    beside = {str(OBSERVABILITY), str(config.processes)}  # whatever is beside it makes no other kind of it
+
+    def kind(files: Iterable[str]) -> str:
+        return ",".join(file for file in files if file not in beside)
+
+    ours = kind(map(str, config.compose_files))
+    for line in {kind(line.split(",")) for line in answer.stdout.splitlines()}:
         file = Path(line.partition(",")[0])
         # What is left of a checkout that is gone belongs to nobody.
         if line == ours or not line or not file.exists():

@@ -9,7 +9,17 @@ import sys
 
 import pytest
 
-from dev import config, debian, development, engine, preflight, production, project, secret_files
+from dev import (
+    config,
+    debian,
+    development,
+    engine,
+    observe,
+    preflight,
+    production,
+    project,
+    secret_files,
+)
 from dev.output import Failure
 
 ENGINE_26 = 'case "$*" in "version --format"*) echo 26.1.5;; info*) echo /nowhere/docker;; *) exit 0;; esac'
@@ -83,6 +93,14 @@ def test_what_the_project_declares_or_no_longer_does_makes_no_stack_of_another_k
     settings.state.mkdir()
     settings.processes.touch()
     preflight.neighbour(settings)
+
+
+def test_a_stack_that_is_observed_is_the_same_stack(machine, settings):
+    """It is started, and taken down, by whoever did not know of it."""
+    files = ",".join(map(str, (*settings.compose_files, settings.processes, config.OBSERVABILITY)))
+    machine.program("docker", f"echo {files}; echo {settings.compose_files[0]}")
+    preflight.neighbour(settings)
+    preflight.neighbour(observe.beside(settings, {}))
 
 
 def test_what_the_project_declares_comes_first(machine, settings, tmp_path, monkeypatch):
