@@ -94,7 +94,6 @@ export class Output {
     this._frame = 0;
     this._timer = 0;
     this._settling = 0;
-    this._top = 0;
     this._clear(1, 0);
     this.element.addEventListener("scroll", () => this._scrolled(), { passive: true });
     this.element.addEventListener("wheel", (event) => event.deltaY < 0 && this._leave(), { passive: true });
@@ -124,6 +123,7 @@ export class Output {
     this._marked = null;
     this.content.replaceChildren();
     this.earlier.hidden = first <= 1;
+    this._top = 0; // no scroll of the reader's
   }
 
   /** New at the end of the output. @param {Array<object>} events  in order */
