@@ -200,7 +200,7 @@ def _manage(options: argparse.Namespace, _: Environment) -> None:
 
 def positive(text: str) -> float:
     """A number that something can be counted against."""
-    value = float(text)
+    value = int(text) if text.isdecimal() else float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return value
