@@ -688,6 +688,7 @@ def test_a_cut_network_is_told_and_the_missed_lines_are_fetched(fake, open_page)
         cable.mend()
         page.locator("#link-retry").dispatch_event("click")  # the page may be quicker, and hide it
         expect(words(page)).to_have_text("Resumed: 30 missed lines fetched", timeout=40_000)
+        expect(page.locator(".ln")).to_have_count(50)
         assert numbers(page) == [f"ok: [host-{number}]" for number in range(1, 51)]
         expect(page.locator(".job .badge")).to_have_text("successful")
         expect(page.locator(".row", has_text="Roll out").locator(".badge")).to_have_text("successful")
