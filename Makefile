@@ -38,7 +38,7 @@ clean: ## stop the stack and remove its data, secrets and private environments
 test: ## everything: lint, unit, simulation, packages, integration, infra, security, chaos, browser, on a stack of its own
 	@$(DEV) test
 
-test-unit: ## the unit tests alone: no stack, four minutes
+test-unit: ## the unit tests alone: no stack, some five minutes
 	@$(DEV) test-unit
 
 test-clean: ## remove what a cut-off `make test` left behind
@@ -114,7 +114,7 @@ bundle: ## one archive to install from where there is no package index
 release: ## the signed artifacts of this commit in dist/<version>/, with the program that verifies them (CARILLON_RELEASE_KEY)
 	@$(DEV) release
 
-test-production: ## a real host from nothing by Ansible, and the production container, proved (27 minutes)
+test-production: ## a real host from nothing by Ansible, and the production container, proved (half an hour)
 	@$(DEV) test-production $(SUITES)
 
 test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle (80 minutes: too long for CI)

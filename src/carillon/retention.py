@@ -21,11 +21,12 @@ from functools import cache
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.contrib.sessions.models import Session
-from django.db import Error, close_old_connections, connection, transaction
+from django.db import Error, close_old_connections, transaction
 from django.db.models import Min, QuerySet
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
+from carillon import locks
 from carillon.accounts.models import ApiToken
 from carillon.conf import conf
 from carillon.metrics import names
@@ -40,8 +41,6 @@ LONGEST_PAUSE = 1.0
 
 MEASURE = 300.0
 """Seconds between two looks at what is due."""
-
-_LOCK = 0x6361726A  # an advisory lock of PostgreSQL, of one batch: no session outlives a pool of connections
 
 
 def delete(due: QuerySet) -> Mapping[str, int]:
@@ -164,7 +163,7 @@ class Run:
                 self.stopped = f"its {self.rows} rows are deleted"
             else:
                 with transaction.atomic():
-                    alone = _alone()
+                    alone = locks.alone(locks.PRUNE)  # of two runs, one goes on
                     batch = kind.delete(kind.ended(before)) if alone else {}
                 if not alone:
                     self.stopped = "another run is at it"
@@ -174,15 +173,6 @@ class Run:
                     yield batch
                     self._left -= sum(batch.values())
                     self.sleep(min(self.clock() - begun, LONGEST_PAUSE))
-
-
-def _alone() -> bool:
-    """Whether no other run deletes a batch just now. Of two, one goes on: whoever holds the lock."""
-    if connection.vendor != "postgresql":
-        return True
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_LOCK])
-        return cursor.fetchone()[0]
 
 
 def _counted(gone: Mapping[str, int]) -> str:

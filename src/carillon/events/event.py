@@ -69,6 +69,11 @@ LEAP = 2**28
 one relay sent are nearer to each other, and two on either side of a takeover are not."""
 
 
+def first_after(reserved: int) -> int:
+    """The first number of a relay that takes over where numbers up to `reserved` were spoken for."""
+    return reserved + LEAP + 1 if reserved else 1
+
+
 def pack(events, number: int = 0, after: int | None = None, word: bytes = b"") -> bytes:
     """A stream message's body; `after` is the number before, if nothing else is said. An event is a row of
     five fields, or of six where it has a trace: every reader of this VERSION takes both, and no others."""

@@ -14,7 +14,7 @@ from asgiref.sync import sync_to_async
 from django.db import close_old_connections, transaction
 
 from asgi_amqp import Position
-from carillon.events.event import LEAP
+from carillon.events.event import first_after
 from carillon.events.models import Head
 
 FRESH = 0.25
@@ -89,16 +89,13 @@ def begin(old: str | None) -> str:
 @_from_a_loop
 def reserve(epoch: str, reached: int, size: int) -> tuple[Position, int]:
     """For a relay that takes over and has found the log to go to `reached`: how far the log should go, and
-    the first of `size` numbers that nobody was given, and nobody else will be, LEAP behind all others. Raises
-    Superseded."""
+    the first of `size` numbers that nobody was given, and nobody else will be. Raises Superseded."""
     with transaction.atomic():
         row = _row().select_for_update().filter(epoch=epoch).first()
         if row is None:
             raise Superseded(f"the epoch {epoch} is over")
         noted = max(row.number, reached)
-        first = max(row.reserved, noted) + 1
-        if first > 1:
-            first += LEAP
+        first = first_after(max(row.reserved, noted))
         row.reserved = first - 1 + size
         row.save()
     return Position(epoch, noted), first

@@ -17,10 +17,11 @@ from typing import Any
 import msgpack
 from asgiref.sync import sync_to_async
 from django.apps import apps
-from django.db import Error, close_old_connections, connection, transaction
+from django.db import Error, close_old_connections, transaction
 from django.db.models import Count, Min
 from django.utils import timezone
 
+from carillon import locks
 from carillon.events import queue
 from carillon.metrics import names
 
@@ -39,8 +40,6 @@ AGAIN = 1.0
 """Seconds until the next try, when database or broker took nothing."""
 
 _failed = float("-inf")  # when send_now() last did, by the monotonic clock
-
-_LOCK = 0x63617269  # an advisory lock of PostgreSQL: one sender at a time keeps the order
 
 
 def _rows():
@@ -62,11 +61,8 @@ def waits() -> bool:
 def send_some(most: int = BATCH) -> int:
     """Send the oldest rows and delete them; how many. Raises NotificationsUnavailable, DatabaseError."""
     with transaction.atomic():
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_LOCK])
-                if not cursor.fetchone()[0]:
-                    return 0
+        if not locks.alone(locks.OUTBOX):  # one sender at a time keeps the order
+            return 0
         rows = list(_rows().order_by("pk")[:most])
         if rows:
             queue.publish([msgpack.unpackb(bytes(row.message)) for row in rows])

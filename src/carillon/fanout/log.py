@@ -13,8 +13,8 @@ NOWHERE = -1
 """No number: a place from which something is missed in any case."""
 
 TELLING = 16
-"""Stream messages that are looked at together: a relay that was superseded leaves at most `IN_FLIGHT`, 4, of
-its own behind the mark of the next one."""
+"""Stream messages that are looked at together: more than relays that were superseded leave side by side, each
+at most what `relay.core` has in flight, behind the mark of the next one."""
 
 
 def stream_name(epoch: str) -> str:

@@ -33,8 +33,8 @@ RESERVED = frozenset(
 MOST = 64  # of one process on a machine
 STOP_SECONDS = 30
 LONGEST_STOP = 60
-# supervisord stops one group after another: Carillon's own in 130 s at most, and the unit and the container
-# give it 260 s for all.
+# supervisord stops one group after another. The unit and the container give it time for Carillon's own and
+# for so much besides (tests/unit/process/test_declared.py).
 STOP_TOGETHER = 120
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from asgi_amqp import Position
-from carillon.events.event import LEAP, Batch, Event, pack
+from carillon.events.event import Batch, Event, first_after, pack
 from carillon.events.seen import Seen
 from carillon.fanout.log import Reading
 
@@ -108,7 +108,7 @@ class RelayCore:
         """It has the numbers from `first` to `reserved`, and what was taken off the queue ends with `noted`
         or, if it sent one of the events that the queue has `given` it now, before that: the mark to send.
         Nothing else is sent before it has been read."""
-        if first != self._until + LEAP + 1:
+        if first != first_after(self._until):
             # Another relay has had numbers since, and may have taken off the queue what it sent under them.
             self._sent.clear()
         again = (self._number_of(event.id) for event in given)

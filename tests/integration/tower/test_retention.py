@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from carillon.locks import PRUNE as LOCK
 from carillon.process.launcher import EXIT_NOT_READY
-from carillon.retention import _LOCK as LOCK
 
 pytestmark = pytest.mark.stack
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.contrib.auth import authenticate, hashers
@@ -308,6 +310,15 @@ def test_nul_is_no_name_and_no_password(people, word):
     client = APIClient()
     client.credentials(HTTP_AUTHORIZATION=f"Basic {base64.b64encode(word.encode()).decode()}")
     assert client.get("/api/v2/me/").status_code == 401
+
+
+def test_the_page_on_security_shows_the_line_of_a_login(caplog):
+    with caplog.at_level(logging.INFO, "carillon.audit"):
+        logins._tell("refused", "ann", "192.0.2.1", "name")
+    (line,) = caplog.records
+    page = (Path(__file__).parents[3] / "SECURITY.md").read_text()
+    shown = re.search(r'"audit": \{(.*)\}', page)[1]
+    assert re.findall(r'"(\w+)": ', shown) == list(line.audit)
 
 
 def test_the_audit_log_has_every_attempt_and_no_password(people, caplog):

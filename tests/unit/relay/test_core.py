@@ -9,7 +9,7 @@ from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position
 from carillon.events import broker, heads
-from carillon.events.event import LEAP, Event, pack, unpack
+from carillon.events.event import Event, first_after, pack, unpack
 from carillon.relay import core as module
 from carillon.relay.core import RelayCore
 from carillon.relay.relay import Relay, pause_before
@@ -215,20 +215,20 @@ def test_the_mark_follows_what_does_not_come_again_as_far_as_it_knows():
     assert core.done() == 2
     core.lost()
     core.read(unpack(core.fenced_by("ep", TOKEN)))
-    first = 1000 + LEAP + 1
+    first = first_after(1000)
     assert unpack(core.took_over(4, first, first + 9, [event("x"), event("d"), event("a")])).after == 3
     core.lost()
     core.read(unpack(pack([event("b")], 2)))
     core.read(unpack(core.fenced_by("ep", TOKEN)))
-    first += 9 + LEAP + 1
+    first = first_after(first + 9)
     assert unpack(core.took_over(4, first, first + 9, [event("a")])).after == 2, "so much the log has"
     core.lost()
     core.read(unpack(core.fenced_by("ep", TOKEN)))
-    first += 9 + 500 + LEAP + 1
+    first = first_after(first + 9 + 500)
     assert unpack(core.took_over(4, first, first + 9, [event("d")])).after == 4, "another had numbers, too"
     core.lost()
     core.read(unpack(core.fenced_by("ep", TOKEN)))
-    first += 9 + LEAP + 1
+    first = first_after(first + 9)
     assert unpack(core.took_over(4, first, first + 9, [event("d")])).after == 4, "that is not forgotten"
     core.lost()
     core.read(unpack(core.fenced_by("another", TOKEN)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from asgi_amqp.position import Position
-from carillon.events.event import LEAP, Event, pack, unpack
+from carillon.events.event import Event, first_after, pack, unpack
 from carillon.events.heads import Superseded
 from carillon.events.seen import Seen
 from carillon.fanout.core import TailCore
@@ -33,8 +33,7 @@ class Row:
 
     def reserve(self, reached: int) -> tuple[int, int]:
         noted = max(self.number, reached)
-        first = max(self.reserved, noted) + 1
-        first += LEAP if first > 1 else 0
+        first = first_after(max(self.reserved, noted))
         self.reserved = first - 1 + SIZE
         return noted, first
 

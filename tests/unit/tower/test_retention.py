@@ -276,13 +276,13 @@ def test_a_database_that_goes_away_is_said_and_what_was_deleted_too(prune, job, 
     job(200)
     real, calls = of_jobs.Job.objects, []
 
-    def alone():
+    def alone(lock):
         calls.append(1)
         if len(calls) == 4:
             raise OperationalError("the connection is closed")
         return True
 
-    monkeypatch.setattr(retention, "_alone", alone)
+    monkeypatch.setattr(retention.locks, "alone", alone)
     code, lines, said = prune()
     assert code == launcher.EXIT_NOT_READY
     assert lines[-1].startswith("jobs: 3 job events deleted")
@@ -317,7 +317,7 @@ def test_without_a_broker_the_rest_is_done(prune, job, monkeypatch):
 
 def test_another_run_is_left_alone(prune, job, monkeypatch):
     job(200)
-    monkeypatch.setattr(retention, "_alone", lambda: False)
+    monkeypatch.setattr(retention.locks, "alone", lambda lock: False)
     code, lines, _ = prune()
     assert (code, Job.objects.count()) == (0, 1)
     assert lines[2].endswith("; another run is at it")
