@@ -323,13 +323,18 @@ def test_what_nobody_has_is_named_and_passed(fake, job_page):
     assert numbers(job_page) == [f"ok: [host-{number}]" for number in (1, 2, 6, 7)]
 
 
-def test_a_server_that_does_not_answer_is_not_one_that_has_nothing(fake, open_page):
+def at_job(fake, open_page, number, count):
+    """The page of a job, all of it loaded; what comes may be answered 502."""
     watched = open_page()
     watched.expect("502")
-    page = watched.page
-    page.goto(f"{fake.url}/#/jobs/1")
-    expect(page.locator(".job .count")).to_have_text("Waiting for output")
-    page.wait_for_load_state("networkidle")
+    watched.page.goto(f"{fake.url}/#/jobs/{number}")
+    expect(watched.page.locator(".job .count")).to_have_text(count)
+    watched.page.wait_for_load_state("networkidle")
+    return watched.page
+
+
+def test_a_server_that_does_not_answer_is_not_one_that_has_nothing(fake, open_page):
+    page = at_job(fake, open_page, 1, "Waiting for output")
     fake.do("fail", path="/api/v2/jobs/1/events/", times=1000)
     fake.do("events", job=1, events=lines(1, 2))
     fake.do("events", job=1, events=lines(3, 3), live=False)  # lost on the way
@@ -790,12 +795,7 @@ def test_a_refusal_says_why_and_waits_to_be_asked(fake, page):
 
 
 def test_one_view_that_cannot_be_loaded_does_not_hide_what_another_has_fetched(fake, open_page):
-    watched = open_page()
-    watched.expect("502")
-    page = watched.page
-    page.goto(f"{fake.url}/#/jobs/1")
-    expect(page.locator(".job .count")).to_have_text("Waiting for output")
-    page.wait_for_load_state("networkidle")
+    page = at_job(fake, open_page, 1, "Waiting for output")
     fake.do("events", job=1, events=lines(1, 3), live=False)
     fake.do("fail", path="/api/v2/jobs/", times=3)
     fake.do("close", code=4408)
@@ -812,12 +812,7 @@ def test_an_answer_that_no_view_understands_is_not_called_whole(fake, page, answ
 
 
 def test_an_output_that_may_be_out_of_date_is_not_called_none(fake, open_page):
-    watched = open_page()
-    watched.expect("502")
-    page = watched.page
-    page.goto(f"{fake.url}/#/jobs/2")
-    expect(page.locator(".job .count")).to_have_text("No output")
-    page.wait_for_load_state("networkidle")
+    page = at_job(fake, open_page, 2, "No output")
     fake.do("fail", path="/api/v2/jobs/2/events/", times=3)
     fake.do("close", code=4408)
     expect(page.locator(".job").get_by_role("alert")).to_contain_text("may be out of date", timeout=20_000)
