@@ -104,7 +104,7 @@ export class Output {
       online(Number(line.dataset.n));
     });
     // Chunks get their true height when they are laid out, and the pane its size when the window does.
-    this._sizes = new ResizeObserver(() => this._stick());
+    this._sizes = new ResizeObserver(() => this._stay());
     this._sizes.observe(this.content);
     this._sizes.observe(this.element);
   }
@@ -124,6 +124,7 @@ export class Output {
     this.content.replaceChildren();
     this.earlier.hidden = first <= 1;
     this._top = 0; // no scroll of the reader's
+    this._held = null; // the line that is read, and where on the screen
   }
 
   /** New at the end of the output. @param {Array<object>} events  in order */
@@ -182,7 +183,7 @@ export class Output {
 
   wrap(wraps) {
     this.element.classList.toggle("nowrap", !wraps);
-    this._stick();
+    this._stay();
   }
 
   holds(line) {
@@ -218,7 +219,7 @@ export class Output {
     while (done < this._below.length && performance.now() < until) this._append(this._below[done++]);
     this._below.splice(0, done);
     if (this._above.length > 0) {
-      this._still(this.content.firstElementChild?.firstElementChild, () => {
+      this._still(() => {
         do this._prepend(this._above.pop());
         while (this._above.length > 0 && performance.now() < until);
       });
@@ -230,14 +231,33 @@ export class Output {
     this._schedule();
   }
 
-  /** Change what is above a node, and keep that where it is on the screen. */
-  _still(node, change) {
-    const before = node?.getBoundingClientRect().top;
+  /**
+   * Change what is above the line that is read, and keep that where it is. The style sheet turns off the browser's own
+   * anchoring: at the very top there is none, and elsewhere both would move the same line, one after the other.
+   */
+  _still(change) {
+    this._hold();
     change();
-    if (!node || this.follows) return;
-    const moved = node.getBoundingClientRect().top - before;
-    if (Math.abs(moved) >= 1) this.element.scrollTop += moved;
-    this._top = this.element.scrollTop;
+    this._stay();
+  }
+
+  /** The first line on the screen is the one that is read. */
+  _hold() {
+    const edge = this.element.getBoundingClientRect().top;
+    const bottom = (node) => node.getBoundingClientRect().bottom;
+    const chunk = [...this.content.children].find((one) => bottom(one) > edge);
+    const line = chunk && [...chunk.children].find((one) => bottom(one) > edge);
+    this._held = line ? { line, top: line.getBoundingClientRect().top - edge } : null;
+  }
+
+  /** At the end if it follows, else at the line that is read. */
+  _stay() {
+    if (this.follows) this._stick();
+    else if (this._held?.line.isConnected) {
+      const { line, top } = this._held;
+      const moved = line.getBoundingClientRect().top - this.element.getBoundingClientRect().top - top;
+      if (Math.abs(moved) >= 1) this._top = this.element.scrollTop += moved;
+    }
   }
 
   _nodes(piece) {
@@ -305,7 +325,7 @@ export class Output {
       if (count === chunks.length) return; // one event is longer than all that is kept
       edge = early ? chunks[count] : chunks[count - 1];
     } while (this._lines - gone > LIMIT || edge.piece.mid);
-    this._still(early ? edge : null, () => {
+    this._still(() => {
       for (const chunk of chunks.slice(0, count)) chunk.remove();
     });
     this._lines -= gone;
@@ -332,7 +352,7 @@ export class Output {
 
   _edges() {
     const hidden = this.first <= 1;
-    if (this.earlier.hidden !== hidden) this._still(this.content.firstElementChild, () => (this.earlier.hidden = hidden));
+    if (this.earlier.hidden !== hidden) this._still(() => (this.earlier.hidden = hidden));
     this.look();
   }
 
@@ -358,6 +378,7 @@ export class Output {
     if (!line.isConnected || this.follows) return;
     line.scrollIntoView({ block: "center" });
     this._top = this.element.scrollTop;
+    this._hold();
     if (frames > 0) this._settling = requestAnimationFrame(() => this._centre(line, frames - 1));
   }
 
@@ -379,6 +400,7 @@ export class Output {
     const down = scrollTop > this._top + 2;
     const end = scrollHeight - scrollTop - clientHeight < 4;
     this._top = scrollTop;
+    this._hold();
     if (this.follows && up && !end) this.follow(false);
     else if (!this.follows && this.attached && end && down) this.follow(true);
     this.look();
