@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dev import config as configuration
-from dev import development, engine, stack
+from dev import development, engine, stack, yours
 from dev.output import Failure, fail, say
 
 
@@ -216,6 +216,13 @@ def clean_test_production(_: list[str]) -> int:
     return 0
 
 
+def new(arguments: list[str]) -> int:
+    """`make new`: a repository of a team's own."""
+    from carillon import new
+
+    return new.main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "dev": dev,
     "observe": observe,
@@ -236,6 +243,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
         f"production-{name}": _operation(name)
         for name in ("backup", "restore", "prune", "upgrade", "rollback", "rotate", "refresh")
     },
+    "new": new,
     "bundle": make_bundle,
     "release": make_release,
     "release-rebuild": rebuild_release,
@@ -245,10 +253,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] not in COMMANDS:
-        raise Failure(f"usage: python3 -m dev {'|'.join(COMMANDS)}")
+    commands = {**COMMANDS, **yours.COMMANDS} if configuration.YOURS else COMMANDS
+    if not arguments or arguments[0] not in commands:
+        raise Failure(f"usage: python3 -m dev {'|'.join(commands)}")
+    if configuration.YOURS:
+        yours.put(locked=arguments[0] != "lock")
     os.chdir(configuration.ROOT)
-    return COMMANDS[arguments[0]](arguments[1:])
+    return commands[arguments[0]](arguments[1:])
 
 
 if __name__ == "__main__":

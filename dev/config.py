@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,13 @@ from pathlib import Path
 from dev.output import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
+# A team's own repository, which has this checkout in .carillon/ (`dev.yours`); None: this checkout is deployed as it is.
+YOURS = Path(os.environ["CARILLON_YOURS"]).resolve() if os.environ.get("CARILLON_YOURS") else None
+# Where state and private environments lie: not in a checkout that another version replaces.
+HOME = YOURS or ROOT
+# What stacks are called, and the tag of development's images: two repositories share neither.
+NAME = (re.sub("[^a-z0-9]+", "-", YOURS.name.lower()).strip("-") or "yours") if YOURS else "carillon"
+TAG = NAME if YOURS else "dev"
 COMPOSE_FILE = ROOT / "compose" / "dev.yml"
 OBSERVABILITY = ROOT / "compose" / "observability.yml"
 """Beside a stack, when it is observed."""
@@ -68,7 +76,7 @@ class Config:
 
     @property
     def processes(self) -> Path:
-        """Compose's file of the processes that the project declares; there is none where it declares none."""
+        """Compose's file of what is the project's; there is none where it declares no process of its own."""
         return self.state / "processes.json"
 
     @property
@@ -92,6 +100,7 @@ class Config:
         return {
             "CARILLON_PROJECT": self.project,
             "CARILLON_STATE": str(self.state),
+            "CARILLON_TAG": TAG,
             "CARILLON_LISTEN": self.listen,
             **{name: str(port) for name, port in self.ports.items()},
             **self.settings,
@@ -102,7 +111,7 @@ class Config:
 
 
 def load(
-    environ: Mapping[str, str] = os.environ, *, project: str = "carillon", state: str = ".dev"
+    environ: Mapping[str, str] = os.environ, *, project: str = NAME, state: str = ".dev"
 ) -> Config:
     """The configuration that the variables describe, with `project` and `state` where they say nothing.
 
@@ -113,7 +122,7 @@ def load(
         raise Failure(f"two of {', '.join(ports)} are the same port")
     return Config(
         project=environ.get("CARILLON_PROJECT") or project,
-        state=(ROOT / (environ.get("CARILLON_STATE") or state)).resolve(),
+        state=(HOME / (environ.get("CARILLON_STATE") or state)).resolve(),
         listen=environ.get("CARILLON_LISTEN") or "127.0.0.1",
         ports=ports,
         ca_bundle=_ca_bundle(environ),

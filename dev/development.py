@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dev import base_image, engine, environments, images, preflight, project, secret_files, stack
-from dev.config import ROOT, Config
+from dev.config import HOME, ROOT, YOURS, Config
 from dev.output import Failure, say, timed
 
 TOOLS_LOCK = "requirements/tools.txt"
@@ -83,6 +83,7 @@ def dev(config: Config) -> None:
 
 
 def report(config: Config, values: dict[str, str], seconds: float) -> None:
+    demo = "" if YOURS else "make demo    a real Ansible run, live on the page\n               "
     say(f"""
 Carillon is up ({seconds:.0f} s).
 
@@ -92,13 +93,12 @@ Carillon is up ({seconds:.0f} s).
   RabbitMQ     http://localhost:{config.management_port}   carillon / see {config.secrets}/amqp_password
   for scripts  . {_shown(config.environment_file)}
 
-  next         make demo    a real Ansible run, live on the page
-               make logs    make help    make down
+  next         {demo}make logs    make help    make down
 """)
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)
 
 
 def clean(config: Config) -> None:

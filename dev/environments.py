@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from dev import process
-from dev.config import ROOT, Config
+from dev.config import HOME, ROOT, Config
 from dev.output import step
 from dev.secret_files import private_directory, write
 
@@ -23,14 +23,14 @@ def ensure(config: Config, name: str, lock: str) -> Path:
     An environment of another lock or interpreter is made anew: pip leaves behind what is no longer listed.
     """
     # Beside each other, whichever stack asks: they do not depend on one.
-    directory = ROOT / ".dev" / name
+    directory = HOME / ".dev" / name
     private_directory(directory.parent)
     python = directory / "bin" / "python"
     wanted = f"{hashlib.sha256((ROOT / lock).read_bytes()).hexdigest()} {sys.version}\n"
     mark = directory / _MARK
     if mark.is_file() and mark.read_text() == wanted and python.exists():
         return python
-    step(f"Making the private Python environment {directory.relative_to(ROOT)} from {lock}")
+    step(f"Making the private Python environment {directory.relative_to(HOME)} from {lock}")
     shutil.rmtree(directory, ignore_errors=True)
     # PIP_CERT also for an ordinary pip: a CA bundle that the machine itself uses adds nobody to trust.
     env = {"PIP_CERT": str(config.ca_bundle)} if config.ca_bundle else {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dev import base_image, process
-from dev.config import ROOT, Config
+from dev.config import ROOT, TAG, Config
 from dev.output import progress, step, timed
 
 LABEL = "carillon.inputs"
@@ -27,7 +27,7 @@ class Image:
     inputs: tuple[str, ...]
     target: str | None = None
     python_packages: bool = False
-    tag_suffix: str = "dev"
+    tag_suffix: str = TAG
 
     @property
     def tag(self) -> str:

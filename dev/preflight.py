@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dev import process, project
-from dev.config import OBSERVABILITY, ROOT, Config
+from dev.config import OBSERVABILITY, ROOT, YOURS, Config
 from dev.output import Failure
 
 _GIB = 2**30
@@ -26,6 +26,8 @@ def check(config: Config, *, images_present: bool) -> None:
     """Raises `Failure` with what to do. Changes nothing."""
     project.declared()
     disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
+    if YOURS:
+        readable(YOURS, ("src",))
     readable()
     neighbour(config)
     ports(config)
@@ -58,9 +60,9 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def readable(root: Path = ROOT) -> None:
+def readable(root: Path = ROOT, folders: tuple[str, ...] = _FOR_CONTAINERS) -> None:
     """The containers' users, who are neither owner nor group, can read what is mounted or copied."""
-    for folder in _FOR_CONTAINERS:
+    for folder in folders:
         for path in [root / folder, *(root / folder).rglob("*")]:
             if "__pycache__" in path.parts:
                 continue
@@ -72,7 +74,7 @@ def readable(root: Path = ROOT) -> None:
             if mode & wanted != wanted:
                 raise Failure(
                     f"{path} is not for others to read, so not for the users in the containers: "
-                    f"chmod -R o+rX {' '.join(_FOR_CONTAINERS)}"
+                    f"chmod -R o+rX {' '.join(folders)}"
                 )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from dev import base_image, development, images, secret_files, stack
 from dev import config as configuration
-from dev.config import ROOT, Config
+from dev.config import HOME, NAME, ROOT, TAG, YOURS, Config
 from dev.output import say, timed
 
+_TAG = f"{TAG}-production" if YOURS else "production"
 PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
@@ -27,9 +28,9 @@ IMAGES = (
         ),
         target="production",
         python_packages=True,
-        tag_suffix="production",
+        tag_suffix=_TAG,
     ),
-    *(replace(image, tag_suffix="production") for image in images.IMAGES if image.name != "app"),
+    *(replace(image, tag_suffix=_TAG) for image in images.IMAGES if image.name != "app"),
 )
 
 
@@ -44,7 +45,7 @@ def load(
     kind = "cluster" if cluster else "production"
     config = configuration.load(
         {**{name: str(port) for name, port in PORTS.items()}, **environ},
-        project=project or f"carillon-{kind}",
+        project=project or f"{NAME}-{kind}",
         state=state or f".dev-{kind}",
     )
     ports = {name: config.ports[name] for name in PORTS}
@@ -110,4 +111,4 @@ Production in containers is up ({seconds[0]:.0f} s).
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from carillon.process import declared as declaration
-from dev.config import COMPOSE_FILE, ROOT, Config
+from dev.config import COMPOSE_FILE, ROOT, YOURS, Config
 from dev.output import Failure
 
+# Where a container of development has a team's own `src`, before that of the checkout.
+_MOUNTED = "/opt/carillon/yours"
 FILE = ROOT / "src" / "project" / declaration.FILE
 
 
@@ -29,8 +32,9 @@ def programs() -> set[str]:
 
 
 def compose(config: Config) -> None:
-    """Compose's file of the declared processes: each a container as runworker is one, its command apart."""
-    services = {
+    """Compose's file of what is the project's: each declared process, a container as runworker is one, its
+    command apart; and the code of a team's own repository, which the processes start anew when it is saved."""
+    services: dict[str, dict[str, Any]] = {
         name: {
             "extends": {"file": str(COMPOSE_FILE), "service": "runworker"},
             "command": ["reload", name],
@@ -39,6 +43,13 @@ def compose(config: Config) -> None:
         }
         for name, process in declared().processes.items()
     }
+    if YOURS:
+        code = {
+            "volumes": [f"{YOURS / 'src'}:{_MOUNTED}:ro,z"],
+            "environment": {"PYTHONPATH": f"{_MOUNTED}:/opt/carillon/src"},
+        }
+        for name in ("uwsgi", "daphne", "runworker", "migrate", *services):
+            services[name] = {**services.get(name, {}), **code}
     if services:
         config.processes.write_text(json.dumps({"services": services}, indent=2) + "\n")
     else:

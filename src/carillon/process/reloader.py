@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from carillon.process import declared as declaration
+from carillon.process.environment import SETTINGS_MODULE
 from carillon.process.launcher import EXIT_CONFIGURATION, say
 
 _CODE = (".py", f"/{declaration.FILE}")
@@ -32,6 +34,9 @@ def reload(process: str) -> int:
         return EXIT_CONFIGURATION
 
     source = Path(__file__).resolve().parents[2]
+    # A team's own code may lie elsewhere.
+    spec = find_spec(SETTINGS_MODULE.partition(".")[0])
+    folders = {source, *(Path(place).resolve().parent for place in (spec and spec.submodule_search_locations) or ())}
     watched = _CODE + _ASSETS if process == "uwsgi" else _CODE
     stopping = _StopEvent()
     child = _Child(process)
@@ -40,7 +45,7 @@ def reload(process: str) -> int:
     child.start(wait=True)
     # yield_on_timeout: the loop also has to notice a process that ended.
     for changes in watchfiles.watch(
-        source,
+        *folders,
         watch_filter=lambda _change, path: path.endswith(watched),
         debounce=200,
         step=50,
