@@ -47,6 +47,8 @@ def compose(config: Config) -> None:
         code = {
             "volumes": [f"{YOURS / 'src'}:{_MOUNTED}:ro,z"],
             "environment": {"PYTHONPATH": f"{_MOUNTED}:/opt/carillon/src"},
+            # Another checkout, by the same path: a container that stayed would see the one that is gone.
+            "labels": {"carillon.fetched": (ROOT / ".fetched").read_text().strip()},
         }
         for name in ("uwsgi", "daphne", "runworker", "migrate", *services):
             services[name] = {**services.get(name, {}), **code}

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,9 +181,6 @@ def deploy(arguments: list[str]) -> int:
     if "example.org" in hosts.read_text() and "--syntax-check" not in options:
         raise Failure(f"{hosts} names example.org: put your host there, and its name in group_vars/all.yml")
     development.enter_tools(configuration.load())
-    # Imported after: the interpreter is another now.
-    import sys
-
     program = Path(sys.prefix) / "bin" / "ansible-playbook"
     os.chdir(ROOT / "ansible")
     argv = [str(program), "--inventory", str(hosts.parent), playbook, *options]
