@@ -69,6 +69,9 @@ chaos: $(TEST_PYTHON) ## the whole chaos matrix, against the stack of `make dev`
 	    CARILLON_CHAOS_WHOLE=1 CARILLON_CHAOS_REPORT=.dev/chaos.jsonl CARILLON_STATE_EXAMPLES=50 \
 	    $(TEST_PYTHON) -m pytest -q tests/chaos tests/integration/tower/test_state.py)
 
+new: ## a repository of your own beside this checkout, which runs it (SITE=../mysite): docs/how-to/own-repository.md
+	@$(DEV) new $(or $(SITE),--help) $(if $(CARILLON_VERSION),--carillon $(CARILLON_VERSION))
+
 production: ## production in containers: supervisord in one of them (ports 50080, 50443)
 	@$(DEV) production
 
@@ -159,6 +162,8 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 #: CARILLON_PROJECT            name of the stack (carillon)
 #: CARILLON_STATE              where its secrets, certificates and logs lie (.dev)
 #: CARILLON_RELEASE_KEY        make release: the maintainers' secret key (minisign), its path
+#: SITE                        make new: the folder to make; its last part is the name of your app
+#: CARILLON_VERSION            make new: the line that names Carillon (this checkout's commit)
 #: EVENTS                      make watch: these events alone (jobs:status_changed job_events:42)
 #: SERVICE                     make logs, make shell: of this service (all; uwsgi)
 #: FROM                        make production-restore: the backup, .dev-production/backups/<time>
@@ -172,4 +177,4 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated
+.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos new production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated

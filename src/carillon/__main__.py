@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from carillon import new
 from carillon.process import environment, launcher
 from carillon.process.environment import ConfigurationError, Environment
 
@@ -18,12 +19,18 @@ from carillon.process.environment import ConfigurationError, Environment
 def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
+        if options.function is _new:  # there is no configuration yet
+            return _new(options)
         # The project's own settings are read when Django first needs them: inside of the function.
         return options.function(options, environment.load()) or 0
     except ConfigurationError as error:
         for problem in error.problems:
             launcher.say(problem)
         return launcher.EXIT_CONFIGURATION
+
+
+def _new(options: argparse.Namespace) -> int:
+    return new.run(options)
 
 
 def _run(options: argparse.Namespace, settings: Environment) -> None:
@@ -217,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
+    new.arguments(command("new", _new, "make a repository of your own, which Carillon runs"))
     run = command("run", _run, "wait for what the process needs, then become it")
     run.add_argument("process", choices=processes)
     run.add_argument("--no-wait", action="store_true", help="start at once")

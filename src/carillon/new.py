@@ -17,13 +17,14 @@ STARTER = Path(__file__).parent / "starter"
 # Else one `-tpl` would be a module of Carillon's, and a linter's.
 SUFFIX = "-tpl"
 VERSION = "carillon.version"
-# Importable where the project runs, and so no name for a package of the team's: Carillon's own, and top-level names
-# of its lock that are likely ones (tests/unit/process/test_new.py compares).
+# Importable where the project runs, and so no name for a package of the team's: Carillon's own, and what its lock
+# brings (tests/unit/dev/test_new.py compares).
 TAKEN = frozenset(
-    "asgi_amqp asgiref attr attrs autobahn automat carillon cbor2 certifi cffi channels constantly cryptography daphne"
-    " django drf_spectacular hyperlink idna incremental inflection jsonschema msgpack multidict project propcache"
-    " psycopg pycparser referencing rest_framework rpds sqlparse supervisor test tests tower twisted txaio"
-    " uritemplate uwsgi websockets yarl yaml zope".split()
+    "aio_pika aiormq asgi_amqp asgiref attr attrs autobahn automat carillon cbor2 cffi channels constantly cryptography"
+    " daphne django drf_spectacular hyperlink idna incremental inflection jsonschema jsonschema_specifications msgpack"
+    " multidict packaging pamqp project prometheus_client propcache psycopg psycopg_binary pycparser pyuwsgi referencing"
+    " rest_framework rpds service_identity sqlparse supervisor test tests tower twisted txaio typing_extensions ujson"
+    " uritemplate uwsgi uwsgidecorators watchfiles websockets yaml yarl zope".split()
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _FETCH_SECONDS = 600
@@ -130,10 +131,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="carillon new", description=__doc__)
-    arguments(parser)
-    options = parser.parse_args(words)
+def run(options: argparse.Namespace) -> int:
     try:
         target = make(Path(options.folder), options.carillon)
     except Refused as problem:
@@ -141,3 +139,10 @@ def main(words: list[str] | None = None) -> int:
         return 1
     print(f"{target} is made. Go on there: git init, make dev, make test, make help.")
     return 0
+
+
+def main(words: list[str]) -> int:
+    """Without the rest of the command `carillon`: `make new` of a checkout."""
+    parser = argparse.ArgumentParser(prog="carillon new")
+    arguments(parser)
+    return run(parser.parse_args(words))

@@ -33,10 +33,12 @@ def reload(process: str) -> int:
         say("reload needs watchfiles, which only the development image has: use `carillon run`")
         return EXIT_CONFIGURATION
 
-    source = Path(__file__).resolve().parents[2]
-    # A team's own code may lie elsewhere.
+    # Where the project lies: Carillon's own code lies there too, or is nobody's to edit.
     spec = find_spec(SETTINGS_MODULE.partition(".")[0])
-    folders = {source, *(Path(place).resolve().parent for place in (spec and spec.submodule_search_locations) or ())}
+    if spec is None or spec.origin is None:
+        say(f"there is no package of {SETTINGS_MODULE} to watch: is PYTHONPATH right?")
+        return EXIT_CONFIGURATION
+    source = Path(spec.origin).resolve().parents[1]
     watched = _CODE + _ASSETS if process == "uwsgi" else _CODE
     stopping = _StopEvent()
     child = _Child(process)
@@ -45,7 +47,7 @@ def reload(process: str) -> int:
     child.start(wait=True)
     # yield_on_timeout: the loop also has to notice a process that ended.
     for changes in watchfiles.watch(
-        *folders,
+        source,
         watch_filter=lambda _change, path: path.endswith(watched),
         debounce=200,
         step=50,

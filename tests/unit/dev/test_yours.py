@@ -1,0 +1,186 @@
+"""What is a team's lies in its checkout of Carillon before every command, or one line says why it cannot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dev import project, yours
+from dev.output import Failure
+
+ROOT = Path(__file__).parents[3]
+LOCK = """\
+django==5.2.8 \\
+    --hash=sha256:aa
+    # via -r app.in
+psycopg[binary]==3.2.1 ; python_version < '3.14' \\
+    --hash=sha256:bb
+"""
+ADDED = """\
+# made by make lock
+Django==5.0 \\
+    --hash=sha256:cc
+celery==5.5.0 \\
+    --hash=sha256:dd \\
+    --hash=sha256:ee
+    # via -r requirements.in
+"""
+CELERY = ADDED.partition("cc\n")[2]
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture
+def site(tmp_path):
+    write(
+        tmp_path,
+        {
+            "requirements.in": "# none\n",
+            "requirements.txt": "# none\n",
+            "src/project/__init__.py": "",
+            "src/project/settings.py": "mine",
+            "src/mysite/__init__.py": "",
+            "src/mysite/templates/page.html": "page",
+            "src/mysite/__pycache__/x.pyc": "",
+            ".carillon/src/carillon/__init__.py": "",
+            ".carillon/src/tower/__init__.py": "",
+            ".carillon/src/project/settings.py": "Carillon's",
+            ".carillon/src/project/routing.py": "Carillon's",
+            ".carillon/requirements/app.in": "django\npsycopg[binary]\n",
+            ".carillon/requirements/app.txt": LOCK,
+        },
+    )
+    return tmp_path
+
+
+def put(site, **options):
+    yours.put(site / ".carillon", site, **options)
+
+
+def source(site):
+    top = site / ".carillon" / "src"
+    return sorted(path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file())
+
+
+def test_its_packages_are_there_in_place_of_carillons_project(site):
+    put(site)
+    assert source(site) == [
+        *("carillon/__init__.py", "mysite/__init__.py", "mysite/templates/page.html"),
+        *("project/__init__.py", "project/settings.py", "tower/__init__.py"),
+    ]
+    assert (site / ".carillon/src/project/settings.py").read_text() == "mine"
+
+
+def test_what_it_no_longer_has_goes_and_what_is_the_same_stays(site):
+    write(site, {"src/other/__init__.py": ""})
+    put(site)
+    there = site / ".carillon/src/project/settings.py"
+    before = there.stat().st_mtime_ns
+    write(site, {"src/mysite/new.py": "x = 1\n"})
+    (site / "src/mysite/templates/page.html").unlink()
+    (site / "src/other/__init__.py").unlink()
+    (site / "src/other").rmdir()
+    put(site)
+    assert "mysite/new.py" in source(site)
+    assert not {"mysite/templates/page.html", "other/__init__.py"} & set(source(site))
+    assert there.stat().st_mtime_ns == before
+
+
+def test_its_lock_adds_what_carillons_does_not_have(site):
+    write(site, {"requirements.in": "celery>=5\n", "requirements.txt": ADDED})
+    for _ in range(2):
+        put(site)
+        assert (site / ".carillon/requirements/app.txt").read_text() == LOCK + CELERY
+        assert (site / ".carillon/requirements/app.in").read_text() == "django\npsycopg[binary]\ncelery>=5\n"
+    write(site, {"requirements.in": "", "requirements.txt": ""})
+    put(site)
+    assert (site / ".carillon/requirements/app.txt").read_text() == LOCK
+
+
+def test_a_lock_that_is_behind_is_refused_until_it_is_made(site):
+    write(site, {"requirements.in": "celery\nDjango\n"})
+    with pytest.raises(Failure, match="names celery, and requirements.txt does not: run `make lock`"):
+        put(site)
+    assert (site / ".carillon/src/project/settings.py").read_text() == "Carillon's"
+    put(site, locked=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("src/tower/__init__.py", "tower is Carillon's own: give the package another name"),
+        ("src/helpers.py", "is no package, and would be in no release"),
+        ("src/data/file", "is no package, and would be in no release"),
+    ],
+)
+def test_what_no_release_would_have_is_refused(site, file, why):
+    write(site, {file: ""})
+    with pytest.raises(Failure, match=why):
+        put(site)
+    assert (site / ".carillon/src/project/settings.py").read_text() == "Carillon's"
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("requirements.in", "requirements.in is missing: an empty one will do"),
+        ("src/project/settings.py", "settings.py is missing"),
+    ],
+)
+def test_what_is_missing_is_named(site, file, why):
+    (site / file).unlink()
+    with pytest.raises(Failure, match=why):
+        put(site)
+
+
+def test_a_checkout_that_is_worked_on_is_never_written_to(site):
+    with pytest.raises(Failure, match="is not the .carillon/ of CARILLON_YOURS="):
+        yours.put(ROOT, site)
+    done = subprocess.run(
+        [sys.executable, "-m", "dev", "down"],
+        cwd=ROOT, env={"CARILLON_YOURS": str(site), "PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, "is not the .carillon/ of" in done.stderr) == (1, True)
+
+
+def test_state_and_names_are_the_repositorys_own(site):
+    program = "from dev import config as c, images, production as p; k = c.load(); q = p.load(); print(\
+        k.project, k.state, q.project, images.IMAGES[0].tag, p.IMAGES[0].tag, k.compose_environment()['CARILLON_TAG'])"
+    folder = site / "My_Site"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env={"CARILLON_YOURS": str(folder)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [
+        *("my-site", f"{folder}/.dev", "my-site-production"),
+        *("carillon/app:my-site", "carillon/app:my-site-production", "my-site"),
+    ]
+
+
+def test_containers_have_its_code_and_begin_anew_with_another_carillon(site, settings, monkeypatch):
+    settings.state.mkdir()
+    monkeypatch.setattr(project, "YOURS", site)
+    monkeypatch.setattr(project, "ROOT", site / ".carillon")
+    write(site, {".carillon/.fetched": "today\n"})
+    project.compose(settings)
+    services = json.loads(settings.processes.read_text())["services"]
+    assert set(services) == {"uwsgi", "daphne", "runworker", "migrate"}
+    for service in services.values():
+        assert service["volumes"] == [f"{site}/src:/opt/carillon/yours:ro,z"]
+        assert service["environment"]["PYTHONPATH"].split(":")[0] == "/opt/carillon/yours"
+        assert service["labels"] == {"carillon.fetched": "today"}
+
+
+def test_hosts_that_are_an_example_and_playbooks_that_are_none_are_refused(site, monkeypatch):
+    monkeypatch.setattr(yours, "YOURS", site)
+    write(site, {"inventory/hosts.yml": "mysite.example.org:\n"})
+    with pytest.raises(Failure, match=r"names example\.org: put your host there"):
+        yours.deploy([])
+    with pytest.raises(Failure, match=r"PLAYBOOK=sight\.yml: there is none of that name, but .*site\.yml"):
+        yours.deploy(["sight.yml"])
