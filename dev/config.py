@@ -11,7 +11,8 @@ from pathlib import Path
 from dev.output import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
-# A team's own repository, which has this checkout in .carillon/ (`dev.yours`); None: this checkout is deployed as it is.
+# A team's own repository, which has this checkout in .carillon/ (`dev.yours`). None: the checkout is deployed
+# as it is.
 YOURS = Path(os.environ["CARILLON_YOURS"]).resolve() if os.environ.get("CARILLON_YOURS") else None
 # Where state and private environments lie: not in a checkout that another version replaces.
 HOME = YOURS or ROOT

@@ -33,7 +33,7 @@ def programs() -> set[str]:
 
 def compose(config: Config) -> None:
     """Compose's file of what is the project's: each declared process, a container as runworker is one, its
-    command apart; and the code of a team's own repository, which the processes start anew when it is saved."""
+    command apart; and where the code of a team's own repository lies, for every process."""
     services: dict[str, dict[str, Any]] = {
         name: {
             "extends": {"file": str(COMPOSE_FILE), "service": "runworker"},

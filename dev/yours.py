@@ -1,8 +1,8 @@
-"""A team's own repository, which deploys its code by a checkout of Carillon in its .carillon/ (`carillon new`).
+"""A team's own repository: its code is deployed by the checkout of Carillon in its .carillon/ (`carillon new`).
 
-That checkout is not edited: before every command it gets what is the team's, in place of Carillon's own project:
-the packages in `src/`, and what `requirements.txt` adds to the lock. So images, roles and bundles are made of it
-as of any checkout.
+Nobody edits that checkout. Before every command it gets what is the team's, in place of Carillon's own
+project: the packages in `src/`, and what `requirements.txt` adds to the lock. So images, roles and bundles
+are made of it as of any checkout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dev import development, environments
 from dev import config as configuration
+from dev import development, environments
 from dev.config import ROOT, YOURS
 from dev.output import Failure, step
 
@@ -66,7 +66,7 @@ def names(text: str) -> set[str]:
 
 
 def merged(carillons: str, added: str) -> str:
-    """Carillon's lock, and those pins of the team's that it does not have: its own versions are the tested ones."""
+    """Carillon's lock, and those pins of the team's that it does not have: its own are what it was tested with."""
     known = {_plain(match[1]) for match in _PIN.finditer(carillons)}
     more = [match[0] for match in _PIN.finditer(added) if _plain(match[1]) not in known]
     return carillons + "".join(more)
@@ -87,9 +87,9 @@ def _packages(source: Path) -> list[str]:
         if path.name in CARILLONS:
             raise Failure(f"{path}: {path.name} is Carillon's own: give the package another name")
         if not (path / "__init__.py").is_file():
-            raise Failure(f"{path}: is no package, and would be in no release: move it into one, or out of src/")
+            raise Failure(f"{path}: is no package, so in no release: move it into one, or out of src/")
     if not (source / "project" / "settings.py").is_file():
-        raise Failure(f"{source}/project/settings.py is missing: it says what is yours (docs/how-to/your-app.md)")
+        raise Failure(f"{source}/project/settings.py is missing: docs/how-to/your-app.md says what is in it")
     return [path.name for path in found]
 
 
@@ -102,7 +102,8 @@ def _lock(checkout: Path, yours: Path, *, locked: bool) -> str:
     own = _carillons(requirements, "app.txt")
     text = merged((own if own.exists() else requirements / "app.txt").read_text(), lock.read_text())
     if locked and (missing := sorted(names(wanted.read_text()) - names(text))):
-        raise Failure(f"requirements.in names {', '.join(missing)}, and requirements.txt does not: run `make lock`")
+        text = ", ".join(missing)
+        raise Failure(f"requirements.in names {text}, and requirements.txt does not: run `make lock`")
     return text
 
 
@@ -143,12 +144,8 @@ def manage(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """The project's own checks and tests; Carillon's are run where Carillon is made."""
-    for words in (
-        ("check",),
-        ("makemigrations", "--check", "--dry-run"),
-        ("test", *(arguments or [f"{YOURS}/src"])),
-    ):
+    """The project's own tests, and Django's checks with each; Carillon's are run where Carillon is made."""
+    for words in (("makemigrations", "--check", "--dry-run"), ("test", *(arguments or [f"{YOURS}/src"]))):
         step(f"django {words[0]}")
         if code := _django(*words):
             return code
@@ -160,8 +157,8 @@ def lock(_: list[str]) -> int:
     step("Locking requirements.in")
     constraint = _carillons(ROOT / "requirements", "app.txt")
     # fmt: off
-    command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes",
-               "--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "make lock",
+    command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
+               "--generate-hashes", "--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "make lock",
                "--constraint", str(constraint), "requirements.in", "--output-file", "requirements.txt"]
     # fmt: on
     try:

@@ -1,5 +1,7 @@
-"""`carillon new mysite`: a repository of a team's own, which names Carillon in one line. Standard library only:
-it runs where nothing is installed, too."""
+"""`carillon new mysite`: a repository of a team's own, which names Carillon in one line.
+
+Standard library only: it runs where nothing is installed, too.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,17 @@ STARTER = Path(__file__).parent / "starter"
 # Else one `-tpl` would be a module of Carillon's, and a linter's.
 SUFFIX = "-tpl"
 VERSION = "carillon.version"
-# Importable where the project runs, and so no name for a package of the team's: Carillon's own, and what its lock
-# brings (tests/unit/dev/test_new.py compares).
+# Importable where the project runs, and so no name for a package of the team's: Carillon's own, and what its
+# lock brings (tests/unit/dev/test_new.py compares).
 TAKEN = frozenset(
-    "aio_pika aiormq asgi_amqp asgiref attr attrs autobahn automat carillon cbor2 cffi channels constantly cryptography"
-    " daphne django drf_spectacular hyperlink idna incremental inflection jsonschema jsonschema_specifications msgpack"
-    " multidict packaging pamqp project prometheus_client propcache psycopg psycopg_binary pycparser pyuwsgi referencing"
-    " rest_framework rpds service_identity sqlparse supervisor test tests tower twisted txaio typing_extensions ujson"
-    " uritemplate uwsgi uwsgidecorators watchfiles websockets yaml yarl zope".split()
+    """
+    aio_pika aiormq asgi_amqp asgiref attr attrs autobahn automat carillon cbor2 cffi channels
+    constantly cryptography daphne django drf_spectacular hyperlink idna incremental inflection
+    jsonschema jsonschema_specifications msgpack multidict packaging pamqp project prometheus_client
+    propcache psycopg psycopg_binary pycparser pyuwsgi referencing rest_framework rpds service_identity
+    sqlparse supervisor test tests tower twisted txaio typing_extensions ujson uritemplate uwsgi
+    uwsgidecorators watchfiles websockets yaml yarl zope
+    """.split()  # noqa: SIM905 - a list of words
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _FETCH_SECONDS = 600
