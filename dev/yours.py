@@ -1,4 +1,4 @@
-"""A team's own repository: its code is deployed by the checkout of Carillon in its .carillon/ (`carillon new`).
+"""A team's own repository, whose code the checkout of Carillon in its .carillon/ deploys (`carillon new`).
 
 Nobody edits that checkout. Before every command it gets what is the team's, in place of Carillon's own
 project: the packages in `src/`, and what `requirements.txt` adds to the lock. So images, roles and bundles
@@ -66,7 +66,7 @@ def names(text: str) -> set[str]:
 
 
 def merged(carillons: str, added: str) -> str:
-    """Carillon's lock, and those pins of the team's that it does not have: its own are what it was tested with."""
+    """Carillon's lock, and the team's pins of what is not in it: of what is, the version was tested."""
     known = {_plain(match[1]) for match in _PIN.finditer(carillons)}
     more = [match[0] for match in _PIN.finditer(added) if _plain(match[1]) not in known]
     return carillons + "".join(more)
@@ -158,8 +158,9 @@ def lock(_: list[str]) -> int:
     constraint = _carillons(ROOT / "requirements", "app.txt")
     # fmt: off
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
-               "--generate-hashes", "--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "make lock",
-               "--constraint", str(constraint), "requirements.in", "--output-file", "requirements.txt"]
+               "--generate-hashes", "--no-strip-extras", "--no-emit-index-url",
+               "--custom-compile-command", "make lock", "--constraint", str(constraint),
+               "requirements.in", "--output-file", "requirements.txt"]
     # fmt: on
     try:
         return subprocess.run(command, cwd=YOURS, check=False).returncode

@@ -63,7 +63,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     names = set(zipfile.ZipFile(archives[0]).namelist())
     package = {f"carillon/{path.relative_to(PACKAGE).as_posix()}" for path in sources()}
     static = {"carillon/static/carillon/carillon.js", "carillon/static/carillon/error.css"}
-    starter = {f"carillon/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.glob("starter/**/*-tpl")}
+    tree = PACKAGE.glob("starter/**/*-tpl")
+    starter = {f"carillon/{path.relative_to(PACKAGE).as_posix()}" for path in tree}
     assert len(starter) > 20
     others = {"carillon/py.typed", "carillon/templates/carillon/404.html", *static, *starter}
     assert {name for name in names if ".dist-info/" not in name} == package | others

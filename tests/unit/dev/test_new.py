@@ -1,4 +1,4 @@
-"""`carillon new`: a repository whose own tests pass, from a Carillon that can be had; or one line, and nothing."""
+"""`carillon new`: a repository whose own tests pass, of a Carillon that can be had; or one line."""
 
 import ast
 import hashlib
@@ -64,7 +64,8 @@ def test_it_has_every_file_with_the_names_filled_in(tmp_path, carillon, site):
     made = contents(site)
     assert {
         *("Makefile", "README.md", "carillon.version", ".gitignore", ".github/workflows/ci.yml"),
-        *("bin/carillon", "requirements.in", "requirements.txt", "inventory/hosts.yml", "inventory/group_vars/all.yml"),
+        *("bin/carillon", "requirements.in", "requirements.txt"),
+        *("inventory/hosts.yml", "inventory/group_vars/all.yml"),
         *(f"src/project/{name}.py" for name in ("__init__", "settings", "testing", "urls", "routing")),
         *(f"src/mysite/{name}.py" for name in ("__init__", "views", "urls", "families", "tests")),
         *("src/project/carillon.toml", "src/mysite/templates/mysite/home.html"),
