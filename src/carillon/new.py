@@ -66,11 +66,15 @@ def here() -> str | None:
         return None
     try:
         asked = subprocess.run(
-            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError:
         return str(checkout)
-    return f"{checkout}@{asked.stdout.strip()}" if asked.returncode == 0 else str(checkout)
+    top, _, commit = asked.stdout.strip().partition("\n")
+    return f"{checkout}@{commit}" if asked.returncode == 0 and Path(top) == checkout else str(checkout)
 
 
 def make(target: Path, carillon: str | None = None) -> Path:

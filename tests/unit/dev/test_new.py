@@ -237,8 +237,12 @@ def test_the_command_needs_no_configuration(tmp_path, carillon, monkeypatch, cap
     assert capsys.readouterr().err.startswith(f"carillon: {tmp_path}/mysite is not empty")
 
 
-def test_the_checkout_that_it_runs_from_is_named_by_its_commit():
-    line = new.here()
-    assert Path(line.partition("@")[0]) == ROOT
-    if (ROOT / ".git").exists():
-        assert re.fullmatch(r".*@[0-9a-f]{40}", line)
+def test_the_checkout_that_it_runs_from_is_named_by_its_commit(carillon, monkeypatch):
+    (carillon / "src/carillon").mkdir(parents=True)
+    monkeypatch.setattr(new, "__file__", str(carillon / "src/carillon/new.py"))
+    assert new.here() == f"{carillon}@{git(carillon, 'rev-parse', 'HEAD')}"
+    # In somebody's repository, and no repository itself.
+    (carillon / ".git").rename(carillon.parent / ".git")
+    assert new.here() == str(carillon)
+    (carillon / "dev/yours.py").unlink()
+    assert new.here() is None
