@@ -9,7 +9,7 @@ from dev.config import ROOT
 from dev.testing import Suite
 
 # Where scripts without a suffix lie.
-_SCRIPTS = (".ci", "bin", "images", "ansible/roles")
+_SCRIPTS = (".ci", "bin", "images", "ansible/roles", "src/carillon/starter/bin")
 # Unit tests that are lints: supervisor, uwsgi --strict, nginx -t, gixy, roles against their specifications.
 _CONFIGURATION = (
     "tests/unit/production/test_supervisord.py",
