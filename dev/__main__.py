@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> int:
     commands = {**COMMANDS, **yours.COMMANDS} if configuration.YOURS else COMMANDS
     if not arguments or arguments[0] not in commands:
         raise Failure(f"usage: python3 -m dev {'|'.join(commands)}")
-    if configuration.YOURS:
+    if configuration.YOURS and arguments[0] not in yours.WITHOUT_CODE:
         yours.put(locked=arguments[0] != "lock")
     os.chdir(configuration.ROOT)
     return commands[arguments[0]](arguments[1:])

@@ -23,6 +23,10 @@ from dev.output import Failure, step
 
 CARILLONS = ("asgi_amqp", "carillon", "tower")
 CHECKOUT = ".carillon"
+# What must go whatever state the code is in.
+WITHOUT_CODE = frozenset(
+    ("down", "clean", "logs", "shell", "token", "watch", "production-down", "production-clean")
+)
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?==.*\n(?:[ #].*\n)*", re.MULTILINE)
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", re.MULTILINE)
 # What Django asks of the environment where nothing runs: neither database nor broker.

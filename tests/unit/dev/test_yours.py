@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dev import __main__ as command
 from dev import project, yours
 from dev.output import Failure
 
@@ -143,10 +144,19 @@ def test_a_checkout_that_is_worked_on_is_never_written_to(site):
     with pytest.raises(Failure, match=r"is not the \.carillon/ of CARILLON_YOURS="):
         yours.put(ROOT, site)
     done = subprocess.run(
-        [sys.executable, "-m", "dev", "down"],
+        [sys.executable, "-m", "dev", "test"],
         cwd=ROOT, env={"CARILLON_YOURS": str(site), "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, "is not the .carillon/ of" in done.stderr) == (1, True)
+
+
+def test_a_stack_goes_down_whatever_the_code_is_like(site, monkeypatch):
+    write(site, {"src/helpers.py": ""})
+    monkeypatch.setattr(command.configuration, "YOURS", site)
+    monkeypatch.setattr(yours, "put", lambda **_: pytest.fail("looked at the code"))
+    monkeypatch.setattr(command.os, "chdir", lambda _: None)
+    monkeypatch.setitem(command.COMMANDS, "down", lambda _: 7)
+    assert command.main(["down"]) == 7
 
 
 def test_state_and_names_are_the_repositorys_own(site):
