@@ -111,6 +111,17 @@ def unit(_: list[str]) -> int:
     return testing.unit()
 
 
+def documentation(_: list[str]) -> int:
+    from dev import testing
+
+    config = _test_config()
+    testing.enter(config)
+    failed = testing.documentation(config)
+    if not failed:
+        say(f"Read it: {configuration.ROOT / testing.SITE / 'index.html'}")
+    return failed
+
+
 def lint(_: list[str]) -> int:
     from dev import linting, testing
 
@@ -230,6 +241,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "test-unit": unit,
     "test-clean": clean_test,
     "lint": lint,
+    "docs": documentation,
     **_production("production"),
     **_production("cluster"),
     **{
