@@ -178,9 +178,18 @@ def make_bundle(_: list[str]) -> int:
     return 0
 
 
+def _enter_release() -> None:
+    """Go on in the tests' environment, which has what makes the artifacts."""
+    from dev import testing
+
+    config = _test_config()
+    testing.enter(config)
+    testing.ensure_programs(config, ("graphviz", "minisign"))
+
+
 def make_release(_: list[str]) -> int:
     """`make release`: signed with the key that CARILLON_RELEASE_KEY names."""
-    development.enter_tools(_config())
+    _enter_release()
     from release import make
 
     key = os.environ.get(make.KEY)
@@ -196,7 +205,7 @@ def make_release(_: list[str]) -> int:
 
 def rebuild_release(arguments: list[str]) -> int:
     """`verify --rebuild` of a release: what the commit does not build again."""
-    development.enter_tools(_config())
+    _enter_release()
     from release import make
 
     try:
