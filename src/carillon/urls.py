@@ -7,6 +7,7 @@ from rest_framework.routers import SimpleRouter
 
 from carillon.api.accounts import IndexView, LoginView, LogoutView, MeView, RootView, TokenViewSet
 from carillon.api.connections import ConnectionsView, upgrade_required
+from carillon.api.documents import AsyncAPIView
 from carillon.api.health import HealthView, PingView
 from carillon.api.metrics import MetricsView
 from carillon.api.publish import NotificationsView
@@ -27,6 +28,7 @@ v2 = [
         SpectacularJSONAPIView.as_view(authentication_classes=(), permission_classes=(AllowAny,)),
         name="schema",
     ),
+    path("asyncapi/", AsyncAPIView.as_view(), name="asyncapi"),
     *router.urls,
 ]
 
