@@ -1,7 +1,7 @@
 """Carillon's routes that uwsgi serves. /static/ and the websocket are nginx's to send elsewhere."""
 
 from django.urls import include, path, re_path
-from drf_spectacular.views import SpectacularJSONAPIView
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
 from rest_framework.routers import SimpleRouter
 
@@ -27,6 +27,13 @@ v2 = [
         "schema/",
         SpectacularJSONAPIView.as_view(authentication_classes=(), permission_classes=(AllowAny,)),
         name="schema",
+    ),
+    path(
+        "docs/",
+        SpectacularSwaggerSplitView.as_view(
+            authentication_classes=(), permission_classes=(AllowAny,), template_name="carillon/docs.html"
+        ),
+        name="docs",
     ),
     path("asyncapi/", AsyncAPIView.as_view(), name="asyncapi"),
     *router.urls,
