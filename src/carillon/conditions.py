@@ -104,7 +104,7 @@ RULES = (
     ),
     Rule(
         "CarillonEmitFails",
-        True,
+        False,
         False,
         0,
         "RabbitMQ does not confirm events in time.",
@@ -114,7 +114,7 @@ RULES = (
     ),
     Rule(
         "CarillonFanoutGap",
-        True,
+        False,
         False,
         0,
         "A daphne cannot know what its clients missed, and has told them so.",

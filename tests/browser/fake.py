@@ -198,7 +198,7 @@ def operations(times):
         "seconds": 2.0 * times,
         "state": "flowing",
         "words": "Events flow.",
-        "totals": {name: 80.0 * times for name in ("emitted", "relayed", "delivered", "requests")},
+        "totals": dict.fromkeys(("emitted", "relayed", "delivered", "requests"), 80.0 * times),
         "waiting": {"outbox": 0, "queue": 3, "dead_letters": 0, "runworkers": 1},
         "processes": [
             {"name": "daphne 0", **process, "position": 1048701.0, "behind": 0.0, "sockets": 1204.0},
@@ -317,7 +317,12 @@ async def answer(method, path, query, body):
             STATE.logged_in = False
             return 200, {}
         case ["me"]:
-            return 200, {"count": 1, "next": None, "previous": None, "results": [{**USER, "is_superuser": STATE.admin}]}
+            return 200, {
+                "count": 1,
+                "next": None,
+                "previous": None,
+                "results": [{**USER, "is_superuser": STATE.admin}],
+            }
         case ["jobs"]:
             return 200, page_of(listing(query), query)
         case ["jobs", number, *rest] if int(number) in STATE.jobs:

@@ -8,12 +8,22 @@ from playwright.sync_api import expect
 
 CONNECTED = re.compile("^Connected$")
 VERDICT = ".verdict"
-LOST = {"alert": "CarillonEventsLost", "critical": True, "summary": "{value} events were lost.", "action": "Log."}
+LOST = {
+    "alert": "CarillonEventsLost",
+    "critical": True,
+    "summary": "{value} events were lost.",
+    "action": "Log.",
+}
 STOPPED = {
     "state": "stopped",
     "words": "No runworker delivers: events are accepted, and wait on the queue.",
     "conditions": [
-        {"alert": "CarillonNoActiveRelay", "critical": True, "summary": "No runworker delivers.", "action": "Its log."}
+        {
+            "alert": "CarillonNoActiveRelay",
+            "critical": True,
+            "summary": "No runworker delivers.",
+            "action": "Its log.",
+        }
     ],
 }
 
@@ -71,7 +81,9 @@ def test_what_stops_is_said_and_what_to_do_and_it_recovers(fake, page):
 
 
 def test_a_host_that_does_not_know_is_not_quoted(fake, page):
-    fake.do("operations", fields={"waiting": dict.fromkeys(("outbox", "queue", "dead_letters", "runworkers"))})
+    fake.do(
+        "operations", fields={"waiting": dict.fromkeys(("outbox", "queue", "dead_letters", "runworkers"))}
+    )
     for title in ("In the outbox", "On the queue", "Dead letters"):
         expect(figure(page, title)).to_have_text("not known")
 
@@ -153,7 +165,9 @@ def test_an_event_is_explained_and_what_is_gone_has_words(watched):
     expect(page.locator(".story dd")).to_have_text(["19a8:105", "taken off: the row has 19a8:110"])
     box.fill("19a8:1")
     page.get_by_role("button", name="Explain").click()
-    expect(page.get_by_role("alert").last).to_have_text("no event of the log has that number: too old for the log")
+    expect(page.get_by_role("alert").last).to_have_text(
+        "no event of the log has that number: too old for the log"
+    )
     expect(page.locator(".story")).to_be_empty()
 
 

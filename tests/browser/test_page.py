@@ -1020,7 +1020,9 @@ def test_who_is_connected(page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"])
+@pytest.mark.parametrize(
+    "place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"]
+)
 def test_names_and_contrast(fake, open_page, theme, place):
     watched = open_page(color_scheme=theme)
     page = watched.page
