@@ -1,16 +1,15 @@
 /** Operations, for admins: whether events flow, what waits, and where one event is. */
 
 import { address, request } from "../api.js";
-import { h, icon, say } from "../dom.js";
+import { h, icon, say, SVG } from "../dom.js";
 import { duration, plural, when } from "../format.js";
 import { Loader } from "../loading.js";
 
 const EVERY = 2000; // ms between an answer and the next question, while the page is looked at
 const OLD = 6000; // ms after which an answer is no news
 const POINTS = 60; // of a chart
-const UNKNOWN = "not known";
 const HOPS = { emitted: "Emitted", relayed: "Relayed", delivered: "Delivered" };
-const WAITING = { outbox: "In the outbox", queue: "On the queue", dead_letters: "Dead letters" };
+const NOW = { outbox: "In the outbox", queue: "On the queue", dead_letters: "Dead letters", behind: "Behind the log", sockets: "Sockets" };
 const ICONS = { flowing: "successful", doubtful: "waiting", stopped: "failed", unknown: "pending" };
 
 const number = (value) => (value === null || value === undefined ? "" : Math.round(value).toLocaleString("en"));
@@ -19,19 +18,18 @@ class Figure {
   /** A number under its name; a rate also as the line of the last two minutes. */
   constructor(title, charted = false) {
     this.points = [];
-    this.value = h("dd", {}, UNKNOWN);
+    this.value = h("dd", {}, "not known");
     if (charted) {
-      this.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-      this.chart.setAttribute("aria-hidden", "true");
-      this.chart.setAttribute("preserveAspectRatio", "none");
-      this.chart.setAttribute("viewBox", `0 0 ${POINTS - 1} 24`);
-      this.line = this.chart.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
+      const attributes = { class: "chart", viewBox: `0 0 ${POINTS - 1} 24`, preserveAspectRatio: "none", "aria-hidden": true };
+      this.chart = document.createElementNS(SVG, "svg");
+      for (const [name, value] of Object.entries(attributes)) this.chart.setAttribute(name, value);
+      this.line = this.chart.appendChild(document.createElementNS(SVG, "polyline"));
     }
     this.element = h("div", {}, h("dt", {}, title), this.value, this.chart);
   }
 
   show(value, unit = "") {
-    say(this.value, value === null ? UNKNOWN : `${number(value)}${unit}`);
+    say(this.value, value === null ? "not known" : `${number(value)}${unit}`);
     if (!this.chart) return;
     this.points = value === null ? [] : [...this.points, value].slice(-POINTS);
     const most = Math.max(1, ...this.points);
@@ -45,25 +43,18 @@ export class Operations {
     this.answer = null;
     this.answered = this.asked = 0;
     this.busy = false;
-    this.since = new Date();
     this.first = new Map(); // of each host that has answered: what its counters were
     this.leaving = new AbortController();
     this.loader = new Loader(app, "The view", () => this.load(), () => this.judge());
-    this.verdict = h("p.verdict", { role: "status" });
-    this.asOf = h("p.facts");
-    this.hops = Object.fromEntries(Object.entries(HOPS).map(([name, title]) => [name, new Figure(title, true)]));
-    this.waiting = Object.fromEntries(Object.entries(WAITING).map(([name, title]) => [name, new Figure(title)]));
-    this.behind = new Figure("Behind the log");
-    this.sockets = new Figure("Sockets");
-    const figures = (...all) => h("dl.hops", {}, ...all.map((one) => one.element));
+    [this.verdict, this.asOf] = [h("p.verdict", { role: "status" }), h("p.facts")];
+    const figures = (titles, charted) => Object.entries(titles).map(([name, title]) => [name, new Figure(title, charted)]);
+    [this.hops, this.now] = [figures(HOPS, true), figures(NOW)];
+    const shown = (all) => h("dl.hops", {}, ...all.map(([, one]) => one.element));
     this.list = h("button.quiet", { type: "button", hidden: true, onclick: () => this.letters() }, "List dead letters");
-    this.dead = h("ul.told");
-    this.conditions = h("ul.told");
-    this.body = h("tbody");
+    [this.conditions, this.dead, this.body] = [h("ul.told"), h("ul.told"), h("tbody")];
     const columns = ["Process", "State", "Position", "Behind", "Sockets", "Memory"].map((text) => h("th", { scope: "col" }, text));
     this.box = h("input.search", { name: "event", autocomplete: "off", spellcheck: "false", required: true });
-    this.story = h("dl.story");
-    this.problem = h("p.problem", { role: "alert", hidden: true });
+    [this.story, this.problem] = [h("dl.story"), h("p.problem", { role: "alert", hidden: true })];
     this.element = h(
       "section.page",
       { "aria-labelledby": "operations-heading" },
@@ -72,8 +63,8 @@ export class Operations {
       this.loader.element,
       this.verdict,
       this.conditions,
-      figures(...Object.values(this.hops)),
-      figures(...Object.values(this.waiting), this.behind, this.sockets),
+      shown(this.hops),
+      shown(this.now),
       this.list,
       this.dead,
       h("h2", {}, "Processes"),
@@ -124,63 +115,47 @@ export class Operations {
     const age = Date.now() - this.answered;
     const known = this.answer && age < OLD && !this.loader.knowledge.failing;
     const state = known ? this.answer.state : "unknown";
-    if (this.verdict.dataset.state !== state) {
-      this.verdict.dataset.state = state;
-      this.verdict.className = `verdict is-${state}`;
-      this.verdict.replaceChildren(icon(ICONS[state]), h("span"));
-    }
+    if (!this.verdict.matches(`.is-${state}`)) this.verdict.replaceChildren(icon(ICONS[state]), h("span"));
+    this.verdict.className = `verdict is-${state}`;
     say(this.verdict.lastChild, known ? this.answer.words : "Whether events flow is not known.");
     if (!this.answer) return;
-    const at = new Date(this.answered).toLocaleTimeString("en-GB");
-    say(this.asOf, `As host ${this.answer.host} saw it at ${at}${known ? "" : `: old, by ${duration(age / 1000)}`}`);
+    say(this.asOf, `As host ${this.answer.host} saw it at ${new Date(this.answered).toLocaleTimeString("en-GB")}${known ? "" : `: old, by ${duration(age / 1000)}`}`);
   }
 
   show(now, before) {
     // Another host has counted other things: no rate is made of the two.
     const seconds = before?.host === now.host ? now.seconds - before.seconds : 0;
-    for (const [name, hop] of Object.entries(this.hops)) {
-      hop.show(seconds > 0 ? Math.max(0, now.totals[name] - before.totals[name]) / seconds : null, "/s");
-    }
-    for (const [name, figure] of Object.entries(this.waiting)) figure.show(now.waiting[name]);
-    const told = (name) => now.processes.map((one) => one[name]).filter((value) => value !== null);
-    const behind = told("behind");
-    this.behind.show(behind.length > 0 ? Math.max(...behind) : null);
-    const sockets = told("sockets");
-    this.sockets.show(sockets.length > 0 ? sockets.reduce((sum, one) => sum + one, 0) : null);
-    this.list.hidden = !now.waiting.dead_letters && this.dead.childElementCount === 0;
+    const rate = (name) => (seconds > 0 ? Math.max(0, now.totals[name] - before.totals[name]) / seconds : null);
+    for (const [name, hop] of this.hops) hop.show(rate(name), "/s");
+    const told = (name, join) => now.processes.map((one) => one[name]).filter((value) => value !== null).reduce((all, one) => join(all ?? 0, one), null);
+    const known = { ...now.waiting, behind: told("behind", Math.max), sockets: told("sockets", (a, b) => a + b) };
+    for (const [name, figure] of this.now) figure.show(known[name]);
+    this.list.hidden = !now.waiting.dead_letters;
+    if (this.list.hidden) this.dead.replaceChildren();
     if (!this.first.has(now.host)) this.first.set(now.host, now.counted);
-    const grown = now.counted.map((one, at) => ({ ...one, by: one.total - this.first.get(now.host)[at].total })).filter(({ by }) => by > 0);
+    const grown = now.counted.map((one, at) => ({ ...one, by: one.total - this.first.get(now.host)[at]?.total })).filter(({ by }) => by > 0);
     this.conditions.replaceChildren(
       ...now.conditions.map(({ summary, action }) => h("li", {}, summary, h("p", {}, action))),
-      ...grown.map(({ summary, action, by }) => h("li", {}, `${summary.replace("{value}", number(by))} Since ${when(this.since)}.`, h("p", {}, action))),
+      ...grown.map(({ summary, action, by }) => h("li", {}, `${summary.replace("{value}", number(by))} That is since this view was opened.`, h("p", {}, action))),
     );
     this.body.replaceChildren(...now.processes.map((one) => this.row(one)));
   }
 
   row({ name, up, late, heard, position, behind, sockets, memory_bytes }) {
-    const cell = (label, text) => h("td.tabular", { "data-label": label }, text || "–");
     const silent = `silent for ${duration(heard)}`;
     const [mark, words] = up && !late ? ["successful", "up"] : up ? ["waiting", silent] : ["failed", `gone: ${silent}`];
-    return h(
-      "tr",
-      {},
-      h("th", { scope: "row" }, name),
-      h("td", { "data-label": "State" }, h(`span.badge.is-${mark}`, {}, icon(mark), h("span", {}, words))),
-      cell("Position", number(position)),
-      cell("Behind", number(behind)),
-      cell("Sockets", number(sockets)),
-      cell("Memory", memory_bytes && `${number(memory_bytes / 2 ** 20)} MiB`),
-    );
+    const badge = h(`span.badge.is-${mark}`, {}, icon(mark), h("span", {}, words));
+    const cells = { Position: number(position), Behind: number(behind), Sockets: number(sockets), Memory: memory_bytes && `${number(memory_bytes / 2 ** 20)} MiB` };
+    const rest = Object.entries(cells).map(([label, text]) => h("td.tabular", { "data-label": label }, text || "–"));
+    return h("tr", {}, h("th", { scope: "row" }, name), h("td", { "data-label": "State" }, badge), ...rest);
   }
 
   async letters() {
     try {
       const { results } = await request("/api/v2/dead_letters/", { signal: this.leaving.signal });
       const words = ({ group, id }) => `${group || "no group"} ${id ?? "without an id"}`;
-      this.dead.replaceChildren(
-        h("li", {}, `The oldest, at most 50: ${plural(results.length, "dead letter")}`),
-        ...results.map((one) => h("li", {}, `${one.name}: ${one.reason}`, h("p", {}, `${one.time ? when(one.time) : "nobody knows when"} · ${number(one.bytes)} bytes · ${one.messages.map(words).join(", ")}`))),
-      );
+      const more = (one) => [one.time ? when(one.time) : "nobody knows when", plural(one.bytes, "byte"), ...one.messages.map(words)].join(" · ");
+      this.dead.replaceChildren(...results.map((one) => h("li", {}, `${one.name}: ${one.reason}`, h("p", {}, more(one)))));
     } catch (error) {
       if (error.name !== "AbortError") this.app.announce(`The dead letters were not listed: ${error.message}`, true);
     }
