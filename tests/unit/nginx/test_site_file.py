@@ -17,7 +17,7 @@ TEMPLATE = site_file.TEMPLATE.read_text()
 
 
 def test_a_host_s_metrics_are_its_own_uwsgi_s():
-    own = "map $uri $carillon_uwsgi { /api/v2/metrics/ 127.0.0.1:8050; default carillon_uwsgi; }"
+    own = "map $uri $carillon_uwsgi { /api/v2/metrics/ 127.0.0.1:8050; /api/v2/operations/ 127.0.0.1:8050; default carillon_uwsgi; }"
     assert own in site_file.render(tree.values("production"), TEMPLATE)
     any_of_them = "map $uri $carillon_uwsgi { default uwsgi:8050; }"
     assert any_of_them in site_file.render(tree.values("development"), TEMPLATE)
