@@ -66,7 +66,7 @@ def test_all_of_it_listens_on_the_loopback_alone(watched, machine):
 
 
 def test_a_runworker_that_is_away_raises_its_alert_and_it_resolves(watched, machine, healthy):
-    machine.run("supervisorctl stop runworker")
+    machine.run("carillon-ctl stop runworker")
 
     def firing() -> set[str]:
         return {alert["labels"]["alertname"] for alert in ask(machine, "/api/v2/alerts", 9093)}
@@ -74,7 +74,7 @@ def test_a_runworker_that_is_away_raises_its_alert_and_it_resolves(watched, mach
     try:
         wait_for(lambda: "CarillonNoActiveRelay" in firing(), 120, "Alertmanager has heard of it")
     finally:
-        machine.run("supervisorctl start runworker")
+        machine.run("carillon-ctl start runworker")
     wait_for(lambda: not query(machine, "ALERTS"), 120, "nothing fires any more")
     healthy()
 
