@@ -1,5 +1,6 @@
-"""Dead letters of a durable channel: looked at, sent again, or thrown away."""
+"""Dead letters of a durable channel: looked at, sent again, or thrown away; and how much waits there."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Collection
 from datetime import datetime
@@ -8,7 +9,10 @@ from typing import Any, NamedTuple
 from .codec import Message, decode, encode
 from .exceptions import ConfigurationError
 from .layer import AMQPChannelLayer
+from .loops import run_in
 from .queues import declare_queue
+from .session import Session
+from .topology import Queue
 
 
 class Letter(NamedTuple):
@@ -20,6 +24,14 @@ class Letter(NamedTuple):
     time: datetime | None
     size: int
     messages: list[Message]
+
+
+class Depth(NamedTuple):
+    """Of a durable channel: messages that no reader has in hand, dead letters, and readers."""
+
+    messages: int
+    dead: int
+    readers: int
 
 
 def letter_of(body: bytes, headers: dict[str, Any], timestamp: datetime | None = None) -> Letter:
@@ -48,13 +60,53 @@ async def go_through(
 ) -> set[str]:
     """`show`, `replay` or `drop` the letters with these names, or all, oldest first; the names that were
     found. One is taken off after it has been dealt with; what is not taken off goes back, in its order.
-    `before`: only those that are known to have died before then.
+    `before`: only those that are known to have died before then. `say` is called in the loop of the layer's
+    session: where this is called by async_to_sync, that is the background's.
     """
-    destination = layer.destination(channel)
-    queue = destination.queue
+    queue = _durable(layer, channel)
+    session = layer.session()
+    return await run_in(
+        session.loop, lambda: _go_through(layer, session, channel, queue, what, names, say, limit, before)
+    )
+
+
+async def depth(layer: AMQPChannelLayer, channel: str) -> Depth:
+    """How much waits there, and for how many. LayerError; TimeoutError where the broker does not answer."""
+    queue = _durable(layer, channel)
+    session = layer.session()
+
+    async def look() -> Depth:
+        async with asyncio.timeout(layer.timeout):
+            link = await session.receiver.supervisor.link(layer.timeout)
+            await declare_queue(link, layer._topology, queue)
+            live, dead = [
+                await link.attempt(lambda wire: wire.queue_declare(name, passive=True))  # noqa: B023
+                for name in (queue.name, queue.dead)
+            ]
+        return Depth(live.message_count or 0, dead.message_count or 0, live.consumer_count or 0)
+
+    return await run_in(session.loop, look)
+
+
+def _durable(layer: AMQPChannelLayer, channel: str) -> Queue:
+    queue = layer.destination(channel).queue
     if queue is None or not queue.dead:
         raise ConfigurationError(f"{channel} is not a durable channel of this layer")
-    session = layer.session()
+    return queue
+
+
+async def _go_through(
+    layer: AMQPChannelLayer,
+    session: Session,
+    channel: str,
+    queue: Queue,
+    what: str,
+    names: Collection[str] | None,
+    say: Callable[[Letter], None],
+    limit: int | None,
+    before: datetime | None,
+) -> set[str]:
+    destination = layer.destination(channel)
     link = await session.receiver.supervisor.link(layer.timeout)
     await declare_queue(link, layer._topology, queue)
     wire = await link.wire(passing=True)

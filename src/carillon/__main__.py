@@ -140,7 +140,7 @@ def _explain(options: argparse.Namespace, _: Environment) -> int:
     from carillon import explain
 
     try:
-        facts = asyncio.run(explain.find(options.event))
+        facts = asyncio.run(explain.alone(options.event))
     except explain.Unclear as problem:
         launcher.say(str(problem))
         return 1

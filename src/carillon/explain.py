@@ -128,7 +128,15 @@ def story(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "subscribed", f"{listed}: now, and whether or not its audience has them"
 
 
-async def find(text: str) -> Facts:
+async def alone(text: str) -> Facts:
+    """`find`, for a process that does nothing else."""
+    try:
+        return await find(text)
+    finally:
+        await get_channel_layer().close()
+
+
+async def find(text: str, seconds: float = SECONDS) -> Facts:
     """Raises Unclear, LayerError, TimeoutError, DatabaseError."""
     wanted = parse(text)
 
@@ -137,8 +145,8 @@ async def find(text: str) -> Facts:
 
     supervisor = Supervisor(broker.options("carillon explain"), attach, lambda link, reason: None)
     try:
-        async with asyncio.timeout(SECONDS):
-            link = await supervisor.link(SECONDS / 3)
+        async with asyncio.timeout(seconds):
+            link = await supervisor.link(seconds / 3)
             facts = await _look(link, wanted)
             facts.noted = await heads.current()
             facts.passed = await asyncio.to_thread(_passed) if _current(facts) else []
@@ -207,17 +215,13 @@ async def _elsewhere(id: bytes) -> str:
     """Where an event is that the log does not have, in words."""
     if await sync_to_async(_in_outbox)(id):
         return "it waits in the outbox: runworker sends it when the broker is there"
-    layer = get_channel_layer()
     found: list[str] = []
 
     def say(letter: dead_letters.Letter) -> None:
         if any(message.get("id") == id for message in letter.messages):
             found.append(f"it is the dead letter {letter.name}: {letter.reason}")
 
-    try:
-        await dead_letters.go_through(layer, broker.CHANNEL, "show", None, say, limit=ROWS)
-    finally:
-        await layer.close()
+    await dead_letters.go_through(get_channel_layer(), broker.CHANNEL, "show", None, say, limit=ROWS)
     return (
         found[0]
         if found

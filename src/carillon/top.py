@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from prometheus_client.core import Metric
 
@@ -45,6 +46,49 @@ def add_up(families: Iterable[Metric]) -> dict[tuple[str, str], float]:
     return sums
 
 
+class Row(NamedTuple):
+    """A process and what it says; None: it does not say that, or not any more."""
+
+    name: str
+    up: bool
+    position: float | None
+    behind: float | None
+    sockets: float | None
+    slow: float | None
+    held: float | None
+    waiting_bytes: float | None
+    memory_bytes: float | None
+
+
+def rows(now: Seen) -> list[Row]:
+    """All processes. Pure."""
+    processes = sorted(who for name, who in now if name == "carillon_process_up" and who)
+    # One that has stepped down shows where it was, perhaps in an epoch of before.
+    active = [who for who in processes if now.get(("carillon_relay_active", who))]
+    relay = max((now.get(("carillon_relay_position", who), 0) for who in active), default=0)
+    found = []
+    for who in processes:
+
+        def value(name: str, who: str = who) -> float | None:
+            return now.get((name, who))
+
+        at = value("carillon_fanout_position")
+        found.append(
+            Row(
+                who,
+                bool(value("carillon_process_up")),
+                value("carillon_relay_position") if at is None else at,
+                None if at is None or not relay else max(0, relay - at),
+                value("carillon_sockets"),
+                value("carillon_sockets_behind"),
+                value("carillon_sockets_held"),
+                value("carillon_sockets_waiting_bytes"),
+                value("process_resident_memory_bytes"),
+            )
+        )
+    return found
+
+
 def lines(now: Seen, before: Seen, seconds: float) -> Iterator[str]:
     """The table, from what was counted now and `seconds` before. Pure."""
 
@@ -52,33 +96,22 @@ def lines(now: Seen, before: Seen, seconds: float) -> Iterator[str]:
         return max(0.0, now.get((name, who), 0.0) - before.get((name, who), 0.0)) / seconds
 
     yield "   ".join(f"{title} {rate(name):,.0f}/s" for title, name in RATES)
-    yield "   ".join(f"{title} {now.get((name, ''), 0):,.0f}" for title, name in WAITING)
+    yield "   ".join(f"{title} {_number(now.get((name, '')), 'not known')}" for title, name in WAITING)
     yield ""
     yield _row(COLUMNS)
-    processes = sorted(who for name, who in now if name == "carillon_process_up" and who)
-    # One that has stepped down shows where it was, perhaps in an epoch of before.
-    active = [who for who in processes if now.get(("carillon_relay_active", who))]
-    relay = max((now.get(("carillon_relay_position", who), 0) for who in active), default=0)
-    for who in processes:
-
-        def value(name: str, who: str = who) -> float | None:
-            return now.get((name, who))
-
-        at = value("carillon_fanout_position")
-        position = value("carillon_relay_position") if at is None else at
-        waiting, memory = value("carillon_sockets_waiting_bytes"), value("process_resident_memory_bytes")
+    for row in rows(now):
         yield _row(
             (
-                who,
-                "yes" if value("carillon_process_up") else "NO",
-                _number(position),
-                "" if at is None or not relay else _number(max(0, relay - at)),
-                _number(value("carillon_sockets")),
-                _number(value("carillon_sockets_behind")),
-                _number(value("carillon_sockets_held")),
-                _number(None if waiting is None else waiting / 1024),
-                _number(None if memory is None else memory / 2**20),
-                _number(100 * rate("process_cpu_seconds_total", who)),
+                row.name,
+                "yes" if row.up else "NO",
+                _number(row.position),
+                _number(row.behind),
+                _number(row.sockets),
+                _number(row.slow),
+                _number(row.held),
+                _number(None if row.waiting_bytes is None else row.waiting_bytes / 1024),
+                _number(None if row.memory_bytes is None else row.memory_bytes / 2**20),
+                _number(100 * rate("process_cpu_seconds_total", row.name)),
             )
         )
 
@@ -88,8 +121,8 @@ def _row(cells: Iterable[str]) -> str:
     return f"{first:<14}" + "".join(f"{cell:>12}" for cell in rest)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+def _number(value: float | None, unknown: str = "") -> str:
+    return unknown if value is None else f"{value:,.0f}"
 
 
 def run(seconds: float, *, once: bool, directory: Path | None = None) -> int:

@@ -11,6 +11,7 @@ from carillon.api.documents import AsyncAPIView
 from carillon.api.health import HealthView, PingView
 from carillon.api.metrics import MetricsView
 from carillon.api.publish import NotificationsView
+from carillon.operations import DeadLettersView, ExplainView, OperationsView
 
 router = SimpleRouter()
 router.register("tokens", TokenViewSet, basename="token")
@@ -20,6 +21,9 @@ v2 = [
     path("ping/", PingView.as_view(), name="ping"),
     path("health/", HealthView.as_view(), name="health"),
     path("metrics/", MetricsView.as_view(), name="metrics"),
+    path("operations/", OperationsView.as_view(), name="operations"),
+    path("dead_letters/", DeadLettersView.as_view(), name="dead_letters"),
+    path("explain/", ExplainView.as_view(), name="explain"),
     path("me/", MeView.as_view(), name="me"),
     path("notifications/", NotificationsView.as_view(), name="notifications"),
     path("connections/", ConnectionsView.as_view(), name="connections"),

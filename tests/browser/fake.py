@@ -12,6 +12,8 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "refuse", "code": 4403, "error": "…"}              refuse handshakes; code null: accept again
     {"do": "mute", "mute": true}                              answer no subscription
     {"do": "session", "valid": false}                         end the login
+    {"do": "admin", "is": false}                              who is logged in is an admin, or not
+    {"do": "operations", "fields": {…}}                       other words of /operations/ from now on
     {"do": "fail", "path": "/api/v2/jobs/", "times": 1}       answer 502 to the next requests of a path
     {"do": "reset"}                                           all as at the start
 """
@@ -94,6 +96,9 @@ def job(number, name, status, kind="job", ago=0, took=None, team=None):
 class State:
     def __init__(self):
         self.logged_in = True
+        self.admin = True
+        self.operations = {}
+        self.operations_asked = 0
         self.refusal = None
         self.muted = False
         self.failing = {}
@@ -184,6 +189,30 @@ def summary(rows):
     }
 
 
+def operations(times):
+    """As /api/v2/operations/ answers where all is well; what is counted grows by 40 a second."""
+    idle = dict.fromkeys(("position", "behind", "sockets", "slow", "held", "waiting_bytes"))
+    process = {"up": True, "late": False, "heard": 0.4, "memory_bytes": 9e7, **idle}
+    return {
+        "host": "web1",
+        "seconds": 2.0 * times,
+        "state": "flowing",
+        "words": "Events flow.",
+        "totals": dict.fromkeys(("emitted", "relayed", "delivered", "requests"), 80.0 * times),
+        "waiting": {"outbox": 0, "queue": 3, "dead_letters": 0, "runworkers": 1},
+        "processes": [
+            {"name": "daphne 0", **process, "position": 1048701.0, "behind": 0.0, "sockets": 1204.0},
+            {"name": "runworker 0", **process, "position": 1048701.0},
+            {"name": "uwsgi 0", **process},
+        ],
+        "conditions": [],
+        "counted": [
+            {"alert": "CarillonEventsLost", "total": 2.0, "critical": True,
+             "summary": "{value} events were lost.", "action": "The log of uwsgi names their groups."},
+        ],
+    }  # fmt: skip
+
+
 async def tell(frame, groups=None):
     for socket in list(STATE.sockets.values()):
         if groups is None or set(groups) & socket.groups:
@@ -254,6 +283,10 @@ async def steer(order):
         STATE.muted = order["mute"]
     elif do == "fail":
         STATE.failing[order["path"]] = order["times"]
+    elif do == "admin":
+        STATE.admin = order["is"]
+    elif do == "operations":
+        STATE.operations.update(order["fields"])
     elif do == "session":
         STATE.logged_in = order["valid"]
     elif do == "reset":
@@ -284,7 +317,12 @@ async def answer(method, path, query, body):
             STATE.logged_in = False
             return 200, {}
         case ["me"]:
-            return 200, {"count": 1, "next": None, "previous": None, "results": [USER]}
+            return 200, {
+                "count": 1,
+                "next": None,
+                "previous": None,
+                "results": [{**USER, "is_superuser": STATE.admin}],
+            }
         case ["jobs"]:
             return 200, page_of(listing(query), query)
         case ["jobs", number, *rest] if int(number) in STATE.jobs:
@@ -301,6 +339,20 @@ async def answer(method, path, query, body):
             STATE.schedules[int(number)].update(json.loads(body))
             await tell({"group_name": "schedules", "id": int(number)}, ["schedules-changed"])
             return 200, STATE.schedules[int(number)]
+        case ["operations" | "dead_letters" | "explain"] if not STATE.admin:
+            return 403, {"detail": "Operations are for admins."}
+        case ["operations"]:
+            STATE.operations_asked += 1
+            return 200, operations(STATE.operations_asked) | STATE.operations
+        case ["dead_letters"]:
+            messages = [{"group": "jobs-summary", "id": "7d" * 16}]
+            letter = {"name": "5f0c", "reason": "no group", "time": now().isoformat(), "bytes": 212}
+            return 200, {"results": [{**letter, "count": 1, "messages": messages}], "most": 50}
+        case ["explain"]:
+            if query["event"] != ["19a8:105"]:
+                return 404, {"detail": "no event of the log has that number: too old for the log"}
+            hops = [("position", "19a8:105"), ("the queue", "taken off: the row has 19a8:110")]
+            return 200, {"hops": [{"name": name, "text": text} for name, text in hops]}
         case ["connections"]:
             rows = [
                 {

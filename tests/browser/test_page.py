@@ -995,7 +995,7 @@ def test_what_counts_down_is_not_read_aloud_and_the_focus_outlives_the_button(fa
 
 
 def test_places_have_shortcuts_and_titles(page):
-    for key, name in (("s", "Schedules"), ("c", "Connections"), ("j", "Jobs")):
+    for key, name in (("s", "Schedules"), ("c", "Connections"), ("o", "Operations"), ("j", "Jobs")):
         page.keyboard.press("g")
         page.keyboard.press(key)
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_focused()
@@ -1020,7 +1020,9 @@ def test_who_is_connected(page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections"])
+@pytest.mark.parametrize(
+    "place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"]
+)
 def test_names_and_contrast(fake, open_page, theme, place):
     watched = open_page(color_scheme=theme)
     page = watched.page
@@ -1049,7 +1051,7 @@ def test_names_and_contrast(fake, open_page, theme, place):
     assert poor == []
 
 
-@pytest.mark.parametrize("place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections"])
+@pytest.mark.parametrize("place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"])
 def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
     fake.do("events", job=1, events=[event(1, "a-very-long-word" * 40), *lines(2, 40)])
     page = open_page(390, 844, is_mobile=True, has_touch=True).page
@@ -1094,6 +1096,7 @@ def wordy_job(fake):
         "failed": "jobs/3",
         "schedules": "schedules",
         "connections": "connections",
+        "operations": "operations",
         "login": "",
         "help": "jobs",
         "question": "jobs",

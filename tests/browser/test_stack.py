@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import ROOT
 from tests.browser.network import Cable
+from tests.infra.stack import Stack, docker
 
 pytestmark = pytest.mark.stack
 
@@ -185,6 +186,45 @@ def test_who_is_connected_and_schedules(api, stack, log_in):
         assert api("GET", f"/api/v2/schedules/{made['id']}/")["enabled"] is False
     finally:
         api("DELETE", f"/api/v2/schedules/{made['id']}/")
+
+
+def test_operations_show_that_runworker_is_killed_and_that_it_is_back(api, log_in):
+    stack = Stack.from_environment()
+    watched = log_in("#/operations")
+    watched.expect("404")  # what is not in the log
+    page = watched.page
+    verdict = page.locator(".verdict")
+    row = page.locator("tbody tr", has_text="runworker 0")
+    queue = page.locator(".hops div", has=page.get_by_text("On the queue", exact=True)).locator("dd")
+    expect(verdict).to_have_class(re.compile("is-flowing"))
+    expect(row.locator(".badge")).to_have_text("up")
+    runworker, event = stack.container("runworker"), uuid4()
+    docker("kill", "--signal", "KILL", runworker)
+    try:
+        expect(verdict).to_have_text(
+            "No runworker delivers: events are accepted, and wait on the queue.", timeout=30_000
+        )
+        expect(page.locator(".told").first).to_contain_text("nothing is lost")
+        said = {
+            "group": "jobs-summary",
+            "payload": {"group_name": "jobs", "summary": "ops"},
+            "id": str(event),
+        }
+        api("POST", "/api/v2/notifications/", said)
+        expect(queue).to_have_text("1", timeout=30_000)
+        expect(row.locator(".badge")).to_have_text(re.compile("^gone: silent for"), timeout=30_000)
+        page.get_by_label("Position or id").fill(event.hex)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert").last).to_contain_text("it is on the queue still", timeout=20_000)
+    finally:
+        docker("start", runworker)
+    expect(verdict).to_have_class(re.compile("is-flowing"), timeout=90_000)
+    expect(queue).to_have_text("0", timeout=30_000)
+    expect(row.locator(".badge")).to_have_text("up", timeout=30_000)
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator(".story")).to_contain_text("taken off: the row has", timeout=20_000)
+    expect(page.locator(".story")).to_contain_text(event.hex)
+    expect(page.locator(".story")).to_contain_text("has passed it")
 
 
 def test_a_real_run_is_seen_to_its_last_line(demo, log_in):

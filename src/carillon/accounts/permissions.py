@@ -21,6 +21,15 @@ class TokenScope(BasePermission):
         return request.auth.allows("read" if request.method in SAFE_METHODS else "write")
 
 
+class IsAdmin(BasePermission):
+    """A superuser, and by a token only as far as its scope goes (TokenScope)."""
+
+    message = "Operations are for admins."
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        return bool(request.user and request.user.is_superuser)
+
+
 class MayPublish(BasePermission):
     """Whoever publishes can speak as any job: an admin, or who has the permission `carillon.publish`, now; by
     a session, or a token with the scope `publish`."""

@@ -96,7 +96,11 @@ def _statuses(path: str, method: str, operation: dict[str, Any]) -> list[str]:
         found += ["401", "403"]
     elif method == "post":  # logging in and out
         found += ["403"] if "401" not in operation["responses"] else ["401", "403"]
-    if "{" in path or any(one["name"] == "page" for one in operation.get("parameters", [])):
+    if (
+        "{" in path
+        or "404" in operation["responses"]
+        or any(one["name"] == "page" for one in operation.get("parameters", []))
+    ):
         found.append("404")
     return sorted(found)
 

@@ -13,16 +13,17 @@ from django.http import HttpRequest, HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from prometheus_client.exposition import choose_encoder
+from rest_framework.exceptions import APIException
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
-from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from carillon import logs
 from carillon.accounts.models import ApiToken
 from carillon.conf import conf
 from carillon.metrics import names, shared
+from carillon.metrics.snapshot import Together
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,22 @@ class AnyFormat(BaseContentNegotiation):
         return renderers[0], renderers[0].media_type
 
 
+class MetricsAway(APIException):
+    status_code = 503
+
+
+def read() -> Together:
+    """What the processes of this machine have counted. Raises MetricsAway."""
+    directory = conf.METRICS_DIRECTORY
+    if directory is None:
+        raise MetricsAway("CARILLON_METRICS_DIRECTORY is none: no metrics are kept.")
+    try:
+        return shared.read(directory)
+    except OSError as error:
+        logger.warning("The metrics in %s cannot be read: %s", directory, error.strerror)
+        raise MetricsAway("The metrics cannot be read: the log of uwsgi says why.") from None
+
+
 class MetricsView(APIView):
     """Text of Prometheus or, where the scraper prefers it, OpenMetrics. 503: they cannot be read."""
 
@@ -67,16 +84,7 @@ class MetricsView(APIView):
 
     @extend_schema(responses={(200, "text/plain"): OpenApiTypes.STR, 503: dict})
     def get(self, request: Request) -> HttpResponse:
-        directory = conf.METRICS_DIRECTORY
-        if directory is None:
-            return Response(
-                {"detail": "CARILLON_METRICS_DIRECTORY is none: no metrics are kept."}, status=503
-            )
-        try:
-            together = shared.read(directory)
-        except OSError as error:
-            logger.warning("The metrics in %s cannot be read: %s", directory, error.strerror)
-            return Response({"detail": "The metrics cannot be read: the log of uwsgi says why."}, status=503)
+        together = read()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return HttpResponse(encode(together), content_type=content_type)
 

@@ -99,16 +99,23 @@ MEASURE = 5.0
 """Seconds between two looks at what waits."""
 
 
+def waiting() -> tuple[int, float]:
+    """How many events wait, and for how many seconds the oldest has. Ages compare two machines' clocks: none
+    is below 0."""
+    rows = _rows().aggregate(number=Count("pk"), oldest=Min("created"))
+    now = timezone.now()
+    return rows["number"], max(0.0, (now - (rows["oldest"] or now)).total_seconds())
+
+
 def count_waiting() -> None:
-    """Say how much waits and for how long. Ages compare two machines' clocks: none is below 0."""
+    """Say how much waits and for how long."""
     close_old_connections()
     try:
-        rows = _rows().aggregate(number=Count("pk"), oldest=Min("created"))
+        events, oldest = waiting()
     finally:
         close_old_connections()
-    now = timezone.now()
-    names.OUTBOX_EVENTS.set(rows["number"])
-    names.OUTBOX_OLDEST.set(max(0.0, (now - (rows["oldest"] or now)).total_seconds()))
+    names.OUTBOX_EVENTS.set(events)
+    names.OUTBOX_OLDEST.set(oldest)
 
 
 async def measure() -> None:

@@ -132,6 +132,10 @@ class Together:
     now: float
     silent: float
 
+    def heard(self) -> dict[str, float]:
+        """Seconds since each process has written: "daphne 0"."""
+        return {f"{one.process} {one.slot}": self.now - one.written for one in self.snapshots}
+
     def collect(self) -> Iterator[Metric]:
         found: dict[str, Metric] = {}
         up = Metric(*names.UP, "gauge")

@@ -1,7 +1,7 @@
 """`carillon dead-letters`: what could not be taken to the log."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 from channels.layers import get_channel_layer
@@ -30,6 +30,16 @@ async def go_through(what: str, names: Collection[str] | None) -> set[str]:
         return await dead_letters.go_through(layer, CHANNEL, what, names, say)
     finally:
         await layer.close()
+
+
+async def look(most: int, say: Callable[[dead_letters.Letter], None]) -> None:
+    """Tell of so many of the oldest, for a process that goes on: its layer stays open. Raises LayerError."""
+    await dead_letters.go_through(get_channel_layer(), CHANNEL, "show", None, say, limit=most)
+
+
+async def depth() -> dead_letters.Depth:
+    """How much waits on the queue and beside it. Raises LayerError, TimeoutError."""
+    return await dead_letters.depth(get_channel_layer(), CHANNEL)
 
 
 async def prune(before: datetime, dry_run: bool) -> int:

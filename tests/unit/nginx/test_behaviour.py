@@ -785,6 +785,16 @@ def test_an_exporter_is_told_how_many_connections_there_are(development):
     assert asked("/api/v2/ping/").status == 404
 
 
+def test_a_scraper_there_reads_the_application_s_metrics_under_a_name_of_the_site(development):
+    headers = [("Host", "10.1.2.3:8113"), ("X-Forwarded-For", "6.6.6.6")]
+    answer = wire.exchange(development.status, wire.request("GET", "/api/v2/metrics/", headers), None)
+    seen = variables(answer)
+    # The application answers to names alone, and knows a scraper by its address.
+    assert seen["HTTP_HOST"] == seen["SERVER_NAME"] == "localhost"
+    assert seen["REMOTE_ADDR"] == "127.0.0.1"
+    assert seen["PATH_INFO"] == "/api/v2/metrics/"
+
+
 def test_nobody_is_told_where_everybody_comes(production):
     assert b"Active connections" not in production.ask("GET", "/nginx/status", tls=True).body
 

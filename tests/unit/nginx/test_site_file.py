@@ -17,7 +17,8 @@ TEMPLATE = site_file.TEMPLATE.read_text()
 
 
 def test_a_host_s_metrics_are_its_own_uwsgi_s():
-    own = "map $uri $carillon_uwsgi { /api/v2/metrics/ 127.0.0.1:8050; default carillon_uwsgi; }"
+    routes = " ".join(f"/api/v2/{path}/ 127.0.0.1:8050;" for path in ("metrics", "operations"))
+    own = f"map $uri $carillon_uwsgi {{ {routes} default carillon_uwsgi; }}"
     assert own in site_file.render(tree.values("production"), TEMPLATE)
     any_of_them = "map $uri $carillon_uwsgi { default uwsgi:8050; }"
     assert any_of_them in site_file.render(tree.values("development"), TEMPLATE)
@@ -189,6 +190,7 @@ def test_hosts_have_what_is_declared(tmp_path):
         "topology_source": str(tmp_path),
         "topology_single": True,
         "topology_upstreams": ["127.0.0.1"],
+        "topology_shown": "127.0.0.1",
     }
     subprocess.run(
         [

@@ -59,8 +59,7 @@ def rules(play, tmp_path):
                     "dest": str(tmp_path / "rules"),
                 }
             },
-            topology_single=True,
-            **variables,
+            **{"topology_single": True, **variables},
         )
         assert code == 0, said
         return Path(tmp_path, "rules").read_text()
@@ -79,6 +78,17 @@ def test_the_firewall_opens_the_usual_ports_where_nothing_else_is_known(rules):
     shown = rules()
     assert "tcp dport { 80, 443 } accept" in shown
     assert "tcp dport { 22 } accept" in shown
+
+
+def test_who_watches_reaches_the_numbers_of_the_hosts_and_nobody_else_does(rules):
+    hosts = {
+        "topology_single": False,
+        "topology_addresses": {"web": "10.0.0.7", "watch": "10.0.0.9"},
+        **{f"topology_{kind}": ["web"] for kind in ("apps", "brokers", "databases", "proxies")},
+    }
+    watched = rules(**hosts, topology_watchers=["watch"])
+    assert "ip saddr { 10.0.0.9 } tcp dport { 8113, 9113, 15692, 9187 } accept" in watched
+    assert "8113" not in rules(**hosts, topology_watchers=[])
 
 
 @pytest.mark.parametrize(("ports", "code"), [([2222], 0), ([22], 2)])

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from tests.unit.production.test_control_node import ANSIBLE
+from tests.unit.production.test_control_node import ANSIBLE, ROOT
 from tests.unit.production.test_secrets import filters
 
 LISTENER = 'LISTEN 0 4096 {}:8050 0.0.0.0:* users:(("uwsgi",pid=9,fd=0),("supervisord",pid=7,fd=5))'
@@ -162,3 +162,24 @@ def test_an_address_of_ipv6_between_hosts_is_refused(play):
     code, said = play(task, **{**VARIABLES, "topology_addresses": {"web": "2001:db8::7"}})
     assert code == 2
     assert "web: carillon_address (2001:db8::7) is one of IPv6" in said
+
+
+def test_an_application_host_without_nginx_cannot_be_watched(preflight):
+    """Only the nginx beside it answers for it alone."""
+    watched = {
+        "topology_apps": ["web", "other"],
+        "topology_watchers": ["web"],
+        "topology_shown": "10.0.0.7",
+        "topology_source": str(ROOT),
+    }
+    both = {**watched, "topology_proxies": ["web", "other"]}
+    nobody, well, one, missing = preflight(
+        "observability",
+        watched,
+        both,
+        {**watched, "topology_apps": ["other"]},
+        {**both, "observability_alertmanager": "/nonexistent/alertmanager.yml"},
+    )
+    assert "other run no nginx" in nobody
+    assert (well, one) == ("", "")
+    assert "/nonexistent/alertmanager.yml is no file on the control node" in missing

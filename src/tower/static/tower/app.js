@@ -9,10 +9,13 @@ import { Connections } from "./views/connections.js";
 import { JobPage } from "./views/job.js";
 import { Jobs } from "./views/jobs.js";
 import { Login } from "./views/login.js";
+import { Operations } from "./views/operations.js";
 import { Schedules } from "./views/schedules.js";
 
 const HISTORY = 30; // entries of the link's story
 const RESUMED = 10_000; // ms that "Resumed" stays
+
+const PLACES = { schedules: ["Schedules", Schedules], connections: ["Connections", Connections], operations: ["Operations", Operations] };
 
 const part = (id) => document.getElementById(id);
 
@@ -149,7 +152,7 @@ class App {
   /** @param {object} user @param {?string} position  from here on events are heard, whatever views have seen meanwhile */
   enter(user, position) {
     this.user = user;
-    document.body.dataset.user = "known";
+    document.body.dataset.user = user.is_superuser ? "known admin" : "known";
     say(part("user"), user.username);
     this.want("control", { control: [`limit_reached_${user.id}`] });
     this.link.connect({ since: position });
@@ -338,11 +341,12 @@ class App {
       if (link.hash === `#/${place}`) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    if (place === "schedules" || place === "connections") {
+    if (Object.hasOwn(PLACES, place)) {
+      const [title, View] = PLACES[place];
       this.jobs?.destroy();
       this.jobs = null;
-      this.replace(place === "schedules" ? new Schedules(this) : new Connections(this));
-      this.title(place === "schedules" ? "Schedules" : "Connections");
+      this.replace(new View(this));
+      this.title(title);
     } else {
       this.showJobs(id === undefined ? null : Number(id), query, line);
     }

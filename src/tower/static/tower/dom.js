@@ -1,6 +1,6 @@
 /** Making elements. Text is always text: nothing here parses markup. */
 
-const SVG = "http://www.w3.org/2000/svg";
+export const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * @param {string} selector  "button.quiet": a tag and classes

@@ -47,7 +47,7 @@ export function listen(app) {
   enabled.addEventListener("change", () => store.set("carillon.shortcuts", enabled.checked ? "on" : "off"));
 
   const visit = (place) => () => (location.hash = `#/${place}`);
-  const places = { j: visit("jobs"), s: visit("schedules"), c: visit("connections") };
+  const places = { j: visit("jobs"), s: visit("schedules"), c: visit("connections"), o: () => app.user.is_superuser && visit("operations")() };
   const keys = {
     "?": open,
     t: turn,
