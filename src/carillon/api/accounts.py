@@ -18,12 +18,14 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from carillon.accounts.jwts import AccessToken
 from carillon.accounts.models import ApiToken
 from carillon.api.addresses import api
 from carillon.api.parsers import JSONParser
@@ -163,6 +165,12 @@ class TokenViewSet(
 
     serializer_class = TokenSerializer
     queryset = ApiToken.objects.none()
+
+    def perform_create(self, serializer: Any) -> None:
+        # It would outlive what it was made by, and whoever ends that at its issuer would not know of it.
+        if isinstance(self.request.auth, AccessToken):
+            raise PermissionDenied("A token of another issuer makes none of ours: log in, or use a token.")
+        super().perform_create(serializer)
 
     def get_queryset(self) -> Any:
         return ApiToken.objects.filter(user=self.request.user).order_by("-id")
