@@ -30,6 +30,7 @@ NAMES = {
     "aio_pika": "aio-pika",
     "asgi_amqp": "channels-asgi-amqp",
     "drf_spectacular": "drf-spectacular",
+    "jwt": "pyjwt",
     "prometheus_client": "prometheus-client",
     "rest_framework": "djangorestframework",
 }
@@ -63,7 +64,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     names = set(zipfile.ZipFile(archives[0]).namelist())
     package = {f"carillon/{path.relative_to(PACKAGE).as_posix()}" for path in sources()}
     static = {"carillon/static/carillon/carillon.js", "carillon/static/carillon/error.css"}
-    others = {"carillon/py.typed", "carillon/templates/carillon/404.html", *static}
+    templates = {f"carillon/templates/carillon/{name}.html" for name in ("404", "sign_on_failed")}
+    others = {"carillon/py.typed", *templates, *static}
     assert {name for name in names if ".dist-info/" not in name} == package | others
     info = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
     assert info == {"METADATA", "WHEEL", "RECORD", "top_level.txt", "entry_points.txt", "licenses/LICENSE"}

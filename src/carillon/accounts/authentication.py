@@ -9,7 +9,8 @@ from rest_framework import authentication
 from rest_framework.exceptions import APIException, AuthenticationFailed
 from rest_framework.request import Request
 
-from carillon.accounts import identities, jwts, keys, logins
+from carillon.accounts import identities, jwts, logins
+from carillon.accounts.kept import Away
 from carillon.accounts.models import ApiToken
 
 
@@ -19,7 +20,7 @@ class IssuerAway(APIException):
     status_code = 503
     wait = 5  # seconds, of Retry-After
 
-    def __init__(self, why: keys.Away) -> None:
+    def __init__(self, why: Away) -> None:
         super().__init__(f"The token cannot be checked now, for its issuer's keys are not here: {why}.")
 
 
@@ -47,7 +48,7 @@ class BearerAuthentication(authentication.BaseAuthentication):
             raise AuthenticationFailed(f"The token {refused}.") from None
         except identities.Unwelcome as unwelcome:
             raise AuthenticationFailed(str(unwelcome)) from None
-        except keys.Away as away:
+        except Away as away:
             raise IssuerAway(away) from None
 
     def authenticate_header(self, request: Request) -> str:

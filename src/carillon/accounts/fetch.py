@@ -28,7 +28,24 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Unreachable(Exception):
-    """There is no answer that can be used. The text says why, and has no more of the address than its host."""
+    """There is no answer that can be used. The text says why, and has no more of the address than its host;
+    `status` of HTTP, if there is one."""
+
+    def __init__(self, why: str, status: int | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def is_safe(url: str) -> bool:
+    """Whether nobody on the way could answer in place of who is asked."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  (raises)
+    except ValueError:
+        return False
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOCAL)
+    )
 
 
 def get(url: str) -> dict[str, Any]:
@@ -46,7 +63,7 @@ def _ask(method: str, url: str, body: str | None, headers: Mapping[str, str]) ->
     parts = urlsplit(url)
     host = parts.hostname or ""
     secure = parts.scheme == "https"
-    if not secure and host not in LOCAL:
+    if not is_safe(url):
         raise Unreachable(f"{host} is not asked over plain HTTP: anybody on the way could answer")
     port = parts.port or (443 if secure else 80)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -87,7 +104,7 @@ def _ask(method: str, url: str, body: str | None, headers: Mapping[str, str]) ->
     if late.is_set():
         raise Unreachable(f"{host} does not answer within {SECONDS:g} s")
     if answer.status != 200:
-        raise Unreachable(f"{host} answers with {answer.status}")
+        raise Unreachable(f"{host} answers with {answer.status}", answer.status)
     if len(data) > BYTES:
         raise Unreachable(f"{host} answers with more than {BYTES // 1024} KiB")
     try:

@@ -15,7 +15,7 @@ from django.contrib.auth import get_user_model
 from django.db import IntegrityError, transaction
 
 from carillon.accounts.jwts import Claims
-from carillon.accounts.models import ExternalIdentity
+from carillon.accounts.models import ExternalIdentity, Team
 from carillon.conf import conf
 
 audit = logging.getLogger("carillon.audit")
@@ -56,12 +56,36 @@ def find(claims: Claims) -> ExternalIdentity:
     return answer
 
 
+def follow_groups(user: Any, claims: Claims) -> None:
+    """What the provider says of the user's groups holds here from now on, if that is wanted. A claim that is
+    missing is one without groups. Asks the database."""
+    if not conf.OIDC_GROUPS_CLAIM:
+        return
+    said = claims.all.get(conf.OIDC_GROUPS_CLAIM)
+    groups = {group for group in said if isinstance(group, str)} if isinstance(said, list) else set()
+    with transaction.atomic():
+        user.teams.set(Team.objects.filter(name__in=[name for name in groups if name.isprintable()]))
+        admin = conf.OIDC_ADMIN_GROUP in groups
+        if conf.OIDC_ADMIN_GROUP and user.is_superuser != admin:
+            user.is_superuser = admin
+            user.save(update_fields=["is_superuser"])
+            what = "made an admin" if admin else "no admin any more"
+            said_of = {"what": what, "name": user.get_username(), "issuer": claims.issuer}
+            audit.info("User %s: %r", what, user.get_username(), extra={"audit": said_of})
+
+
 def link(user: Any, issuer: str, subject: str) -> ExternalIdentity:
     """From now on they are one. Raises IntegrityError when it is somebody already."""
     with transaction.atomic():
         row = ExternalIdentity.objects.create(user=user, issuer=issuer, subject=subject)
     _tell("linked", row)
     return row
+
+
+def unlink(row: ExternalIdentity) -> None:
+    """Who has the account comes in by it no more; the user's tokens of ours and his sessions are his own."""
+    _tell("unlinked", row)
+    row.delete()
 
 
 def _make(claims: Claims) -> ExternalIdentity:
@@ -76,9 +100,7 @@ def _make(claims: Claims) -> ExternalIdentity:
         try:
             with transaction.atomic():
                 user = model.objects.create_user(**{name_field: name})
-                row = ExternalIdentity.objects.create(
-                    user=user, issuer=claims.issuer, subject=claims.subject
-                )
+                row = ExternalIdentity.objects.create(user=user, issuer=claims.issuer, subject=claims.subject)
         except IntegrityError:  # somebody was quicker: with the same account, or the same name
             row = ExternalIdentity.objects.filter(issuer=claims.issuer, subject=claims.subject).first()
             if row is None:

@@ -1,8 +1,8 @@
 """JSON Web Tokens of an issuer outside: who they speak of, or why they are refused.
 
 An access token of the issuer that `JWT_ISSUER` names is good wherever one of Carillon's own is: in the API,
-at a handshake, in `refresh`. What is believed is what a key of the issuer's has signed, for our audience, now.
-What the token says of where its key is (`jku`, `x5u`, `jwk`) is not read.
+at a handshake, in `refresh`. What is believed is what a key of the issuer's has signed, for our audience,
+now. What the token says of where its key is (`jku`, `x5u`, `jwk`) is not read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from carillon.accounts import tokens
-from carillon.accounts.keys import FITS, Away, KeysDue, KeySet, Unfit, jwt
+from carillon.accounts.kept import Away
+from carillon.accounts.keys import FITS, KeysDue, KeySet, Unfit, jwt
 from carillon.conf import conf
 
 SKEW = 10
@@ -137,16 +138,18 @@ class Trust:
 
     def verify(self, token: str) -> Claims:
         """What it says; for a thread that may wait a moment for keys. Raises Refused, Away."""
-        if self.keys.stale:
-            self.keys.refresh()
+        kept = self.keys.kept
+        if kept is not None and kept.stale:
+            kept.refresh()
         try:
             return self.check(token)
         except KeysDue:
-            self.keys.wait()
+            assert kept is not None  # others are never due
+            kept.wait()
         try:
             return self.check(token)
         except KeysDue:
-            raise Away("its keys are being fetched") from None
+            raise Away("its issuer is being asked") from None
 
 
 def is_configured() -> bool:
@@ -192,12 +195,15 @@ def check_settings() -> None:
         raise ImproperlyConfigured("JWT_ISSUER and OIDC_ISSUER need PyJWT: install django-carillon[oidc]")
     if unknown := set(conf.JWT_ALGORITHMS) - FITS.keys():
         raise ImproperlyConfigured(
-            f"JWT_ALGORITHMS: {', '.join(sorted(unknown))} is none with a public key: there are {', '.join(FITS)}"
+            f"JWT_ALGORITHMS: {', '.join(sorted(unknown))} is none with a public key: "
+            f"there are {', '.join(FITS)}"
         )
     if conf.JWT_ISSUER and not (conf.JWT_AUDIENCE and conf.JWT_KEYS and conf.JWT_ALGORITHMS):
         raise ImproperlyConfigured("JWT_ISSUER needs JWT_AUDIENCE, JWT_KEYS and JWT_ALGORITHMS")
     if conf.OIDC_ISSUER and not conf.OIDC_CLIENT_ID:
         raise ImproperlyConfigured("OIDC_ISSUER needs OIDC_CLIENT_ID")
+    if conf.OIDC_ADMIN_GROUP and not conf.OIDC_GROUPS_CLAIM:
+        raise ImproperlyConfigured("OIDC_ADMIN_GROUP needs OIDC_GROUPS_CLAIM")
     if conf.IDENTITY_USERS not in ("create", "known"):
         raise ImproperlyConfigured("IDENTITY_USERS is neither 'create' nor 'known'")
     if conf.JWT_ISSUER:

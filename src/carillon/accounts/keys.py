@@ -1,48 +1,30 @@
-"""Public keys of an issuer, by id: asked for when they are needed, kept, and not asked for again and again.
+"""Public keys of an issuer, by id.
 
     find() ── a key that fits
-           ── KeysDue: the id is unknown, and the issuer has not been asked for AGAIN seconds: refresh()
+           ── KeysDue: the id is unknown, and the issuer may be asked (carillon.accounts.kept)
            ── Unfit: the id is unknown, and the issuer has been asked just now
            ── Away: nobody knows, because the issuer does not answer
 
-So tokens with ids that were made up cost one request in AGAIN seconds, however many they are. Who waits for
+So tokens with ids that were made up cost one request in ten seconds, however many they are. Who waits for
 it is who has such a token: a key that is known is found at once.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 try:
     import jwt
 except ImportError:  # the extra `oidc`: carillon.accounts.jwts says so, where it is needed
-    jwt = None  # type: ignore[assignment]
+    jwt = None
 
-from carillon.accounts import fetch
-
-logger = logging.getLogger(__name__)
-
-AGAIN = 10.0
-"""Seconds between two questions to an issuer, whatever happens."""
-
-FRESH = 300.0
-"""Seconds after which it is asked again, while what it said still counts."""
-
-KEPT = 24 * 3600.0
-"""Seconds for which it counts while the issuer does not answer: after them, who took its place may have
-withdrawn a key for a reason."""
+from carillon.accounts.kept import Away, Kept
 
 MOST = 100
 """Keys of one issuer."""
-
-WAIT = fetch.SECONDS + 1.0
-"""Seconds that one waits for an answer."""
 
 FITS: dict[str, tuple[str, frozenset[str]]] = {
     "RS256": ("RSA", frozenset()),
@@ -66,11 +48,7 @@ class Unfit(Exception):
 
 
 class KeysDue(Exception):
-    """Perhaps there is one: refresh() first."""
-
-
-class Away(Exception):
-    """Whether there is one cannot be told now. The text says why."""
+    """Perhaps there is one: the issuer is to be asked first."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +64,7 @@ class Key:
     def fits(self, algorithm: str) -> bool:
         type, curves = FITS[algorithm]
         return (
-            self.type == type
-            and (not curves or self.curve in curves)
-            and self.algorithm in (None, algorithm)
+            self.type == type and (not curves or self.curve in curves) and self.algorithm in (None, algorithm)
         )
 
 
@@ -120,93 +96,37 @@ def parse(found: Mapping[str, Any]) -> tuple[Key, ...]:
 class KeySet:
     """Those of one issuer. Any thread may use it."""
 
-    def __init__(
-        self, source: str | Mapping[str, Any], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, source: str | Mapping[str, Any], clock: Callable[[], float] = time.monotonic) -> None:
         """`source`: the URL of a set, or the set itself, which stays. Raises ValueError."""
-        self._url = source if isinstance(source, str) else None
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._asking: Future[None] | None = None
-        self._asked = self._answered = float("-inf")
-        self._problem = ""
-        self._keys: tuple[Key, ...] = () if isinstance(source, str) else parse(source)
-        # Of threads that have nothing else to do: see wait().
-        self._waiters = threading.BoundedSemaphore(2)
+        self.kept = Kept(source, parse, clock) if isinstance(source, str) else None
+        self._fixed = () if isinstance(source, str) else parse(source)
+
+    @property
+    def _keys(self) -> tuple[Key, ...]:
+        return self._fixed if self.kept is None else self.kept.said or ()
 
     def find(self, id: str | None, algorithm: str) -> Key:
         """The key of a token. Raises Unfit, KeysDue, Away."""
-        fitting = [key for key in self._keys if key.fits(algorithm)] if self._counts() else []
+        fitting = [key for key in self._keys if key.fits(algorithm)]
         named = [key for key in fitting if key.id == id]
         if id is not None and named:
             return named[0]
         if id is None and len(fitting) == 1:
             return fitting[0]
-        if self._url is not None:
-            if self._may_ask() or self._asking is not None:
+        if self.kept is not None:
+            if self.kept.due:
                 raise KeysDue
-            if self._problem:
-                raise Away(self._problem)
+            if self.kept.problem:
+                raise Away(self.kept.problem)
         if id is None and fitting:
             raise Unfit("it does not say which key it is signed with (no kid)")
         raise Unfit("it is signed with a key that its issuer does not have")
 
     def has(self, id: str | None) -> bool:
         """Whether a token that was good by this key still is."""
-        return self._counts() and any(id is None or key.id == id for key in self._keys)
+        return any(id is None or key.id == id for key in self._keys)
 
     @property
     def stale(self) -> bool:
-        """Whether it is time to ask, though nobody has to wait for it."""
-        return self._url is not None and self._clock() - self._answered >= FRESH and self._may_ask()
-
-    def _counts(self) -> bool:
-        return self._url is None or self._clock() - self._answered < KEPT
-
-    def _may_ask(self) -> bool:
-        return self._asking is None and self._clock() - self._asked >= AGAIN
-
-    def refresh(self) -> Future[None]:
-        """Asks the issuer, in a thread of its own, unless somebody does already: done when it has answered,
-        or has not. It raises nothing: find() knows what came of it."""
-        with self._lock:
-            if self._asking is not None:
-                return self._asking
-            done: Future[None] = Future()
-            if not self._may_ask():
-                done.set_result(None)
-                return done
-            self._asked = self._clock()
-            self._asking = done
-        threading.Thread(target=self._ask, args=(done,), name="identity-keys", daemon=True).start()
-        return done
-
-    def wait(self) -> None:
-        """refresh(), for a thread that waits. Two of a process may: the others, of whom a server has few,
-        have better things to do. Raises Away."""
-        if not self._waiters.acquire(blocking=False):
-            raise Away("its keys are being fetched")
-        try:
-            self.refresh().result(WAIT)
-        except TimeoutError:
-            raise Away("its keys are being fetched") from None
-        finally:
-            self._waiters.release()
-
-    def _ask(self, done: Future[None]) -> None:
-        problem, keys = "", self._keys
-        try:
-            keys = parse(fetch.get(self._url or ""))
-        except (fetch.Unreachable, ValueError) as error:
-            problem = str(error)
-        except Exception:
-            problem = "its keys cannot be read"
-            logger.exception("Keys of an issuer cannot be read")
-        if problem and problem != self._problem:
-            logger.warning("Keys of an issuer cannot be fetched: %s", problem)
-        with self._lock:
-            self._problem = problem
-            if not problem:
-                self._keys, self._answered = keys, self._clock()
-            self._asking = None
-        done.set_result(None)
+        """Whether it is time to ask again, though nobody has to wait for it."""
+        return self.kept is not None and self.kept.stale

@@ -13,7 +13,6 @@ from django.middleware.csrf import get_token
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, get_resolver, get_script_prefix, reverse
 from django.utils.decorators import method_decorator
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from drf_spectacular.utils import extend_schema
@@ -27,7 +26,7 @@ from rest_framework.views import APIView
 
 from carillon.accounts.jwts import AccessToken
 from carillon.accounts.models import ApiToken
-from carillon.api.addresses import api
+from carillon.api.addresses import api, safe_target
 from carillon.api.parsers import JSONParser
 from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
 
@@ -91,14 +90,7 @@ def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
         response: HttpResponse = Response(data)
     else:
         wanted = request.data.get("next") if isinstance(request.data, Mapping) else None
-        # What cannot be printed is no address, and half a surrogate is not even a header.
-        good = isinstance(wanted, str) and wanted and wanted.isprintable()
-        target = wanted if good else resolve_url(settings.LOGIN_REDIRECT_URL)
-        if not url_has_allowed_host_and_scheme(
-            target, {request.get_host()}, require_https=request.is_secure()
-        ):
-            target = resolve_url(settings.LOGIN_REDIRECT_URL)
-        response = HttpResponseRedirect(target)
+        response = HttpResponseRedirect(safe_target(request._request, wanted))
     response[SESSION_COOKIE_HEADER] = settings.SESSION_COOKIE_NAME
     return response
 

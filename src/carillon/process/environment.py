@@ -67,14 +67,16 @@ NAMES = frozenset(
         "CARILLON_OIDC_CLIENT_ID",
         "CARILLON_OIDC_NAME",
         "CARILLON_OIDC_SCOPE",
+        "CARILLON_OIDC_GROUPS_CLAIM",
+        "CARILLON_OIDC_ADMIN_GROUP",
         "CARILLON_IDENTITY_USERS",
         "CARILLON_IDENTITY_NAME_CLAIM",
         "CARILLON_IDENTITY_TLS_CA",
     }
 )
 
-# What a token may be signed by: with a public key, all of them. A shared secret would be one that the issuer's
-# public key could be mistaken for.
+# What a token may be signed by: with a public key, all of them. The public key could be mistaken for a shared
+# secret, if there were such.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
 # Names that begin so are a team's own: `Environment.project` has them.
@@ -312,6 +314,8 @@ def _identity(read: _Reader) -> dict[str, Any]:
         "OIDC_CLIENT_SECRET": read.secret("CARILLON_OIDC_CLIENT_SECRET", required=False),
         "OIDC_NAME": read.text("CARILLON_OIDC_NAME", ""),
         "OIDC_SCOPE": read.text("CARILLON_OIDC_SCOPE", ""),
+        "OIDC_GROUPS_CLAIM": read.text("CARILLON_OIDC_GROUPS_CLAIM", ""),
+        "OIDC_ADMIN_GROUP": read.text("CARILLON_OIDC_ADMIN_GROUP", ""),
         "IDENTITY_USERS": _one_of(read, "CARILLON_IDENTITY_USERS", "create", "create", "known"),
         "IDENTITY_NAME_CLAIM": read.text("CARILLON_IDENTITY_NAME_CLAIM", ""),
         "IDENTITY_TLS_CA": _existing_file(read, "CARILLON_IDENTITY_TLS_CA"),
@@ -409,7 +413,7 @@ def _key_set(read: _Reader, name: str) -> dict[str, Any] | None:
         read.problems.append(f"{name}: {path} cannot be read as JSON: {type(error).__name__}")
         return None
     if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
-        read.problems.append(f"{name}: {path} is no JSON Web Key Set: it has no list \"keys\"")
+        read.problems.append(f'{name}: {path} is no JSON Web Key Set: it has no list "keys"')
         return None
     return found
 

@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from channels.db import database_sync_to_async
 
 from carillon import logs
-from carillon.accounts import jwts, keys
+from carillon.accounts import jwts, kept
+from carillon.accounts.keys import KeysDue, KeySet
 from carillon.conf import conf
 from carillon.events import access
 from carillon.events.event import Event
@@ -124,7 +125,7 @@ class Sockets:
         return await self._logins.ask(handshake)
 
     async def _claims(self, token: str) -> jwts.Claims | jwts.Refused:
-        """What an issuer's token says. Not in the database's thread: others would wait for the issuer, too."""
+        """What an issuer's token says. Not in the database's thread: all would wait for the issuer."""
         trust = jwts.access()
         try:
             for _ in range(2):
@@ -132,17 +133,20 @@ class Sockets:
                     return trust.check(token)
                 except jwts.Refused as refused:
                     return refused
-                except keys.KeysDue:
+                except KeysDue:
                     asking = asyncio.wrap_future(self._fetch_keys(trust.keys))
-                    await asyncio.wait_for(asyncio.shield(asking), keys.WAIT)
-        except (keys.Away, TimeoutError) as away:
+                    await asyncio.wait_for(asyncio.shield(asking), kept.WAIT)
+        except kept.Away as away:
             raise authentication.IssuerAway(away) from None
-        raise authentication.IssuerAway("its issuer's keys are being fetched")
+        except TimeoutError:
+            pass
+        raise authentication.IssuerAway("its issuer is being asked")
 
-    def _fetch_keys(self, known: keys.KeySet) -> Future[None]:
-        """Asks the issuer, if it is time. Once it has answered, a key that it has no more is good no more."""
+    def _fetch_keys(self, known: KeySet) -> Future[None]:
+        """Asks the issuer, if it is time. Once it has answered, a key that it no longer has is none."""
         loop = asyncio.get_running_loop()
-        asking = known.refresh()
+        assert known.kept is not None  # others are never due
+        asking = known.kept.refresh()
 
         def answered(_: Future[None]) -> None:
             with suppress(RuntimeError):  # the loop has ended meanwhile
@@ -151,7 +155,7 @@ class Sockets:
         asking.add_done_callback(answered)
         return asking
 
-    def _keys_answered(self, known: keys.KeySet) -> None:
+    def _keys_answered(self, known: KeySet) -> None:
         ended = [
             socket
             for socket in self._by_outlet.values()

@@ -1,5 +1,4 @@
-"""An issuer of tokens on this machine: keys over real HTTP, tokens that are really signed, and every way to be
-wrong."""
+"""An issuer of tokens on this machine: keys over real HTTP, tokens really signed, and ways to be wrong."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -57,10 +57,8 @@ class Issuer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked.append(self.path)
-                try:
+                with suppress(OSError):  # who asked has given up
                     issuer.serve(self)
-                except OSError:
-                    pass  # who asked has given up
 
             do_POST = do_GET
 
@@ -167,7 +165,11 @@ class Provider(Issuer):
         asked = self._codes.pop(form["code"], None)
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-        if asked is None or challenge != asked["code_challenge"] or form["redirect_uri"] != asked["redirect_uri"]:
+        if (
+            asked is None
+            or challenge != asked["code_challenge"]
+            or form["redirect_uri"] != asked["redirect_uri"]
+        ):
             reply(request, {"error": "invalid_grant"}, 400)
             return
         says = {"aud": asked["client_id"], "nonce": asked["nonce"], **self.says}
