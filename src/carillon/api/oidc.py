@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import login
+from django.contrib.auth import load_backend, login
 from django.core import signing
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
@@ -25,8 +25,6 @@ LONGEST_TARGET = 1000
 ATTEMPT = "single sign-on"
 """What the budget of logins calls an attempt, of which nobody knows yet whose it is. No user's name has a
 space."""
-
-BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 
 @never_cache
@@ -84,10 +82,16 @@ def _finish(request: HttpRequest) -> HttpResponse:
     except Away as away:
         return _unavailable(request, away)
     identities.follow_groups(user, claims)
-    login(request, user, backend=BACKEND)
+    login(request, user, backend=_backend())
     logins.proven(attempt)
     logins.tell("let in", user.get_username(), where, ATTEMPT)
     return HttpResponseRedirect(safe_target(request, pending.target))
+
+
+def _backend() -> str:
+    """Whose the session is: of the first backend that knows users. The gate knows none."""
+    known = (path for path in settings.AUTHENTICATION_BACKENDS if hasattr(load_backend(path), "get_user"))
+    return next(known)
 
 
 def _back(request: HttpRequest) -> str:

@@ -303,10 +303,13 @@ def _read(read: _Reader) -> Environment:
 
 def _identity(read: _Reader) -> dict[str, Any]:
     """Settings of `CARILLON` by name: carillon.conf says what holds where nothing is said."""
+    keys, key_set = _server_url(read, "CARILLON_JWT_KEYS_URL"), _key_set(read, "CARILLON_JWT_KEYS_FILE")
+    if keys and key_set:
+        read.problems.append("CARILLON_JWT_KEYS_URL and CARILLON_JWT_KEYS_FILE are both set: keep one")
     said: dict[str, Any] = {
         "JWT_ISSUER": read.text("CARILLON_JWT_ISSUER", ""),
         "JWT_AUDIENCE": read.text("CARILLON_JWT_AUDIENCE", ""),
-        "JWT_KEYS": _server_url(read, "CARILLON_JWT_KEYS_URL") or _key_set(read, "CARILLON_JWT_KEYS_FILE"),
+        "JWT_KEYS": keys or key_set,
         "JWT_ALGORITHMS": read.items("CARILLON_JWT_ALGORITHMS", "", _algorithm_problem),
         "JWT_SCOPE": read.text("CARILLON_JWT_SCOPE", ""),
         "OIDC_ISSUER": _server_url(read, "CARILLON_OIDC_ISSUER"),
@@ -320,8 +323,6 @@ def _identity(read: _Reader) -> dict[str, Any]:
         "IDENTITY_NAME_CLAIM": read.text("CARILLON_IDENTITY_NAME_CLAIM", ""),
         "IDENTITY_TLS_CA": _existing_file(read, "CARILLON_IDENTITY_TLS_CA"),
     }
-    if read.text("CARILLON_JWT_KEYS_URL", "") and read.text("CARILLON_JWT_KEYS_FILE", ""):
-        read.problems.append("CARILLON_JWT_KEYS_URL and CARILLON_JWT_KEYS_FILE are both set: keep one")
     if said["JWT_ISSUER"]:
         if not said["JWT_AUDIENCE"]:
             read.problems.append("CARILLON_JWT_AUDIENCE is missing: CARILLON_JWT_ISSUER needs it")
