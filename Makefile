@@ -47,6 +47,9 @@ test-clean: ## remove what a cut-off `make test` left behind
 lint: ## code, shell scripts, Dockerfiles, and the files of nginx, supervisord, uwsgi and the roles
 	@$(DEV) lint
 
+docs: ## the documentation as a site, in .dev/docs; a link that leads nowhere fails it
+	@$(DEV) docs
+
 bench-sockets: $(TEST_PYTHON) ## measure events to sockets beside Channels' consumers and Socket.IO (an hour, on a quiet machine); writes docs/reference
 	@rm -f .dev-bench/sockets.jsonl
 	@$(TEST_PYTHON) benchmarks/sockets.py
@@ -172,4 +175,4 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated
+.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint docs bench-sockets bench-stack simulate chaos production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated

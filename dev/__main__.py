@@ -111,6 +111,17 @@ def unit(_: list[str]) -> int:
     return testing.unit()
 
 
+def documentation(_: list[str]) -> int:
+    from dev import testing
+
+    config = _test_config()
+    testing.enter(config)
+    failed = testing.documentation(config)
+    if not failed:
+        say(f"Read it: {configuration.ROOT / testing.SITE / 'index.html'}")
+    return failed
+
+
 def lint(_: list[str]) -> int:
     from dev import linting, testing
 
@@ -167,9 +178,18 @@ def make_bundle(_: list[str]) -> int:
     return 0
 
 
+def _enter_release() -> None:
+    """Go on in the tests' environment, which has what makes the artifacts."""
+    from dev import testing
+
+    config = _test_config()
+    testing.enter(config)
+    testing.ensure_programs(config, ("graphviz", "minisign"))
+
+
 def make_release(_: list[str]) -> int:
     """`make release`: signed with the key that CARILLON_RELEASE_KEY names."""
-    development.enter_tools(_config())
+    _enter_release()
     from release import make
 
     key = os.environ.get(make.KEY)
@@ -185,7 +205,7 @@ def make_release(_: list[str]) -> int:
 
 def rebuild_release(arguments: list[str]) -> int:
     """`verify --rebuild` of a release: what the commit does not build again."""
-    development.enter_tools(_config())
+    _enter_release()
     from release import make
 
     try:
@@ -230,6 +250,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "test-unit": unit,
     "test-clean": clean_test,
     "lint": lint,
+    "docs": documentation,
     **_production("production"),
     **_production("cluster"),
     **{

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ LOCK = "requirements/test.txt"
 _PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nodejs": ("node",),
+    "graphviz": ("dot",),
     "minisign": ("minisign",),
     "openssl": ("openssl",),
 }
@@ -39,6 +40,14 @@ class Suite:
     command: tuple[str, ...]
     folder: str = "."
     environ: tuple[tuple[str, str], ...] = ()
+
+
+SITE = ".dev/docs"
+_DOCUMENTATION = Suite(
+    "docs",
+    ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "--builder", "html",
+     "--conf-dir", "docs/site", "--doctree-dir", ".dev/doctrees", ".", SITE),
+)  # fmt: skip
 
 
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
@@ -57,6 +66,12 @@ def unit() -> int:
     return run(suites(("unit",)), {})
 
 
+def documentation(config: Config) -> int:
+    """The documentation as a site, in SITE; a link or an anchor that leads nowhere fails it."""
+    ensure_programs(config, ("graphviz",))
+    return run([_DOCUMENTATION], {})
+
+
 def everything(config: Config, lints: list[Suite]) -> int:
     """The `lints` and all suites; 0 when all passed. Takes down the stack that it started in any case."""
     programs = ensure_programs(config)
@@ -73,7 +88,7 @@ def everything(config: Config, lints: list[Suite]) -> int:
                 "chaos",
                 "browser",
             )
-            chosen = [*lints, *suites(kinds)]
+            chosen = [*lints, _DOCUMENTATION, *suites(kinds)]
             return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:
             step("Taking down the test stack")
@@ -94,23 +109,20 @@ def exported(config: Config) -> dict[str, str]:
     }
 
 
-def ensure_programs(config: Config) -> dict[str, str]:
-    """The path of each of `_PROGRAMS`, by package; from Debian's packages where one is missing and we may."""
-    found = _programs()
+def ensure_programs(config: Config, wanted: Iterable[str] = tuple(_PROGRAMS)) -> dict[str, str]:
+    """The path of each of these of `_PROGRAMS`, by package; from Debian's where one is missing and we may."""
+    found = {package: _program(package) for package in wanted}
     if missing := [package for package, path in found.items() if path is None]:
         if debian.can_install():
             debian.install(missing, config.logs)
-            found = _programs()
+            found = {package: _program(package) for package in found}
         if still := [package for package, path in found.items() if path is None]:
             raise Failure(f"the tests need {', '.join(still)}: install the package{'s' * (len(still) > 1)}")
     return {package: path for package, path in found.items() if path}
 
 
-def _programs() -> dict[str, str | None]:
-    return {
-        package: next((path for name in names if (path := shutil.which(name))), None)
-        for package, names in _PROGRAMS.items()
-    }
+def _program(package: str) -> str | None:
+    return next((path for name in _PROGRAMS[package] if (path := shutil.which(name))), None)
 
 
 def free_ports(config: Config) -> Mapping[str, int]:

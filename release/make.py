@@ -27,7 +27,7 @@ from release import provenance, sbom, verify
 ROOT = Path(__file__).parent.parent
 DISTRIBUTIONS = ("src/asgi_amqp", "src/carillon")  # `project` is a team's, and in no wheel that is published
 LOCK = "requirements/app.txt"
-LOCKS = (LOCK, "requirements/tools.txt")
+LOCKS = (LOCK, "requirements/test.txt")  # the second has what makes the artifacts
 KEY = "CARILLON_RELEASE_KEY"
 MOST = 32 << 20  # bytes of one artifact
 SECONDS = 300
@@ -92,6 +92,7 @@ def build(checkout: Path, commit: str, folder: Path) -> None:
         for name in DISTRIBUTIONS:
             distribution(source / name, folder, when)
         npm_package(source, version, folder, when)
+        documentation(source, version, folder, when)
         made = Path(scratch) / "collection"
         galaxy = Path(sys.executable).parent / "ansible-galaxy"
         run(galaxy, "collection", "build", source / "ansible", "--output-path", made)
@@ -137,6 +138,21 @@ def npm_package(source: Path, version: str, folder: Path, when: int) -> None:
                 tar.addfile(info, io.BytesIO(content))
         archive.flush()
         repack(Path(archive.name), folder / f"{described['name']}-{version}.tgz", when, "package")
+
+
+def documentation(source: Path, version: str, folder: Path, when: int) -> None:
+    """The site of `make docs`, to be read from a folder or put on a web server."""
+    with tempfile.TemporaryDirectory() as scratch:
+        site, archive = Path(scratch) / "site", Path(scratch) / "site.tar"
+        run(
+            Path(sys.executable).parent / "sphinx-build", "--quiet", "--fail-on-warning",
+            "--conf-dir", source / "docs/site", "--doctree-dir", Path(scratch) / "doctrees", source, site,
+            env={"SOURCE_DATE_EPOCH": str(when), "PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        with tarfile.open(archive, "w") as tar:
+            for path in site.rglob("*"):
+                tar.add(path, str(path.relative_to(site)), recursive=False)
+        repack(archive, folder / f"carillon-{version}-docs.tar.gz", when, f"carillon-{version}-docs")
 
 
 def repack(archive: Path, target: Path, when: int, top: str = "") -> None:

@@ -21,6 +21,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     # rest_framework is not among them: only its browsable API has templates and static files, and it is off.
     "drf_spectacular",
+    "drf_spectacular_sidecar",  # the files of /api/v2/docs/: a reader's browser asks no other host
 ]
 
 MIDDLEWARE = [
@@ -178,6 +179,8 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Events and who may hear of them. Live notifications: /websocket/.",
     "VERSION": __version__,
     "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": None,
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "carillon.api.errors.document_errors",

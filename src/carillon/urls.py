@@ -1,13 +1,14 @@
 """Carillon's routes that uwsgi serves. /static/ and the websocket are nginx's to send elsewhere."""
 
 from django.urls import include, path, re_path
-from drf_spectacular.views import SpectacularJSONAPIView
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
 from rest_framework.routers import SimpleRouter
 
 from carillon.api import oidc
 from carillon.api.accounts import IndexView, LoginView, LogoutView, MeView, RootView, TokenViewSet
 from carillon.api.connections import ConnectionsView, upgrade_required
+from carillon.api.documents import AsyncAPIView
 from carillon.api.health import HealthView, PingView
 from carillon.api.metrics import MetricsView
 from carillon.api.publish import NotificationsView
@@ -28,6 +29,14 @@ v2 = [
         SpectacularJSONAPIView.as_view(authentication_classes=(), permission_classes=(AllowAny,)),
         name="schema",
     ),
+    path(
+        "docs/",
+        SpectacularSwaggerSplitView.as_view(
+            authentication_classes=(), permission_classes=(AllowAny,), template_name="carillon/docs.html"
+        ),
+        name="docs",
+    ),
+    path("asyncapi/", AsyncAPIView.as_view(), name="asyncapi"),
     *router.urls,
 ]
 

@@ -1074,7 +1074,8 @@ SIZES = [(320, 568), *((width, 844) for width in (320, 375, 414, 600, 760, 800, 
 def wordy_job(fake):
     """Job 6: all that is said of it is long."""
     team = "Platform and infrastructure engineering, Northern Europe"
-    name = "Roll out the web tier to all of the regions and their edge caches, with a database migration"
+    name = "Roll out the web tier to all of the regions and their edge caches"
+    name += ", with a migration of the database first"
     fake.do(
         "job", fields={"number": 6, "name": name, "status": "running", "ago": 40_000, "team": team, "took": 1}
     )
@@ -1155,3 +1156,17 @@ def test_the_theme_is_chosen_and_kept(page):
     page.reload()
     expect(page.locator("#theme")).to_have_attribute("aria-label", "Theme: dark")
     assert page.evaluate(ground) != light
+
+
+def test_the_fonts_are_the_page_s_own(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 3), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(3)
+    page.wait_for_function(
+        """() => {
+            const loaded = [...document.fonts].filter((font) => font.status === "loaded");
+            const families = loaded.map((font) => font.family.replaceAll('"', "")).sort();
+            return families.join() === "Inter,JetBrains Mono"; // and not the sets of other letters
+        }"""
+    )

@@ -276,3 +276,12 @@ def test_screenshot_of_a_real_run(demo, log_in):
     page.mouse.move(0, 0)
     page.screenshot(path=target)
     process.communicate(timeout=300)
+
+
+def test_the_page_of_the_rest_api_lists_it_under_the_content_security_policy(stack, open_page):
+    page = open_page(ignore_https_errors=True).page
+    page.goto(f"{stack['CARILLON_URL']}/api/v2/docs/")
+    expect(page.locator(".opblock").first).to_be_visible(timeout=30_000)
+    expect(page.locator(".opblock").filter(has_text="/api/v2/notifications/")).to_have_count(1)
+    page.locator(".opblock").filter(has_text="/api/v2/notifications/").click()
+    expect(page.locator(".opblock.is-open .responses-table").first).to_be_visible()

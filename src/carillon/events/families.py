@@ -7,7 +7,7 @@ a client's text. Pure: imports neither Django nor the layer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Family:
     with those keys that are allowed, and is used in place of `may_subscribe`.
     `permitted_many([(user, keys), …])`: the same for many users at once, an answer for each: after a restart
     thousands come back in seconds. It is used in place of both.
+    `payload`: a JSON Schema of what its events carry, for the AsyncAPI document; no event is held to it.
     Raises ValueError for names that cannot be part of a group's name.
     """
 
@@ -49,6 +50,7 @@ class Family:
     may_subscribe: Callable[[Any, Key], bool] | None = None
     permitted: Callable[[Any, set[Key]], set[Key]] | None = None
     permitted_many: Callable[[Questions], Sequence[set[Key]]] | None = None
+    payload: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     _patterns: tuple[tuple[str, str, bool], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +121,9 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._families)
+
+    def all(self) -> list[Family]:
+        return [self._families[name] for name in self.names()]
 
     def parse_group(self, group: str) -> tuple[Family, Key] | None:
         """`job_events-42` to its family and key; None when it is no group of a known family."""

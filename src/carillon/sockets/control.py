@@ -12,4 +12,14 @@ register(
 )
 
 # Who it was, the REST API tells those who may know.
-register(Family("connections", ("changed",)))
+register(
+    Family(
+        "connections",
+        ("changed",),
+        payload={
+            "type": "object",
+            "required": ["group_name", "changed"],
+            "properties": {"group_name": {"const": "connections"}, "changed": {"const": True}},
+        },
+    )
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 
 import pytest
@@ -77,7 +78,7 @@ def test_the_index_names_every_route_that_needs_no_id(client):
     index = client.get(client.get("/api/").json()["current_version"]).json()
     paths = client.get("/api/v2/schema/").json()["paths"]
     expected = {path for path in paths if "{" not in path and path.startswith("/api/v2/")} - {"/api/v2/"}
-    assert set(index.values()) == expected | {"/api/v2/schema/"}
+    assert set(index.values()) == expected | {"/api/v2/schema/", "/api/v2/docs/"}
     assert index["jobs"] == "/api/v2/jobs/"
     assert client.get("/api/").json()["schema"] == "/api/v2/schema/"
 
@@ -150,3 +151,19 @@ def test_assets_below_a_prefix(below_bells):
 
 def test_assets_without_one():
     assert HashedStorage().base_url == "/static/"
+
+
+@pytest.mark.django_db
+def test_the_page_of_the_rest_api_has_no_script_and_no_style_of_its_own(client):
+    """The Content-Security-Policy lets neither run; the script comes by itself."""
+    page = client.get("/api/v2/docs/", headers={"accept": "text/html"})
+    assert page.status_code == 200
+    text = page.content.decode()
+    assert "<style" not in text
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
+    assert all("src=" in attributes and not body for attributes, body in scripts)
+    sources = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert all(source.startswith("/") for source in sources), sources
+    script = client.get(next(source for source in sources if "script" in source.partition("?")[2]))
+    assert script["content-type"].startswith("application/javascript")
+    assert "/api/v2/schema/" in script.content.decode()

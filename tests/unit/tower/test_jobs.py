@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 
+import jsonschema
 import pytest
 from django.db import OperationalError
 
 from carillon.api import pagination
 from carillon.events import emit, outbox
+from carillon.events.families import registry
 from tower import changes, payloads
-from tower.models import Job, JobEvent, Kind
+from tower.models import Job, JobEvent, Kind, Schedule, Status
 
 pytestmark = pytest.mark.django_db
 
@@ -543,3 +545,25 @@ class TestLargePages:
             body = {"counter": 20 + size, "event": "x", "event_data": {"x": "y" * size}}
             answer = people.client(people.ann).post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
             assert answer.status_code == status, answer.json()
+
+
+def test_what_is_told_is_as_its_family_says(people):
+    schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")
+    told_of = [payloads.schedule_changed(schedule)]
+    for kind in Kind:
+        workflow = make(people, kind=Kind.WORKFLOW_JOB)
+        for status in Status.values:
+            job = make(people, kind=kind, status=status, resource=7, workflow_job=workflow)
+            told_of += payloads.status_changed(job)
+        told_of.append(payloads.summary(job, 3))
+        if kind != Kind.WORKFLOW_JOB:
+            row = JobEvent.objects.create(job=job, counter=1, event="runner_on_ok", stdout="ok")
+            told_of.append(payloads.event(job, row))
+    families = set()
+    for each in told_of:
+        family, _ = registry.parse_group(each.group)
+        families.add(family.name)
+        jsonschema.validate(each.payload, family.payload)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**each.payload, "group_name": "another"}, family.payload)
+    assert families >= {"jobs", "schedules", "inventories", *(kind.event_family for kind in Kind)}

@@ -1,6 +1,7 @@
 """The page as it is served: what the CSP demands of it, and that hashed modules find each other."""
 
 import re
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -114,3 +115,11 @@ def test_collected_modules_name_each_other_by_hash(tmp_path):
             todo.append(target)
     # The client and all but the classic script of the theme.
     assert len(seen) == len(list(STATIC.rglob("*.js")))
+
+
+def test_the_fonts_are_those_that_their_page_says():
+    folder = STATIC / "fonts"
+    said = dict(re.findall(r"^ {4}([0-9a-f]{64})  (\S+)$", (folder / "README.md").read_text(), re.M))
+    found = {sha256(path.read_bytes()).hexdigest(): path.name for path in folder.glob("*.woff2")}
+    assert said == found
+    assert set(re.findall(r'url\("fonts/(.+?)"\)', (STATIC / "page.css").read_text())) == set(found.values())
