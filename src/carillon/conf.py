@@ -92,6 +92,31 @@ DEFAULTS: dict[str, Any] = {
     # are asked to come back, each at a time of its own.
     "DRAIN_SECONDS": 5.0,
     "RECONNECT_WITHIN_MS": 2000,
+    # Access tokens of an issuer outside, which are good where Carillon's own are: whose (as their `iss` has
+    # it; None: nobody's), for whom (`aud`), and the keys: the URL of a JSON Web Key Set, or a set itself.
+    # What the tokens may be signed by, and the scope that each of them has. Never `none` or a shared secret.
+    "JWT_ISSUER": None,
+    "JWT_AUDIENCE": None,
+    "JWT_KEYS": None,
+    "JWT_ALGORITHMS": ("RS256", "ES256", "EdDSA"),
+    "JWT_SCOPE": "read write",
+    # Logins by an OpenID provider: its address (None: there is none), what it knows us by, what its link on
+    # the login page says, and what is asked for.
+    "OIDC_ISSUER": None,
+    "OIDC_CLIENT_ID": None,
+    "OIDC_CLIENT_SECRET": None,
+    "OIDC_NAME": "single sign-on",
+    "OIDC_SCOPE": "openid profile",
+    # A claim with a list of groups: at each login the user is made a member of those teams here that are
+    # called so, and of no others; and an admin or none, by the group for them. None: these are left alone.
+    "OIDC_GROUPS_CLAIM": None,
+    "OIDC_ADMIN_GROUP": None,
+    # Of both: whether who is new gets a user ("create", without any rights) or has to be linked to one
+    # ("known"); the claim that such a user is named by; a PEM file with who signed the servers' certificates
+    # (None: whom this machine trusts).
+    "IDENTITY_USERS": "create",
+    "IDENTITY_NAME_CLAIM": "preferred_username",
+    "IDENTITY_TLS_CA": None,
     # Sessions that a user may have at a time; a new one beyond that ends the oldest. -1: any number.
     "SESSIONS_PER_USER": -1,
     # Where every process leaves what it counts, once a second (a Path; None: nowhere), and the addresses and

@@ -112,6 +112,7 @@ CARILLON = {
     "WEBSOCKET_URLCONF": "project.routing",
     "METRICS_DIRECTORY": env.metrics_directory,
     "METRICS_ADDRESSES": env.metrics_addresses,
+    **env.identity,
 }
 
 # Who may come in -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSpli
 from rest_framework.permissions import AllowAny
 from rest_framework.routers import SimpleRouter
 
+from carillon.api import oidc
 from carillon.api.accounts import IndexView, LoginView, LogoutView, MeView, RootView, TokenViewSet
 from carillon.api.connections import ConnectionsView, upgrade_required
 from carillon.api.documents import AsyncAPIView
@@ -46,6 +47,8 @@ v2 = [
 urlpatterns = [
     path("api/", RootView.as_view(), name="api"),
     path("api/login/", LoginView.as_view(), name="login"),
+    path("api/login/oidc/", oidc.start, name="oidc"),
+    path("api/login/oidc/callback/", oidc.callback, name="oidc-callback"),
     path("api/logout/", LogoutView.as_view(), name="logout"),
     path("api/v2/", include(v2)),
     re_path("^websocket/?$", upgrade_required, name="websocket"),

@@ -6,6 +6,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_safe
 
+from carillon.conf import conf
+
 
 # The page names its modules by their hash, so a cached page would ask for files of the release before.
 @never_cache
@@ -13,4 +15,4 @@ from django.views.decorators.http import require_safe
 @ensure_csrf_cookie
 @require_safe
 def page(request: HttpRequest) -> HttpResponse:
-    return render(request, "tower/page.html")
+    return render(request, "tower/page.html", {"sign_on": conf.OIDC_NAME if conf.OIDC_ISSUER else ""})

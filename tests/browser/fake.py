@@ -380,7 +380,7 @@ async def http(scope, receive, send):
         status, kind, content = (
             200,
             "text/html; charset=utf-8",
-            render_to_string("tower/page.html").encode(),
+            render_to_string("tower/page.html", {"sign_on": "Example ID"}).encode(),
         )
         headers.append((b"set-cookie", b"csrftoken=fake; Path=/; SameSite=Lax"))
     elif path.startswith("/static/"):

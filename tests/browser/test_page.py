@@ -80,6 +80,8 @@ def test_a_login_that_ends_is_asked_for_again_and_leads_back(fake, open_page):
     fake.do("close", code=4401)
     expect(words(page)).to_have_text("Refused: not logged in, or the login has ended")
     expect(page.locator(".lead")).to_contain_text("login has ended")
+    link = page.get_by_role("link", name="Log in by Example ID")
+    expect(link).to_have_attribute("href", "api/login/oidc/?next=%2F%23%2Fjobs%2F3")
     page.get_by_label("Username").fill("ringer")
     page.get_by_label("Password").fill("bells")
     page.keyboard.press("Enter")

@@ -30,6 +30,7 @@ NAMES = {
     "aio_pika": "aio-pika",
     "asgi_amqp": "channels-asgi-amqp",
     "drf_spectacular": "drf-spectacular",
+    "jwt": "pyjwt",
     "prometheus_client": "prometheus-client",
     "rest_framework": "djangorestframework",
 }
@@ -66,7 +67,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     tree = PACKAGE.glob("starter/**/*-tpl")
     starter = {f"carillon/{path.relative_to(PACKAGE).as_posix()}" for path in tree}
     assert len(starter) > 20
-    templates = {f"carillon/templates/carillon/{name}.html" for name in ("404", "docs")}
+    pages = ("404", "docs", "sign_on_failed")
+    templates = {f"carillon/templates/carillon/{name}.html" for name in pages}
     others = {"carillon/py.typed", *templates, *static, *starter}
     assert {name for name in names if ".dist-info/" not in name} == package | others
     info = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}

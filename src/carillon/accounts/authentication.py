@@ -6,24 +6,50 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework import authentication
-from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.exceptions import APIException, AuthenticationFailed
 from rest_framework.request import Request
 
-from carillon.accounts import logins
+from carillon.accounts import identities, jwts, logins
+from carillon.accounts.kept import Away
 from carillon.accounts.models import ApiToken
 
 
-class BearerAuthentication(authentication.BaseAuthentication):
-    """`Authorization: Bearer <token>`; `request.auth` is the `ApiToken`."""
+class IssuerAway(APIException):
+    """503: whether a token is good cannot be told. The same one may be good in a moment."""
 
-    def authenticate(self, request: Request) -> tuple[Any, ApiToken] | None:
+    status_code = 503
+    wait = 5  # seconds, of Retry-After
+
+    def __init__(self, why: Away) -> None:
+        super().__init__(f"The token cannot be checked now, for its issuer's keys are not here: {why}.")
+
+
+class BearerAuthentication(authentication.BaseAuthentication):
+    """`Authorization: Bearer <token>`; `request.auth` is the `ApiToken`, or the `AccessToken` of an issuer
+    outside."""
+
+    def authenticate(self, request: Request) -> tuple[Any, ApiToken | jwts.AccessToken] | None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        found = ApiToken.find(token.strip())
+        token = token.strip()
+        if jwts.is_one(token):
+            return self._by_access_token(token)
+        found = ApiToken.find(token)
         if found is None:
             raise AuthenticationFailed("The token is unknown, expired or revoked: make a new one.")
         return found.user, found
+
+    def _by_access_token(self, token: str) -> tuple[Any, jwts.AccessToken]:
+        try:
+            claims = jwts.access().verify(token)
+            return identities.find(claims).user, jwts.AccessToken(claims.expires)
+        except jwts.Refused as refused:
+            raise AuthenticationFailed(f"The token {refused}.") from None
+        except identities.Unwelcome as unwelcome:
+            raise AuthenticationFailed(str(unwelcome)) from None
+        except Away as away:
+            raise IssuerAway(away) from None
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="carillon"'

@@ -121,7 +121,7 @@ class Gate:
     is never of this one."""
 
     def authenticate(self, request: Any, **credentials: Any) -> None:
-        where = _where(request)
+        where = place(request)
         name = credentials.get("username", credentials.get(get_user_model().USERNAME_FIELD))
         if where and name is not None:
             request.carillon_attempt = admit(str(name), where)
@@ -130,7 +130,7 @@ class Gate:
         await sync_to_async(self.authenticate)(request, **credentials)
 
 
-def _where(request: Any) -> str:
+def place(request: Any) -> str:
     """The network that a request comes from; "" when there is none, as for a command."""
     return network(request.META.get("REMOTE_ADDR", "")) if request is not None else ""
 
@@ -159,6 +159,12 @@ def admit(name: str, where: str) -> Attempt:
 def succeeded(attempt: Attempt) -> None:
     """The password was right: what the attempt took is given back, and the name is known here from now on.
     Raises DatabaseError."""
+    proven(attempt)
+    _tell("let in", attempt.name, attempt.where)
+
+
+def proven(attempt: Attempt) -> None:
+    """What it took is given back, and nobody is told."""
 
     def act(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
         of_name, of_address = _allowances(pair, address)
@@ -169,7 +175,6 @@ def succeeded(attempt: Attempt) -> None:
         return Verdict()
 
     _with_budgets(attempt.name, attempt.where, act)
-    _tell("let in", attempt.name, attempt.where)
 
 
 def password_was_right(request: Any) -> None:
@@ -246,8 +251,13 @@ def _sweep() -> None:
 
 
 def _tell(outcome: str, name: str, where: str, why: str = "") -> None:
-    """One line for each attempt, and a count. A name may be anything that was typed: no line breaks of it."""
+    """One line for each attempt, and a count."""
     names.PASSWORDS.labels(outcome.replace(" ", "_")).inc()
+    tell(outcome, name, where, why)
+
+
+def tell(outcome: str, name: str, where: str, why: str = "") -> None:
+    """One line. A name may be anything that was typed: no line breaks of it."""
     name = name[:150]
     said = {"what": "login", "outcome": outcome, "name": name, "address": where, "why": why}
     audit.info("Login %s: %r from %s", outcome, name, where, extra={"audit": said})
@@ -260,7 +270,7 @@ def _logged_in(sender: Any, request: Any, user: Any, **more: Any) -> None:
 
 @receiver(user_login_failed)
 def _login_failed(sender: Any, credentials: dict[str, Any], request: Any = None, **more: Any) -> None:
-    if where := _where(request):
+    if where := place(request):
         request.carillon_attempt = None  # whoever is let in by this request, it was not by this password
         _tell("wrong", str(credentials.get(get_user_model().USERNAME_FIELD, "")), where)
 

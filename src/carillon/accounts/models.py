@@ -119,6 +119,22 @@ class UserSession(models.Model):
         return f"session of user {self.user_id}"
 
 
+class ExternalIdentity(models.Model):
+    """A user's account at an issuer outside, which is known by nothing but its subject there:
+    `carillon.accounts.identities`."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    issuer = models.CharField(max_length=255)
+    subject = models.CharField(max_length=255)
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="one_user_a_subject")]
+
+    def __str__(self) -> str:
+        return f"identity {self.pk} of user {self.user_id}"
+
+
 class LoginBudget(models.Model):
     """What is left of a budget of wrong passwords: `carillon.accounts.logins`. `key` is a digest: no names
     and addresses are kept here."""

@@ -7,7 +7,13 @@ from typing import Any
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
+from carillon.accounts.jwts import AccessToken
 from carillon.accounts.models import ApiToken
+
+
+def allows(request: Request, scope: str) -> bool:
+    """Whether that by which somebody came has this scope. Sessions and passwords have all."""
+    return not isinstance(request.auth, (ApiToken, AccessToken)) or request.auth.allows(scope)
 
 
 class TokenScope(BasePermission):
@@ -16,9 +22,7 @@ class TokenScope(BasePermission):
     message = "This token's scope does not allow that: make one with the scope it needs."
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        if not isinstance(request.auth, ApiToken):
-            return True
-        return request.auth.allows("read" if request.method in SAFE_METHODS else "write")
+        return allows(request, "read" if request.method in SAFE_METHODS else "write")
 
 
 class IsAdmin(BasePermission):
@@ -37,9 +41,7 @@ class MayPublish(BasePermission):
     message = "Publishing needs a token with the scope publish, of an admin or a user who may publish."
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        if isinstance(request.auth, ApiToken) and not request.auth.allows("publish"):
-            return False
-        return may_publish(request.user)
+        return allows(request, "publish") and may_publish(request.user)
 
 
 def may_publish(user: Any) -> bool:

@@ -7,6 +7,10 @@ import secrets
 
 SCOPES = ("read", "write", "publish", "metrics")
 
+LONGEST = 8192
+"""Characters of a token that is looked at: an issuer's own may have many claims, and a header has room for no
+more (nginx/snippets/limits.conf)."""
+
 # A fixed beginning lets secret scanners find a token that leaked, and no token starts with a '-'.
 _PREFIX = "car_"
 

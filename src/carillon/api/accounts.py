@@ -13,19 +13,20 @@ from django.middleware.csrf import get_token
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, get_resolver, get_script_prefix, reverse
 from django.utils.decorators import method_decorator
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from carillon.accounts.jwts import AccessToken
 from carillon.accounts.models import ApiToken
-from carillon.api.addresses import api
+from carillon.api.addresses import api, safe_target
 from carillon.api.parsers import JSONParser
 from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
 
@@ -89,14 +90,7 @@ def answer(request: Request, data: dict[str, Any]) -> HttpResponse:
         response: HttpResponse = Response(data)
     else:
         wanted = request.data.get("next") if isinstance(request.data, Mapping) else None
-        # What cannot be printed is no address, and half a surrogate is not even a header.
-        good = isinstance(wanted, str) and wanted and wanted.isprintable()
-        target = wanted if good else resolve_url(settings.LOGIN_REDIRECT_URL)
-        if not url_has_allowed_host_and_scheme(
-            target, {request.get_host()}, require_https=request.is_secure()
-        ):
-            target = resolve_url(settings.LOGIN_REDIRECT_URL)
-        response = HttpResponseRedirect(target)
+        response = HttpResponseRedirect(safe_target(request._request, wanted))
     response[SESSION_COOKIE_HEADER] = settings.SESSION_COOKIE_NAME
     return response
 
@@ -163,6 +157,12 @@ class TokenViewSet(
 
     serializer_class = TokenSerializer
     queryset = ApiToken.objects.none()
+
+    def perform_create(self, serializer: Any) -> None:
+        # It would outlive what it was made by, and whoever ends that at its issuer would not know of it.
+        if isinstance(self.request.auth, AccessToken):
+            raise PermissionDenied("A token of another issuer makes none of ours: log in, or use a token.")
+        super().perform_create(serializer)
 
     def get_queryset(self) -> Any:
         return ApiToken.objects.filter(user=self.request.user).order_by("-id")

@@ -21,6 +21,7 @@ from rest_framework.views import APIView
 
 from carillon import logs
 from carillon.accounts.models import ApiToken
+from carillon.accounts.permissions import allows
 from carillon.conf import conf
 from carillon.metrics import names, shared
 from carillon.metrics.snapshot import Together
@@ -38,7 +39,7 @@ class MayScrape(BasePermission):
     def has_permission(self, request: Request, view: Any) -> bool:
         if isinstance(request.auth, ApiToken):
             return request.auth.allows("metrics")
-        return bool(request.user and request.user.is_superuser)
+        return bool(request.user and request.user.is_superuser) and allows(request, "metrics")
 
 
 class AnyFormat(BaseContentNegotiation):

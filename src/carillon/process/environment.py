@@ -8,11 +8,13 @@ it before Django is imported.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 DEFAULT_FILE = "/etc/carillon/carillon.env"
@@ -27,6 +29,7 @@ SECRETS = frozenset(
         "CARILLON_SECRET_KEY_FALLBACKS",
         "CARILLON_DATABASE_PASSWORD",
         "CARILLON_AMQP_PASSWORD",
+        "CARILLON_OIDC_CLIENT_SECRET",
     }
 )
 NAMES = frozenset(
@@ -54,8 +57,27 @@ NAMES = frozenset(
         "CARILLON_METRICS_DIRECTORY",
         "CARILLON_METRICS_ADDRESSES",
         "CARILLON_LOG_FORMAT",
+        "CARILLON_JWT_ISSUER",
+        "CARILLON_JWT_AUDIENCE",
+        "CARILLON_JWT_KEYS_URL",
+        "CARILLON_JWT_KEYS_FILE",
+        "CARILLON_JWT_ALGORITHMS",
+        "CARILLON_JWT_SCOPE",
+        "CARILLON_OIDC_ISSUER",
+        "CARILLON_OIDC_CLIENT_ID",
+        "CARILLON_OIDC_NAME",
+        "CARILLON_OIDC_SCOPE",
+        "CARILLON_OIDC_GROUPS_CLAIM",
+        "CARILLON_OIDC_ADMIN_GROUP",
+        "CARILLON_IDENTITY_USERS",
+        "CARILLON_IDENTITY_NAME_CLAIM",
+        "CARILLON_IDENTITY_TLS_CA",
     }
 )
+
+# What a token may be signed by: with a public key, all of them. The public key could be mistaken for a shared
+# secret, if there were such.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
 # Names that begin so are a team's own: `Environment.project` has them.
 PROJECT_PREFIX = "PROJECT_"
@@ -110,6 +132,7 @@ class Environment:
     metrics_directory: Path | None
     metrics_addresses: list[str]
     log_format: str
+    identity: dict[str, Any] = field(repr=False)  # those of CARILLON's settings that are said: JWT_…, OIDC_…
     project: ProjectSettings
 
 
@@ -273,8 +296,43 @@ def _read(read: _Reader) -> Environment:
         metrics_directory=_directory_or_none(read, "CARILLON_METRICS_DIRECTORY", "/run/carillon/metrics"),
         metrics_addresses=read.items("CARILLON_METRICS_ADDRESSES", "", _network_problem),
         log_format=_one_of(read, "CARILLON_LOG_FORMAT", "text" if development else "json", "json", "text"),
+        identity=_identity(read),
         project=_project(read),
     )
+
+
+def _identity(read: _Reader) -> dict[str, Any]:
+    """Settings of `CARILLON` by name: carillon.conf says what holds where nothing is said."""
+    keys, key_set = _server_url(read, "CARILLON_JWT_KEYS_URL"), _key_set(read, "CARILLON_JWT_KEYS_FILE")
+    if keys and key_set:
+        read.problems.append("CARILLON_JWT_KEYS_URL and CARILLON_JWT_KEYS_FILE are both set: keep one")
+    said: dict[str, Any] = {
+        "JWT_ISSUER": read.text("CARILLON_JWT_ISSUER", ""),
+        "JWT_AUDIENCE": read.text("CARILLON_JWT_AUDIENCE", ""),
+        "JWT_KEYS": keys or key_set,
+        "JWT_ALGORITHMS": read.items("CARILLON_JWT_ALGORITHMS", "", _algorithm_problem),
+        "JWT_SCOPE": read.text("CARILLON_JWT_SCOPE", ""),
+        "OIDC_ISSUER": _server_url(read, "CARILLON_OIDC_ISSUER"),
+        "OIDC_CLIENT_ID": read.text("CARILLON_OIDC_CLIENT_ID", ""),
+        "OIDC_CLIENT_SECRET": read.secret("CARILLON_OIDC_CLIENT_SECRET", required=False),
+        "OIDC_NAME": read.text("CARILLON_OIDC_NAME", ""),
+        "OIDC_SCOPE": read.text("CARILLON_OIDC_SCOPE", ""),
+        "OIDC_GROUPS_CLAIM": read.text("CARILLON_OIDC_GROUPS_CLAIM", ""),
+        "OIDC_ADMIN_GROUP": read.text("CARILLON_OIDC_ADMIN_GROUP", ""),
+        "IDENTITY_USERS": _one_of(read, "CARILLON_IDENTITY_USERS", "create", "create", "known"),
+        "IDENTITY_NAME_CLAIM": read.text("CARILLON_IDENTITY_NAME_CLAIM", ""),
+        "IDENTITY_TLS_CA": _existing_file(read, "CARILLON_IDENTITY_TLS_CA"),
+    }
+    if said["JWT_ISSUER"]:
+        if not said["JWT_AUDIENCE"]:
+            read.problems.append("CARILLON_JWT_AUDIENCE is missing: CARILLON_JWT_ISSUER needs it")
+        if not said["JWT_KEYS"]:
+            read.problems.append(
+                "CARILLON_JWT_KEYS_URL or CARILLON_JWT_KEYS_FILE is missing: CARILLON_JWT_ISSUER needs one"
+            )
+    if said["OIDC_ISSUER"] and not said["OIDC_CLIENT_ID"]:
+        read.problems.append("CARILLON_OIDC_CLIENT_ID is missing: CARILLON_OIDC_ISSUER needs it")
+    return {name: value for name, value in said.items() if value}
 
 
 def _project(read: _Reader) -> ProjectSettings:
@@ -324,6 +382,41 @@ def _origin_problem(item: str) -> str | None:
     except ValueError:
         valid = False
     return None if valid else "is not scheme://host or scheme://host:port"
+
+
+def _algorithm_problem(item: str) -> str | None:
+    return None if item in ALGORITHMS else f"is not one of {', '.join(ALGORITHMS)}"
+
+
+def _server_url(read: _Reader, name: str) -> str:
+    """`https://…`. Over plain HTTP anybody on the way could say who somebody is: on this machine alone."""
+    value = read.text(name, "")
+    try:
+        parts = urlsplit(value)
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        good = bool(_split_host(parts.netloc)) and not parts.fragment
+        good = good and (parts.scheme == "https" or (parts.scheme == "http" and local))
+    except ValueError:
+        good = False
+    if value and not good:
+        shown = "its value" if "@" in value else repr(value)
+        read.problems.append(f"{name}: {shown} is not an https:// address")
+    return value
+
+
+def _key_set(read: _Reader, name: str) -> dict[str, Any] | None:
+    path = _existing_file(read, name)
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        read.problems.append(f"{name}: {path} cannot be read as JSON: {type(error).__name__}")
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
+        read.problems.append(f'{name}: {path} is no JSON Web Key Set: it has no list "keys"')
+        return None
+    return found
 
 
 def _network_problem(item: str) -> str | None:

@@ -7,7 +7,8 @@ One that is present and wrong is refused; the next is not tried.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
@@ -20,11 +21,13 @@ from django.contrib.auth.models import AnonymousUser
 from django.db import Error
 from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
+from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from carillon.accounts.models import ApiToken, Team
+from carillon.accounts import identities, jwts
+from carillon.accounts.models import ApiToken, ExternalIdentity, Team
 from carillon.events.event import EVERYONE
-from carillon.sockets.protocol import FORBIDDEN_ORIGIN, UNAUTHENTICATED
+from carillon.sockets.protocol import FORBIDDEN_ORIGIN, TRY_LATER, UNAUTHENTICATED
 
 SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
 
@@ -42,6 +45,13 @@ class NoCredentials(Refused):
     """The handshake presents nothing."""
 
 
+class IssuerAway(Refused):
+    """Whether the token is good cannot be told now: its issuer's keys are not here."""
+
+    def __init__(self, why: object) -> None:
+        super().__init__(f"the token cannot be checked now: {why}", TRY_LATER)
+
+
 @dataclass(frozen=True)
 class Credential:
     """What a handshake presents. `kind`: `token` or `session`; `by_cookie`: a browser adds it by itself."""
@@ -56,13 +66,16 @@ class Credential:
 
 @dataclass(frozen=True)
 class Identity:
-    """A user, for as long as `token_id` or `session_key` is good for him; with neither it is nobody."""
+    """A user, for as long as `token_id`, `session_key` or, of an issuer outside, `external_id` with `key_id`
+    is good for him; with none of them it is nobody."""
 
     user: Any
     team_ids: frozenset[int]
     expires: datetime | None
     token_id: int | None = None
     session_key: str | None = None
+    external_id: int | None = None
+    key_id: str | None = None
 
     def __repr__(self) -> str:
         return f"Identity(user {self.user.pk})"
@@ -91,6 +104,13 @@ class Handshake:
         self.origin = next(iter(self._all(b"origin")), None)
         self.host = next(iter(self._all(b"host")), "")
         self.user_agent = next(iter(self._all(b"user-agent")), "")
+        self.claims: jwts.Claims | jwts.Refused | None = None
+        """What an issuer's token says, once it was looked at: carillon.sockets.sockets."""
+
+    @classmethod
+    def by(cls, token: str) -> Handshake:
+        """Of who shows nothing but a token."""
+        return cls({"headers": [(b"authorization", b"Bearer " + token.encode("latin1", "replace"))]})
 
     def _all(self, name: bytes) -> list[str]:
         return [value for key, value in self._headers if key == name]
@@ -98,6 +118,15 @@ class Handshake:
     @property
     def csrftoken(self) -> str:
         return self.cookies.get(settings.CSRF_COOKIE_NAME, "")
+
+    def foreign_token(self) -> str | None:
+        """The token that it presents, if that is one of an issuer outside."""
+        if jwts.is_configured():
+            with suppress(Refused):
+                credential = self.credential()
+                if credential.kind == "token" and jwts.is_one(credential.value):
+                    return credential.value
+        return None
 
     def credential(self) -> Credential:
         """The first credential present. Raises NoCredentials when there is none, Refused."""
@@ -148,6 +177,7 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
     database."""
     answers: list[Identity | Refused | None] = [None] * len(handshakes)
     spelled: dict[int, str] = {}
+    claimed: dict[int, jwts.Claims] = {}
     for place, handshake in enumerate(handshakes):
         try:
             if handshake.host and not _is_ours(handshake.host):
@@ -155,7 +185,11 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
             credential = handshake.credential()
             if credential.by_cookie and not origin_is_allowed(handshake.origin):
                 raise Refused("forbidden Origin: its host is not one of this server's", FORBIDDEN_ORIGIN)
-            if credential.kind == "token":
+            if isinstance(handshake.claims, jwts.Refused):
+                raise Refused(f"the token {handshake.claims}")
+            if handshake.claims is not None:
+                claimed[place] = handshake.claims
+            elif credential.kind == "token":
                 spelled[place] = credential.value
             else:
                 answers[place] = _by_session(credential.value)
@@ -164,7 +198,19 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
         except Refused as refused:
             answers[place] = refused
     found = ApiToken.find_many(set(spelled.values())) if spelled else {}
-    teams = _teams({token.user_id for token in found.values()})
+    known = identities.find_many(claimed.values()) if claimed else {}
+    users = {row.user_id for row in known.values() if isinstance(row, ExternalIdentity)}
+    teams = _teams(users | {token.user_id for token in found.values()})
+    for place, claims in claimed.items():
+        row = known[claims.who]
+        if isinstance(row, identities.Unwelcome):
+            answers[place] = Refused(str(row))
+        elif not jwts.AccessToken(claims.expires).allows("read"):
+            answers[place] = Refused("tokens of this issuer have no scope read here (JWT_SCOPE)")
+        else:
+            answers[place] = Identity(
+                row.user, teams[row.user_id], claims.expires, external_id=row.pk, key_id=claims.key_id
+            )
     for place, value in spelled.items():
         token = found.get(value)
         if token is None:
@@ -176,16 +222,8 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
     return answers
 
 
-def by_token(token: str) -> Identity | None:
-    """Whose token it is, if it is good and may read. Asks the database."""
-    found = ApiToken.find(token)
-    if found is None or not found.allows("read"):
-        return None
-    return _identity(found.user, found.expires, token_id=found.pk)
-
-
 def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception | None]:
-    """The same identities as the database knows them now; None: no longer good. Three queries for those with
+    """The same identities as the database knows them now; None: no longer good. Some queries for all with
     tokens; sessions are asked for one by one, and may have an engine that fails. Raises DatabaseError."""
     ids = {identity.token_id for identity in identities} - {None}
     tokens = ApiToken.objects.valid().select_related("user").in_bulk(ids) if ids else {}
@@ -197,7 +235,10 @@ def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception
             raise
         except Exception as error:
             holders[key] = error
-    users = {token.user_id for token in tokens.values()}
+    links = {identity.external_id for identity in identities} - {None}
+    active = ExternalIdentity.objects.filter(user__is_active=True).select_related("user")
+    linked = active.in_bulk(links) if links else {}
+    users = {row.user_id for row in (*tokens.values(), *linked.values())}
     users.update(holder[0].pk for holder in holders.values() if isinstance(holder, tuple))
     teams = _teams(users)
     answers: list[Identity | Exception | None] = []
@@ -205,6 +246,9 @@ def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception
         holder: Any
         if identity.session_key is not None:
             holder = holders[identity.session_key]
+        elif identity.external_id is not None:
+            row = linked.get(identity.external_id)
+            holder = (row.user, identity.expires) if row is not None and _still_good(identity) else None
         elif identity.token_id is None:
             holder = identity
         else:
@@ -212,9 +256,15 @@ def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception
             holder = None if token is None else (token.user, token.expires)
         if isinstance(holder, tuple):
             user, expires = holder
-            holder = Identity(user, teams[user.pk], expires, identity.token_id, identity.session_key)
+            holder = replace(identity, user=user, team_ids=teams[user.pk], expires=expires)
         answers.append(holder)
     return answers
+
+
+def _still_good(identity: Identity) -> bool:
+    """Of an issuer's token: the time is its own, and its key may have been withdrawn."""
+    in_time = identity.expires is not None and timezone.now() < identity.expires
+    return in_time and jwts.is_configured() and jwts.access().keys.has(identity.key_id)
 
 
 def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asgi_amqp import Position
+from carillon.accounts import tokens
 
 VERSION_2 = "carillon.v2"
 """The subprotocol by which a client asks for version 2."""
@@ -79,7 +80,7 @@ def parse(text: str | None, limits: Limits, xrftoken: str | None, version: int =
         raise Refusal(ACCESS_DENIED)
     if version == 2 and "refresh" in message:
         token = message["refresh"]
-        if not isinstance(token, str) or not 0 < len(token) <= 500:
+        if not isinstance(token, str) or not 0 < len(token) <= tokens.LONGEST:
             raise _invalid('"refresh" is not a token')
         return Refresh(token)
     since = None

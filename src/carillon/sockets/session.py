@@ -17,7 +17,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from channels.db import database_sync_to_async
 from django.db import Error
 from django.utils import timezone
 
@@ -272,7 +271,12 @@ class Session:
 
     async def _refresh(self, wanted: protocol.Refresh) -> None:
         """Version 2: the socket lives on with a new token of the same user."""
-        identity = await database_sync_to_async(authentication.by_token)(wanted.token)
+        try:
+            identity = await sockets().authenticate(authentication.Handshake.by(wanted.token))
+        except authentication.IssuerAway as away:
+            raise protocol.Refusal(f"refresh refused: {away.reason}") from None
+        except authentication.Refused:
+            identity = None
         if identity is None or identity.user.pk != self.identity.user.pk:
             raise protocol.Refusal("refresh refused: not a valid token of this user")
         self.identity = identity
@@ -421,6 +425,8 @@ def count_refusal(error: Exception) -> None:
         reason = "nothing"
     elif isinstance(error, TooManySockets):
         reason = "quota"
+    elif isinstance(error, authentication.IssuerAway):
+        reason = "unavailable"
     elif isinstance(error, authentication.Refused):
         reason = "origin" if error.code == protocol.FORBIDDEN_ORIGIN else "invalid"
     else:

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
 from django.dispatch import receiver
 
-from carillon.accounts.models import ApiToken, Team, UserSession
+from carillon.accounts.models import ApiToken, ExternalIdentity, Team, UserSession
 from carillon.conf import conf
 from carillon.events import Notification, access_changed, emit_in_transaction
 
@@ -87,5 +87,6 @@ def team_deleted(sender: Any, instance: Team, **kwargs: Any) -> None:
 
 
 @receiver(post_delete, sender=ApiToken)
-def token_revoked(sender: Any, instance: ApiToken, **kwargs: Any) -> None:
+@receiver(post_delete, sender=ExternalIdentity)
+def token_revoked(sender: Any, instance: ApiToken | ExternalIdentity, **kwargs: Any) -> None:
     access_changed([instance.user_id])

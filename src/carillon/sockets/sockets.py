@@ -7,12 +7,16 @@ import contextvars
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from channels.db import database_sync_to_async
 
 from carillon import logs
+from carillon.accounts import jwts, kept
+from carillon.accounts.keys import KeysDue, KeySet
 from carillon.conf import conf
 from carillon.events import access
 from carillon.events.event import Event
@@ -116,7 +120,49 @@ class Sockets:
 
     async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
         """Who a handshake is. Raises Refused, DatabaseError."""
+        if token := handshake.foreign_token():
+            handshake.claims = await self._claims(token)
         return await self._logins.ask(handshake)
+
+    async def _claims(self, token: str) -> jwts.Claims | jwts.Refused:
+        """What an issuer's token says. Not in the database's thread: all would wait for the issuer."""
+        trust = jwts.access()
+        try:
+            for _ in range(2):
+                try:
+                    return trust.check(token)
+                except jwts.Refused as refused:
+                    return refused
+                except KeysDue:
+                    asking = asyncio.wrap_future(self._fetch_keys(trust.keys))
+                    await asyncio.wait_for(asyncio.shield(asking), kept.WAIT)
+        except kept.Away as away:
+            raise authentication.IssuerAway(away) from None
+        except TimeoutError:
+            pass
+        raise authentication.IssuerAway("its issuer is being asked")
+
+    def _fetch_keys(self, known: KeySet) -> Future[None]:
+        """Asks the issuer, if it is time. Once it has answered, a key that it no longer has is none."""
+        loop = asyncio.get_running_loop()
+        assert known.kept is not None  # others are never due
+        asking = known.kept.refresh()
+
+        def answered(_: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._keys_answered, known, context=self._context)
+
+        asking.add_done_callback(answered)
+        return asking
+
+    def _keys_answered(self, known: KeySet) -> None:
+        ended = [
+            socket
+            for socket in self._by_outlet.values()
+            if socket.identity.external_id is not None and not known.has(socket.identity.key_id)
+        ]
+        if ended:
+            self._hold(ended, self.station.hub.number)
 
     async def permitted(
         self, user: Any, wanted: Mapping[str, Iterable[str]]
@@ -199,6 +245,8 @@ class Sockets:
         while asked := rights.ask():
             stale = False
             question = [socket.question() for socket in asked]
+            if any(identity.external_id is not None for identity, _ in question):
+                self._look_at_keys()
             answers: Sequence[Any]
             begun = time.perf_counter()
             try:
@@ -228,6 +276,11 @@ class Sockets:
                     stale = True
             if stale:
                 await asyncio.sleep(GATHER)
+
+    def _look_at_keys(self) -> None:
+        """Now and then, though nobody comes who has to wait for it."""
+        if jwts.is_configured() and (known := jwts.access().keys).stale:
+            self._fetch_keys(known)
 
     def _interrupted(self, reason: str) -> None:
         self.rights.unknown()

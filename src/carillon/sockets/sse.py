@@ -94,6 +94,8 @@ class SseSession(Session):
         except authentication.Refused as refused:
             count_refusal(refused)
             status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.TRY_LATER: 429}.get(refused.code, 401)
+            if isinstance(refused, authentication.IssuerAway):
+                status = 503
             await self._answer(status, {"detail": refused.reason}, AGAIN if status == 429 else None)
             return
         except (Error, StreamUnavailable, TimeoutError) as error:

@@ -184,3 +184,71 @@ def test_the_reference_has_every_name_with_its_default():
                 assert (
                     str(int(value) if isinstance(value := getattr(plain, field), bool) else value) == default
                 )
+
+
+JWT = {
+    "CARILLON_JWT_ISSUER": "https://id.test",
+    "CARILLON_JWT_AUDIENCE": "us",
+    "CARILLON_JWT_KEYS_URL": "https://id.test/keys",
+}
+
+
+def test_identity_is_said_or_left_to_the_defaults(tmp_path):
+    assert load(GOOD).identity == {"IDENTITY_USERS": "create"}
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"keys": []}')
+    secret = tmp_path / "secret"
+    secret.write_text("a-secret\n")
+    said = {
+        **JWT,
+        "CARILLON_JWT_KEYS_URL": "",
+        "CARILLON_JWT_KEYS_FILE": str(keys),
+        "CARILLON_JWT_ALGORITHMS": "ES256, EdDSA",
+        "CARILLON_OIDC_ISSUER": "http://127.0.0.1:9400",
+        "CARILLON_OIDC_CLIENT_ID": "carillon",
+        "CARILLON_OIDC_CLIENT_SECRET_FILE": str(secret),
+        "CARILLON_IDENTITY_USERS": "known",
+    }
+    environment = load({**GOOD, **said})
+    assert environment.identity == {
+        "JWT_ISSUER": "https://id.test",
+        "JWT_AUDIENCE": "us",
+        "JWT_KEYS": {"keys": []},
+        "JWT_ALGORITHMS": ["ES256", "EdDSA"],
+        "OIDC_ISSUER": "http://127.0.0.1:9400",
+        "OIDC_CLIENT_ID": "carillon",
+        "OIDC_CLIENT_SECRET": "a-secret",
+        "IDENTITY_USERS": "known",
+    }
+    assert "a-secret" not in repr(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("CARILLON_JWT_AUDIENCE", "", "CARILLON_JWT_AUDIENCE is missing: CARILLON_JWT_ISSUER needs it"),
+        ("CARILLON_JWT_KEYS_URL", "", "CARILLON_JWT_KEYS_FILE is missing"),
+        ("CARILLON_JWT_KEYS_URL", "http://id.test/keys", "is not an https:// address"),
+        ("CARILLON_JWT_KEYS_URL", "id.test/keys", "is not an https:// address"),
+        ("CARILLON_JWT_KEYS_URL", "https://ann:secret@id.test/", "its value is not an https:// address"),
+        ("CARILLON_JWT_KEYS_FILE", "/dev/null/none", "does not exist"),
+        ("CARILLON_JWT_ALGORITHMS", "HS256", "'HS256' is not one of RS256, "),
+        ("CARILLON_JWT_ALGORITHMS", "none", "'none' is not one of RS256, "),
+        ("CARILLON_OIDC_ISSUER", "https://id.test", "CARILLON_OIDC_CLIENT_ID is missing"),
+        ("CARILLON_OIDC_ISSUER", "http://id.test", "is not an https:// address"),
+        ("CARILLON_IDENTITY_USERS", "all", "is not one of create, known"),
+        ("CARILLON_IDENTITY_TLS_CA", "/none", "does not exist"),
+    ],
+)
+def test_identity_that_cannot_be(name, value, why):
+    found = problems(**{**JWT, name: value})
+    assert any(why in problem for problem in found), found
+    assert "secret@" not in "".join(found)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[]", "{}", '{"keys": 1}'])
+def test_a_file_that_is_no_set_of_keys(tmp_path, text):
+    path = tmp_path / "keys.json"
+    path.write_text(text)
+    found = problems(**{**JWT, "CARILLON_JWT_KEYS_URL": "", "CARILLON_JWT_KEYS_FILE": str(path)})
+    assert any(f"CARILLON_JWT_KEYS_FILE: {path} " in problem for problem in found), found

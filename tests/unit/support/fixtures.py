@@ -14,6 +14,7 @@ from carillon.accounts.models import ApiToken, Team
 from carillon.events import heads, outbox
 from carillon.events.models import Outbox
 from tests.unit.support.fakes import Sent
+from tests.unit.support.issuer import AUDIENCE, Issuer
 from tests.unit.support.sockets import Client
 
 
@@ -85,3 +86,23 @@ def people(db, sent) -> People:
 def in_thread():
     """Run a function that uses the database from an asynchronous test."""
     return lambda function, *args, **kwargs: sync_to_async(function)(*args, **kwargs)
+
+
+@pytest.fixture
+def issuer():
+    """An issuer of access tokens, over real HTTP."""
+    issuer = Issuer()
+    yield issuer
+    issuer.stop()
+
+
+@pytest.fixture
+def trusted(issuer, settings):
+    """It, as one whose tokens are good here."""
+    settings.CARILLON = {
+        **settings.CARILLON,
+        "JWT_ISSUER": issuer.url,
+        "JWT_AUDIENCE": AUDIENCE,
+        "JWT_KEYS": issuer.keys_url,
+    }
+    return issuer

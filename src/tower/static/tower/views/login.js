@@ -11,6 +11,7 @@ export class Login {
     this.password = h("input", { id: "password", name: "password", type: "password", autocomplete: "current-password", required: true });
     this.problem = h("p.problem", { role: "alert", hidden: true });
     this.button = h("button.primary", { type: "submit" }, "Log in");
+    const { signOn } = document.body.dataset; // there is an OpenID provider, and it is called so
     this.element = h(
       "section.login",
       { "aria-labelledby": "login-heading" },
@@ -25,6 +26,7 @@ export class Login {
         this.password,
         this.problem,
         this.button,
+        signOn && h("p", {}, h("a", { href: `api/login/oidc/?next=${encodeURIComponent(location.pathname + location.hash)}` }, `Log in by ${signOn}`)),
       ),
     );
   }
