@@ -206,13 +206,15 @@ export class Output {
   }
 
   _schedule() {
-    if (this._frame || this._timer || this._below.length + this._above.length === 0) return;
-    // A hidden tab gets no frames, and its queue must not grow for as long as it stays hidden.
-    if (document.hidden) this._timer = setTimeout(() => this._work(200), 1000);
-    else this._frame = requestAnimationFrame(() => this._work(BUDGET));
+    if (this._below.length + this._above.length === 0) return;
+    // A hidden tab gets no frames, not even one that it waits for, and its queue must not grow for as long as it stays hidden.
+    if (document.hidden) this._timer ||= setTimeout(() => this._work(200), 1000);
+    else this._frame ||= requestAnimationFrame(() => this._work(BUDGET));
   }
 
   _work(budget) {
+    cancelAnimationFrame(this._frame);
+    clearTimeout(this._timer);
     this._frame = this._timer = 0;
     const until = performance.now() + budget;
     let done = 0;
