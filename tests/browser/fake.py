@@ -6,7 +6,7 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them
     {"do": "job", "fields": {…}}                              a new job: the arguments of `job`
                                                               "quiet": true: and nobody is told
-    {"do": "long", "job": 1, "count": 9, "broken": [3]}       so many events of a line have been, some failures
+    {"do": "long", "job": 1, "count": 9, "broken": [3]}       so many events of a line exist, some failures
     {"do": "status", "job": 1, "status": "successful"}        or "jobs": […]
     {"do": "frame", "frame": {…}}                             send a frame to every socket
     {"do": "close", "code": 4408}                             close every socket

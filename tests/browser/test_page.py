@@ -929,6 +929,22 @@ def test_a_list_that_comes_late_undoes_no_newer_row(fake, page):
     expect(badge).to_have_text("successful")
 
 
+@pytest.mark.parametrize("place", ["jobs", "schedules", "connections"])
+def test_a_view_looks_when_it_also_hears(fake, page, place):
+    """What happened between a look and a subscription would not be told, and not be seen."""
+    page.evaluate(f"location.hash = '#/{'schedules' if place == 'jobs' else 'jobs/1'}'")
+    quiet(page)
+    asked = []
+    page.on("request", lambda request: f"/{place}/" in request.url and asked.append(request.url))
+    fake.do("mute", mute=True)
+    page.evaluate(f"location.hash = '#/{place}'")
+    page.wait_for_timeout(300)
+    assert asked == []
+    fake.do("mute", mute=False)
+    fake.do("close", code=4408)  # the answer will not come
+    expect(page.locator(".row, tbody tr").first).to_be_visible()
+
+
 def test_no_job_matches_is_not_said_of_jobs_that_wait(fake, page):
     page.get_by_role("button", name="Canceled").click()
     page.get_by_label("Search jobs by name").fill("new")

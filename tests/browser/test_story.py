@@ -1,4 +1,4 @@
-"""The page against a world that does what it likes: a story by seed, and after each part the page shows the truth.
+"""The page against a world that does what it likes: a story by seed, and after each part it shows the truth.
 
 A story is made of steps: the network goes, answers are bad or late, the server is killed and started again,
 jobs begin, write and end while the page is away or its tab hidden, and the reader goes about. After some of
@@ -424,8 +424,8 @@ class Story:
 
     WEIGHTS = {
         write: 14, begin: 4, end: 5, flood: 2, lose: 3,
-        go: 8, back: 2, reload: 2, choose: 3, search: 2, more: 2, size: 2, hide: 4, wait: 6, session: 1, logout: 1,
-        line: 4, scroll: 6, wheel: 3, follow: 4, wrap: 2, failure: 2,
+        go: 8, back: 2, reload: 2, choose: 3, search: 2, more: 2, size: 2, hide: 4, wait: 6,
+        session: 1, logout: 1, line: 4, scroll: 6, wheel: 3, follow: 4, wrap: 2, failure: 2,
         cut: 3, swallow: 1, offline: 2, mend: 5, kill: 1, close: 3, forget: 1, fail: 5, hold: 4,
     }  # fmt: skip
 

@@ -60,9 +60,9 @@ export class Jobs {
       app.onReconnect(() => this.load()),
       app.onSecond(() => this.tick()),
     ];
-    app.want("jobs", { jobs: ["status_changed", "summary"] });
     this.read(query);
-    this.load();
+    // What happens between the subscription and the first look is told; the other way round nobody would tell it.
+    app.want("jobs", { jobs: ["status_changed", "summary"] }).then(() => this.load());
   }
 
   get loaded() {
