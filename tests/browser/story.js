@@ -29,6 +29,12 @@
     box.dispatchEvent(new Event("input"));
   };
 
+  /** Where on the screen a line is. */
+  window.at = (number) => {
+    const line = document.querySelector(`.ln[data-n="${number}"]`);
+    return line && line.getBoundingClientRect().top - document.querySelector(".output").getBoundingClientRect().top;
+  };
+
   window.look = () => {
     const jobs = document.querySelector("section.jobs");
     const job = document.querySelector("section.job");

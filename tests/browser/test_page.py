@@ -559,6 +559,25 @@ def test_events_that_say_no_line_numbers_are_counted_and_do_not_jump_either(fake
     assert numbers == list(range(numbers[0], 4501))
 
 
+def test_lines_that_are_wrapped_no_more_keep_the_one_that_is_read(fake, open_page):
+    fake.do("events", job=1, live=False, events=[event(n, f"{n} " + "word " * 150) for n in range(1, 61)])
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(60)
+    line = page.locator('.ln[data-n="20"]')
+    # Of the line before only its end is on the screen.
+    page.locator(".output").evaluate(
+        """output => {
+          const line = output.querySelector('.ln[data-n="20"]');
+          output.scrollTop += line.getBoundingClientRect().top - output.getBoundingClientRect().top - 5;
+        }"""
+    )
+    expect(page.get_by_role("button", name="Follow again")).to_be_visible()
+    before = line.bounding_box()["y"]
+    page.get_by_role("button", name="Wrap").click()
+    assert abs(line.bounding_box()["y"] - before) < 2
+
+
 def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page):
     watched = open_page()
     watched.expect("502")

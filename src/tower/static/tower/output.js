@@ -243,12 +243,12 @@ export class Output {
     this._stay();
   }
 
-  /** The first line on the screen is the one that is read. */
+  /** The first line that is seen whole is the one that is read: one that is seen in part may become shorter, and go. */
   _hold() {
     const edge = this.element.getBoundingClientRect().top;
-    const bottom = (node) => node.getBoundingClientRect().bottom;
-    const chunk = [...this.content.children].find((one) => bottom(one) > edge);
-    const line = chunk && [...chunk.children].find((one) => bottom(one) > edge);
+    const below = (node) => node.getBoundingClientRect().bottom > edge;
+    const lines = [...([...this.content.children].find(below)?.children ?? [])];
+    const line = lines.find((one) => one.getBoundingClientRect().top >= edge) ?? lines.find(below);
     this._held = line ? { line, top: line.getBoundingClientRect().top - edge } : null;
   }
 

@@ -362,8 +362,10 @@ export class JobPage {
     const events = this.known(query.order_by ? results.reverse() : results);
     const before = events.length > 0 && (await this.summary(events[0].counter));
     if (turn !== this.turn) return false;
-    if (before) this.output.place(events, before.lines, this.log.last);
-    return true;
+    if (!before) return true;
+    this.output.place(events, before.lines, this.log.last);
+    await this.before(); // a line that is gone to has something above it
+    return turn === this.turn;
   }
 
   /** Go to a line. */
