@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -32,6 +32,21 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# How many requests are not yet answered; see `quiet` in test_page.py.
+COUNTING = """
+  const real = window.fetch;
+  window.asking = 0;
+  window.fetch = async (...all) => {
+    window.asking += 1;
+    try {
+      return await real(...all);
+    } finally {
+      window.asking -= 1;
+    }
+  };
+"""
+# Deadlines of what is waited for, not bounds: a machine that does much else is slow, and not wrong.
+expect.set_options(timeout=15_000)
 
 
 def missing(what):
@@ -63,6 +78,7 @@ class Watched:
         # Chromium drops what it is loading when an interface comes or goes, as when a container starts
         # beside the test; the page loads it again.
         self.expected = [re.compile("ERR_NETWORK_CHANGED")]
+        self.page.add_init_script(COUNTING)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
 
@@ -114,37 +130,47 @@ class Fake:
         urllib.request.urlopen(request, timeout=10).read()
 
 
-@pytest.fixture(scope="session")
-def _fake(tmp_path_factory):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("fake") / "log"
-    with log.open("wb") as output:
+def start_fake(port, log, orders=None):
+    """The process of a fake server that answers; `orders`: a file, see there."""
+    with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, HERE / "fake.py", str(port)],
+            [sys.executable, HERE / "fake.py", str(port), *([orders] if orders else [])],
             env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    fake = Fake(port)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(fake.url, timeout=5).read()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        yield fake
-    finally:
-        process.terminate()
+    deadline = time.monotonic() + 30
+    while True:
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+            urllib.request.urlopen(Fake(port).url, timeout=5).read()
+            return process
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                end(process)
+                pytest.fail(f"the fake server does not answer:\n{log.read_text()}")
+            time.sleep(0.1)
+
+
+def end(process):
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def _fake(tmp_path_factory):
+    port = free_port()
+    process = start_fake(port, tmp_path_factory.mktemp("fake") / "log")
+    yield Fake(port)
+    end(process)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "events", "job": 1, "events": […], "live": true}   store events; live: also send them
     {"do": "job", "fields": {…}}                              a new job: the arguments of `job`
                                                               "quiet": true: and nobody is told
+    {"do": "long", "job": 1, "count": 9, "broken": [3]}       so many events of a line exist, some failures
     {"do": "status", "job": 1, "status": "successful"}        or "jobs": […]
     {"do": "frame", "frame": {…}}                             send a frame to every socket
     {"do": "close", "code": 4408}                             close every socket
@@ -15,17 +16,26 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "admin", "is": false}                              who is logged in is an admin, or not
     {"do": "operations", "fields": {…}}                       other words of /operations/ from now on
     {"do": "fail", "path": "/api/v2/jobs/", "times": 1}       answer 502 to the next requests of a path
+    {"do": "hold", "path": "…", "seconds": 2}                 keep the next answer of a path back for so long
+    {"do": "log"}                                             speak version 2 from now on: a client can resume
+    {"do": "forget"}                                          the log begins here: what was before is lost
     {"do": "reset"}                                           all as at the start
+
+`fake.py PORT ORDERS`: it carries out the orders in that file first, as a server that was started again.
 """
 
+import asyncio
+import contextlib
 import json
 import sys
 import tempfile
+from bisect import bisect_right
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode
 
 import django
+from autobahn.exception import Disconnected
 from django.conf import settings
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -102,6 +112,9 @@ class State:
         self.refusal = None
         self.muted = False
         self.failing = {}
+        self.holding = {}
+        self.log = None  # [group, event], in order: positions are its lengths
+        self.oldest = 0
         self.sockets = {}
         self.jobs = {
             one["id"]: one
@@ -154,7 +167,6 @@ def listing(query):
 
 
 FILTERS = {
-    "counter__gt": lambda event, value: event["counter"] > int(value),
     "counter__gte": lambda event, value: event["counter"] >= int(value),
     "counter__lt": lambda event, value: event["counter"] < int(value),
     "end_line__gte": lambda event, value: event.get("end_line", 0) >= int(value),
@@ -163,7 +175,9 @@ FILTERS = {
 
 
 def events_of(number, query):
-    rows = STATE.events[number]
+    rows = STATE.events[number]  # in order, and many: what lies before the asked ones is skipped at once
+    if "counter__gt" in query:
+        rows = rows[bisect_right(rows, int(query["counter__gt"][0]), key=lambda event: event["counter"]) :]
     for name, [value] in query.items():
         if name in FILTERS:
             rows = [event for event in rows if FILTERS[name](event, value)]
@@ -213,9 +227,16 @@ def operations(times):
     }  # fmt: skip
 
 
-async def tell(frame, groups=None):
+def position():
+    return f"fake:{len(STATE.log)}"
+
+
+async def tell(frame, group=None):
+    if STATE.log is not None and group:
+        STATE.log.append((group, frame))
+        frame = {"position": position(), "group": group, "event": frame}
     for socket in list(STATE.sockets.values()):
-        if groups is None or set(groups) & socket.groups:
+        if group is None or group in socket.groups:
             await socket(frame)
 
 
@@ -225,7 +246,34 @@ class Socket:
         self.groups = set()
 
     async def __call__(self, frame):
-        await self.send({"type": "websocket.send", "text": json.dumps(frame)})
+        with contextlib.suppress(Disconnected):  # it has gone, and is not taken off yet
+            await self.send({"type": "websocket.send", "text": json.dumps(frame)})
+
+    async def subscribe(self, groups, since):
+        left, joined = self.groups - groups, groups - self.groups
+        self.groups -= left
+        await self(
+            {
+                "groups_current": sorted(groups),
+                "groups_left": sorted(left),
+                "groups_joined": sorted(joined),
+            }
+        )
+        if since and STATE.log is not None:
+            await self.resume(joined, int(since.partition(":")[2]))
+        self.groups = groups
+
+    async def resume(self, joined, at):
+        """Those that are joined hear what they missed, and are live when that is done."""
+        if at < STATE.oldest:
+            await self({"recovered": False, "reason": "retention", "position": position()})
+            return
+        while at < len(STATE.log):
+            group, frame = STATE.log[at]
+            at += 1
+            if group in joined:
+                await self({"position": f"fake:{at}", "group": group, "event": frame})
+        await self({"recovered": True, "position": f"fake:{at}"})
 
 
 async def set_status(number, status):
@@ -236,7 +284,22 @@ async def set_status(number, status):
     elif status in ("successful", "failed", "canceled", "error"):
         one["finished"] = now().isoformat()
     frame = {"group_name": "jobs", "unified_job_id": number, "status": status, "type": one["kind"]}
-    await tell(frame, ["jobs-status_changed"])
+    await tell(frame, "jobs-status_changed")
+
+
+def complete(number, **event):
+    return {
+        "job": number,
+        "group_name": "job_events",
+        "event": "verbose",
+        "event_data": {},
+        "failed": False,
+        "changed": False,
+        "play": "",
+        "task": "",
+        "stdout": "",
+        **event,
+    }
 
 
 async def steer(order):
@@ -244,22 +307,25 @@ async def steer(order):
     if do == "events":
         number = order["job"]
         for event in order["events"]:
-            event = {
-                "job": number,
-                "group_name": "job_events",
-                "event": "verbose",
-                "event_data": {},
-                "failed": False,
-                "changed": False,
-                "play": "",
-                "task": "",
-                "stdout": "",
-                **event,
-            }
+            event = complete(number, **event)
             STATE.events[number].append(event)
             if order.get("live", True):
-                await tell(event, [f"job_events-{number}"])
+                await tell(event, f"job_events-{number}")
         STATE.events[number].sort(key=lambda event: event["counter"])
+    elif do == "long":
+        for number in range(1, order["count"] + 1):
+            broken = number in order["broken"]
+            STATE.events[order["job"]].append(
+                complete(
+                    order["job"],
+                    counter=number,
+                    stdout=f"line {number}",
+                    start_line=number - 1,
+                    end_line=number,
+                    event="runner_on_failed" if broken else "runner_on_ok",
+                    failed=broken,
+                )
+            )
     elif do == "job":
         one = job(**order["fields"])
         STATE.jobs[one["id"]] = one
@@ -267,7 +333,7 @@ async def steer(order):
         if not order.get("quiet"):
             await tell(
                 {"group_name": "jobs", "unified_job_id": one["id"], "status": one["status"]},
-                ["jobs-status_changed"],
+                "jobs-status_changed",
             )
     elif do == "frame":
         await tell(order["frame"])
@@ -287,6 +353,12 @@ async def steer(order):
         STATE.admin = order["is"]
     elif do == "operations":
         STATE.operations.update(order["fields"])
+    elif do == "hold":
+        STATE.holding[order["path"]] = order["seconds"]
+    elif do == "log":
+        STATE.log = []
+    elif do == "forget":
+        STATE.oldest = len(STATE.log)
     elif do == "session":
         STATE.logged_in = order["valid"]
     elif do == "reset":
@@ -337,7 +409,7 @@ async def answer(method, path, query, body):
             return 200, page_of(list(STATE.schedules.values()), query)
         case ["schedules", number]:
             STATE.schedules[int(number)].update(json.loads(body))
-            await tell({"group_name": "schedules", "id": int(number)}, ["schedules-changed"])
+            await tell({"group_name": "schedules", "id": int(number)}, "schedules-changed")
             return 200, STATE.schedules[int(number)]
         case ["operations" | "dead_letters" | "explain"] if not STATE.admin:
             return 403, {"detail": "Operations are for admins."}
@@ -388,9 +460,12 @@ async def http(scope, receive, send):
         status, content = (200, file.read_bytes()) if file.is_file() else (404, b"")
         kind = TYPES.get(file.suffix, "application/octet-stream")
     else:
+        if STATE.log is not None:
+            headers.append((b"x-carillon-position", position().encode()))
         status, data = await answer(scope["method"], path, parse_qs(scope["query_string"].decode()), body)
         kind, content = "application/json", json.dumps(data).encode()
     headers.append((b"content-type", kind.encode()))
+    await asyncio.sleep(STATE.holding.pop(path, 0))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
@@ -406,24 +481,14 @@ async def websocket(receive, send):
         await send({"type": "websocket.close", "code": refusal["code"]})
         return
     STATE.sockets[id(socket)] = socket
-    await socket({"accept": True, "user": 1})
+    await socket({"accept": True, "user": 1, **({} if STATE.log is None else {"position": position()})})
     try:
         while (message := await receive())["type"] == "websocket.receive":
             if STATE.muted:
                 continue
-            groups = {
-                f"{family}-{key}"
-                for family, keys in json.loads(message["text"])["groups"].items()
-                for key in keys
-            }
-            left, joined, socket.groups = socket.groups - groups, groups - socket.groups, groups
-            await socket(
-                {
-                    "groups_current": sorted(groups),
-                    "groups_left": sorted(left),
-                    "groups_joined": sorted(joined),
-                }
-            )
+            asked = json.loads(message["text"])
+            groups = {f"{family}-{key}" for family, keys in asked["groups"].items() for key in keys}
+            await socket.subscribe(groups, asked.get("since"))
     finally:
         del STATE.sockets[id(socket)]
 
@@ -438,4 +503,6 @@ async def application(scope, receive, send):
 if __name__ == "__main__":
     from daphne.server import Server
 
+    for order in json.loads(Path(sys.argv[2]).read_text()) if sys.argv[2:] else ():
+        asyncio.run(steer(order))
     Server(application, endpoints=[f"tcp:port={sys.argv[1]}:interface=127.0.0.1"], signal_handlers=True).run()

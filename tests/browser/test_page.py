@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from tests.browser.audit import CONTRAST, CUT, NAMELESS, contrast_of
 from tests.browser.network import Cable
 
+STORY = Path(__file__).with_name("story.js")
 CONNECTED = re.compile("^Connected$")
 REFUSED_NETWORK = "ERR_CONNECTION|ERR_SOCKET_NOT|ERR_EMPTY_RESPONSE|WebSocket connection to|Failed to fetch"
 
@@ -19,6 +20,19 @@ def event(counter, stdout, **fields):
 
 def lines(first, count):
     return [event(number, f"\x1b[0;32mok: [host-{number}]\x1b[0m") for number in range(first, first + count)]
+
+
+def quiet(page):
+    """All that was asked for is answered, and shown ("networkidle" is said once, when a page was loaded)."""
+    page.wait_for_function(
+        """async () => {
+          for (let frame = 0; frame < 5; frame += 1) {
+            if (window.asking > 0) return false;
+            await new Promise((done) => setTimeout(done, 20));
+          }
+          return true;
+        }"""
+    )
 
 
 def words(page):
@@ -42,7 +56,7 @@ def job_page(page):
     """Job 1, open, with its subscription in place."""
     page.get_by_role("link", name="Roll out the web tier").click()
     expect(page.locator(".job .count")).to_have_text("Waiting for output")
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     return page
 
 
@@ -75,7 +89,7 @@ def test_a_login_that_ends_is_asked_for_again_and_leads_back(fake, open_page):
     page = watched.page
     page.goto(f"{fake.url}/#/jobs/3")
     expect(words(page)).to_have_text(CONNECTED)
-    page.wait_for_load_state("networkidle")  # else a request under way may hear of it first
+    quiet(page)  # else a request under way may hear of it first
     fake.do("session", valid=False)
     fake.do("close", code=4401)
     expect(words(page)).to_have_text("Refused: not logged in, or the login has ended")
@@ -185,9 +199,11 @@ def test_a_new_state_that_cannot_be_asked_for_makes_the_list_stale(fake, open_pa
     page = watched.page
     page.goto(fake.url)
     expect(words(page)).to_have_text(CONNECTED)
-    fake.do("fail", path="/api/v2/jobs/9/", times=1)
+    fake.do("fail", path="/api/v2/jobs/9/", times=1000)
+    fake.do("fail", path="/api/v2/jobs/", times=1000)
     fake.do("job", fields={"number": 9, "name": "Brand new", "status": "new"})
     expect(page.locator(".jobs .problem")).to_contain_text("The list may be out of date")
+    fake.do("fail", path="/api/v2/jobs/", times=0)
     expect(page.locator(".row-link").first).to_have_text("Brand new")
     expect(page.locator(".jobs .problem")).to_be_hidden()
 
@@ -265,11 +281,12 @@ def test_a_filter_that_cannot_be_loaded_shows_no_rows_of_another(fake, open_page
     page = watched.page
     page.goto(fake.url)
     expect(page.locator(".row")).to_have_count(5)
-    fake.do("fail", path="/api/v2/jobs/", times=2)
+    fake.do("fail", path="/api/v2/jobs/", times=1000)
     page.get_by_role("button", name="Failed").click()
     expect(page.locator(".jobs").get_by_role("alert")).to_have_text(re.compile("^The list is not loaded: "))
     expect(page.locator(".row")).to_have_count(0)
     expect(page.locator(".empty")).to_be_hidden()
+    fake.do("fail", path="/api/v2/jobs/", times=0)
     expect(page.locator(".row-link")).to_have_text(["Fetch site playbooks"], timeout=15_000)
     expect(page.locator(".jobs .problem")).to_be_hidden()
 
@@ -331,7 +348,7 @@ def at_job(fake, open_page, number, count):
     watched.expect("502")
     watched.page.goto(f"{fake.url}/#/jobs/{number}")
     expect(watched.page.locator(".job .count")).to_have_text(count)
-    watched.page.wait_for_load_state("networkidle")
+    quiet(watched.page)
     return watched.page
 
 
@@ -421,22 +438,7 @@ BROKEN = (40, 30_000)
 @pytest.fixture
 def long_job(fake):
     """Job 1 has 45 000 lines, an event each, and two failures."""
-    fake.do(
-        "events",
-        job=1,
-        live=False,
-        events=[
-            event(
-                number,
-                f"line {number}",
-                start_line=number - 1,
-                end_line=number,
-                event="runner_on_failed" if number in BROKEN else "runner_on_ok",
-                failed=number in BROKEN,
-            )
-            for number in range(1, LONG + 1)
-        ],
-    )
+    fake.do("long", job=1, count=LONG, broken=BROKEN)
     return fake
 
 
@@ -445,7 +447,7 @@ def long_page(long_job, open_page):
     page = open_page().page
     page.goto(f"{long_job.url}/#/jobs/1")
     expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     return page
 
 
@@ -486,7 +488,7 @@ def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_pa
     expect(last).to_have_text("line 45000")
     expect(last).to_have_attribute("data-n", "45000")
     expect(last).to_be_in_viewport()
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     assert len([url for url in asked if "/events/" in url]) <= 2, asked
     assert len(shown(page)) <= 400
     expect(page.locator(".figures")).to_have_text(re.compile("44,998 ok ?0 changed ?2 failed"))
@@ -518,7 +520,7 @@ def test_scrolling_up_loads_what_is_before_and_nothing_jumps(long_page):
         scroll(page, 300)
         before = seen(page)
         expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1)
-        page.wait_for_load_state("networkidle")
+        quiet(page)
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         number, top = seen(page)
         assert number == before[0]
@@ -541,7 +543,7 @@ def test_events_that_say_no_line_numbers_are_counted_and_do_not_jump_either(fake
     page.goto(f"{fake.url}/#/jobs/1")
     expect(page.locator(".count")).to_have_text("4,500 lines")
     expect(page.locator(".ln").last).to_have_attribute("data-n", "4500")
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     for _ in range(3):
         # At once: lines may still be added above, and then another one is the first.
         number, text = page.locator(".output").evaluate(
@@ -557,9 +559,28 @@ def test_events_that_say_no_line_numbers_are_counted_and_do_not_jump_either(fake
         expect(line).to_have_text(text)
         box = page.locator(".output").bounding_box()
         assert abs(line.bounding_box()["y"] - box["y"]) < 60, "it jumped"
-        page.wait_for_load_state("networkidle")
+        quiet(page)
     numbers = page.locator(".ln").evaluate_all("all => all.map((one) => Number(one.dataset.n))")
     assert numbers == list(range(numbers[0], 4501))
+
+
+def test_lines_that_are_wrapped_no_more_keep_the_one_that_is_read(fake, open_page):
+    fake.do("events", job=1, live=False, events=[event(n, f"{n} " + "word " * 150) for n in range(1, 61)])
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(60)
+    line = page.locator('.ln[data-n="20"]')
+    # Of the line before only its end is on the screen.
+    page.locator(".output").evaluate(
+        """output => {
+          const line = output.querySelector('.ln[data-n="20"]');
+          output.scrollTop += line.getBoundingClientRect().top - output.getBoundingClientRect().top - 5;
+        }"""
+    )
+    expect(page.get_by_role("button", name="Follow again")).to_be_visible()
+    before = line.bounding_box()["y"]
+    page.get_by_role("button", name="Wrap").click()
+    assert abs(line.bounding_box()["y"] - before) < 2
 
 
 def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page):
@@ -568,7 +589,7 @@ def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page)
     page = watched.page
     page.goto(f"{long_job.url}/#/jobs/1")
     expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     first = shown(page)[0]
     long_job.do("fail", path="/api/v2/jobs/1/events/", times=1)
     scroll(page, 0)
@@ -630,12 +651,13 @@ def test_a_link_leads_to_a_line_and_a_click_on_a_number_makes_one(long_job, open
 
 
 def test_a_link_leads_to_its_line_although_the_first_answer_was_bad(long_job, open_page):
-    long_job.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    long_job.do("fail", path="/api/v2/jobs/1/events/", times=1000)
     watched = open_page()
     watched.expect("502")
     page = watched.page
     page.goto(f"{long_job.url}/#/jobs/1?line=123")
     expect(page.locator(".job .problem:visible")).to_contain_text("The output is not loaded")
+    long_job.do("fail", path="/api/v2/jobs/1/events/", times=0)
     expect(page.locator(".ln.here")).to_have_text("line 123", timeout=10_000)
     expect(page.locator(".ln.here")).to_be_in_viewport()
 
@@ -717,7 +739,7 @@ def test_a_cut_network_is_told_and_the_missed_lines_are_fetched(fake, open_page)
 
 def test_one_bad_answer_is_told_and_the_output_comes_by_itself(fake, open_page):
     fake.do("events", job=1, events=lines(1, 60), live=False)
-    fake.do("fail", path="/api/v2/jobs/1/events/", times=2)
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=1000)
     watched = open_page()
     watched.expect("502")
     page = watched.page
@@ -726,19 +748,21 @@ def test_one_bad_answer_is_told_and_the_output_comes_by_itself(fake, open_page):
     expect(problem).to_contain_text("The output is not loaded: The server cannot answer right now (502).")
     expect(page.locator(".job .count")).not_to_have_text("No output")
     expect(page.locator(".job .figure.is-ok b")).to_have_text("\N{EN DASH}")
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=0)
     expect(page.locator(".job .count")).to_have_text("60 lines", timeout=15_000)
     expect(problem).to_have_count(0)
     expect(page.locator(".job .figure.is-ok b")).to_have_text("0")
 
 
 def test_a_list_that_failed_claims_nothing_and_is_asked_for_again(fake, open_page):
-    fake.do("fail", path="/api/v2/jobs/", times=2)
+    fake.do("fail", path="/api/v2/jobs/", times=1000)
     watched = open_page()
     watched.expect("502")
     page = watched.page
     page.goto(fake.url)
     expect(page.locator(".jobs .problem")).to_contain_text("The list is not loaded")
     expect(page.get_by_text("No jobs yet")).to_be_hidden()
+    fake.do("fail", path="/api/v2/jobs/", times=0)
     page.get_by_role("button", name="Ask again").click()
     expect(page.locator(".jobs .row")).to_have_count(5, timeout=15_000)
     expect(page.locator(".jobs .problem")).to_be_hidden()
@@ -820,7 +844,7 @@ def test_an_answer_that_no_view_understands_is_not_called_whole(fake, page, answ
 
 def test_an_output_that_may_be_out_of_date_is_not_called_none(fake, open_page):
     page = at_job(fake, open_page, 2, "No output")
-    fake.do("fail", path="/api/v2/jobs/2/events/", times=3)
+    fake.do("fail", path="/api/v2/jobs/2/events/", times=1000)
     fake.do("close", code=4408)
     expect(page.locator(".job").get_by_role("alert")).to_contain_text("may be out of date", timeout=20_000)
     expect(page.locator(".job .count")).to_be_empty()
@@ -850,26 +874,14 @@ def test_a_view_that_was_left_asks_for_nothing_more(fake, open_page):
 
 def test_an_answer_that_comes_late_undoes_no_newer_one(fake, job_page):
     """The state of a job that has ended: nobody would tell of it again."""
-    page, held = job_page, []
-
-    def hold_the_first(route):
-        if held:
-            route.continue_()
-        else:
-            held.append((route, route.fetch()))
-
-    page.route("**/api/v2/jobs/1/", hold_the_first)
-    fake.do("status", job=1, status="waiting")
-    expect(page.locator(".job .badge")).to_have_text("waiting")
-    page.wait_for_timeout(500)  # the list has asked, too
-    with page.expect_response("**/api/v2/jobs/1/"):
+    page = job_page
+    fake.do("hold", path="/api/v2/jobs/1/", seconds=2)
+    with page.expect_request("**/api/v2/jobs/1/") as late:
+        fake.do("status", job=1, status="waiting")
+    with page.expect_event("requestfinished", lambda request: request == late.value):
         fake.do("status", job=1, status="successful")
-    expect(page.locator(".job .badge")).to_have_text("successful")
-    page.wait_for_timeout(500)
-    ((route, response),) = held
-    with page.expect_event("requestfinished", lambda request: request.url.endswith("/api/v2/jobs/1/")):
-        route.fulfill(response=response)
-    page.evaluate("() => new Promise((resolve) => setTimeout(resolve))")
+        expect(page.locator(".job .badge")).to_have_text("successful")
+    quiet(page)
     expect(page.locator(".job .badge")).to_have_text("successful")
 
 
@@ -915,6 +927,197 @@ def test_a_question_goes_with_the_view_that_asked_it(fake, open_page):
     fake.do("close", code=4401)
     expect(page.get_by_label("Username")).to_be_focused()
     expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+# One thing during another --------------------------------------------------------------------------
+
+
+def test_of_a_row_a_late_answer_undoes_no_newer_one(fake, page):
+    badge = page.locator(".row", has_text="Rotate certificates").locator(".badge")
+    fake.do("hold", path="/api/v2/jobs/4/", seconds=2)
+    with page.expect_request("**/api/v2/jobs/4/") as late:
+        fake.do("status", job=4, status="running")
+    with page.expect_event("requestfinished", lambda request: request == late.value):
+        fake.do("status", job=4, status="successful")
+        expect(badge).to_have_text("successful")
+    quiet(page)
+    expect(badge).to_have_text("successful")
+
+
+def test_a_list_that_comes_late_undoes_no_newer_row(fake, page):
+    badge = page.locator(".row", has_text="Rotate certificates").locator(".badge")
+    fake.do("hold", path="/api/v2/jobs/", seconds=2)
+    with page.expect_request("**/api/v2/jobs/?*") as late:
+        page.get_by_role("button", name="All").click()
+    with page.expect_event("requestfinished", lambda request: request == late.value):
+        fake.do("status", job=4, status="successful")
+        expect(badge).to_have_text("successful")
+    quiet(page)
+    expect(badge).to_have_text("successful")
+
+
+@pytest.mark.parametrize("place", ["jobs", "schedules", "connections"])
+def test_a_view_looks_when_it_also_hears(fake, page, place):
+    """What happened between a look and a subscription would not be told, and not be seen."""
+    page.evaluate(f"location.hash = '#/{'schedules' if place == 'jobs' else 'jobs/1'}'")
+    quiet(page)
+    asked = []
+    page.on("request", lambda request: f"/{place}/" in request.url and asked.append(request.url))
+    fake.do("mute", mute=True)
+    page.evaluate(f"location.hash = '#/{place}'")
+    page.wait_for_timeout(300)
+    assert asked == []
+    fake.do("mute", mute=False)
+    fake.do("close", code=4408)  # the answer will not come
+    expect(page.locator(".row, tbody tr").first).to_be_visible()
+
+
+def test_no_job_matches_is_not_said_of_jobs_that_wait(fake, page):
+    page.get_by_role("button", name="Canceled").click()
+    page.get_by_label("Search jobs by name").fill("new")
+    expect(page.locator(".empty")).to_have_text("No job matches.")
+    for number in range(10, 17):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"New {number}", "status": "running"})
+    fake.do("status", jobs=[*range(10, 17)], status="canceled")
+    # Nothing is there that could move.
+    expect(page.locator(".row")).to_have_count(7)
+    expect(page.locator(".empty")).to_be_hidden()
+
+
+def test_a_job_that_is_gone_is_no_row(fake, open_page):
+    watched = open_page()
+    watched.expect("404")
+    page = watched.page
+    page.goto(fake.url)
+    expect(words(page)).to_have_text(CONNECTED)
+    page.route("**/api/v2/jobs/4/", lambda route: route.fulfill(status=404, json={"detail": "Not found."}))
+    fake.do("status", job=4, status="running")
+    expect(page.locator(".row")).to_have_count(4)
+
+
+def test_a_state_that_comes_before_the_job_does_brings_its_output_too(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 3), live=False)
+    fake.do("fail", path="/api/v2/jobs/1/", times=1000)
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(words(page)).to_have_text(CONNECTED)
+    expect(page.locator(".job .problem:visible")).to_contain_text(re.compile("Next try in [3-9] s"))
+    fake.do("fail", path="/api/v2/jobs/1/", times=0)
+    fake.do("status", job=1, status="successful")
+    # Before the page would ask for it by itself.
+    expect(page.locator(".job .count")).to_have_text("3 lines")
+
+
+def test_what_is_never_answered_does_not_keep_a_link_that_is_back_from_reading(fake, job_page):
+    held = []
+    job_page.route("**/jobs/1/events/?*", lambda route: route.continue_() if held else held.append(route))
+    fake.do("events", job=1, events=lines(1, 2))
+    expect(job_page.locator(".ln")).to_have_count(2)
+    fake.do("events", job=1, events=lines(3, 2), live=False)
+    with job_page.expect_request("**/jobs/1/events/?*"):
+        fake.do("events", job=1, events=lines(5, 1))  # something is missing: it is asked for
+    fake.do("close", code=4408)
+    expect(job_page.locator(".ln")).to_have_count(5, timeout=10_000)
+    assert len(held) == 1
+
+
+def test_a_part_of_the_output_that_comes_late_does_not_take_the_end_away(long_job, open_page):
+    page = open_page().page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    long_job.do("hold", path="/api/v2/jobs/1/events/", seconds=1.5)
+    with page.expect_response("**/events/?*end_line__gte=200*") as late:
+        page.evaluate("location.hash = '#/jobs/1?line=200'")
+        page.get_by_role("button", name="Follow again").click()
+    late.value.finished()
+    long_job.do("events", job=1, events=[event(LONG + 1, f"line {LONG + 1}", event="runner_on_ok")])
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG + 1}")
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_tab_that_is_hidden_while_lines_are_added_goes_on_adding(fake, open_page):
+    page = open_page().page
+    page.add_init_script(path=STORY)
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".job .count")).to_have_text("Waiting for output")
+    quiet(page)
+    # A frame has been asked for when the tab is hidden, and does not come.
+    page.evaluate(
+        """() => {
+          const ask = window.requestAnimationFrame;
+          window.requestAnimationFrame = (draw) => (window.hide(true), ask(draw));
+        }"""
+    )
+    fake.do("events", job=1, events=lines(1, 5))
+    expect(page.locator(".job .count")).to_have_text("5 lines")
+    fake.do("events", job=1, events=lines(6, 5))
+    expect(page.locator(".ln")).to_have_count(10)
+
+
+def test_a_page_that_was_not_loaded_whole_says_so_and_is_loaded_again(fake, open_page):
+    watched = open_page()
+    watched.expect("ERR_FAILED")
+    page, lost = watched.page, []
+
+    def lose(route):
+        """It is asked for twice: ahead of time, and when it is needed."""
+        lost.append(route)
+        route.abort() if len(lost) <= 2 else route.continue_()
+
+    page.route("**/output.*.js", lose)
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)
+    page.goto(fake.url)
+    expect(page.locator("#main")).to_have_text("The page was not loaded whole. It is loaded again.")
+    page.clock.resume()
+    expect(page.locator(".row")).to_have_count(5)
+
+
+def test_trying_again_with_a_bad_answer_leaves_the_views(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(fake.url)
+    expect(words(page)).to_have_text(CONNECTED)
+    fake.do("refuse", code=4403, error="origin https://elsewhere is not allowed")
+    fake.do("close", code=4408)
+    expect(words(page)).to_have_text("Refused: origin https://elsewhere is not allowed")
+    fake.do("refuse", code=None)
+    fake.do("fail", path="/api/v2/me/", times=1)
+    page.get_by_role("button", name="Try now").click()
+    expect(page.locator("#toast")).to_contain_text("502")
+    expect(page.locator(".row")).to_have_count(5)
+    page.get_by_role("button", name="Try now").click()
+    expect(words(page)).to_have_text(re.compile("^(Connected|Resumed)"))
+    expect(page.locator(".row")).to_have_count(5)
+
+
+def test_who_has_logged_out_is_not_let_in_by_an_answer_of_before(fake, page):
+    fake.do("hold", path="/api/v2/me/", seconds=1.5)
+    with page.expect_response("**/api/v2/me/"):
+        fake.do("frame", frame={"group_name": "control", "reason": "limit_reached"})
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("Username")).to_be_focused()
+        page.keyboard.type("ring")
+    quiet(page)
+    expect(page.get_by_label("Username")).to_have_value("ring")
+    expect(words(page)).to_have_text("Closed")
+
+
+def test_what_happens_while_a_logout_fails_is_not_missed(fake, open_page):
+    page = at_job(fake, open_page, 1, "Waiting for output")
+
+    def leave(route):
+        fake.do("events", job=1, events=lines(1, 4))
+        route.fulfill(status=502, json={})
+
+    page.route("**/api/logout/", leave)
+    page.get_by_role("button", name="Log out").click()
+    expect(page.locator("#toast")).to_contain_text("Not logged out")
+    expect(page.locator(".ln")).to_have_count(4)
 
 
 # Everyone -----------------------------------------------------------------------------------------
@@ -1043,7 +1246,7 @@ def test_names_and_contrast(fake, open_page, theme, place):
     page.locator("h1").last.wait_for()
     if place == "#/jobs/1":
         expect(page.locator(".ln")).to_have_count(2)
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     assert page.evaluate(NAMELESS) == []
     poor = [
         (text, round(ratio, 2))
@@ -1059,7 +1262,7 @@ def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
     page = open_page(390, 844, is_mobile=True, has_touch=True).page
     page.goto(f"{fake.url}/{place}")
     expect(words(page)).to_have_text(CONNECTED)
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     expect(page.locator("#link-words")).to_be_in_viewport()
     wide = page.evaluate(
         "[...document.querySelectorAll('body, body *')]"
@@ -1118,7 +1321,7 @@ def test_no_control_is_cut_off_or_covered(fake, open_page, wordy_job, place, pat
         expect(page.get_by_label("Username")).to_be_focused()
     else:
         expect(words(page)).to_have_text(CONNECTED)
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     if place == "help":
         page.get_by_role("button", name="Help").click()
     elif place == "question":
@@ -1139,7 +1342,7 @@ def test_a_phone_is_for_the_output(fake, open_page, wordy_job):
     page.goto(f"{fake.url}/#/jobs/6")
     expect(words(page)).to_have_text(CONNECTED)
     expect(page.locator(".job .count")).to_have_text("151 lines")
-    page.wait_for_load_state("networkidle")
+    quiet(page)
     assert page.locator(".output").bounding_box()["height"] >= 0.6 * 844
     # Of a long name some is left out, until it is touched.
     heading = page.locator(".job h1")

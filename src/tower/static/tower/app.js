@@ -102,6 +102,7 @@ class Link {
 class App {
   constructor() {
     this.user = null;
+    this.turn = 0; // of coming in and going out: an answer to an earlier one decides nothing
     this.view = null;
     this.jobs = null;
     this.route = null;
@@ -131,10 +132,12 @@ class App {
   // Coming in and going out ---------------------------------------------------------------------------------------
 
   async begin() {
+    const turn = ++this.turn;
     try {
       const { data, position } = await look("/api/v2/me/");
-      this.enter(data.results[0], position);
+      if (turn === this.turn) this.enter(data.results[0], position);
     } catch (error) {
+      if (turn !== this.turn) return;
       if (error.status === 401) this.ask(this.user ? "Your login has ended. Log in to go on." : "");
       else this.stumble(error);
     }
@@ -142,6 +145,10 @@ class App {
 
   /** The server is there but cannot say who we are: say so, and try again. */
   stumble(error) {
+    if (this.user) {
+      this.announce(error.message, true);
+      return;
+    }
     const retry = h("button.primary", { type: "button", onclick: () => this.begin() }, "Try again");
     this.replace({
       element: h("section.login", {}, h("div.card", {}, h("h1", { tabindex: -1 }, "Not ready"), h("p.lead", {}, error.message), retry)),
@@ -156,18 +163,21 @@ class App {
     say(part("user"), user.username);
     this.want("control", { control: [`limit_reached_${user.id}`] });
     this.link.connect({ since: position });
-    if (position === null) {
-      // A server without positions cannot tell what happened between a view's first look and the subscription: look again.
-      const off = this.link.on("subscribed", () => {
-        off();
-        for (const again of this.reconnects) again();
-      });
-    }
+    if (position === null) this.lookAgain();
     this.route = null;
     this.go();
   }
 
+  /** A server without positions cannot tell what happened between a view's last look and the subscription. */
+  lookAgain() {
+    const off = this.link.on("subscribed", () => {
+      off();
+      for (const again of this.reconnects) again();
+    });
+  }
+
   ask(reason) {
+    this.turn += 1;
     this.user = null;
     document.body.dataset.user = "none";
     this.clear();
@@ -178,12 +188,14 @@ class App {
   }
 
   async logout() {
+    this.turn += 1;
     this.link.close();
     try {
       await request("/api/logout/", { method: "POST" });
     } catch (error) {
       if (error.status !== 401) {
         this.announce(`Not logged out: ${error.message}`, true);
+        this.lookAgain();
         this.link.connect();
         return;
       }

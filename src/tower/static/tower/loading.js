@@ -33,6 +33,7 @@ export class Loader {
 
   /** @template T @param {() => Promise<T>} load @returns {Promise<T|undefined>} undefined when it failed, came behind a newer answer, or nobody looks any more */
   async attempt(load) {
+    if (this.gone) return undefined;
     clearTimeout(this.timer);
     const number = ++this.asked;
     try {

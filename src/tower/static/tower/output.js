@@ -206,13 +206,15 @@ export class Output {
   }
 
   _schedule() {
-    if (this._frame || this._timer || this._below.length + this._above.length === 0) return;
-    // A hidden tab gets no frames, and its queue must not grow for as long as it stays hidden.
-    if (document.hidden) this._timer = setTimeout(() => this._work(200), 1000);
-    else this._frame = requestAnimationFrame(() => this._work(BUDGET));
+    if (this._below.length + this._above.length === 0) return;
+    // A hidden tab gets no frames, not even one that it waits for, and its queue must not grow for as long as it stays hidden.
+    if (document.hidden) this._timer ||= setTimeout(() => this._work(200), 1000);
+    else this._frame ||= requestAnimationFrame(() => this._work(BUDGET));
   }
 
   _work(budget) {
+    cancelAnimationFrame(this._frame);
+    clearTimeout(this._timer);
     this._frame = this._timer = 0;
     const until = performance.now() + budget;
     let done = 0;
@@ -241,12 +243,12 @@ export class Output {
     this._stay();
   }
 
-  /** The first line on the screen is the one that is read. */
+  /** The first line that is seen whole is the one that is read: one that is seen in part may become shorter, and go. */
   _hold() {
     const edge = this.element.getBoundingClientRect().top;
-    const bottom = (node) => node.getBoundingClientRect().bottom;
-    const chunk = [...this.content.children].find((one) => bottom(one) > edge);
-    const line = chunk && [...chunk.children].find((one) => bottom(one) > edge);
+    const below = (node) => node.getBoundingClientRect().bottom > edge;
+    const lines = [...([...this.content.children].find(below)?.children ?? [])];
+    const line = lines.find((one) => one.getBoundingClientRect().top >= edge) ?? lines.find(below);
     this._held = line ? { line, top: line.getBoundingClientRect().top - edge } : null;
   }
 

@@ -49,8 +49,7 @@ export class Connections {
       app.onReconnect(() => this.load()),
       app.onSecond(() => this.tick()),
     ];
-    app.want("connections", { connections: ["changed"] });
-    this.load();
+    app.want("connections", { connections: ["changed"] }).then(() => this.load());
   }
 
   get loaded() {

@@ -57,8 +57,10 @@ export class JobPage {
     this.failure = null; // the counter of the one last jumped to
     this.reaching = false; // a part of the output is asked for
     this.saving = null; // the saving under way, to be stopped
-    this.starting = null; // the first look, under way
+    this.turn = 0; // of the asking for other parts of the output: the last one counts
+    this.begun = null; // the first reading, from when the job is known
     this.reading = null; // the fetch under way
+    this.hurry = null; // what stops it, to begin anew
     this.again = false;
     this.looks = 0;
     this.timer = 0;
@@ -89,7 +91,7 @@ export class JobPage {
       h("span", {}, "Save"),
     );
     this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
-    this.asked = new Loader(app, `Job ${id}`, () => this.start(), () => this.draw());
+    this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
     this.written = new Loader(app, "The output", () => this.read(), () => this.draw());
     this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, ...this.figures.values());
     this.element = h(
@@ -123,7 +125,7 @@ export class JobPage {
       app.onReconnect(() => this.resumed()),
       app.onSecond(() => this.tick()),
     ];
-    this.start();
+    this.refresh();
   }
 
   /** Whether the job and all of its output so far are shown, or that it is not there. */
@@ -135,20 +137,14 @@ export class JobPage {
     this.asked.destroy();
     this.written.destroy();
     this.stop.abort();
+    this.hurry?.abort();
     clearTimeout(this.timer);
     this.output.destroy();
     for (const off of this.offs) off();
     this.app.want("job", null);
   }
 
-  /** Once at a time: the link may come up while the job is still asked for. */
-  start() {
-    return (this.starting ??= this.begin().finally(() => (this.starting = null)));
-  }
-
   async begin() {
-    await this.refresh();
-    if (this.stop.signal.aborted || !this.job || this.family !== "") return;
     this.family = FAMILIES[this.job.kind ?? this.job.type] ?? this.job.event_family;
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
@@ -165,7 +161,9 @@ export class JobPage {
         throw error;
       }
     });
-    if (job) this.show(job);
+    if (!job) return;
+    this.show(job);
+    await (this.begun ??= this.begin()); // once, whoever has asked
   }
 
   show(job) {
@@ -250,10 +248,15 @@ export class JobPage {
     this.put(this.log.skip().due); // the output says what is missing before these
   }
 
-  /** Read from the REST API all that follows the last event. One reading at a time. @returns {Promise<number>} lines */
-  async read() {
+  /**
+   * Read from the REST API all that follows the last event. One reading at a time.
+   *
+   * @param {boolean} [anew]  what is under way may never be answered @returns {Promise<number>} lines
+   */
+  async read(anew = false) {
     if (this.reading) {
       this.again = true;
+      if (anew) this.hurry.abort();
       return this.reading;
     }
     this.reading = this.readOn();
@@ -267,29 +270,34 @@ export class JobPage {
 
   async readOn() {
     const { total } = this.output;
-    await this.written.attempt(async () => {
-      for (;;) {
-        const { last } = this.log;
-        let page = last > 0 && (await this.events({ counter__gt: last }));
-        if (!page || page.count > FAR) page = await this.tail(last);
-        this.take(page.results);
-        // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
-        if (page.next && this.log.last > last) continue;
-        if (!this.again) return;
-        this.again = false;
-      }
-    });
+    do {
+      this.again = false;
+      const { signal } = (this.hurry = new AbortController());
+      await this.written.attempt(() => this.readTo(signal));
+    } while (this.again && !this.stop.signal.aborted);
     if (this.opening && this.written.knowledge.state === "loaded") await this.go(this.opening);
     return this.output.total - total;
   }
 
+  /** @param {AbortSignal} signal */
+  async readTo(signal) {
+    for (let more = true; more; ) {
+      const { last } = this.log;
+      let page = last > 0 && (await this.events({ counter__gt: last }, signal));
+      if (!page || page.count > FAR) page = await this.tail(last, signal);
+      this.take(page.results);
+      // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
+      more = page.next && this.log.last > last;
+    }
+  }
+
   /** The newest events, in order; what lies between is left out where it is much. @param {number} last  counter known */
-  async tail(last) {
-    const page = await this.events({ order_by: "-counter" });
+  async tail(last, signal) {
+    const page = await this.events({ order_by: "-counter" }, signal);
     const results = page.results.reverse();
     const first = results[0]?.counter;
     if (!page.next || first <= last + 1) return { results };
-    const before = await this.summary(first);
+    const before = await this.summary(first, signal);
     if (this.log.last !== last) return { results, next: page.next }; // it came live meanwhile: read on from there
     this.log.start(first - 1);
     this.output.short = page.count <= FAR;
@@ -298,13 +306,13 @@ export class JobPage {
     return { results };
   }
 
-  events(query) {
-    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, ...query }), { signal: this.stop.signal });
+  events(query, signal = this.stop.signal) {
+    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, ...query }), { signal });
   }
 
   /** What all events before one come to. @param {number} counter */
-  summary(counter) {
-    return request(address(`/api/v2/jobs/${this.id}/summary/`, { counter__lt: counter }), { signal: this.stop.signal });
+  summary(counter, signal = this.stop.signal) {
+    return request(address(`/api/v2/jobs/${this.id}/summary/`, { counter__lt: counter }), { signal });
   }
 
   // Parts of the output that are not shown ------------------------------------------------------------------------
@@ -338,9 +346,8 @@ export class JobPage {
     if (this.output.last === last && !this.output.attached) this.output.after(this.known(results), this.log.last);
   }
 
-  async end() {
-    const { results } = await this.events({ order_by: "-counter" });
-    await this.open(results.reverse());
+  end() {
+    return this.open({ order_by: "-counter" });
   }
 
   /** Those that are counted already: what is newer comes by the log. */
@@ -348,19 +355,17 @@ export class JobPage {
     return events.filter(({ counter }) => counter <= this.log.last);
   }
 
-  /** Show another part of the output: these events, in order. */
-  async open(results) {
-    const events = this.known(results);
-    if (events.length === 0) return;
-    const { lines } = await this.summary(events[0].counter);
-    this.output.place(events, lines, this.log.last);
-  }
-
-  /** The same, with something above it. */
-  async openAt(query) {
+  /** Show another part of the output. @returns {Promise<boolean>} false when something else was asked for meanwhile */
+  async open(query) {
+    const turn = ++this.turn;
     const { results } = await this.events(query);
-    await this.open(results);
-    if (results.length > 0) await this.before();
+    const events = this.known(query.order_by ? results.reverse() : results);
+    const before = events.length > 0 && (await this.summary(events[0].counter));
+    if (turn !== this.turn) return false;
+    if (!before) return true;
+    this.output.place(events, before.lines, this.log.last);
+    await this.before(); // a line that is gone to has something above it
+    return turn === this.turn;
   }
 
   /** Go to a line. */
@@ -370,7 +375,7 @@ export class JobPage {
     if (!this.written.knowledge.known) return;
     this.opening = null;
     try {
-      if (line <= this.output.total && !this.output.holds(line)) await this.openAt({ end_line__gte: line });
+      if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
       if (error.name !== "AbortError") this.app.failed(error);
       return;
@@ -387,12 +392,8 @@ export class JobPage {
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
-    if (this.family === "") {
-      await this.start();
-      return 0;
-    }
-    const [lines] = await Promise.all([this.read(), this.refresh()]);
-    return lines;
+    const [lines] = await Promise.all([this.begun && this.read(true), this.refresh()]);
+    return lines ?? 0;
   }
 
   // What is seen ------------------------------------------------------------------------------------------------
@@ -419,6 +420,7 @@ export class JobPage {
     this.follow.setAttribute("aria-pressed", String(follows));
     this.resume.hidden = follows;
     if (!follows) return;
+    this.turn += 1;
     this.failure = null;
     if (this.wanted) this.app.point((this.wanted = null));
   }
@@ -444,16 +446,18 @@ export class JobPage {
       const { results } = await this.events({ event: FAILURES, order_by: step > 0 ? "" : "-counter", page_size: 20, ...query });
       return results.find(({ stdout }) => stdout);
     };
+    const turn = ++this.turn;
     try {
       const found = (await next(beyond)) ?? (this.failure && (await next({})));
+      if (turn !== this.turn) return;
       if (!found) {
         this.app.announce("No failure in this output.", true);
         return;
       }
       const counter = (this.failure = found.counter);
       this.output.follow(false);
-      if (counter < this.output.first || counter > this.output.last) await this.openAt({ counter__gte: counter });
-      this.output.show({ counter });
+      const held = counter >= this.output.first && counter <= this.output.last;
+      if (held || (await this.open({ counter__gte: counter }))) this.output.show({ counter });
     } catch (error) {
       if (error.name !== "AbortError") this.app.failed(error);
     }

@@ -25,7 +25,7 @@ export class Jobs {
     this.shown = null; // the query that the rows answer
     this.size = PAGE_SIZE; // rows to ask for: a list that was expanded stays so
     this.timer = 0;
-    this.pending = null;
+    this.pending = null; // what is asked for, to be stopped
 
     this.buttons = FILTERS.map((filter) =>
       h("button.chip", { type: "button", "aria-pressed": filter === this.filter, onclick: () => this.choose(filter) }, filter.label),
@@ -60,9 +60,9 @@ export class Jobs {
       app.onReconnect(() => this.load()),
       app.onSecond(() => this.tick()),
     ];
-    app.want("jobs", { jobs: ["status_changed", "summary"] });
     this.read(query);
-    this.load();
+    // What happens between the subscription and the first look is told; the other way round nobody would tell it.
+    app.want("jobs", { jobs: ["status_changed", "summary"] }).then(() => this.load());
   }
 
   get loaded() {
@@ -119,12 +119,14 @@ export class Jobs {
     this.list.setAttribute("aria-busy", String(other));
     const page = await this.loader.attempt(() => request(path, { signal }));
     if (signal.aborted) return;
+    this.pending = null;
+    this.gather();
     this.list.setAttribute("aria-busy", "false");
     if (!page) {
       if (other) this.empty();
       return;
     }
-    this.jobs = new Map([...(more ? this.jobs : []), ...page.results.map((job) => [job.id, job])]);
+    this.jobs = new Map([...(more ? this.jobs : []), ...page.results.map((job) => [job.id, this.newer(job)])]);
     if (!more) this.fresh.clear();
     this.shown = query;
     this.size = Math.min(MAX_PAGE_SIZE, Math.max(PAGE_SIZE, Math.ceil(this.jobs.size / PAGE_SIZE) * PAGE_SIZE));
@@ -151,37 +153,61 @@ export class Jobs {
     }
     // The event says the state; started, elapsed and, of a job not seen before, everything else is asked for.
     this.news.add(event.unified_job_id);
-    this.timer ||= setTimeout(() => this.ask(), GATHER);
+    this.gather();
+  }
+
+  /** One question at a time: an older answer that came last would stay for good. */
+  gather() {
+    if (this.news.size > 0 && !this.pending && !this.loader.gone) this.timer ||= setTimeout(() => this.ask(), GATHER);
   }
 
   async ask() {
     this.timer = 0;
+    if (this.pending) return; // it gathers when it is done
+    const asking = (this.pending = new AbortController());
+    const { signal } = asking;
     const ids = [...this.news];
     this.news.clear();
     try {
-      if (ids.length > BURST) await this.burst(ids);
-      else await Promise.all(ids.map((id) => this.renew(id)));
+      if (ids.length > BURST) await this.burst(ids, signal);
+      else await Promise.all(ids.map((id) => this.renew(id, signal)));
     } catch (error) {
-      await this.loader.attempt(() => Promise.reject(error)); // out of date from now on, and asked for again
+      if (signal.aborted) {
+        for (const id of ids) this.news.add(id); // a load came between
+      } else {
+        asking.abort();
+        await this.loader.attempt(() => Promise.reject(error)); // out of date from now on, and asked for again
+      }
     }
+    if (this.pending === asking) this.pending = null;
+    this.gather();
   }
 
-  async renew(id) {
+  /** What was heard of a job while it was asked for is newer than the answer, and will be asked for in turn. */
+  newer(job) {
+    return (this.news.has(job.id) && this.jobs.get(job.id)) || job;
+  }
+
+  async renew(id, signal) {
     try {
-      this.update(await request(`/api/v2/jobs/${id}/`));
+      this.update(this.newer(await request(`/api/v2/jobs/${id}/`, { signal })));
     } catch (error) {
       if (error.status !== 404) throw error;
+      this.jobs.delete(id);
+      this.draw();
     }
   }
 
   /** Much at once: rows on show change, new ones wait, so that nothing moves under the reader. */
-  async burst(ids) {
-    const { query } = this;
-    const { results } = await request(this.address());
-    if (this.query !== query) return; // asked for anew since
+  async burst(ids, signal) {
+    if (this.jobs.size === 0) {
+      await this.load();
+      return;
+    }
+    const { results } = await request(this.address(), { signal });
     for (const id of ids) this.fresh.delete(id); // what still belongs here is in the answer
     for (const job of results) {
-      if (this.jobs.has(job.id)) this.update(job);
+      if (this.jobs.has(job.id)) this.update(this.newer(job));
       else this.fresh.set(job.id, job);
     }
     this.count();
@@ -191,6 +217,9 @@ export class Jobs {
     const { size } = this.fresh;
     this.waiting.hidden = size === 0;
     say(this.waiting, size >= this.size ? `${size} or more new jobs` : plural(size, "new job"));
+    const filtered = this.filter.states.length > 0 || this.search !== "";
+    const none = this.jobs.size + size === 0 && this.loader.knowledge.known;
+    this.tell(!none ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
   }
 
   /** The reader asks for the new jobs. */
@@ -259,8 +288,6 @@ export class Jobs {
     this.more.hidden = !this.next;
     this.count();
     this.mark();
-    const filtered = this.filter.states.length > 0 || this.search !== "";
-    this.tell(jobs.length > 0 || !this.loader.knowledge.known ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
   }
 
   tell(text) {

@@ -29,8 +29,7 @@ export class Schedules {
       h("div.sheet", {}, this.table, this.empty),
     );
     this.offs = [app.link.on("schedules", () => this.later()), app.onReconnect(() => this.load())];
-    app.want("schedules", { schedules: ["changed"] });
-    this.load();
+    app.want("schedules", { schedules: ["changed"] }).then(() => this.load());
   }
 
   get loaded() {
