@@ -54,7 +54,7 @@ RULES = (
         True,
         1,
         "No {who} has written its metrics for ten seconds.",
-        "On a host: supervisorctl status; in containers: docker compose ps. Then read its log, which says "
+        "On a host: carillon-ctl status; in containers: docker compose ps. Then read its log, which says "
         "why it ended.",
     ),
     Rule(
