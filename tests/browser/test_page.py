@@ -1376,3 +1376,19 @@ def test_the_fonts_are_the_page_s_own(fake, open_page):
             return families.join() === "Inter,JetBrains Mono"; // and not the sets of other letters
         }"""
     )
+
+
+def test_a_browser_that_forbids_storage_shows_a_job_all_the_same(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 3), live=False)
+    page = open_page().page
+    page.add_init_script(
+        """Object.defineProperty(window, "localStorage", {
+            get() { throw new DOMException("no", "SecurityError"); },
+        });"""
+    )
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(3)
+    wrap = page.get_by_role("button", name="Wrap")
+    expect(wrap).to_have_attribute("aria-pressed", "true")
+    wrap.click()
+    expect(wrap).to_have_attribute("aria-pressed", "false")

@@ -3,7 +3,8 @@
 const THEMES = ["auto", "light", "dark"];
 const NAMES = { auto: "Theme: as the system", light: "Theme: light", dark: "Theme: dark" };
 
-const store = {
+/** What this browser remembers of its user's choices. */
+export const store = {
   get(name, fallback) {
     try {
       return localStorage.getItem(name) ?? fallback;

@@ -5,6 +5,7 @@ import { address, request } from "../api.js";
 import { badge, h, icon, ring, say } from "../dom.js";
 import { EventLog, lineCount } from "../eventlog.js";
 import { duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+import { store } from "../keys.js";
 import { Loader } from "../loading.js";
 import { Output } from "../output.js";
 import { Tally } from "../tally.js";
@@ -34,14 +35,7 @@ const FIGURES = [
 const FAILURES = ["runner_on_failed", "runner_on_error", "runner_on_async_failed", "runner_on_unreachable", "runner_item_on_failed"];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
-const remembered = {
-  get wrap() {
-    return localStorage.getItem("carillon.wrap") !== "no";
-  },
-  set wrap(value) {
-    localStorage.setItem("carillon.wrap", value ? "yes" : "no");
-  },
-};
+const WRAP = "carillon.wrap";
 
 export class JobPage {
   /** @param {object} app @param {number} id @param {?number} [line]  to open at */
@@ -119,7 +113,7 @@ export class JobPage {
       this.written.element,
       h("div.output-box", {}, this.output.element, this.resume),
     );
-    this.setWrap(remembered.wrap);
+    this.setWrap(store.get(WRAP, "yes") === "yes");
     this.offs = [
       app.link.on("jobs", (event) => event.unified_job_id === id && this.hear(event)),
       app.onReconnect(() => this.resumed()),
@@ -435,8 +429,9 @@ export class JobPage {
   }
 
   toggleWrap() {
-    remembered.wrap = !remembered.wrap;
-    this.setWrap(remembered.wrap);
+    const wraps = this.wrap.getAttribute("aria-pressed") !== "true";
+    store.set(WRAP, wraps ? "yes" : "no");
+    this.setWrap(wraps);
   }
 
   /** To the next (or previous) failure of the whole output, round and round. */
