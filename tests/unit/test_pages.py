@@ -64,3 +64,11 @@ def test_every_picture_is_shown():
     shown = {target for page in PAGES for target, _ in links(page)}
     pictures = {path for path in DOCS.rglob("*") if path.suffix in (".png", ".svg")}
     assert sorted(pictures - shown) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_line_of_prose_is_short(page):
+    """Tables, code and addresses are as long as they must be."""
+    text = re.sub(r"^ *(```|~~~).*?^ *\1", "", page.read_text(), flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "    ", "\t"))]
+    assert [line for line in lines if len(line) > 100 and " " in line[90:]] == []
