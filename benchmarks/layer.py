@@ -401,8 +401,8 @@ def markdown(medians, results, layers, rounds, load):
         "",
         f"Written by `make bench-layer`: {basis}; "
         f"{processors} cores, "
-        f"Python {platform.python_version()}, events of about 480 bytes, 100 sends in flight, publisher and "
-        f"subscriber in processes of their own, brokers on the same machine, {where}. Load: {load}. "
+        f"Python {platform.python_version()}, events of about 480 bytes, 100 sends in flight. Publisher and "
+        f"subscriber are in processes of their own, the brokers on the same machine, {where}. Load: {load}. "
         f"{disturbance(results)} Every row counts what was sent and what came: one that lost something says "
         "how much, and is no result. Absolute numbers are those of this machine at that hour: compare the "
         "columns.",

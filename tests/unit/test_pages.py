@@ -72,3 +72,13 @@ def test_a_line_of_prose_is_short(page):
     text = re.sub(r"^ *(```|~~~).*?^ *\1", "", page.read_text(), flags=re.M | re.S)
     lines = [line for line in text.splitlines() if not line.startswith(("|", "    ", "\t"))]
     assert [line for line in lines if len(line) > 100 and " " in line[90:]] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_sentence_is_short(page):
+    """At most 35 words. Headings, tables and code are none, and where a link leads is no word."""
+    text = re.sub(r"^ *(```|~~~).*?^ *\1", "", page.read_text(), flags=re.M | re.S)
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "    ", "\t", "#")))
+    blocks = re.split(r"\n\s*\n|\n(?= *- |\n *\d+\. )", re.sub(r"\]\([^)]*\)", "]", text))
+    sentences = [each for block in blocks for each in re.split(r"(?<=[.!?])\s+", block)]
+    assert [each for each in sentences if len(each.split()) > 35] == []
