@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 BEGIN, END = "<!-- chaos: made by `python -m tests.chaos.report` -->", "<!-- chaos: end -->"
@@ -83,7 +84,7 @@ def composed(rows: list[dict]) -> str:
     words = [f"Seeds that were played: {spans([row['composed'] for row in told])}."]
     words += [f"Failed: {spans(failed)}."] if failed else []
     words += [f"Void, since a fault took no effect: {spans(void)}."] if void else []
-    return f"{table(lines, list(lines[-1]))}\n\n{' '.join(words)}" if lines else ""
+    return f"{table(lines, list(lines[-1]))}\n\n{textwrap.fill(' '.join(words), 100)}" if lines else ""
 
 
 def spans(numbers: list[int]) -> str:
