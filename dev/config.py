@@ -111,9 +111,7 @@ class Config:
         return replace(self, ports=dict(ports))
 
 
-def load(
-    environ: Mapping[str, str] = os.environ, *, project: str = NAME, state: str = ".dev"
-) -> Config:
+def load(environ: Mapping[str, str] = os.environ, *, project: str = NAME, state: str = ".dev") -> Config:
     """The configuration that the variables describe, with `project` and `state` where they say nothing.
 
     Raises `Failure` at the first value that cannot be.

@@ -17,12 +17,15 @@ from types import FrameType
 from dev import account, debian, development, environments, preflight, stack
 from dev.config import COMPOSE_FILE, DEFAULT_PORTS, ROOT, Config
 from dev.output import Failure, say, step
+from release import make
 
 PROJECT = "carillon-test"
 STATE = ".dev-test"
 LOCK = "requirements/test.txt"
-# Programs that tests run, by the Debian package that has one: any of the names will do.
+# Programs that tests, the documentation and a release run, by the Debian package that has one: any of the
+# names will do.
 _PROGRAMS = {
+    "curl": ("curl",),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nodejs": ("node",),
     "graphviz": ("dot",),
@@ -45,9 +48,8 @@ class Suite:
 SITE = ".dev/docs"
 _DOCUMENTATION = Suite(
     "docs",
-    ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "--builder", "html",
-     "--conf-dir", "docs/site", "--doctree-dir", ".dev/doctrees", ".", SITE),
-)  # fmt: skip
+    (*make.SITE, "--doctree-dir", ".dev/doctrees", ".", SITE),
+)
 
 
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
@@ -117,7 +119,7 @@ def ensure_programs(config: Config, wanted: Iterable[str] = tuple(_PROGRAMS)) ->
             debian.install(missing, config.logs)
             found = {package: _program(package) for package in found}
         if still := [package for package, path in found.items() if path is None]:
-            raise Failure(f"the tests need {', '.join(still)}: install the package{'s' * (len(still) > 1)}")
+            raise Failure(f"this needs {', '.join(still)}: install the package{'s' * (len(still) > 1)}")
     return {package: path for package, path in found.items() if path}
 
 

@@ -29,6 +29,8 @@ DISTRIBUTIONS = ("src/asgi_amqp", "src/carillon")  # `project` is a team's, and 
 LOCK = "requirements/app.txt"
 LOCKS = (LOCK, "requirements/test.txt")  # the second has what makes the artifacts
 KEY = "CARILLON_RELEASE_KEY"
+# What makes the documentation a site: `make docs` as well.
+SITE = ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "--conf-dir", "docs/site")
 MOST = 32 << 20  # bytes of one artifact
 SECONDS = 300
 
@@ -144,10 +146,10 @@ def documentation(source: Path, version: str, folder: Path, when: int) -> None:
     """The site of `make docs`, to be read from a folder or put on a web server."""
     with tempfile.TemporaryDirectory() as scratch:
         site, archive = Path(scratch) / "site", Path(scratch) / "site.tar"
+        program, *options = SITE
         run(
-            Path(sys.executable).parent / "sphinx-build", "--quiet", "--fail-on-warning",
-            "--conf-dir", source / "docs/site", "--doctree-dir", Path(scratch) / "doctrees", source, site,
-            env={"SOURCE_DATE_EPOCH": str(when), "PYTHONHASHSEED": "0"},
+            Path(sys.executable).parent / program, *options, "--doctree-dir", Path(scratch) / "doctrees",
+            ".", site, cwd=source, env={"SOURCE_DATE_EPOCH": str(when), "PYTHONHASHSEED": "0"},
         )  # fmt: skip
         with tarfile.open(archive, "w") as tar:
             for path in site.rglob("*"):

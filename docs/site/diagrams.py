@@ -9,8 +9,8 @@ from html import escape
 
 from docutils import nodes
 
-NODE = re.compile(r'(\w+)(\[\(?|\(\[?)"(.+?)"(?:\)?\]|\]?\))')
-FLOW = re.compile(r'(\w+) (--|==) "(.+?)" (-->|---|==>) (\w+)|(\w+) (-->|---) (\w+)')
+NODE = re.compile(r'(\w+)(\[\(?)"(.+?)"\)?\]')
+FLOW = re.compile(r'(\w+)(?: -- "(.+?)")? (-->|---) (\w+)')
 STATE = re.compile(r"(\[\*\]|\w+) --> (\[\*\]|\w+)(?:: (.*))?")
 SHAPES = {"[": "box", "[(": "cylinder"}
 WIDTH = 34  # characters of a line
@@ -44,9 +44,7 @@ def dot(text: str) -> str:
             said.append(f'{found[1]} [shape={SHAPES[found[2]]}, label="{_label(found[3])}"]')
             continue
         if kind.startswith("flow") and (found := FLOW.fullmatch(line)):
-            begin, label, arrow, end = (
-                (found[1], found[3], found[4], found[5]) if found[1] else (found[6], "", found[7], found[8])
-            )
+            begin, label, arrow, end = found[1], found[2] or "", found[3], found[4]
         elif not kind.startswith("flow") and (found := STATE.fullmatch(line)):
             begin, end, label, arrow = found[1], found[2], found[3] or "", "-->"
             for place in (begin, end):

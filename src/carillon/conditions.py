@@ -125,7 +125,10 @@ RULES = (
 
 
 class Holds(NamedTuple):
+    """A condition that is true of `who`: a process, a kind of them, a broker, or "" for the whole."""
+
     alert: str
+    who: str
     critical: bool
     summary: str
     action: str
@@ -151,7 +154,7 @@ def holding(facts: Facts) -> Iterator[Holds]:
         for who, value in values.get(rule.alert, {}).items():
             if value is not None and (value < rule.bound if rule.below else value > rule.bound):
                 said = rule.summary.format(who=who, value=f"{value:,.0f}")
-                yield Holds(rule.alert, rule.critical, said, rule.action)
+                yield Holds(rule.alert, who, rule.critical, said, rule.action)
 
 
 def _values(facts: Facts) -> dict[str, dict[str, float | None]]:
@@ -176,14 +179,18 @@ def counted(now: Seen) -> Iterator[dict[str, Any]]:
     for rule in RULES:
         if rule.counter:
             total = now.get((rule.counter, ""), 0.0)
-            yield {"total": total, **Holds(rule.alert, rule.critical, rule.summary, rule.action)._asdict()}
+            yield {
+                "total": total,
+                **Holds(rule.alert, "", rule.critical, rule.summary, rule.action)._asdict(),
+            }
 
 
 def verdict(facts: Facts, holds: Sequence[Holds]) -> tuple[str, str]:
     """`flowing`, `doubtful` or `stopped`, and why."""
     for one in holds:
         # A runworker that is gone here stops nothing while the queue has another reader.
-        if one.critical and not (facts.readers and one.summary.startswith("No runworker has")):
+        elsewhere = facts.readers and (one.alert, one.who) == ("CarillonProcessGone", "runworker")
+        if one.critical and not elsewhere:
             return "stopped", one.summary
     for kind in LEAST:
         heard = min((facts.heard[row.name] for row in facts.rows if _kind(row.name) == kind), default=0.0)

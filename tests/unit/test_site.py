@@ -47,6 +47,7 @@ def test_a_database_is_a_cylinder():
     [
         ("sequenceDiagram\n a->>b: x", "no such kind of diagram here: sequenceDiagram"),
         ("flowchart TB\n a -.-> b", "not understood: a -.-> b"),
+        ('flowchart TB\n a(["x"])', 'not understood: a(["x"])'),
         ("stateDiagram-v2\n note left of a", "not understood: note left of a"),
     ],
 )

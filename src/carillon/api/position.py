@@ -13,7 +13,7 @@ from carillon.events import heads
 
 HEADER = "X-Carillon-Position"
 PREFIX = "/api/v2/"
-STATELESS = frozenset({"index", "ping", "health", "metrics", "operations", "schema"})
+STATELESS = frozenset({"asyncapi", "docs", "health", "index", "metrics", "operations", "ping", "schema"})
 """Routes that show no state: they are asked often, and a query would be wasted."""
 
 

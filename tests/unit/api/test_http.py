@@ -153,7 +153,6 @@ def test_assets_without_one():
     assert HashedStorage().base_url == "/static/"
 
 
-@pytest.mark.django_db
 def test_the_page_of_the_rest_api_has_no_script_and_no_style_of_its_own(client):
     """The Content-Security-Policy lets neither run; the script comes by itself."""
     page = client.get("/api/v2/docs/", headers={"accept": "text/html"})

@@ -106,7 +106,6 @@ def test_every_family_is_there_and_every_reference_leads_somewhere():
             place = place[name]
 
 
-@pytest.mark.django_db
 def test_it_is_served(client):
     answer = client.get("/api/v2/asyncapi/", secure=True)
     assert answer.status_code == 200

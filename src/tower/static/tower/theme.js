@@ -3,7 +3,9 @@
 // It also stands when the network goes while the modules are loaded: without one of them nothing would ever be shown.
 addEventListener("error", ({ target }) => {
   if (target.localName !== "script") return;
-  setTimeout(() => location.reload(), 3000);
+  // Not so often where that has not helped: something on the way may refuse the module for good.
+  const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
+  setTimeout(() => location.reload(), again ? 60_000 : 3000);
   const tell = () => (document.getElementById("main").textContent = "The page was not loaded whole. It is loaded again.");
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", tell);
   else tell();
