@@ -284,20 +284,32 @@ class Broker:
 
 
 class Pipe:
-    """One direction of a connection: what goes in comes out in order, each a moment later."""
+    """One direction of a connection: what goes in comes out in order, a moment later, each for itself or
+    several at once."""
 
     def __init__(self, connection: "Connection", name: str) -> None:
         self._connection = connection
         self._chance = Chance.of(connection.broker.seed, f"{connection.number} {name}")
         self._last = 0.0
+        self._packet: list[Callable[[], None]] = []
 
     def send(self, arrive: Callable[[], None], extra: float = 0.0) -> None:
+        if self._packet and not extra and self._chance.often(0.5):
+            self._packet.append(arrive)
+            return
         loop = asyncio.get_running_loop()
         delay = self._chance.expovariate(1 / 0.0008)
         if self._chance.often(0.01):
             delay += self._chance.uniform(0, 0.2)
         self._last = max(self._last + 1e-6, loop.time() + (delay + extra) * self._connection.broker.slow)
-        loop.call_at(self._last, arrive)
+        self._packet = [arrive]
+        loop.call_at(self._last, self._come, self._packet)
+
+    def _come(self, packet: list[Callable[[], None]]) -> None:
+        if packet is self._packet:
+            self._packet = []
+        for arrive in packet:
+            arrive()
 
 
 class Connection:

@@ -32,7 +32,7 @@ from carillon.sockets.sockets import Sockets
 from tests.simulation.broker import Process, process
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Chance
-from tests.simulation.people import People
+from tests.simulation.people import FAMILY, People
 
 CONTEXT = contextvars.copy_context()
 """The context that has the connection to the database: Django makes one for each."""
@@ -41,7 +41,8 @@ URL = "amqp://user:password@broker/simulated"
 GROUPS = ("bells-1", "bells-2", "bells-3")
 QUERIES = ("current", "begin", "reserve", "extend", "note")  # of `heads`
 CALM = 9.0  # seconds after the last fault, within which everybody is to be where the others are
-UNSURE = {"unavailable", "timeout", "ahead"}  # a server that cannot look says so
+ENDED = "its connection ended"
+UNSURE = {"unavailable", "timeout", "ahead", ENDED}  # a server that cannot look says so
 PIECE = 1_000
 BUDGET = 3_000  # bytes that may wait in a process for a client
 SETTINGS = {
@@ -121,6 +122,9 @@ class Socket(Listener):
 
     def failed(self) -> None:
         self.client.world.wrong(f"{self.client.name} could not be served")
+
+    def too_slow(self, at) -> None:
+        self.close(4408)
 
     def accept_messages(self, most: int) -> None:
         """No client here sends a large message."""
@@ -221,6 +225,9 @@ class Daphne:
 class Client:
     """Hears some groups, remembers where it was, and comes back. It records all that it was told."""
 
+    subprotocols: tuple[str, ...] = (protocol.VERSION_2,)
+    codes: tuple[int, ...] = (1013, 4401)
+
     def __init__(self, world, number: int) -> None:
         self.world = world
         self.user = number + 1
@@ -230,22 +237,21 @@ class Client:
         self.memory = MEMORIES[number % len(MEMORIES)]()
         self.socket: Socket | None = None
         self.since: dict[str, float] = {}  # of each group: when it was let in, but for those it is not now
-        self.record: list[tuple] = []  # ("event", id, group) and ("told", reason, when)
+        self.record: list[tuple] = []  # ("in", group, when), ("event", id, group), ("told", reason, when)
         self.process = Process(self.name)
         self.process.start(self._run())
 
     def heard(self, what) -> None:
         now = asyncio.get_running_loop().time()
         if isinstance(what, protocol.Welcome):
-            self.memory.welcome(what.position)
-            self.memory.asked(self.memory.since)
-            self.say({"groups": {"bells": [each.partition("-")[2] for each in self.groups]},
-                      "since": self.memory.since})  # fmt: skip
+            self.say({"groups": {FAMILY: [each.partition("-")[2] for each in self.groups]},
+                      **self.behind(what.position)})  # fmt: skip
         elif isinstance(what, protocol.Subscription):
+            self.record += [("in", group, now) for group in what.current if group not in self.since]
             self.since = {group: self.since.get(group, now) for group in what.current}
         elif isinstance(what, protocol.Event):
-            if self.memory.is_new(what):
-                self.record.append(("event", what.payload["id"].encode(), what.group))
+            if self.is_new(what):
+                self.record.append(("event", what.payload["id"].encode(), what.payload["group"]))
         elif isinstance(what, protocol.Recovery):
             self.memory.settled(what.position)
             if not what.whole:
@@ -253,10 +259,22 @@ class Client:
         elif not isinstance(what, protocol.Refusal | protocol.ServerError):
             self.world.wrong(f"{self.name} was sent {what}")
 
+    def behind(self, position: str | None) -> dict:
+        """From where on it asks for what it has missed."""
+        self.memory.welcome(position)
+        self.memory.asked(self.memory.since)
+        return {"since": self.memory.since}
+
+    def is_new(self, event: protocol.Event) -> bool:
+        return self.memory.is_new(event)
+
+    def gone(self) -> None:
+        """A connection has ended: the next one goes on where this one was."""
+
     def closed(self, socket: Socket, code: int) -> None:
         if not socket.open or socket.daphne.process.dead:
             return
-        if code not in (1013, 4401):
+        if code not in self.codes:
             self.world.wrong(f"{self.name} was closed with {code}")
         if code == 4401:
             self.world.people.log_in(self.user)
@@ -288,7 +306,7 @@ class Client:
             if message["type"] == "websocket.close":
                 socket.close(message["code"])
 
-        daphne.serve(self.world.people.scope(self.user, socket), inbox.get, send)
+        daphne.serve(self.world.people.scope(self.user, socket, self.subprotocols), inbox.get, send)
         seconds = self.chance.uniform(0.2, 5)
         staying = [self.world.over.wait() if self.world.calm else asyncio.sleep(seconds)]
         waits = [asyncio.ensure_future(each) for each in (*staying, daphne.dead.wait(), left.wait())]
@@ -296,12 +314,31 @@ class Client:
         for each in waits:
             each.cancel()
         self.socket = None
+        self.gone()
         if not daphne.process.dead:
             daphne.process.do(socket.stop)
             inbox.put_nowait({"type": "websocket.disconnect"})
         socket.open = False
         if socket.most_waiting > BUDGET + PIECE + 2_000:
             self.world.wrong(f"{socket.most_waiting} bytes waited for {self.name}")
+
+
+class Client1(Client):
+    """Of version 1: has no positions, and knows by the end of its connection that it may have missed
+    something."""
+
+    subprotocols = ()
+    codes = (1013, 4401, 4408)
+
+    def behind(self, position: str | None) -> dict:
+        return {}
+
+    def is_new(self, event: protocol.Event) -> bool:
+        return True
+
+    def gone(self) -> None:
+        self.record.append(("told", ENDED, asyncio.get_running_loop().time()))
+        self.since = {}
 
 
 class Emitter:
@@ -326,7 +363,8 @@ class Emitter:
     async def emit(self, group: str) -> bytes:
         self.number += 1
         id = f"{self.name[8:]:>4}{self.number:>12}".encode()
-        text = json.dumps({"id": id.decode(), "text": "x" * self.chance.choice([1, 50, 600])})
+        text = json.dumps({"group_name": FAMILY, "group": group, "id": id.decode(),
+                           "text": "x" * self.chance.choice([1, 50, 600])})  # fmt: skip
         self.world.begun[id] = asyncio.get_running_loop().time(), group
         await self.send(id, group, text)
         self.world.accepted[id] = asyncio.get_running_loop().time()
@@ -386,7 +424,7 @@ class World(Faults):
         self.runworkers = [Runworker(self, f"runworker {n}") for n in (1, 2)]
         self.daphnes = [Daphne(self, f"daphne {n}") for n in (1, 2)]
         self.emitters = [Emitter(self, n) for n in range(2)]
-        self.clients = [Client(self, n) for n in range(4)]
+        self.clients = [*(Client(self, n) for n in range(4)), Client1(self, 4)]
 
     def options(self, name: str) -> Options:
         return Options((Target.parse(URL),), name)
@@ -496,20 +534,37 @@ class World(Faults):
     def _problems_of(self, client):
         seen: collections.Counter = collections.Counter()
         newest: dict = {}
-        for kind, id, *rest in client.record:
-            if kind != "event":
-                continue
-            seen[id] += 1
-            if seen[id] > 1:
-                # What the log lost with the power comes again from the queue, under another number: a process
-                # that had not read it before cannot know that a client has.
-                if self.begun[id][0] > self.lost_at:
-                    yield f"{id!r} came {seen[id]} times"
-                continue
-            key = id[:4], rest[0]
-            if int(id[4:]) <= newest.get(key, 0):
-                yield f"{id!r} came after number {newest[key]}"
-            newest[key] = int(id[4:])
+        since: dict[str, float] = {}
+        told: set = set()  # of which emitters and groups all that has not come is excused
+        keys = {(emitter.name[8:].rjust(4).encode(), group) for emitter in self.emitters for group in GROUPS}
+        for kind, what, rest in client.record:
+            if kind == "in":
+                since[what] = rest
+            elif kind == "told":
+                told = set(keys)
+                if what == ENDED:
+                    newest.clear()
+                    seen.clear()  # of what another process has yet to read, this one may have heard
+            elif kind == "event":
+                seen[what] += 1
+                if seen[what] > 1:
+                    # What the log lost with the power comes again from the queue, under another number: a
+                    # process that had not read it before cannot know that a client has.
+                    if self.begun[what][0] > self.lost_at:
+                        yield f"{what!r} came {seen[what]} times"
+                    continue
+                key, number = (what[:4], rest), int(what[4:])
+                if number <= newest.get(key, 0):
+                    yield f"{what!r} came after number {newest[key]}"
+                missing = [
+                    id
+                    for id in (b"%b%12d" % (what[:4], each) for each in range(newest.get(key, 0) + 1, number))
+                    if id in self.accepted and self.begun[id][1] == rest and id not in seen
+                ]
+                if key not in told and any(self.begun[id][0] >= since[rest] for id in missing):
+                    yield f"{what!r} came, without a word of what had not come before it: {missing}"
+                newest[key] = number
+                told.discard(key)
         tells = [when for kind, _, when in client.record if kind == "told"]
         reasons = {reason for kind, reason, _ in client.record if kind == "told"} - UNSURE
         if reasons and self.lost_at < 0:

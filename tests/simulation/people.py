@@ -62,12 +62,12 @@ class People:
 
     # What changes
 
-    def scope(self, user: int, outlet) -> dict:
+    def scope(self, user: int, outlet, subprotocols) -> dict:
         """Of a handshake of this user's."""
         if user not in self.logins:
             self.log_in(user)
         return {
-            "subprotocols": ["carillon.v2"],
+            "subprotocols": list(subprotocols),
             "headers": [(b"authorization", b"Bearer %d" % user)],
             "carillon.outlet": outlet,
         }
@@ -110,7 +110,7 @@ class People:
 
     def judge(self, socket, frames) -> None:
         """What is written to a socket, by the rights that its process has heard of."""
-        groups = {each.group for each in frames if isinstance(each, protocol.Event)}
+        groups = {each.payload["group"] for each in frames if isinstance(each, protocol.Event)}
         if not groups:
             return
         client, daphne = socket.client, socket.daphne
@@ -122,5 +122,7 @@ class People:
                 self.world.wrong(f"{client.name} hears {group} after the word that it may not")
         if self.ended.get(session.identity.token_id, known + 1) <= known:
             self.world.wrong(f"{client.name} hears {sorted(groups)} after the word that its login has ended")
+        if session._ending is not None:
+            self.world.wrong(f"{client.name} hears something after its server has given it up")
         if daphne.sockets.rights.holds(session):
             self.world.wrong(f"{client.name} hears something while its rights are not known")

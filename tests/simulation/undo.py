@@ -14,7 +14,7 @@ from asgi_amqp import bindings, connection, mailboxes, outbox, stream
 from carillon.events.seen import Seen
 from carillon.fanout import core, cursor, hub, log, replay, window
 from carillon.relay import core as relay
-from carillon.sockets import rights
+from carillon.sockets import rights, session
 from tests.simulation import browser, path
 
 Undone = Callable[[], AbstractContextManager]
@@ -207,6 +207,17 @@ def a_page_forgets_what_it_has_heard() -> Iterator[None]:
 @undoes("path")
 def who_does_not_read_keeps_a_pass_over_the_log() -> Iterator[None]:
     with patched(replay, "LATE", 100.0), patched(replay, "STILL", 100.0):
+        yield
+
+
+@undoes("path")
+def a_socket_that_is_being_ended_goes_on_hearing() -> Iterator[None]:
+    def end(self, close):
+        if self._ending is None and not self.task.done():
+            self._ending = close
+            self.task.cancel()
+
+    with patched(session.Session, "end", end):
         yield
 
 

@@ -152,7 +152,7 @@ class Cursor:
         """Nobody knows what it missed: it goes on at `at`."""
         self.stretches, self.asked, self.waits = [], None, []
         self.sent, self.lag = at.number, 0
-        self.live = not self.held
+        self.live = not (self.held or self.ended)
         if self.held and self.groups:
             self.stretches = [Stretch(self.groups, at)]
 

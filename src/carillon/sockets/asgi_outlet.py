@@ -60,6 +60,7 @@ class AsgiOutlet(QueueListener):
     async def flush(self) -> None:
         """Until everything written has been sent."""
         self.end()
+        self.closed = True
         self.something.set()
         await asyncio.shield(self._task)
 
@@ -77,9 +78,9 @@ class AsgiOutlet(QueueListener):
                     return
                 if self._queued <= PIECE:
                     self._drained.set()
-            if self.ended:
+            if self.closed:
                 return
-            if not self.live:
+            if not (self.live or self.ended):
                 self.feeder.ready(self)
             self.something.clear()
             await self.something.wait()

@@ -11,13 +11,14 @@ from carillon.fanout.hub import Listener
 
 class QueueListener(Listener):
     """`budget`: bytes that may wait here; an event that is larger waits alone. `something`: there may be
-    something to take, or the end has come."""
+    something to take, or the end has come. `closed`: it takes no last words either."""
 
-    __slots__ = ("_queue", "_queued", "budget", "something")
+    __slots__ = ("_queue", "_queued", "budget", "closed", "something")
 
     def __init__(self, form, tags=frozenset(), *, budget: int = 256 * 1024):
         super().__init__(form, tags)
         self.budget = budget
+        self.closed = False
         self.something = asyncio.Event()
         self._queue: deque = deque()
         self._queued = 0
@@ -35,7 +36,7 @@ class QueueListener(Listener):
 
     def put(self, data) -> None:
         """Write, behind everything written before it, whoever waits."""
-        if self.ended:
+        if self.closed:
             return
         for piece in (data,) if isinstance(data, bytes) else data:
             self._queue.append(piece)
@@ -66,6 +67,7 @@ class QueueListener(Listener):
     def stop(self) -> None:
         """Take nothing more, and forget what waits."""
         self.end()
+        self.closed = True
         self._queue.clear()
         self._queued = 0
         self.something.set()

@@ -122,6 +122,8 @@ class Session:
         """Close this socket, from outside of its own task; one that is closing already is left alone."""
         if self._ending is None and self.task is not None and not self.task.done():
             self._ending = close
+            if self.outlet is not None:
+                self.outlet.end()  # what follows until the task runs may not follow what was heard
             self.task.cancel()
 
     async def _serve(self) -> None:

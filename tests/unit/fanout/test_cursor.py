@@ -298,6 +298,14 @@ def test_an_interruption_begins_anew_and_stays_held():
     assert cursor.live
 
 
+def test_an_interruption_does_not_bring_back_what_has_ended():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(5))
+    cursor.end()
+    cursor.interrupted(Position("other", 3))
+    assert not cursor.live
+
+
 def test_who_wants_nothing_is_behind_in_nothing_whatever_happens():
     cursor = Cursor()
     cursor.hold(at(5))

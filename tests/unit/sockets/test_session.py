@@ -704,6 +704,17 @@ class TestEnding:
         assert "missing" in (await client.frame())["error"]
         assert await client.close_code() == 1013
 
+    async def test_what_follows_a_gap_in_one_step_is_not_heard(self, people):
+        """A client of version 1 is told by the end of its socket: before anything that came later."""
+        client = await client_of(people, people.ann)
+        await client.subscribe({"jobs": ["status_changed"]})
+        await aemit_channel_notification("jobs-status_changed", STATUS)
+        for heard in station().gaps:
+            heard("retention")
+        await pump()  # it does not wait for anything
+        assert "missing" in (await client.frame())["error"]
+        assert await client.close_code() == 1013
+
     async def test_the_server_stops(self, people):
         client = await client_of(people, people.ann)
         client.raw.future.cancel()
