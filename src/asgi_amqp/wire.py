@@ -145,10 +145,13 @@ class Wire:
     def _answer(
         self, method: int, tag: int, bits: int, call: Callable[..., Awaitable[None]], **options: bool
     ) -> None:
+        async def answer() -> None:
+            await call(tag, wait=False, **options)
+
         if self.closed:
             return
         if self._plain:
-            self._link.spawn(_await(call(tag, wait=False, **options)))
+            self._link.spawn(answer())
         else:
             self._link.write(transport.answer(self.number, method, tag, bits))
 
@@ -163,7 +166,3 @@ class Wire:
             self.passing = True
             with contextlib.suppress(*GONE):
                 await self._link.own(self.channel.close())
-
-
-async def _await(call: Awaitable[None]) -> None:
-    await call
