@@ -42,8 +42,9 @@ ENOUGH = 5_000
 PUBLISHERS = 3
 SLOW = 4000
 """Bytes a second that the slow reader is sent, at most."""
-WHOLE_WITHIN = 90.0
-"""Seconds from the end of the faults until three brokers run, and the stack serves."""
+WHOLE_WITHIN = 330.0
+"""Seconds from the end of the faults until three brokers run, and the stack serves. A RabbitMQ that starts
+while its peers do waits for them ten times, 30 s each."""
 LEVEL_WITHIN = 60.0
 """Seconds from the last confirm until every client has everything."""
 
@@ -241,7 +242,8 @@ class Stage:
         for error in filter(None, done):
             raise error
         if missing:
-            raise AssertionError(f"the faults are over: {missing}")
+            # What is promised to publishers and clients holds on two brokers, too: the books say so.
+            outcome.failures.append(f"the faults are over: {missing}")
         goals = {publisher: max(publisher.confirmed + 1, publisher.enough) for publisher in publishers}
         while any(publisher.confirmed < goal for publisher, goal in goals.items()):
             await self._nothing_fails(publishers)
