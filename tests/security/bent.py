@@ -8,20 +8,26 @@ import struct
 from typing import Any
 
 ROUTES = (
-    "/", "/api/", "/api/v2/", "/api/v2/me/", "/api/v2/jobs/", "/api/v2/jobs/1/events/", "/api/v2/notifications/",
-    "/api/v2/tokens/", "/api/v2/schema/", "/api/v2/metrics/", "/api/login/", "/api/logout/", "/api/login/oidc/",
+    "/", "/api/", "/api/v2/", "/api/v2/me/", "/api/v2/jobs/", "/api/v2/jobs/1/events/",
+    "/api/v2/notifications/",
+    "/api/v2/tokens/", "/api/v2/schema/", "/api/v2/metrics/", "/api/login/", "/api/logout/",
+    "/api/login/oidc/",
     "/api/login/oidc/logged_out/", "/websocket", "/websocket/", "/websocket/x/", "/events/", "/static/",
     "/static/tower/app.js", "/favicon.ico", "/robots.txt", "/nginx/pages/", "/nobody",
 )  # fmt: skip
 
 VALUES: list[Any] = [
-    None, True, 0, -1, 1.5, 2**63, 10**400, "", "\0", "\ud800", "x" * 3000, [], [[]], {}, {"": {}}, [None] * 300,
-    {"jobs": None}, {"jobs": 7}, {"jobs": ["summary"]}, {"jobs": {"summary": 1}}, {"nobody": ["x"]}, {"jobs": [["x"]]},
-    {"job_events": [-1]}, {"job_events": [2**63]}, {"job_events": ["1" * 400]}, {"control": ["limit_reached_1"]},
+    None, True, 0, -1, 1.5, 2**63, 10**400, "", "\0", "\ud800", "x" * 3000, [], [[]], {}, {"": {}},
+    [None] * 300,
+    {"jobs": None}, {"jobs": 7}, {"jobs": ["summary"]}, {"jobs": {"summary": 1}}, {"nobody": ["x"]},
+    {"jobs": [["x"]]},
+    {"job_events": [-1]}, {"job_events": [2**63]}, {"job_events": ["1" * 400]},
+    {"control": ["limit_reached_1"]},
     {"!access": [1]}, {f"f{number}": [] for number in range(300)},
 ]  # fmt: skip
 NAMES = (
-    "groups", "xrftoken", "since", "token", "refresh", "ping", "type", "ack", "recover", "accept", "command", "",
+    "groups", "xrftoken", "since", "token", "refresh", "ping", "type", "ack", "recover", "accept",
+    "command", "",
 )  # fmt: skip
 
 
@@ -53,7 +59,9 @@ def message(rng: random.Random) -> bytes:
     if kind == 0:
         return json.dumps(rng.choice(VALUES)).encode()
     if kind == 1:
-        return rng.choice([b"", b"{", b"[" * 2000, b"nul", b"NaN", b'{"a":1,"a":2}', b"\xef\xbb\xbf{}", b'"\\ud800"'])
+        return rng.choice(
+            [b"", b"{", b"[" * 2000, b"nul", b"NaN", b'{"a":1,"a":2}', b"\xef\xbb\xbf{}", b'"\\ud800"']
+        )
     said = {rng.choice(NAMES): rng.choice(VALUES) for _ in range(rng.randint(1, 3))}
     if kind == 2:
         said["groups"] = {"job_events": [rng.randrange(10**6)]}
@@ -116,45 +124,63 @@ def request(rng: random.Random, token: str) -> bytes:
         kind = rng.randrange(12)
         if kind == 0:
             method = rng.choice(
-                [b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PRI", b"get", b"G\0T", b"X" * 9000]
+                [b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PRI", b"get", b"G\0T",
+                 b"X" * 9000]
             )  # fmt: skip
         elif kind == 1:
             path += rng.choice(
-                [b"%00", b"%", b"%zz", b"%c0%ae%c0%ae/", b"../../etc/passwd", b"//", b"/.", b"\\", b"%2e%2e%2f", b"\xff",
+                [b"%00", b"%", b"%zz", b"%c0%ae%c0%ae/", b"../../etc/passwd", b"//", b"/.", b"\\",
+                 b"%2e%2e%2f", b"\xff",
                  b"?" + b"a=b&" * 1500, b"?token=%ff&token=", b"#x", b";x=y", b"%0d%0aX:%20y", b"x" * 9000]
             )  # fmt: skip
         elif kind == 2:
-            path = rng.choice([b"http://evil.test" + path, b"*", b"", b"localhost:80", b"?x", b"//evil.test/"])
+            path = rng.choice(
+                [b"http://evil.test" + path, b"*", b"", b"localhost:80", b"?x", b"//evil.test/"]
+            )
         elif kind == 3:
             version = rng.choice([b"HTTP/1.0", b"HTTP/0.9", b"HTTP/1.9", b"HTTP/2.0", b"HTTP/9", b"HTP", b""])
         elif kind == 4:
-            headers[0] = rng.choice([b"Host: evil.test", b"Host:", b"Host: a b", b"Host: [::1", b"Host: \xff", b"X: y"])
+            headers[0] = rng.choice(
+                [b"Host: evil.test", b"Host:", b"Host: a b", b"Host: [::1", b"Host: \xff", b"X: y"]
+            )
         elif kind == 5:
             name = rng.choice(
-                [b"Host", b"Content-Length", b"Transfer-Encoding", b"Cookie", b"Authorization", b"X-Forwarded-For",
-                 b"X-Request-ID", b"Range", b"If-Modified-Since", b"Accept", b"Accept-Encoding", b"Content-Type",
-                 b"Expect", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Origin", b"Last-Event-ID",
+                [b"Host", b"Content-Length", b"Transfer-Encoding", b"Cookie", b"Authorization",
+                 b"X-Forwarded-For",
+                 b"X-Request-ID", b"Range", b"If-Modified-Since", b"Accept", b"Accept-Encoding",
+                 b"Content-Type",
+                 b"Expect", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Origin",
+                 b"Last-Event-ID",
                  b"traceparent", b"Idempotency-Key"]
             )  # fmt: skip
             value = rng.choice(
-                [b"", b"\xff\xfe", b"x" * 7000, b"-1", b"1, 2", b"99999999999999999999", b"bytes=0-,0-,0-,0-,0-",
-                 b"chunked, chunked", b"websocket", b"Basic AAAA", b"Bearer \x7f", b"awx_sessionid=\"\\", b"100-continue",
+                [b"", b"\xff\xfe", b"x" * 7000, b"-1", b"1, 2", b"99999999999999999999",
+                 b"bytes=0-,0-,0-,0-,0-",
+                 b"chunked, chunked", b"websocket", b"Basic AAAA", b"Bearer \x7f", b"awx_sessionid=\"\\",
+                 b"100-continue",
                  b"text/html;q=x", b"\t", b"a\x0bb"]
             )  # fmt: skip
             headers += [name + b": " + value] * rng.choice([1, 1, 2])
         elif kind == 6:
-            headers.append(rng.choice([b"no colon", b" folded: x", b": no name", b"a\0b: c", b"X: y\nZ: w", b"X : y"]))
+            headers.append(
+                rng.choice([b"no colon", b" folded: x", b": no name", b"a\0b: c", b"X: y\nZ: w", b"X : y"])
+            )
         elif kind == 7:
             headers += [b"X-%d: y" % number for number in range(rng.choice([50, 950]))]
         elif kind == 8:
             method, body = b"POST", rng.choice([b"x", b"{", b"[" * 3000, b"\0" * 90, rng.randbytes(300)])
             headers.append(b"Content-Length: %d" % (len(body) + rng.choice([0, 0, 0, 5, -1])))
-            headers.append(b"Content-Type: " + rng.choice([b"application/json", b"text/x", b"multipart/form-data"]))
+            headers.append(
+                b"Content-Type: " + rng.choice([b"application/json", b"text/x", b"multipart/form-data"])
+            )
         elif kind == 9:
             method = b"POST"
-            headers.append(b"Transfer-Encoding: " + rng.choice([b"chunked", b"Chunked", b"gzip", b"identity, chunked"]))
+            headers.append(
+                b"Transfer-Encoding: " + rng.choice([b"chunked", b"Chunked", b"gzip", b"identity, chunked"])
+            )
             body = rng.choice(
-                [b"0\r\n\r\n", b"5\r\nabc\r\n0\r\n\r\n", b"zz\r\n", b"f" * 20 + b"\r\n", b"1;x=y\r\na\r\n0\r\nT: x\r\n\r\n"]
+                [b"0\r\n\r\n", b"5\r\nabc\r\n0\r\n\r\n", b"zz\r\n", b"f" * 20 + b"\r\n",
+                 b"1;x=y\r\na\r\n0\r\nT: x\r\n\r\n"]
             )  # fmt: skip
         elif kind == 10:
             headers += [b"Upgrade: " + rng.choice([b"websocket", b"h2c", b"x"]), b"Connection: Upgrade"]

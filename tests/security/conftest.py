@@ -203,8 +203,8 @@ def together(
     seconds: float = ATTACK_SECONDS,
     enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """`work(number)` again and again in so many threads, for so long, or until it is `enough`. The first error of
-    any is raised."""
+    """`work(number)` again and again in so many threads, for so long, or until it is `enough`. The first
+    error of any is raised."""
     end = time.monotonic() + seconds
     errors: list[BaseException] = []
 

@@ -1,5 +1,5 @@
-"""An OpenID provider and issuer of access tokens that the stack's containers reach: Authlib's own, over TLS on
-the gateway of the stack's network, with keys beside its own by which a test signs what it likes."""
+"""An OpenID provider and issuer of access tokens that the stack's containers reach: Authlib's, by TLS on the
+gateway of the stack's network, with keys beside its own by which a test signs what it likes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Answer = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Provider:
-    """`answers`: what it does with a path, in place of what it would. `asked`: when its keys were asked for."""
+    """`answers`: what it does with a path, in place of what it would. `asked`: when, for its keys."""
 
     def __init__(self, address: str, folder: Path) -> None:
         # Beside an RSA key of the provider's own, which it does not name: another would leave open which.

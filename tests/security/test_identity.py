@@ -1,4 +1,4 @@
-"""Logins by an OpenID provider and access tokens of an issuer, on the stack: in and out, and what is tried."""
+"""Logins by an OpenID provider and access tokens of an issuer, on the stack: in, out, and what is tried."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def provider(stack, inside, tmp_path_factory) -> Iterator[Provider]:
     override = folder / "compose.json"
     override.write_text(json.dumps({"services": dict.fromkeys(SERVICES, more)}))
     renew = ("up", "--detach", "--no-deps", "--wait", *SERVICES)
-    before = manage(inside, "from django.contrib.auth import get_user_model as m; print(m().objects.latest('pk').pk)")
+    newest = "from django.contrib.auth import get_user_model as m; print(m().objects.latest('pk').pk)"
+    before = manage(inside, newest)
     try:
         containers.compose(
             replace(config, compose_files=(*config.compose_files, override)), *renew, seconds=180
@@ -215,7 +216,7 @@ FORGED: dict[str, Callable[..., str]] = {
 
 
 def test_id_tokens_that_were_forged(stack, provider, forgotten):
-    """The token endpoint's answer in an attacker's hands: what is good for a login is let in, nothing else."""
+    """The token endpoint's answer in an attacker's hands: what is good is let in, nothing else."""
 
     def log_in(make: Callable[..., str], **more: Any) -> tuple[int, bool]:
         visitor = Visitor(stack, provider)

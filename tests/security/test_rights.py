@@ -77,4 +77,3 @@ def test_what_was_an_error_of_the_server_s(stack, method, path, more):
     answer = requests.request(method, f"{stack.url}{path}", verify=stack.ca, timeout=30, **more)
     assert 400 <= answer.status_code < 500, answer.text
     assert "Traceback" not in answer.text
-

@@ -1,4 +1,4 @@
-"""The threat model says which test shows what: each row has one, which is there, and each attack has its row."""
+"""The threat model says which test shows what: each row has one that is there, each attack has its row."""
 
 import re
 from pathlib import Path

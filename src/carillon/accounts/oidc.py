@@ -4,8 +4,8 @@ A browser is sent to the provider with a `Pending` of its own, which it keeps in
 with is good for that one alone. What is believed of the answer is its ID token, held against the provider's
 keys: neither what the browser brings along nor an e-mail address in it.
 
-The session that follows keeps a `Visit`: a logout here goes on to the provider, and one there ends the session
-(OpenID Connect RP-Initiated Logout 1.0, Back-Channel Logout 1.0).
+The session that follows keeps a `Visit`: a logout here goes on to the provider, and one there ends the
+session (OpenID Connect RP-Initiated Logout 1.0, Back-Channel Logout 1.0).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a user and a team may make: so much at once, and so much over time. Counted in each uwsgi process, in memory, so
-that nobody waits for it; 429 says which quota it was and when to come back."""
+"""What a user and a team may make: so much at once, and so much over time. Counted in each uwsgi process, in
+memory, so that nobody waits for it; 429 says which quota it was and when to come back."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class OverQuota(Throttled):
 
 @contextmanager
 def spent(what: str, user: Any, amount: int = 1, team: int | None = None) -> Iterator[None]:
-    """`what` of `conf.QUOTAS` and, where it is a team's, of `conf.TEAM_QUOTAS`, for what is made inside; given
-    back when it fails. Raises OverQuota, and takes nothing then."""
+    """`what` of `conf.QUOTAS` and, where it is a team's, of `conf.TEAM_QUOTAS`, for what is made inside;
+    given back when it fails. Raises OverQuota, and takes nothing then."""
     spent = [_spend("quota", "QUOTAS", what, user.pk, amount)]
     try:
         if team is not None:
