@@ -72,45 +72,54 @@ def message(rng: random.Random) -> bytes:
 
 def frames(rng: random.Random) -> tuple[list[bytes], bool]:
     """Some that belong together, and whether a server goes on after them."""
-    kind = rng.randrange(24)
-    if kind < 12:
-        return [frame(rng, message(rng))], True
-    if kind == 12:
-        return [frame(rng, rng.randbytes(rng.randrange(1, 40)))], False  # hardly UTF-8
-    if kind == 13:
-        return [frame(rng, message(rng), opcode=2)], True
-    if kind == 14:
-        return [frame(rng, b"x", opcode=rng.choice([3, 4, 5, 6, 7, 11, 12, 13, 14, 15]))], False
-    if kind == 15:
-        return [frame(rng, message(rng), reserved=rng.randint(1, 7))], False
-    if kind == 16:
-        return [frame(rng, message(rng), masked=False)], False
-    if kind == 17:
-        said = rng.choice([2, 125, 126, 0xFFFF, 0x10000, 2**20 + 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
-        return [frame(rng, b"x", said=said)], False
-    if kind == 18:
-        code = rng.choice([0, 1, 999, 1000, 1001, 1004, 1005, 1006, 1015, 2999, 4000, 5000, 65535])
-        reason = rng.choice([b"", b"bye", b"\xff\xfe", b"x" * 123, b"x" * 200])
-        return [frame(rng, rng.choice([struct.pack("!H", code) + reason, b"x", b""]), opcode=8)], False
-    if kind == 19:
-        size, fin = rng.choice([(200, True), (9, False)])
-        return [frame(rng, rng.randbytes(size), opcode=rng.choice([9, 10]), fin=fin)], False
-    if kind == 20:
+    if rng.random() < 0.08:
+        return [*_whole(rng), _fatal(rng)], False
+    return _whole(rng), True
+
+
+def _whole(rng: random.Random) -> list[bytes]:
+    """Right as frames: a message, in pieces perhaps, or pings and pongs."""
+    kind = rng.randrange(8)
+    if kind < 3:
+        return [frame(rng, message(rng))]
+    if kind == 3:
+        return [frame(rng, message(rng), opcode=2)]
+    if kind == 4:
         return [
             frame(rng, rng.randbytes(rng.randrange(126)), opcode=rng.choice([9, 10]))
             for _ in range(rng.randint(1, 20))
-        ], True
+        ]
     text = message(rng)
-    places = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randrange(12)))
+    places = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randrange(16)))
     pieces = [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
-    made = [
+    return [
         frame(rng, piece, opcode=0 if number else 1, fin=number == len(pieces) - 1)
         for number, piece in enumerate(pieces)
     ]
-    if kind == 23:  # something is in the wrong place
-        other = rng.choice([frame(rng, b"x"), frame(rng, b"x", opcode=0)])
-        made.insert(rng.randrange(len(made) + 1), other)
-    return made, kind != 23
+
+
+def _fatal(rng: random.Random) -> bytes:
+    kind = rng.randrange(8)
+    if kind == 0:
+        return frame(rng, rng.randbytes(rng.randrange(1, 40)))  # hardly UTF-8
+    if kind == 1:
+        return frame(rng, b"x", opcode=rng.choice([3, 4, 5, 6, 7, 11, 12, 13, 14, 15]))
+    if kind == 2:
+        return frame(rng, message(rng), reserved=rng.randint(1, 7))
+    if kind == 3:
+        return frame(rng, message(rng), masked=False)
+    if kind == 4:
+        said = rng.choice([2, 125, 126, 0xFFFF, 0x10000, 2**20 + 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+        return frame(rng, b"x", said=said)
+    if kind == 5:
+        code = rng.choice([0, 1, 999, 1000, 1001, 1004, 1005, 1006, 1015, 2999, 4000, 5000, 65535])
+        reason = rng.choice([b"", b"bye", b"\xff\xfe", b"x" * 123, b"x" * 200])
+        return frame(rng, rng.choice([struct.pack("!H", code) + reason, b"x", b""]), opcode=8)
+    if kind == 6:
+        size, fin = rng.choice([(200, True), (9, False)])
+        return frame(rng, rng.randbytes(size), opcode=rng.choice([9, 10]), fin=fin)
+    # A piece of nothing, or a message within another.
+    return rng.choice([frame(rng, b"x", opcode=0), frame(rng, b"x", fin=False) + frame(rng, b"y")])
 
 
 def request(rng: random.Random, token: str) -> bytes:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -338,11 +339,12 @@ def test_an_account_that_is_switched_off(stack, provider, inside):
 # A provider that is slow, huge, or dead --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [never, endless])
-def test_a_provider_that_is_slow_or_huge(stack, provider, ordinary, forgotten, answer):
-    """Made-up codes, and tokens with made-up keys, at the API and at sockets: nobody else waits for it."""
+def test_a_provider_that_is_slow_or_huge(stack, provider, ordinary, forgotten):
+    """It says nothing, or no end of it, in turn. Made-up codes, and tokens with made-up keys, at the API and at
+    sockets: nobody else waits for it."""
     codes: set[int] = set()
-    provider.answers = dict.fromkeys(("/oauth2/token", "/jwks"), answer)
+    turns = cycle((never, endless))
+    provider.answers = dict.fromkeys(("/oauth2/token", "/jwks"), lambda *asked: next(turns)(*asked))
     before = len(provider.asked)
 
     def attack(number: int) -> None:
@@ -363,7 +365,7 @@ def test_a_provider_that_is_slow_or_huge(stack, provider, ordinary, forgotten, a
     finally:
         provider.answers.clear()
     asked = len(provider.asked) - before
-    report("provider", kind=answer.__name__, codes=sorted(codes), asked=asked)
+    report("slow and huge provider", codes=sorted(codes), asked=asked)
     assert codes <= {401, 429, 503, 4401, 1013}
     assert codes & {503, 1013}
     assert stack.api("GET", "/me/", token=provider.token()).status_code == 200
