@@ -340,7 +340,7 @@ def test_an_account_that_is_switched_off(stack, provider, inside):
 
 
 def test_a_provider_that_is_slow_or_huge(stack, provider, ordinary, forgotten):
-    """It says nothing, or no end of it, in turn. Made-up codes, and tokens with made-up keys, at the API and at
+    """It says nothing, or no end of it. Made-up codes, and tokens with made-up keys, at the API and at
     sockets: nobody else waits for it."""
     codes: set[int] = set()
     turns = cycle((never, endless))
