@@ -74,6 +74,13 @@ DEFAULTS: dict[str, Any] = {
         "jobs": (5_000, 10_000),
         "events": (2_000_000, 20_000_000),
         "notifications": (200_000, 20_000_000),
+        "schedules": (1_000, 1_000),
+    },
+    # What is made for one team, by whomever, likewise: as much as four such accounts.
+    "TEAM_QUOTAS": {
+        "jobs": (20_000, 40_000),
+        "events": (8_000_000, 80_000_000),
+        "schedules": (4_000, 4_000),
     },
     # API tokens that a user may have at a time, and sockets in each daphne process.
     "TOKENS_PER_USER": 200,

@@ -217,8 +217,9 @@ LOGGING = {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         # 4xx answers are the client's affair, and nginx has them in its access log.
         "django.request": {"level": "ERROR"},
-        # A foreign Host is a 400, and no news.
-        "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # A foreign Host, or a thousand fields: a 400, and no news that is worth a traceback.
+        "django.security": {"level": "CRITICAL"},
+        "django.security.csrf": {"level": "WARNING"},
         "daphne": {"level": "WARNING"},
         "aio_pika": {"level": "WARNING"},
         "aiormq": {"level": "CRITICAL"},  # its errors carry the broker's URL

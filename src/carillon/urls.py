@@ -49,6 +49,7 @@ urlpatterns = [
     path("api/login/", LoginView.as_view(), name="login"),
     path("api/login/oidc/", oidc.start, name="oidc"),
     path("api/login/oidc/callback/", oidc.callback, name="oidc-callback"),
+    path("api/login/oidc/logged_out/", oidc.logged_out, name="oidc-logged-out"),
     path("api/logout/", LogoutView.as_view(), name="logout"),
     path("api/v2/", include(v2)),
     re_path("^websocket/?$", upgrade_required, name="websocket"),

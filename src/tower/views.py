@@ -44,6 +44,12 @@ class Conflict(APIException):
     default_code = "conflict"
 
 
+def team_of(serializer: Any) -> int | None:
+    """The team of what is to be made."""
+    team = serializer.validated_data.get("team")
+    return None if team is None else team.pk
+
+
 def integer(request: Request, name: str) -> int | None:
     """The query parameter as a number, or None without it. Raises ValidationError (400)."""
     text = request.query_params.get(name)
@@ -108,7 +114,7 @@ class JobViewSet(
         return super().list(request, *args, **kwargs)
 
     def perform_create(self, serializer: Any) -> None:
-        with quotas.spent("jobs", self.request.user):
+        with quotas.spent("jobs", self.request.user, team=team_of(serializer)):
             serializer.instance = changes.create_job(owner=self.request.user, **serializer.validated_data)
 
     @extend_schema(request=StatusSerializer, responses={200: JobSerializer, 409: dict})
@@ -201,7 +207,7 @@ class JobViewSet(
         serializer.is_valid(raise_exception=True)
         rows = [JobEvent(**fields) for fields in serializer.validated_data]
         final_counter = end_serializer.validated_data[-1]["final_counter"] if ends else None
-        with quotas.spent("events", self.request.user, len(events)):
+        with quotas.spent("events", self.request.user, len(events), job.team_id):
             created, duplicates = changes.add_events(job.pk, rows, final_counter)
         return Response({"created": created, "duplicates": duplicates}, status=201)
 
@@ -236,9 +242,10 @@ class ScheduleViewSet(viewsets.ModelViewSet):
         return schedules.order_by("id")
 
     def perform_create(self, serializer: Any) -> None:
-        serializer.instance = changes.save_schedule(
-            Schedule(owner=self.request.user, **serializer.validated_data)
-        )
+        with quotas.spent("schedules", self.request.user, team=team_of(serializer)):
+            serializer.instance = changes.save_schedule(
+                Schedule(owner=self.request.user, **serializer.validated_data)
+            )
 
     def perform_update(self, serializer: Any) -> None:
         schedule = serializer.instance

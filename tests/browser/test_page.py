@@ -83,6 +83,15 @@ def test_a_wrong_password_is_refused_and_a_right_one_is_not(fake, open_page):
     expect(words(page)).to_have_text("Closed")
 
 
+def test_a_logout_goes_on_to_where_the_login_was(fake, open_page):
+    page = open_page().page
+    page.goto(f"{fake.url}/")
+    elsewhere = f"{fake.url}/?at-the-provider"
+    page.route("**/api/logout/", lambda route: route.fulfill(json={"detail": "x", "end_session": elsewhere}))
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url(elsewhere)
+
+
 def test_a_login_that_ends_is_asked_for_again_and_leads_back(fake, open_page):
     watched = open_page()
     watched.expect("401")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 import time
 import uuid
@@ -136,10 +137,20 @@ class Inside(Container):
     def run(self, *command: str) -> str:
         return self._docker("exec", self.id, *command)
 
+    def proc(self, name: str) -> str:
+        """This file of each process; one of them may end meanwhile."""
+        return self.run("sh", "-c", f"cat /proc/[0-9]*/{name} 2>/dev/null || true")
+
     def memory(self) -> int:
         """Bytes that its processes have."""
-        text = self.run("sh", "-c", "cat /proc/[0-9]*/status")
+        text = self.proc("status")
         return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon"))
+
+    def logs(self, since: str) -> str:
+        done = subprocess.run(
+            ["docker", "logs", "--since", since, self.id], capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
 
     def stored(self, *paths: str) -> int:
         """Bytes on the file systems of these paths: also of files that have no name any more."""
@@ -190,14 +201,20 @@ class Watched:
         return self.most - self.before
 
 
-def together(count: int, work: Callable[[int], None], seconds: float = ATTACK_SECONDS) -> None:
-    """`work(number)` again and again in so many threads, for so long. The first error of any is raised."""
+def together(
+    count: int,
+    work: Callable[[int], None],
+    seconds: float = ATTACK_SECONDS,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """`work(number)` again and again in so many threads, for so long, or until it is `enough`. The first
+    error of any is raised."""
     end = time.monotonic() + seconds
     errors: list[BaseException] = []
 
     def run(number: int) -> None:
         try:
-            while time.monotonic() < end and not errors:
+            while time.monotonic() < end and not errors and not enough():
                 work(number)
         except BaseException as error:
             errors.append(error)
@@ -214,6 +231,23 @@ def together(count: int, work: Callable[[int], None], seconds: float = ATTACK_SE
 def manage(inside: Callable[[str], Inside], code: str) -> str:
     """What a line of Python prints in the stack's own Django."""
     return inside("uwsgi").run("carillon", "manage", "shell", "--no-imports", "--command", code).strip()
+
+
+@pytest.fixture(scope="module")
+def a_user(inside) -> Iterator[str]:
+    """The token of one who is no admin, and may do nothing but what everybody may."""
+    name = f"user-{uuid.uuid4().hex[:8]}"
+    yield manage(
+        inside,
+        "from django.contrib.auth import get_user_model as model\n"
+        "from carillon.accounts.models import ApiToken\n"
+        f"print(ApiToken.issue(model().objects.create_user('{name}'))[1])",
+    )
+    manage(
+        inside,
+        "from django.contrib.auth import get_user_model as model\n"
+        f"model().objects.get(username='{name}').delete()",
+    )
 
 
 @pytest.fixture

@@ -78,10 +78,10 @@ class RawSocket:
     def say(self, message: dict[str, Any]) -> None:
         self.raw.sendall(frame(0x81, json.dumps(message).encode()))
 
-    def closed(self) -> tuple[int, str]:
-        """Reads to the end, for ten seconds at most: code and reason of the close frame; 0 when none came."""
-        end = time.monotonic() + 10
-        self.raw.settimeout(5)
+    def closed(self, seconds: float = 10) -> tuple[int, str]:
+        """Reads to the end, for so long at most: code and reason of the close frame; 0 when none came."""
+        end = time.monotonic() + seconds
+        self.raw.settimeout(seconds / 2)
         with suppress(OSError):
             while time.monotonic() < end:
                 first, payload = self.next()

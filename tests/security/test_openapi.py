@@ -118,26 +118,33 @@ def _requests(draw: st.DrawFn, document: Document) -> tuple[str, str, bytes | No
     return method, f"{path}?{'&'.join(query)}", draw(document.bodies(operation)), kind
 
 
+@pytest.fixture(params=["admin", "user"])
+def token(request, stack) -> str:
+    """Of who asks."""
+    return stack.token if request.param == "admin" else request.getfixturevalue("a_user")
+
+
 @pytest.fixture
-def document(stack) -> Iterator[Document]:
+def document(stack, token) -> Iterator[Document]:
     """With a job that has an event, and a schedule; the tokens that requests make go again."""
 
+    def get(path: str) -> Any:
+        return stack.api("GET", path, token=token).json()
+
     def tokens() -> set[int]:
-        return {row["id"] for row in stack.api("GET", "/tokens/?page_size=200").json()["results"]}
+        return {row["id"] for row in get("/tokens/?page_size=200")["results"]}
 
     before = tokens()
-    job = stack.new_job()["id"]
-    stack.post(f"/jobs/{job}/events/", [{"counter": 1, "event": "x"}])
-    (event,) = stack.api("GET", f"/jobs/{job}/events/").json()["results"]
-    schedule = stack.post("/schedules/", {"name": "bent"})["id"]
-    yield Document(
-        stack.api("GET", "/schema/").json(), {"jobs": job, "job_events": event["id"], "schedules": schedule}
-    )
-    for token in tokens() - before:
-        stack.api("DELETE", f"/tokens/{token}/")
+    job = stack.post("/jobs/", {"name": "bent"}, token=token)["id"]
+    stack.post(f"/jobs/{job}/events/", [{"counter": 1, "event": "x"}], token=token)
+    (event,) = get(f"/jobs/{job}/events/")["results"]
+    schedule = stack.post("/schedules/", {"name": "bent"}, token=token)["id"]
+    yield Document(get("/schema/"), {"jobs": job, "job_events": event["id"], "schedules": schedule})
+    for made in tokens() - before:
+        stack.api("DELETE", f"/tokens/{made}/", token=token)
 
 
-def test_bent_requests(stack, document):
+def test_bent_requests(stack, document, token):
     http = requests.Session()
     http.trust_env = False  # a bundle that the environment names would come before ours
     http.verify = stack.ca
@@ -158,7 +165,7 @@ def test_bent_requests(stack, document):
             method.upper(),
             stack.url + path,
             data=body,
-            headers={"Authorization": f"Bearer {stack.token}", "Content-Type": kind},
+            headers={"Authorization": f"Bearer {token}", "Content-Type": kind},
             timeout=30,
         )
         seen[answer.status_code] += 1
@@ -168,4 +175,4 @@ def test_bent_requests(stack, document):
     report("bent requests", answers=dict(seen))
     # They come through to what the requests are for.
     assert seen[200] + seen[201] + seen[202] > EXAMPLES // 10
-    assert stack.api("GET", "/me/").status_code == 200
+    assert stack.api("GET", "/me/", token=token).status_code == 200

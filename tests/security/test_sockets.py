@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from contextlib import suppress
 
@@ -73,21 +72,13 @@ def test_large_messages(stack, ordinary, inside):
     assert memory.growth <= 32 * 2**20
 
 
-def test_denied_groups(stack, ordinary, inside):
+def test_denied_groups(stack, ordinary, inside, a_user):
     """Row 9: a hundred sockets ask for 250 groups that they may not hear, again and again: 772 000 frames."""
     daphne = inside("daphne")
-    name = f"other-{random.randrange(10**9)}"
-    token = manage(
-        inside,
-        "from django.contrib.auth import get_user_model as model\n"
-        "from carillon.accounts.models import ApiToken\n"
-        f"user = model().objects.create_user('{name}')\n"
-        "print(ApiToken.issue(user)[1])",
-    )
     frames = []
 
     def attack(_number: int) -> None:
-        client = RawSocket(stack, token=token)
+        client = RawSocket(stack, token=a_user)
         try:
             client.message()
             wanted = {"job_events": list(range(10**9, 10**9 + 250))}
@@ -106,11 +97,6 @@ def test_denied_groups(stack, ordinary, inside):
 
     with Watched(daphne.memory) as memory:
         ordinary.hardly_notices(lambda: together(100, attack, seconds=4))
-    manage(
-        inside,
-        "from django.contrib.auth import get_user_model as model\n"
-        f"model().objects.get(username='{name}').delete()",
-    )
     errors = [error for error in frames if error]
     report("denied groups", daphne=memory.growth, frames=len(frames))
     assert any("too many groups: 1000 at once" in error for error in errors)

@@ -56,6 +56,16 @@ def find(claims: Claims) -> ExternalIdentity:
     return answer
 
 
+def logged_out(claims: Claims) -> Any:
+    """Whose account it is that was left at the issuer; None: nobody's here. Asks the database."""
+    known = ExternalIdentity.objects.filter(issuer=claims.issuer, subject=claims.subject)
+    row = known.select_related("user").first()
+    if row is None:
+        return None
+    _tell("logged out", row)
+    return row.user
+
+
 def follow_groups(user: Any, claims: Claims) -> None:
     """What the provider says of the user's groups holds here from now on, if that is wanted. A claim that is
     missing is one without groups. Asks the database."""

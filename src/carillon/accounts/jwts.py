@@ -29,6 +29,7 @@ LONGEST_TEXT = 255
 
 # Others that are signed by the same keys are no access tokens: of a logout, say, or of a proof of possession.
 _TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
+LOGOUT_TYPES = frozenset({"jwt", "logout+jwt"})
 
 
 class Refused(Exception):
@@ -76,7 +77,7 @@ class Trust:
     keys: KeySet
     algorithms: tuple[str, ...]
 
-    def check(self, token: str) -> Claims:
+    def check(self, token: str, types: frozenset[str] = _TYPES) -> Claims:
         """What it says. Asks nobody. Raises Refused, KeysDue, Away."""
         if len(token) > tokens.LONGEST:
             raise Refused(f"is longer than {tokens.LONGEST} bytes")
@@ -89,7 +90,7 @@ class Trust:
             raise Refused(f"is not signed by one of {', '.join(self.algorithms)}")
         if "crit" in header or not isinstance(id, str | None):
             raise Refused("has a header that is not understood")
-        if str(header.get("typ", "jwt")).lower() not in _TYPES:
+        if str(header.get("typ", "jwt")).lower() not in types:
             raise Refused("is of another type")
         try:
             key = self.keys.find(id, algorithm)
@@ -136,18 +137,18 @@ class Trust:
             why = "is malformed"
         raise Refused(why)
 
-    def verify(self, token: str) -> Claims:
+    def verify(self, token: str, types: frozenset[str] = _TYPES) -> Claims:
         """What it says; for a thread that may wait a moment for keys. Raises Refused, Away."""
         kept = self.keys.kept
         if kept is not None and kept.stale:
             kept.refresh()
         try:
-            return self.check(token)
+            return self.check(token, types)
         except KeysDue:
             assert kept is not None  # others are never due
             kept.wait()
         try:
-            return self.check(token)
+            return self.check(token, types)
         except KeysDue:
             raise Away("its issuer is being asked") from None
 

@@ -3,6 +3,9 @@
 A browser is sent to the provider with a `Pending` of its own, which it keeps in a cookie; what it comes back
 with is good for that one alone. What is believed of the answer is its ID token, held against the provider's
 keys: neither what the browser brings along nor an e-mail address in it.
+
+The session that follows keeps a `Visit`: a logout here goes on to the provider, and one there ends the
+session (OpenID Connect RP-Initiated Logout 1.0, Back-Channel Logout 1.0).
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from carillon.accounts import fetch, jwts
 from carillon.accounts.kept import WAITERS, Away, Kept
 from carillon.conf import conf
 
+LOGOUT = "http://schemas.openid.net/event/backchannel-logout"
+"""What a logout token says that has happened."""
+
 
 class Failed(Exception):
     """This login comes to nothing. The text says why, as a sentence, and names nothing secret."""
@@ -38,6 +44,7 @@ class Provider:
     keys: str
     by_form: bool
     says_issuer: bool
+    end_session: str | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,22 @@ class Pending:
     nonce: str
     verifier: str
     target: str
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a session that came by the provider keeps of it. `session`, `at`: its session there, if that has a
+    name, and since when, by the provider's clock; `leave`: where a browser ends that, if it can."""
+
+    subject: str
+    session: str | None
+    at: float
+    leave: str | None
+
+    def ended_by(self, said: Visit) -> bool:
+        """Whether the logout there was this one's. A later login is none of it, however often it is told."""
+        same = said.session is None or self.session in (None, said.session)
+        return self.subject == said.subject and same and self.at <= said.at
 
 
 def is_configured() -> bool:
@@ -69,11 +92,10 @@ def begin(redirect_uri: str, target: str) -> tuple[str, Pending]:
         "code_challenge": base64.urlsafe_b64encode(challenge).decode().rstrip("="),
         "code_challenge_method": "S256",
     }
-    joint = "&" if "?" in provider.authorization else "?"
-    return f"{provider.authorization}{joint}{urlencode(query)}", pending
+    return _with_query(provider.authorization, query), pending
 
 
-def finish(pending: Pending, said: Mapping[str, str], redirect_uri: str) -> jwts.Claims:
+def finish(pending: Pending, said: Mapping[str, str], redirect_uri: str) -> tuple[jwts.Claims, Visit]:
     """Who has come back, by the query that he came with. Raises Failed, Away."""
     if not constant_time_compare(said.get("state", ""), pending.state):
         raise Failed("This is the answer to another login, perhaps in another tab: start again.")
@@ -89,7 +111,8 @@ def finish(pending: Pending, said: Mapping[str, str], redirect_uri: str) -> jwts
     with _turn():
         trust = jwts.of_provider(conf.OIDC_ISSUER, conf.OIDC_CLIENT_ID, provider.keys)
         try:
-            claims = trust.verify(_exchange(provider, code, pending.verifier, redirect_uri))
+            token = _exchange(provider, code, pending.verifier, redirect_uri)
+            claims = trust.verify(token)
         except jwts.Refused as refused:
             raise Failed(f"The ID token of the provider {refused}.") from None
     if not constant_time_compare(str(claims.all.get("nonce", "")), pending.nonce):
@@ -98,7 +121,40 @@ def finish(pending: Pending, said: Mapping[str, str], redirect_uri: str) -> jwts
     several = isinstance(audience, list) and len(audience) > 1
     if claims.all.get("azp", None if several else conf.OIDC_CLIENT_ID) != conf.OIDC_CLIENT_ID:
         raise Failed("The ID token of the provider was given to another client.")
-    return claims
+    leave = None
+    if provider.end_session:
+        leave = _with_query(provider.end_session, {"id_token_hint": token, "client_id": conf.OIDC_CLIENT_ID})
+    return claims, _visit(claims, leave)
+
+
+def leave(visit: Visit, target: str) -> str | None:
+    """Where to send the browser, to log out there and come back to `target`; None: nowhere."""
+    return visit.leave and _with_query(visit.leave, {"post_logout_redirect_uri": target})
+
+
+def logged_out(token: str) -> tuple[jwts.Claims, Visit]:
+    """Who has logged out at the provider, as it says by a logout token. Raises Failed, Away."""
+    provider = _provider()
+    trust = jwts.of_provider(conf.OIDC_ISSUER, conf.OIDC_CLIENT_ID, provider.keys)
+    try:
+        claims = trust.verify(token, jwts.LOGOUT_TYPES)
+    except jwts.Refused as refused:
+        raise Failed(f"The logout token {refused}.") from None
+    events = claims.all.get("events")
+    if not isinstance(events, dict) or LOGOUT not in events or "nonce" in claims.all:
+        raise Failed("The token speaks of no logout.")
+    return claims, _visit(claims, None)
+
+
+def _visit(claims: jwts.Claims, leave: str | None) -> Visit:
+    session, at = claims.all.get("sid"), claims.all.get("iat")
+    if not isinstance(session, str | None) or isinstance(at, bool) or not isinstance(at, int | float):
+        raise Failed("The token of the provider does not say since when, or of which session, it speaks.")
+    return Visit(claims.subject, session, at, leave)
+
+
+def _with_query(url: str, query: Mapping[str, str]) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
 
 
 def _exchange(provider: Provider, code: str, verifier: str, redirect_uri: str) -> str:
@@ -170,6 +226,8 @@ def _discovered(issuer: str) -> Kept[Provider]:
             isinstance(ways, list) and "client_secret_basic" not in ways and "client_secret_post" in ways
         )
         says = found.get("authorization_response_iss_parameter_supported") is True
-        return Provider(*urls, by_form=by_form, says_issuer=says)
+        end = found.get("end_session_endpoint")
+        end = end if isinstance(end, str) and fetch.is_safe(end) else None
+        return Provider(*urls, by_form=by_form, says_issuer=says, end_session=end)
 
     return Kept(f"{issuer.rstrip('/')}/.well-known/openid-configuration", read)

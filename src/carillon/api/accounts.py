@@ -26,6 +26,7 @@ from rest_framework.views import APIView
 
 from carillon.accounts.jwts import AccessToken
 from carillon.accounts.models import ApiToken
+from carillon.api import oidc
 from carillon.api.addresses import api, safe_target
 from carillon.api.parsers import JSONParser
 from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
@@ -124,7 +125,8 @@ class LoginView(APIView):
 
 @method_decorator(csrf_protect, name="dispatch")
 class LogoutView(APIView):
-    """End the session, and the sockets that came in by it."""
+    """End the session, and the sockets that came in by it. `end_session`, or the redirect, ends it at the
+    OpenID provider that it came by."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
@@ -132,8 +134,11 @@ class LogoutView(APIView):
 
     @extend_schema(request=None, responses={200: dict, 302: None})
     def post(self, request: Request) -> HttpResponse:
+        elsewhere = oidc.way_out(request._request)
         logout(request._request)
-        return answer(request, {"detail": "Logged out."})
+        if elsewhere and not wants_json(request):
+            return HttpResponseRedirect(elsewhere)
+        return answer(request, {"detail": "Logged out."} | ({"end_session": elsewhere} if elsewhere else {}))
 
 
 class MeView(APIView):

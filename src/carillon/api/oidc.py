@@ -1,4 +1,5 @@
-"""The browser's way to an OpenID provider and back: `carillon.accounts.oidc` between two redirects."""
+"""The browser's way to an OpenID provider and back: `carillon.accounts.oidc` between two redirects. And the
+way out: by a redirect from here, or by the provider's word."""
 
 from __future__ import annotations
 
@@ -6,20 +7,27 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import load_backend, login
+from django.contrib.sessions.models import Session
 from django.core import signing
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_POST
 
 from carillon.accounts import identities, logins, oidc
 from carillon.accounts.kept import Away
+from carillon.accounts.models import UserSession
 from carillon.api.addresses import safe_target
 
 SALT = "carillon.oidc"
 SECONDS = 600
 """For which a login may be under way."""
+
+VISIT = "carillon_oidc"
+"""Where a session has its `oidc.Visit`."""
 
 LONGEST_TARGET = 1000
 ATTEMPT = "single sign-on"
@@ -72,7 +80,7 @@ def _finish(request: HttpRequest) -> HttpResponse:
     where = logins.place(request)
     try:
         attempt = logins.admit(ATTEMPT, where)
-        claims = oidc.finish(pending, request.GET.dict(), _back(request))
+        claims, visit = oidc.finish(pending, request.GET.dict(), _back(request))
         user = identities.find(claims).user
     except (oidc.Failed, identities.Unwelcome) as error:
         logins.tell("wrong", ATTEMPT, where, str(error))
@@ -83,9 +91,41 @@ def _finish(request: HttpRequest) -> HttpResponse:
         return _unavailable(request, away)
     identities.follow_groups(user, claims)
     login(request, user, backend=_backend())
+    request.session[VISIT] = vars(visit)
     logins.proven(attempt)
     logins.tell("let in", user.get_username(), where, ATTEMPT)
     return HttpResponseRedirect(safe_target(request, pending.target))
+
+
+def way_out(request: HttpRequest) -> str | None:
+    """Where the browser goes to end its session at the provider as well; None: it has none there."""
+    visit = request.session.get(VISIT)
+    login_page = request.build_absolute_uri(resolve_url(settings.LOGIN_URL))
+    return oidc.leave(oidc.Visit(**visit), login_page) if visit else None
+
+
+# The provider has no cookie of ours: what it says is signed.
+@csrf_exempt
+@never_cache
+@require_POST
+def logged_out(request: HttpRequest) -> HttpResponse:
+    """Somebody has logged out at the provider: his sessions by it end, and their sockets."""
+    if not oidc.is_configured():
+        raise Http404
+    try:
+        claims, said = oidc.logged_out(request.POST.get("logout_token", ""))
+    except oidc.Failed as error:
+        return JsonResponse({"error": "invalid_request", "error_description": str(error)}, status=400)
+    except Away as away:
+        answer = {"error": "temporarily_unavailable", "error_description": str(away)}
+        return JsonResponse(answer, status=503, headers={"Retry-After": "10"})
+    if (user := identities.logged_out(claims)) is not None:
+        entries = UserSession.objects.filter(user=user).select_related("session")
+        visits = ((entry.session_id, entry.session.get_decoded().get(VISIT)) for entry in entries)
+        ended = [key for key, visit in visits if visit and oidc.Visit(**visit).ended_by(said)]
+        with transaction.atomic():  # with the word of it to the sockets
+            Session.objects.filter(pk__in=ended).delete()
+    return HttpResponse()
 
 
 def _backend() -> str:

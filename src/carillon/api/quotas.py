@@ -1,5 +1,5 @@
-"""What a user may make: so much at once, and so much over time. Counted in each uwsgi process, in memory, so
-that nobody waits for it; 429 says which quota it was and when to come back."""
+"""What a user and a team may make: so much at once, and so much over time. Counted in each uwsgi process, in
+memory, so that nobody waits for it; 429 says which quota it was and when to come back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rest_framework.exceptions import Throttled
 
-from carillon.budgets import Meter
+from carillon.budgets import Allowance, Meter
 from carillon.conf import DEFAULTS, conf
 from carillon.metrics import names
 
@@ -32,22 +32,31 @@ class OverQuota(Throttled):
 
 
 @contextmanager
-def spent(what: str, user: Any, amount: int = 1) -> Iterator[None]:
-    """`what` of `conf.QUOTAS`, for what is made inside; given back when it fails. Raises OverQuota, and takes
-    nothing then."""
-    burst, a_day = (DEFAULTS["QUOTAS"] | conf.QUOTAS)[what]
-    with _lock:
-        allowance, now = _meter.of((what, user.pk), burst, a_day / DAY), time.monotonic()
-        wait = 0.0 if allowance.spend(now, amount) else allowance.wait(now, amount)
-    if wait:
-        names.OVER_BUDGET.labels(f"quota_{what}").inc()
-        raise OverQuota(f"Too many {what}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
+def spent(what: str, user: Any, amount: int = 1, team: int | None = None) -> Iterator[None]:
+    """`what` of `conf.QUOTAS` and, where it is a team's, of `conf.TEAM_QUOTAS`, for what is made inside;
+    given back when it fails. Raises OverQuota, and takes nothing then."""
+    spent = [_spend("quota", "QUOTAS", what, user.pk, amount)]
     try:
+        if team is not None:
+            spent.append(_spend("quota_team", "TEAM_QUOTAS", what, team, amount))
         yield
     except BaseException:
         with _lock:
-            allowance.give(time.monotonic(), amount)
+            for allowance in spent:
+                allowance.give(time.monotonic(), amount)
         raise
+
+
+def _spend(budget: str, setting: str, what: str, actor: int, amount: int) -> Allowance:
+    burst, a_day = (DEFAULTS[setting] | getattr(conf, setting))[what]
+    with _lock:
+        allowance, now = _meter.of((setting, what, actor), burst, a_day / DAY), time.monotonic()
+        if allowance.spend(now, amount):
+            return allowance
+        wait = allowance.wait(now, amount)
+    names.OVER_BUDGET.labels(f"{budget}_{what}").inc()
+    whose = f" of team {actor}" if setting == "TEAM_QUOTAS" else ""
+    raise OverQuota(f"Too many {what}{whose}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
 
 
 def at_most(what: str, there: int, most: int) -> None:

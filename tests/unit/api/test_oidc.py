@@ -17,7 +17,7 @@ from oidc_provider_mock import run_server_in_thread
 from carillon import logs
 from carillon.accounts import fetch, identities, kept, oidc
 from carillon.accounts.models import ExternalIdentity, Team, UserSession
-from tests.unit.support.issuer import Provider, drip, endless, never, reply
+from tests.unit.support.issuer import LOGOUT, Provider, drip, endless, never, reply
 
 pytestmark = pytest.mark.django_db
 
@@ -187,6 +187,7 @@ def test_a_password_is_as_good_as_before(provider, browser, people):
 def test_there_is_none_unless_it_is_said(browser):
     assert browser.get(START).status_code == 404
     assert browser.get(BACK).status_code == 404
+    assert browser.post(OUT).status_code == 404
     assert b"data-sign-on" not in browser.get("/").content
 
 
@@ -199,6 +200,131 @@ def test_the_page_has_a_link(provider, browser, settings):
 def test_it_is_a_way_for_browsers(provider, browser, method):
     assert getattr(browser, method)(START).status_code == 405
     assert getattr(browser, method)(BACK).status_code == 405
+
+
+# The way out -----------------------------------------------------------------------------------------------
+
+OUT = "/api/login/oidc/logged_out/"
+
+
+def logged_out(provider: Provider, **more):
+    said = {"logout_token": provider.logout_token("carillon-page", **more)}
+    return Client(enforce_csrf_checks=True).post(OUT, said, secure=True)
+
+
+def is_in(browser: Client) -> bool:
+    return browser.get("/api/v2/me/").status_code == 200
+
+
+def test_a_logout_goes_on_to_the_provider(provider, browser):
+    provider.metadata = {"end_session_endpoint": f"{provider.url}/leave?x=1"}
+    for accepted in ("*/*", "application/json"):
+        log_in(browser, provider)
+        answer = browser.post("/api/logout/", {"next": "/x"}, secure=True, headers={"Accept": accepted})
+        place = urlsplit(answer["Location"] if accepted == "*/*" else answer.json()["end_session"])
+        assert f"{place.scheme}://{place.netloc}{place.path}" == f"{provider.url}/leave"
+        said = {name: values[0] for name, values in parse_qs(place.query).items()}
+        hint = said.pop("id_token_hint")
+        assert hint.count(".") == 2
+        assert said == {
+            "x": "1",
+            "client_id": "carillon-page",
+            "post_logout_redirect_uri": "https://testserver/",
+        }
+        assert not is_in(browser)
+
+
+@pytest.mark.parametrize("url", [None, 7, "http://provider.test/leave", "javascript:alert(1)"])
+def test_a_logout_ends_here_where_the_provider_has_no_place_for_it(provider, browser, url):
+    provider.metadata = {"end_session_endpoint": url}
+    log_in(browser, provider)
+    assert browser.post("/api/logout/", {"next": "/x"}, secure=True)["Location"] == "/x"
+
+
+def test_who_came_by_a_password_leaves_nothing_there(provider, browser, people):
+    provider.metadata = {"end_session_endpoint": f"{provider.url}/leave"}
+    browser.post("/api/login/", {"username": "ann", "password": "ann-password"})
+    assert browser.post("/api/logout/", secure=True)["Location"] == "/"
+
+
+def test_a_logout_at_the_provider_ends_its_sessions(provider, people, caplog):
+    caplog.set_level(logging.INFO)
+    identities.link(people.ann, provider.url, "subject-1")
+    mine, too, other, password = (Client() for _ in range(4))
+    for browser in (mine, too):
+        log_in(browser, provider)
+    provider.says = {"sub": "subject-2"}
+    log_in(other, provider)
+    password.post("/api/login/", {"username": "ann", "password": "ann-password"})
+    assert logged_out(provider, sub="unheard-of").status_code == 200
+    assert is_in(mine)
+    answer = logged_out(provider)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert "no-store" in answer["Cache-Control"]
+    assert [is_in(browser) for browser in (mine, too, other, password)] == [False, False, True, True]
+    assert caplog.records[-1].audit["what"] == "logged out"
+
+
+def test_a_logout_there_may_be_of_one_session(provider):
+    one, another, unnamed = (Client() for _ in range(3))
+    for browser, session in ((one, "s1"), (another, "s2"), (unnamed, None)):
+        provider.says = {"sid": session}
+        log_in(browser, provider)
+    assert logged_out(provider, sid="s1").status_code == 200
+    assert [is_in(browser) for browser in (one, another, unnamed)] == [False, True, False]
+
+
+def test_a_logout_that_is_told_again_ends_no_later_session(provider, browser):
+    provider.says = {"iat": int(time.time()) + 5}
+    log_in(browser, provider)
+    logged_out(provider)
+    assert is_in(browser)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"aud": "another"}, "is for another audience"),
+        ({"iss": "https://evil.test"}, "is of another issuer"),
+        ({"exp": 1}, "has expired"),
+        ({"exp": None}, "does not say exp"),
+        ({"sub": None}, "does not say sub"),
+        ({"iat": None}, "does not say since when"),
+        ({"sid": 7}, "of which session"),
+        ({"events": None}, "speaks of no logout"),
+        ({"events": {"x": {}}}, "speaks of no logout"),
+        ({"events": [LOGOUT]}, "speaks of no logout"),
+        ({"nonce": "x"}, "speaks of no logout"),
+        ({"headers": {"typ": "at+jwt"}}, "is of another type"),
+    ],
+)
+def test_logout_tokens_that_are_none(provider, browser, more, why):
+    log_in(browser, provider)
+    answer = logged_out(provider, **more)
+    assert answer.status_code == 400, answer.content
+    assert answer.json()["error"] == "invalid_request"
+    assert why in answer.json()["error_description"]
+    assert is_in(browser)
+
+
+@pytest.mark.parametrize("said", [{}, {"logout_token": "x"}, {"logout_token": "a.b.c"}])
+def test_what_is_no_logout_token(provider, browser, said):
+    assert browser.post(OUT, said).status_code == 400
+    assert browser.get(OUT).status_code == 405
+
+
+def test_a_logout_while_the_provider_is_away(provider, browser):
+    token = provider.logout_token("carillon-page")
+    provider.broken = {"/.well-known/openid-configuration": 500}
+    answer = browser.post(OUT, {"logout_token": token})
+    assert (answer.status_code, answer["Retry-After"]) == (503, "10")
+
+
+def test_a_logout_token_lets_nobody_in(provider, browser):
+    query = provider.authorize(begin(browser))
+    token = provider.logout_token("carillon-page")
+    provider.answer = lambda request: reply(request, {"id_token": token})
+    is_refused(come_back(browser, query), "ID token")
 
 
 # Groups ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from django.db import OperationalError
 
 from carillon.api import quotas
 from carillon.budgets import Meter
+from carillon.metrics import names
 from tower import changes
 from tower.models import Job
 
@@ -16,7 +17,8 @@ def small(settings, monkeypatch):
     monkeypatch.setattr(quotas, "_meter", Meter())
     settings.CARILLON = {
         **settings.CARILLON,
-        "QUOTAS": {"jobs": (2, 86_400), "events": (5, 0), "notifications": (3, 86_400)},
+        "QUOTAS": {"jobs": (2, 86_400), "events": (5, 0), "notifications": (3, 86_400), "schedules": (2, 0)},
+        "TEAM_QUOTAS": {"jobs": (3, 86_400), "events": (7, 0), "schedules": (3, 0)},
         "TOKENS_PER_USER": 3,
         "SOCKETS_PER_USER": 2,
     }
@@ -48,6 +50,44 @@ def test_events(people):
     assert post(4, 5).status_code == 201
     end = [{"event": "EOF", "final_counter": 5}]
     assert client.post(f"/api/v2/jobs/{job}/events/", end, format="json").status_code == 201
+
+
+def test_schedules(people):
+    client = people.client(people.ann)
+    answers = [client.post("/api/v2/schedules/", {"name": "x"}, format="json") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 201, 429]
+
+
+@pytest.mark.parametrize("what", ["jobs", "schedules"])
+def test_a_team(people, what):
+    """Two of its members make what one of them could not; what is refused costs its maker nothing."""
+    body = {"name": "x", "team": people.team.pk}
+    before = names.OVER_BUDGET.labels(f"quota_team_{what}")._value.get()
+
+    def post(user, body=body):
+        return people.client(user).post(f"/api/v2/{what}/", body, format="json")
+
+    codes = [post(user).status_code for user in (people.ann, people.ann, people.ben)]
+    assert codes == [201, 201, 201]
+    refused = post(people.ben)
+    assert refused.status_code == 429
+    assert f"Too many {what} of team {people.team.pk}: 3 at once and" in refused.json()["detail"]
+    assert names.OVER_BUDGET.labels(f"quota_team_{what}")._value.get() == before + 1
+    assert post(people.ben, {"name": "x"}).status_code == 201, "his own, and no team's"
+
+
+def test_events_of_a_team(people):
+    clients = [people.client(user) for user in (people.ann, people.ben)]
+    body = {"name": "x", "team": people.team.pk}
+    job = clients[0].post("/api/v2/jobs/", body, format="json").json()["id"]
+
+    def post(client, *counters):
+        body = [{"counter": counter, "event": "x"} for counter in counters]
+        return client.post(f"/api/v2/jobs/{job}/events/", body, format="json").status_code
+
+    assert post(clients[0], 1, 2, 3, 4, 5) == 201
+    assert post(clients[1], 6, 7, 8) == 429
+    assert post(clients[1], 6, 7) == 201
 
 
 def test_notifications(people, sent):

@@ -406,6 +406,7 @@ def test_bodies_up_to_the_limit_and_slow_senders(development):
         ("/yours/", 1 << 20, "1 MiB"),
         ("/api/login/", 16 << 10, "16 KiB"),
         ("/api/logout/", 16 << 10, "16 KiB"),
+        ("/api/login/oidc/logged_out/", 16 << 10, "16 KiB"),
     ):
         answer = development.ask("POST", path, body=b"x" * most)
         assert json.loads(answer.body)["body"] == most

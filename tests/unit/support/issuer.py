@@ -19,6 +19,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 AUDIENCE = "carillon"
+LOGOUT = "http://schemas.openid.net/event/backchannel-logout"
 
 
 def private_key(kind: str, number: int = 0) -> Any:
@@ -157,6 +158,10 @@ class Provider(Issuer):
         code = f"code-{len(self._codes)}"
         self._codes[code] = asked
         return {"code": code, "state": asked["state"]}
+
+    def logout_token(self, client: str, headers: dict[str, Any] | None = None, **more: Any) -> str:
+        said = {"aud": client, "events": {LOGOUT: {}}, "jti": "x", **more}
+        return self.token(headers={"typ": "logout+jwt", **(headers or {})}, **said)
 
     def _exchange(self, request: BaseHTTPRequestHandler) -> None:
         length = int(request.headers["Content-Length"])

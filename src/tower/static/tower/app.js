@@ -191,7 +191,8 @@ class App {
     this.turn += 1;
     this.link.close();
     try {
-      await request("/api/logout/", { method: "POST" });
+      const { end_session: elsewhere } = await request("/api/logout/", { method: "POST" });
+      if (elsewhere) return location.assign(elsewhere); // to the provider that the login was by, which leads back
     } catch (error) {
       if (error.status !== 401) {
         this.announce(`Not logged out: ${error.message}`, true);
