@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from tests.chaos.site import Site, docker
@@ -55,16 +53,6 @@ def wait(condition, seconds: float = 20.0):
     return value
 
 
-def request(site, path: str, body=None, token: str | None = None, **headers: str) -> bytes:
-    asked = urllib.request.Request(
-        site.values["CARILLON_URL"] + path,
-        None if body is None else json.dumps(body).encode(),
-        {"Authorization": f"Bearer {token or site.token}", "Content-Type": "application/json", **headers},
-    )
-    with urllib.request.urlopen(asked, context=site.tls, timeout=15) as answer:
-        return answer.read()
-
-
 def hear(site, number: int, **headers: str) -> tuple[list[dict], float]:
     """So many events, one after the other, from the request to the frame: the frames, and the longest, in
     seconds."""
@@ -79,7 +67,7 @@ def hear(site, number: int, **headers: str) -> tuple[list[dict], float]:
         for _ in range(number):
             begun, id = time.monotonic(), str(uuid.uuid4())
             event = {"group": "schedules-changed", "payload": {"id": id}, "id": id}
-            request(site, "/api/v2/notifications/", event, **headers)
+            site.publish([event], **headers)
             while (frame := json.loads(socket.recv(10))).get("event", {}).get("id") != id:
                 pass
             longest = max(longest, time.monotonic() - begun)
@@ -110,25 +98,15 @@ def test_a_header_of_nonsense_is_a_trace_of_its_own(site, collector):
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
 def test_with_a_bad_collector_events_come_as_before(site, collector, how):
-    token = docker(
-        *("exec", site.containers("uwsgi")[0], "carillon", "manage", "create_token", "--username", "admin"),
-        *("--scope", "metrics", "--days", "1"),
-    ).strip()
-
     def dropped() -> float:
-        text = request(site, "/api/v2/metrics/", token=token, Accept="text/plain").decode()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == "carillon_spans_total" and sample.labels["outcome"] != "sent"
-        )
+        metrics, name = site.metrics(), "carillon_spans_total"
+        return metrics(name, outcome="full") + metrics(name, outcome="failed")
 
     before = dropped()
     collector.how = how
     try:
         asked = collector.asked
-        _, longest = hear(site, 40)
+        _, longest = hear(site, 15)
         assert longest < 2.0, "an event waited for the collector"
         wait(lambda: collector.asked > asked)
         wait(lambda: dropped() > before)
