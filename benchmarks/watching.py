@@ -111,7 +111,7 @@ def main():
     with ExitStack() as stack:
         rabbit = stack.enter_context(brokers.Broker())
         url = rabbit.url.replace(f"127.0.0.1:{rabbit.port}", f"{observed.address(rabbit.name)}:5672")
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))  # noqa: S108 - as /run is
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
         server = stack.enter_context(collector())
         for turn in range(options.rounds):
             # Each begins a round in its turn: what warms up, or wears out, is nobody's.

@@ -1,4 +1,4 @@
-"""A collector for spans (OTLP over HTTP) that is a few lines of the standard library, and as bad as one asks."""
+"""A collector for spans (OTLP over HTTP) of the standard library, as bad as one asks for."""
 
 from __future__ import annotations
 

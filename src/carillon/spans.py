@@ -1,5 +1,5 @@
-"""Spans of OpenTelemetry and their way to a collector (OTLP over HTTP). Imported where TRACES_ENDPOINT is set,
-and nowhere else: `carillon.tracing`.
+"""Spans of OpenTelemetry and their way to a collector (OTLP over HTTP). Imported where TRACES_ENDPOINT is
+set, and nowhere else: `carillon.tracing`.
 
 A thread of its own sends them. What waits for it is bounded, and what is too much, or what the collector does
 not take, is dropped and counted.

@@ -1,5 +1,5 @@
-"""Spans: one for each hop of the events of a request. `request` is uwsgi's; then `outbox`, `emit`, `relay` and
-`fan-out`, each the child of the one before, which the event brought with it.
+"""Spans: one for each hop of the events of a request. `request` is uwsgi's; then `outbox`, `emit`, `relay`
+and `fan-out`, each the child of the one before, which the event brought with it.
 
 They are made where TRACES_ENDPOINT is set, and nothing of OpenTelemetry is imported elsewhere. What fails in
 them (`carillon.spans` sends them) neither stops an event nor makes it wait.

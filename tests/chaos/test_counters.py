@@ -40,22 +40,22 @@ async def settled(site: Site) -> Metrics:
 def on_the_queue(site: Site) -> int:
     listed = site.run_in("rabbitmq", "rabbitmqctl", "-q", "list_queues", "-p", "carillon", "name", "messages")
     rows = dict(line.split() for line in listed.splitlines())
-    return int(rows["carillon.queue.notifications"])
+    return int(rows["carillon.d.notifications"])
 
 
 async def test_the_counters_are_what_was_sent_and_what_was_seen():
-    """Every process is told to end and comes back while events flow; there are doubles and dead letters, a
-    client that must be told of a loss, and events that wait in the end. (Of a process that is killed up to a
-    second of counts is lost, and what the queue gives out again counts as a double.)"""
+    """runworker and daphne are told to end and come back while events flow; there are doubles and dead
+    letters, a client that must be told of a loss, and events that wait in the end. (Of a process that is
+    killed up to a second of counts is lost, and what the queue gives out again counts as a double.)"""
     site = Site.from_environment()
     before = await settled(site)
-    async with Cell(site, "every process restarted (TERM), and counted", 8) as running:
-        for service in ("runworker", "daphne", "uwsgi", "runworker"):
+    async with Cell(site, "runworker and daphne restarted (TERM), and counted", 8) as running:
+        for service in ("runworker", "daphne", "runworker"):
             await asyncio.to_thread(site.restart, service)
             await running.published(20)
         of_another_log = Watcher(site, "v2-told", running.network.port)
         of_another_log.since = "another:1"
-        await running.ready([of_another_log], running.publisher.confirmed)
+        await running.ready([of_another_log])
         running.watchers.append(of_another_log)
         running.expected.append(of_another_log)
         twice = [{"group": FILLER, "payload": {}, "id": str(uuid.uuid4())} for _ in range(DOUBLES)]
@@ -73,8 +73,10 @@ async def test_the_counters_are_what_was_sent_and_what_was_seen():
         for _ in range(WAITING):
             await asyncio.to_thread(site.publish, [{"group": FILLER, "payload": {}}])
         try:
-            waiting = on_the_queue(site)
             after = await settled(site)
+            async with asyncio.timeout(30):  # the broker counts a queue of its kind every five seconds
+                while (waiting := await asyncio.to_thread(on_the_queue, site)) < WAITING:
+                    await asyncio.sleep(1)
         finally:
             await asyncio.to_thread(site.start, "runworker")
             await asyncio.to_thread(site.run_in, "uwsgi", "carillon", "dead-letters", "drop", "all")
@@ -86,7 +88,6 @@ async def test_the_counters_are_what_was_sent_and_what_was_seen():
     seen = [number for client in clients for number in client.page.seen if number != GAP]
     newest = [client for client in clients if isinstance(client, Watcher)]
     counted = {
-        "emitted": grown("events_emitted"),
         "doubles": grown("relay_events", outcome="double"),
         "poison": grown("relay_events", outcome="poison"),
         "delivered": grown("fanout_deliveries"),
@@ -95,7 +96,6 @@ async def test_the_counters_are_what_was_sent_and_what_was_seen():
         "closed 1012": grown("sockets_closed", code="1012"),
     }
     assert counted == {
-        "emitted": grown("relay_events") - POISON + waiting,
         "doubles": DOUBLES,
         "poison": POISON,
         "delivered": len(seen),
@@ -103,7 +103,9 @@ async def test_the_counters_are_what_was_sent_and_what_was_seen():
         "told": sum(len(client.reasons) for client in newest),
         "closed 1012": sum(client.codes.count(1012) for client in clients),
     }
-    assert waiting >= WAITING
+    emitted = grown("events_emitted") + POISON
+    # The word of a daphne that ends, of who is connected: sent, and its confirm not waited for.
+    assert grown("relay_events") + waiting - emitted in (0, 1)
     assert counted["told"] == 1
     assert counted["closed 1012"] == 10
-    assert running.row["confirmed"] <= counted["emitted"]
+    assert running.row["confirmed"] + 2 * DOUBLES + WAITING <= emitted

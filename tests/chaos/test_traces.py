@@ -53,6 +53,12 @@ def wait(condition, seconds: float = 20.0):
     return value
 
 
+def whole(collector, trace: str) -> dict:
+    """A trace, when all its spans have come."""
+    wait(lambda: len(collector.of(trace)) == len(HOPS))
+    return collector.of(trace)
+
+
 def hear(site, number: int, **headers: str) -> tuple[list[dict], float]:
     """So many events, one after the other, from the request to the frame: the frames, and the longest, in
     seconds."""
@@ -77,7 +83,7 @@ def hear(site, number: int, **headers: str) -> tuple[list[dict], float]:
 
 def test_one_event_is_one_trace_and_each_hop_the_child_of_the_one_before(site, collector):
     (frame,), _ = hear(site, 1, traceparent=f"00-{TRACE}-{SPAN}-01")
-    found = wait(lambda: (got := collector.of(TRACE)) if len(collector.of(TRACE)) == len(HOPS) else None)
+    found = whole(collector, TRACE)
     spans = [found[hop] for hop in HOPS]
     assert [span.parent for span in spans] == [SPAN, *(span.id for span in spans[:-1])]
     assert frame["trace"] == f"00-{TRACE}-{spans[-1].id}-01"
@@ -91,8 +97,7 @@ def test_one_event_is_one_trace_and_each_hop_the_child_of_the_one_before(site, c
 
 def test_a_header_of_nonsense_is_a_trace_of_its_own(site, collector):
     (frame,), _ = hear(site, 1, traceparent="00-nonsense")
-    trace = frame["trace"].split("-")[1]
-    found = wait(lambda: collector.of(trace) if len(collector.of(trace)) == len(HOPS) else None)
+    found = whole(collector, frame["trace"].split("-")[1])
     assert found[HOPS[0]].parent == ""
 
 

@@ -24,6 +24,9 @@ from tests.infra.stack import docker, wait
 from tests.unit.observability.test_alerts import FILES, FORM, ROOT, rules
 
 HERE = "/etc/carillon/observability"
+ROUTE = yaml.safe_load((ROOT / "observability/alertmanager.yml").read_text())["route"]
+WAITED = int(ROUTE["group_wait"].removesuffix("s"))
+"""Seconds until somebody is told of an alert."""
 
 
 class Watched:
@@ -45,14 +48,13 @@ class Watched:
         return {alert["labels"]["alertname"] for alert in self.ask(f"{self.alertmanager}/api/v2/alerts")}
 
     def told(self) -> set[str]:
-        """What somebody is told of: what does not follow from another alert, for as long as is waited for
-        that one."""
+        """What somebody is told of: it does not follow from another alert that came meanwhile."""
         now = datetime.now(UTC)
         return {
             alert["labels"]["alertname"]
             for alert in self.ask(f"{self.alertmanager}/api/v2/alerts")
             if alert["status"]["state"] == "active"
-            and now - datetime.fromisoformat(alert["startsAt"]) > timedelta(seconds=int(GROUP_WAIT.rstrip("s")))
+            and now - datetime.fromisoformat(alert["startsAt"]) > timedelta(seconds=WAITED)
         }
 
     def run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess:
@@ -139,8 +141,6 @@ def test_the_query_of_each_panel_has_data(watched):
 
 # Alerts, live
 
-GROUP_WAIT = yaml.safe_load((ROOT / "observability/alertmanager.yml").read_text())["route"]["group_wait"]
-
 
 # That events are slow is true of a machine that tests much at once.
 OTHERS = 'ALERTS{alertname!="CarillonEventsSlow"}'
@@ -180,7 +180,7 @@ def only(watched, stack, own: str | None, broken, seconds: float = 60, resolves=
         with broken:
             if own:
                 wait(f"{own} comes", has_come, seconds, 0.5)
-            deadline = time.monotonic() + (2 * int(GROUP_WAIT.rstrip("s")) if own else seconds)
+            deadline = time.monotonic() + (2 * WAITED if own else seconds)
             while time.monotonic() < deadline:
                 has_come()
                 time.sleep(0.5)
@@ -232,7 +232,8 @@ def log_deleted(stack):
         words = (words[0], "-p", "carillon", *words[1:])
         return docker("exec", stack.container("rabbitmq"), "rabbitmqctl", "-q", *words)
 
-    (stream,) = [name for name in rabbitmqctl("list_queues", "name").split() if name.startswith("carillon.events.")]
+    names = rabbitmqctl("list_queues", "name").split()
+    (stream,) = [name for name in names if name.startswith("carillon.events.")]
     rabbitmqctl("delete_queue", stream)
     yield
 
