@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 
+import watched
+
 PAYLOAD = {
     "group_name": "job_events", "counter": 4711, "job": 42, "event": "runner_on_ok",
     "stdout": "\u001b[0;32mok: [host-17.example.org] => (item=some package)\u001b[0m", "start_line": 812,
@@ -51,6 +53,7 @@ def relay(url, epoch):
         from carillon.events.models import Head
         from carillon.relay.relay import Relay
 
+        watched.begin("runworker")
         Head.objects.create(epoch=epoch)
         asyncio.run(Relay().run())
 
@@ -59,13 +62,16 @@ async def publish(task):
     kind, url, groups, pause = task["kind"], task["url"], task["groups"], task["pause"]
     if kind == "carillon":
         from asgi_amqp import AMQPChannelLayer
+        from carillon import tracing
 
+        watched.begin("uwsgi")
         layer = AMQPChannelLayer(url, prefix="bench", durable={"notifications": {"single": True}}, timeout=60)
 
         async def send(group, made):
             text = json.dumps(made)
             message = {"id": os.urandom(16), "group": group, "text": text, "stamp": int(time.time() * 1000)}
-            await layer.send("notifications", message)
+            with tracing.hop("emit", [message]):
+                await layer.send("notifications", message)
 
     elif kind == "socket.io":
         import redis.asyncio as redis

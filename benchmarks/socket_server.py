@@ -12,6 +12,8 @@ import os
 KIND, URL = os.environ["BENCH_KIND"], os.environ["BENCH_URL"]
 
 if KIND == "carillon":
+    import watched
+
     from asgi_amqp import Options, Position, Target
     from carillon.fanout.forms import Frames1
     from carillon.fanout.hub import Hub
@@ -24,6 +26,7 @@ if KIND == "carillon":
     async def application(scope, receive, send):
         global tail
         if tail is None:
+            watched.begin("daphne")
 
             async def epoch():
                 return Position(os.environ["BENCH_EPOCH"], 0)

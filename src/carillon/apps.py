@@ -8,7 +8,7 @@ class CarillonConfig(AppConfig):
     name = "carillon"
 
     def ready(self) -> None:
-        from carillon import conf
+        from carillon import conf, tracing
         from carillon.accounts import jwts, logins  # noqa: F401  (receivers of logins)
         from carillon.metrics import shared
         from carillon.process import launcher
@@ -16,7 +16,9 @@ class CarillonConfig(AppConfig):
 
         conf.check()
         jwts.check_settings()
+        tracing.check_settings()
         if process := os.environ.get(launcher.PROCESS_VARIABLE):
             shared.start_with_forks(conf.conf.METRICS_DIRECTORY, process)
+            tracing.start(process)
         # Every app's families.py registers what that app emits.
         autodiscover_modules("families")

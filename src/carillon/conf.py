@@ -130,6 +130,10 @@ DEFAULTS: dict[str, Any] = {
     # networks from which metrics may be read without a token.
     "METRICS_DIRECTORY": None,
     "METRICS_ADDRESSES": (),
+    # Where spans are sent, the address of a collector for OTLP over HTTP (None: there are none), and in how
+    # many of the traces that begin here: one in two is 0.5. Of those that come with a request, it says so.
+    "TRACES_ENDPOINT": None,
+    "TRACES_RATIO": 1.0,
     # Days that a token lives when nobody says otherwise.
     "TOKEN_DAYS": 365,
     # Days for which `carillon prune` keeps what has ended; 0 or None: for ever. Jobs with their events, since

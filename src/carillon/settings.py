@@ -112,6 +112,8 @@ CARILLON = {
     "WEBSOCKET_URLCONF": "project.routing",
     "METRICS_DIRECTORY": env.metrics_directory,
     "METRICS_ADDRESSES": env.metrics_addresses,
+    "TRACES_ENDPOINT": env.traces_endpoint,
+    "TRACES_RATIO": env.traces_ratio,
     **env.identity,
 }
 

@@ -9,11 +9,19 @@ from carillon.process.environment import SETTINGS_MODULE
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
 application = get_wsgi_application()
 
+from carillon import tracing  # noqa: E402
 from carillon.conf import conf  # noqa: E402  (needs Django's apps)
 from carillon.metrics import names, shared  # noqa: E402
 from carillon.process import launcher  # noqa: E402
 
 if conf.METRICS_DIRECTORY is not None:
     shared.forget(conf.METRICS_DIRECTORY, launcher.processes())
+
+
+def begin() -> None:
+    shared.start(conf.METRICS_DIRECTORY, names.UWSGI)
+    tracing.start(names.UWSGI)
+
+
 # uWSGI's master has the application and serves nobody: each of its workers, forked from it, has its metrics.
-os.register_at_fork(after_in_child=lambda: shared.start(conf.METRICS_DIRECTORY, names.UWSGI))
+os.register_at_fork(after_in_child=begin)

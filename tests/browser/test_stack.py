@@ -1,5 +1,6 @@
 """The page on the real stack: browser, nginx, uwsgi, RabbitMQ, runworker, daphne, and a real Ansible run."""
 
+import base64
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
@@ -188,9 +190,20 @@ def test_who_is_connected_and_schedules(api, stack, log_in):
         api("DELETE", f"/api/v2/schedules/{made['id']}/")
 
 
+def picture(page, name):
+    """What docs/how-to/watch-it.md shows: with CARILLON_PICTURES=docs/images it is written there."""
+    if folder := os.environ.get("CARILLON_PICTURES"):
+        page.mouse.move(0, 0)
+        # Playwright writes no WebP, and a PNG is three times as large.
+        taken = page.context.new_cdp_session(page).send(
+            "Page.captureScreenshot", {"format": "webp", "quality": 75}
+        )
+        (Path(folder) / f"{name}.webp").write_bytes(base64.b64decode(taken["data"]))
+
+
 def test_operations_show_that_runworker_is_killed_and_that_it_is_back(api, log_in):
     stack = Stack.from_environment()
-    watched = log_in("#/operations")
+    watched = log_in("#/operations", width=1024, height=720)
     watched.expect("404")  # what is not in the log
     page = watched.page
     verdict = page.locator(".verdict")
@@ -198,6 +211,9 @@ def test_operations_show_that_runworker_is_killed_and_that_it_is_back(api, log_i
     queue = page.locator(".hops div", has=page.get_by_text("On the queue", exact=True)).locator("dd")
     expect(verdict).to_have_class(re.compile("is-flowing"))
     expect(row.locator(".badge")).to_have_text("up")
+    for _ in range(40 if "CARILLON_PICTURES" in os.environ else 0):
+        api("POST", "/api/v2/notifications/", {"group": "jobs-summary", "payload": {"summary": "ops"}})
+    picture(page, "operations")
     runworker, event = stack.container("runworker"), uuid4()
     docker("kill", "--signal", "KILL", runworker)
     try:
@@ -213,6 +229,7 @@ def test_operations_show_that_runworker_is_killed_and_that_it_is_back(api, log_i
         api("POST", "/api/v2/notifications/", said)
         expect(queue).to_have_text("1", timeout=30_000)
         expect(row.locator(".badge")).to_have_text(re.compile("^gone: silent for"), timeout=30_000)
+        picture(page, "operations-stopped")
         page.get_by_label("Position or id").fill(event.hex)
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert").last).to_contain_text("it is on the queue still", timeout=20_000)
@@ -225,6 +242,8 @@ def test_operations_show_that_runworker_is_killed_and_that_it_is_back(api, log_i
     expect(page.locator(".story")).to_contain_text("taken off: the row has", timeout=20_000)
     expect(page.locator(".story")).to_contain_text(event.hex)
     expect(page.locator(".story")).to_contain_text("has passed it")
+    page.locator(".story").scroll_into_view_if_needed()
+    picture(page, "operations-event")
 
 
 def test_a_real_run_is_seen_to_its_last_line(demo, log_in):

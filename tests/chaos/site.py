@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect as sync_connect
@@ -36,6 +37,26 @@ def docker(*arguments: str, stderr: bool = False) -> str:
     answer = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=90, check=False)
     assert answer.returncode == 0, f"docker {' '.join(arguments)}: {answer.stderr}"
     return answer.stdout + (answer.stderr if stderr else "")
+
+
+class Metrics:
+    """`metrics("name", label="value")`: the sum of what fits."""
+
+    def __init__(self, text: str) -> None:
+        self._samples = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for sample in self._samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+_scrapers: dict[str, str] = {}
+"""Tokens that read metrics, by stack."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +189,21 @@ class Site:
         with urllib.request.urlopen(request, context=self.tls, timeout=15) as answer:
             return json.load(answer)
 
+    def metrics(self) -> Metrics:
+        """What the stack's processes have counted, as from a moment ago."""
+        request = urllib.request.Request(
+            f"{self.values['CARILLON_URL']}/api/v2/metrics/",
+            headers={"Authorization": f"Bearer {self._scraper()}", "Accept": "text/plain"},
+        )
+        with urllib.request.urlopen(request, context=self.tls, timeout=15) as answer:
+            return Metrics(answer.read().decode())
+
+    def _scraper(self) -> str:
+        if self.project not in _scrapers:
+            words = "carillon manage create_token --username admin --scope metrics --days 1"
+            _scrapers[self.project] = self.run_in("uwsgi", *words.split()).strip()
+        return _scrapers[self.project]
+
     def await_connections(self, count: int, group: str = GROUP, seconds: float = 60) -> None:
         """Until exactly so many sockets are listed as subscribed to the group."""
         deadline = time.monotonic() + seconds
@@ -232,12 +268,12 @@ class Site:
             )
         return 0
 
-    def publish(self, events: list[dict]) -> None:
+    def publish(self, events: list[dict], **headers: str) -> None:
         """One request; returns when all are accepted. Raises OSError."""
         request = urllib.request.Request(
             f"{self.values['CARILLON_URL']}/api/v2/notifications/",
             json.dumps(events).encode(),
-            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **headers},
         )
         with urllib.request.urlopen(request, context=self.tls, timeout=15) as answer:
             assert answer.status == 202
@@ -384,6 +420,8 @@ class Watcher:
     codes: list = field(default_factory=list)
     reasons: list = field(default_factory=list)
     asked: bool = False
+    resumes: int = 0
+    """That had everything."""
     _task: asyncio.Task | None = None
 
     def start(self, first: int) -> None:
@@ -437,6 +475,7 @@ class Watcher:
             self.since = frame["position"]
             self.ready.set()
         elif "recovered" in frame:
+            self.resumes += 1
             self.since = frame["position"]
             self.ready.set()
         elif frame.get("accept") is True:
@@ -456,6 +495,7 @@ class Old:
     port: int
     page: Page = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    codes: list = field(default_factory=list)
     _task: asyncio.Task | None = None
 
     def start(self, first: int) -> None:
@@ -468,7 +508,7 @@ class Old:
 
     async def _run(self) -> None:
         while True:
-            with contextlib.suppress(ConnectionClosed, OSError, InvalidHandshake, TimeoutError, EOFError):
+            try:
                 async with connect(
                     f"wss://{self.site.address[0]}:{self.port}/websocket/?token={self.site.token}",
                     ssl=self.site.tls, open_timeout=5, ping_interval=3, ping_timeout=3, close_timeout=1,
@@ -481,5 +521,10 @@ class Old:
                             self.page.saw(frame["n"])
                         elif "groups_current" in frame:
                             self.ready.set()
+                    self.codes.append(socket.close_code)
+            except ConnectionClosed as closed:
+                self.codes.append(closed.rcvd.code if closed.rcvd else None)
+            except (OSError, InvalidHandshake, TimeoutError, EOFError):
+                pass
             self.page.told_of_a_gap()  # the connection ended: that is how version 1 is told
             await asyncio.sleep(random.uniform(0.1, 0.5))

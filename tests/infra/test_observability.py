@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
+import time
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from websockets.exceptions import WebSocketException
 
 from dev import config as configuration
 from dev import observe
@@ -20,6 +25,9 @@ from tests.infra.stack import docker, wait
 from tests.unit.observability.test_alerts import FILES, FORM, ROOT, rules
 
 HERE = "/etc/carillon/observability"
+ROUTE = yaml.safe_load((ROOT / "observability/alertmanager.yml").read_text())["route"]
+WAITED = int(ROUTE["group_wait"].removesuffix("s"))
+"""Seconds until somebody is told of an alert."""
 
 
 class Watched:
@@ -39,6 +47,16 @@ class Watched:
 
     def firing(self) -> set[str]:
         return {alert["labels"]["alertname"] for alert in self.ask(f"{self.alertmanager}/api/v2/alerts")}
+
+    def told(self) -> set[str]:
+        """What somebody is told of: it does not follow from another alert that came meanwhile."""
+        now = datetime.now(UTC)
+        return {
+            alert["labels"]["alertname"]
+            for alert in self.ask(f"{self.alertmanager}/api/v2/alerts")
+            if alert["status"]["state"] == "active"
+            and now - datetime.fromisoformat(alert["startsAt"]) > timedelta(seconds=WAITED)
+        }
 
     def run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess:
         container = containers.compose(self.config, "ps", "--quiet", "prometheus", seconds=30).strip()
@@ -122,15 +140,149 @@ def test_the_query_of_each_panel_has_data(watched):
         raise AssertionError(f"no data: {sorted(missing)}") from None
 
 
-def test_a_dead_letter_raises_its_own_alert_and_no_other_and_it_resolves(watched, stack):
+# Alerts, live
+
+
+# That events are slow is true of a machine that tests much at once.
+OTHERS = 'ALERTS{alertname!="CarillonEventsSlow"}'
+FIRING = 'ALERTS{alertname!="CarillonEventsSlow",alertstate="firing"}'
+
+
+@contextmanager
+def load(stack):
+    """Events, a few a second, whatever becomes of them."""
+    over = threading.Event()
+
+    def emit() -> None:
+        while not over.wait(0.3):
+            with suppress(OSError, ValueError):
+                stack.api("/api/v2/notifications/", {"group": "schedules-changed", "payload": {}})
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def serves(stack) -> bool:
+    with suppress(WebSocketException):  # nginx answers while daphne does not
+        return stack.deliver()
+    return False
+
+
+def only(watched, stack, own: str | None, broken, seconds: float = 60, resolves=60) -> None:
+    """While it is broken this alert comes within a minute, and nobody is told of another; then it resolves.
+    None: nobody is told of any."""
+    told: set[str] = set()
+
+    def has_come() -> bool:
+        told.update(watched.told())
+        return own in watched.firing()
+
+    wait("nothing fires before", lambda: not watched.query(OTHERS), 120, 1)
+    with load(stack):
+        with broken:
+            if own:
+                wait(f"{own} comes", has_come, seconds, 0.5)
+            deadline = time.monotonic() + (2 * WAITED if own else seconds)
+            while time.monotonic() < deadline:
+                has_come()
+                time.sleep(0.5)
+        wait("the stack serves", lambda: serves(stack), 120, 1)
+        wait("it resolves", lambda: not has_come() and not watched.query(FIRING), resolves, 0.5)
+    assert told <= {own, "CarillonEventsSlow"}, f"told of {told}"
+    assert own is None or own in told
+
+
+@contextmanager
+def poison(stack):
     uwsgi = stack.container("uwsgi")
-    poison = (
+    put = (
         "from channels.layers import get_channel_layer as layer\n"
         "layer().publisher.send_many([('notifications', {'group': 5})], timeout=10)"
     )
-    docker("exec", uwsgi, "carillon", "manage", "shell", "--command", poison)
+    docker("exec", uwsgi, "carillon", "manage", "shell", "--command", put)
     try:
-        wait("the alert is there", lambda: watched.firing() == {"CarillonDeadLetters"}, 60, 0.5)
+        yield
     finally:
         docker("exec", uwsgi, "carillon", "dead-letters", "drop", "all")
-    wait("it resolves", lambda: not watched.query('ALERTS{alertname="CarillonDeadLetters"}'), 60, 0.5)
+
+
+@contextmanager
+def killed(stack, service):
+    container = stack.container(service)
+    docker("kill", "--signal", "KILL", container)
+    try:
+        yield
+    finally:
+        docker("start", container)
+
+
+@contextmanager
+def disk_full(stack):
+    def limit(size: str) -> None:
+        docker("exec", stack.container("rabbitmq"), "rabbitmqctl", "-q", "set_disk_free_limit", size)
+
+    limit("1000GB")
+    try:
+        yield
+    finally:
+        limit("1GB")
+
+
+@contextmanager
+def log_deleted(stack):
+    def rabbitmqctl(*words: str) -> str:
+        words = (words[0], "-p", "carillon", *words[1:])
+        return docker("exec", stack.container("rabbitmq"), "rabbitmqctl", "-q", *words)
+
+    names = rabbitmqctl("list_queues", "name").split()
+    (stream,) = [name for name in names if name.startswith("carillon.events.")]
+    rabbitmqctl("delete_queue", stream)
+    yield
+
+
+def test_a_dead_letter_raises_its_own_alert_and_no_other_and_it_resolves(watched, stack):
+    only(watched, stack, "CarillonDeadLetters", poison(stack))
+
+
+long = pytest.mark.skipif(not os.environ.get("CARILLON_LONG"), reason="a minute or two: CARILLON_LONG=1")
+
+
+@pytest.mark.parametrize(
+    ("service", "own"),
+    [
+        ("runworker", "CarillonNoActiveRelay"),
+        pytest.param("daphne", "CarillonProcessGone", marks=long),
+        pytest.param("uwsgi", "CarillonMetricsAway", marks=long),
+        pytest.param("nginx", "CarillonNginxAway", marks=long),
+        pytest.param("rabbitmq", "CarillonBrokerAway", marks=long),
+        pytest.param("postgresql", "CarillonDatabaseAway", marks=long),
+    ],
+)
+def test_a_service_that_is_away_raises_its_own_alert_and_no_other_and_it_resolves(
+    watched, stack, service, own
+):
+    only(watched, stack, own, killed(stack, service))
+
+
+@long
+def test_a_full_disk_of_the_broker_raises_its_own_alert_and_no_other_and_it_resolves(watched, stack):
+    only(watched, stack, "CarillonBrokerAlarm", disk_full(stack))
+
+
+@long
+@pytest.mark.parametrize("service", ["daphne", "runworker", "rabbitmq"])
+def test_what_is_back_at_once_is_told_to_nobody(watched, stack, service):
+    with killed(stack, service):
+        pass
+    only(watched, stack, None, nullcontext(), 45)
+
+
+@long
+def test_a_log_that_is_gone_raises_its_own_alert_and_no_other(watched, stack):
+    """It is told for as long as the increase is looked for: ten minutes."""
+    only(watched, stack, "CarillonFanoutGap", log_deleted(stack), resolves=660)

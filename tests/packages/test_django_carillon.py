@@ -31,11 +31,12 @@ NAMES = {
     "asgi_amqp": "channels-asgi-amqp",
     "drf_spectacular": "drf-spectacular",
     "jwt": "pyjwt",
+    "opentelemetry": "opentelemetry-sdk",
     "prometheus_client": "prometheus-client",
     "rest_framework": "djangorestframework",
 }
-# Declared for what Django imports by a setting, and no module of ours.
-BY_SETTINGS = {"psycopg", "drf-spectacular-sidecar"}
+# Declared for what Django imports by a setting, and no module of ours; and what brings a part of a package.
+BY_SETTINGS = {"psycopg", "drf-spectacular-sidecar", "opentelemetry-exporter-otlp-proto-http"}
 
 
 def metadata():

@@ -19,7 +19,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from carillon import logs
+from carillon import logs, tracing
 from carillon.accounts.models import ApiToken
 from carillon.accounts.permissions import allows
 from carillon.conf import conf
@@ -114,11 +114,13 @@ class MeasureMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         begun = time.perf_counter()
         headers = request.headers
-        with logs.about(headers.get("X-Request-ID", ""), headers.get("traceparent", "")):
-            response = self.get_response(request)
-        match = request.resolver_match
-        route = "none" if match is None else match.view_name or "unnamed"
         method = request.method if request.method in METHODS else "other"
+        about = logs.about(headers.get("X-Request-ID", ""), headers.get("traceparent", ""))
+        with about, tracing.request(method) as answered:
+            response = self.get_response(request)
+            match = request.resolver_match
+            route = "none" if match is None else match.view_name or "unnamed"
+            answered(route, response.status_code)
         names.HTTP_SECONDS.labels(route).observe(time.perf_counter() - begun)
         names.HTTP_REQUESTS.labels(route, method, str(response.status_code)).inc()
         return response

@@ -21,7 +21,7 @@ from django.db import Error, close_old_connections, transaction
 from django.db.models import Count, Min
 from django.utils import timezone
 
-from carillon import locks
+from carillon import locks, tracing
 from carillon.events import queue
 from carillon.metrics import names
 
@@ -50,7 +50,8 @@ def _rows():
 def store(messages: Sequence[dict[str, Any]]) -> None:
     """Keep messages for the queue, in the current transaction. Raises DatabaseError."""
     rows = _rows()
-    rows.bulk_create(rows.model(message=msgpack.packb(message)) for message in messages)
+    with tracing.hop("outbox", messages):
+        rows.bulk_create(rows.model(message=msgpack.packb(message)) for message in messages)
 
 
 def waits() -> bool:

@@ -19,6 +19,7 @@ from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 
 from asgi_amqp import LayerError
+from carillon import tracing
 from carillon.conf import conf
 from carillon.events.event import tags_of
 from carillon.logs import trace
@@ -63,7 +64,7 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) ->
     """
     if not messages:
         return
-    with _counted(len(messages)):
+    with _counted(messages):
         get_channel_layer().publisher.send_many(
             [(QUEUE, message) for message in messages], timeout=timeout or conf.PUBLISH_SECONDS
         )
@@ -72,21 +73,22 @@ def publish(messages: Sequence[dict[str, Any]], timeout: float | None = None) ->
 async def apublish(messages: Sequence[dict[str, Any]], timeout: float | None = None) -> None:
     """`publish` for asynchronous code."""
     layer = get_channel_layer()
-    with _counted(len(messages)):
+    with _counted(messages):
         async with asyncio.timeout(timeout or conf.PUBLISH_SECONDS):
             await asyncio.gather(*(layer.send(QUEUE, message) for message in messages))
 
 
 @contextmanager
-def _counted(events: int) -> Iterator[None]:
+def _counted(messages: Sequence[dict[str, Any]]) -> Iterator[None]:
     begun = time.perf_counter()
     try:
-        yield
+        with tracing.hop("emit", messages):
+            yield
     except (LayerError, ChannelFull, TimeoutError) as error:
         names.EMIT_FAILURES.inc()
         raise NotificationsUnavailable from error
     names.EMIT_SECONDS.observe(time.perf_counter() - begun)
-    names.EMITTED.inc(events)
+    names.EMITTED.inc(len(messages))
 
 
 def check(timeout: float = 2.0) -> None:

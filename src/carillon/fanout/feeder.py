@@ -94,6 +94,7 @@ class Feeder:
             form = listener.form
             pieces = [form.piece(event, hub.epoch) for event in events]
             listener.give(form.join(pieces), events[-1].number)
+            hub.delivered += len(events)
             listener.fed(sum(map(len, pieces)))
         if recovered:
             listener.owner.recovered(listener.reached(hub.position))

@@ -66,8 +66,9 @@ class Listener(Cursor):
         """It does not take what has come now."""
         if self.ended:
             return
+        hub = self.feeder.hub
+        hub.put_off += 1
         if self.live:
-            hub = self.feeder.hub
             self.fell(hub.position._replace(number=max(hub.number, self.sent)), size)
         else:
             self.arrived(size)
@@ -88,6 +89,9 @@ class Hub:
         """Number of the last event that was fanned out."""
         self.read = 0
         self.delivered = 0
+        """Events that were written, one for each listener."""
+        self.put_off = 0
+        """How many of those that are being written to do not take it now."""
         self.doubles = 0
         self._seen = Seen() if seen is None else seen
         self._groups: dict[bytes, set[Listener]] = {}
@@ -252,7 +256,9 @@ class Hub:
         made = {}
         epoch = self.epoch
         last = events[-1].number
-        for listener in tuple(listeners):
+        listeners = tuple(listeners)
+        self.put_off = 0
+        for listener in listeners:
             form = listener.form
             data = made.get(form)
             if data is None:
@@ -269,7 +275,7 @@ class Hub:
                     data = form.join(row)
                 made[form] = data
             listener.write(data, last)
-        self.delivered += len(events) * len(listeners)
+        self.delivered += len(events) * (len(listeners) - self.put_off)
 
 
 def _parts(events):

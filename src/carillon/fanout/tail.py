@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from asgi_amqp import BrokerUnavailable, Link, Options, Position, Supervisor, stream
+from carillon import tracing
 from carillon.fanout.core import TailCore
 from carillon.fanout.hub import Hub
 from carillon.fanout.log import locate, stream_name
@@ -126,7 +127,9 @@ class Tail:
         for what, *about in self.core.arrived(messages):
             match what, about:
                 case "events", (events,):
+                    spans = tracing.begin("fan-out", events)
                     self.hub.deliver(events)
+                    tracing.end(spans)
                     if self.level.is_set():
                         names.EVENT_AGE.observe(max(0.0, time.time() - events[0].stamp / 1000))
                 case "reached", (number,):

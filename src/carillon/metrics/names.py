@@ -182,6 +182,12 @@ BUILD = _gauge("carillon_build_info", "1; the release that runs", EVERYWHERE, ve
 METRICS_FAILURES = _counter(
     "carillon_metrics_failures", "Times that this process could not write its metrics", EVERYWHERE
 )
+SPANS = _counter(
+    "carillon_spans",
+    "Spans of traces: sent, or dropped: too many waited (full), or the collector did not take them (failed)",
+    EVERYWHERE,
+    outcome=("sent", "full", "failed"),
+)
 
 UP = ("carillon_process_up", "1: the process has written its metrics within ten seconds")
 """Added where snapshots are read, for every slot that ever had a process."""

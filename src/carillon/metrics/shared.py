@@ -8,6 +8,7 @@ memory: on a full tmpfs the next counter of a process is its last, by SIGBUS.)
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import logging
 import os
@@ -150,6 +151,14 @@ def start(directory: Path | None, process: str) -> None:
         # After a fork the thread of before is not there, and the slot is the parent's.
         _writer = Writer(directory, process)
         _writer.start()
+        atexit.unregister(_last)
+        atexit.register(_last)
+
+
+def _last() -> None:
+    """What a process that ends in order has counted, to the last."""
+    if _writer is not None:
+        _writer.once()
 
 
 def start_with_forks(directory: Path | None, process: str) -> None:

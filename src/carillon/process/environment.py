@@ -56,6 +56,8 @@ NAMES = frozenset(
         "CARILLON_SESSION_COOKIE_NAME",
         "CARILLON_METRICS_DIRECTORY",
         "CARILLON_METRICS_ADDRESSES",
+        "CARILLON_TRACES_ENDPOINT",
+        "CARILLON_TRACES_RATIO",
         "CARILLON_LOG_FORMAT",
         "CARILLON_JWT_ISSUER",
         "CARILLON_JWT_AUDIENCE",
@@ -131,6 +133,8 @@ class Environment:
     session_cookie_name: str
     metrics_directory: Path | None
     metrics_addresses: list[str]
+    traces_endpoint: str | None
+    traces_ratio: float
     log_format: str
     identity: dict[str, Any] = field(repr=False)  # those of CARILLON's settings that are said: JWT_…, OIDC_…
     project: ProjectSettings
@@ -295,6 +299,8 @@ def _read(read: _Reader) -> Environment:
         session_cookie_name=_cookie_name(read, "CARILLON_SESSION_COOKIE_NAME", "awx_sessionid"),
         metrics_directory=_directory_or_none(read, "CARILLON_METRICS_DIRECTORY", "/run/carillon/metrics"),
         metrics_addresses=read.items("CARILLON_METRICS_ADDRESSES", "", _network_problem),
+        traces_endpoint=_http_url(read, "CARILLON_TRACES_ENDPOINT"),
+        traces_ratio=_ratio(read, "CARILLON_TRACES_RATIO"),
         log_format=_one_of(read, "CARILLON_LOG_FORMAT", "text" if development else "json", "json", "text"),
         identity=_identity(read),
         project=_project(read),
@@ -402,6 +408,26 @@ def _server_url(read: _Reader, name: str) -> str:
         shown = "its value" if "@" in value else repr(value)
         read.problems.append(f"{name}: {shown} is not an https:// address")
     return value
+
+
+def _http_url(read: _Reader, name: str) -> str | None:
+    value = read.text(name, "")
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and bool(_split_host(parts.netloc)) and not parts.fragment
+    except ValueError:
+        good = False
+    if value and not good:
+        read.problems.append(f"{name}: {'its value' if '@' in value else repr(value)} is not an http address")
+    return value or None
+
+
+def _ratio(read: _Reader, name: str) -> float:
+    value = read.text(name, "1.0")
+    if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value) or float(value) > 1:
+        read.problems.append(f"{name}: {value!r} is not a number from 0 to 1")
+        return 1.0
+    return float(value)
 
 
 def _key_set(read: _Reader, name: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from functools import partial
 from django.db import Error
 
 from asgi_amqp import Delivery, LayerError, Link, Position, Supervisor, Wire, codec, declare_queue, stream
+from carillon import tracing
 from carillon.events import broker, heads
 from carillon.events.event import END, Malformed, pack, unpack
 from carillon.events.heads import Superseded
@@ -69,6 +70,7 @@ class Relay:
         self._full = asyncio.Event()
         self._settled = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
+        self._spans = tracing.Underway()
         self._fruitless = 0
         """Links lost since the stream last confirmed something."""
         self.supervisor = Supervisor(broker.options("carillon relay"), self._attach, self._lost)
@@ -114,6 +116,7 @@ class Relay:
         self._writers = []
         self._arrivals.clear()
         self.core.lost()
+        self._spans.lost("the link was lost")
         for task in self._tasks:
             task.cancel()
         if self._stopping:
@@ -170,7 +173,10 @@ class Relay:
             logger.error("An event that cannot be delivered goes to %s: %s", self._queue.dead, reason)
             await letters.publish(body, int(time.time()))
             names.RELAYED.labels("poison").inc()
-        names.RELAYED.labels("double").inc(self.core.arrived(delivery.tag, events))
+        spans = tracing.begin("relay", events)
+        doubles = self.core.arrived(delivery.tag, events)
+        self._spans.sent(spans, len(events) - doubles)
+        names.RELAYED.labels("double").inc(doubles)
 
     def _confirmed(self, link: Link, sent: float, done: asyncio.Future) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -178,6 +184,7 @@ class Relay:
         elif link is self._link:
             if count := self.core.confirmed():
                 names.RELAYED.labels("relayed").inc(count)
+                self._spans.there(count)
                 names.RELAY_SECONDS.observe(asyncio.get_running_loop().time() - sent)
                 self._fruitless = 0
             self._pulse.set()

@@ -429,6 +429,7 @@ class CarillonServer(DeliveryServer):
 
     def begin(self) -> None:
         # Only now: they need Django's settings.
+        from carillon import tracing
         from carillon.conf import conf
         from carillon.fanout.station import station
         from carillon.metrics import shared
@@ -443,6 +444,7 @@ class CarillonServer(DeliveryServer):
         self.drain_seconds = conf.DRAIN_SECONDS
         self.reconnect_within = conf.RECONNECT_WITHIN_MS
         shared.start(conf.METRICS_DIRECTORY, names.DAPHNE)
+        tracing.start(names.DAPHNE)
         # Before the first client: those who come back after a restart find the window filled.
         station().start()
         super().begin()

@@ -104,6 +104,7 @@ def test_everyone_hears_what_is_his_in_order_and_once(tags, steps):
                 heard += [e.text.decode() for e in mine]
                 assert ear.writes - before == (1 if mine else 0)
     assert [ear.heard for ear in ears] == expected
+    assert hub.delivered == sum(map(len, expected))
     for ear in ears:
         hub.subscribe(ear, frozenset())
     assert not hub.groups()
@@ -126,6 +127,7 @@ async def test_a_resume_and_the_live_events_are_seamless(since, joined, limit):
             assert ear.told == [(f"ep:{joined}" if covered or since > joined else "retention")]
             begin = min(since, joined) if covered or since > joined else joined
     assert [text.split('"')[3] for text in ear.heard] == [f"ep:{number}" for number in range(begin + 1, 31)]
+    assert hub.delivered == len(ear.heard), "what was missed is counted as what comes"
 
 
 async def test_a_resume_minds_the_audience():

@@ -225,6 +225,19 @@ def test_the_writer_goes_on_by_itself_until_it_is_stopped(directory, monkeypatch
     assert not process.writer.is_alive()
 
 
+def test_a_process_that_ends_in_order_leaves_all_that_it_counted(directory):
+    script = f"""
+from pathlib import Path
+from carillon.metrics import names, shared
+shared.INTERVAL = 60
+shared.start(Path({str(directory)!r}), "uwsgi")
+shared._writer.once()
+names.EMITTED.inc(7)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert value(directory, "carillon_events_emitted_total", "uwsgi") == 7
+
+
 def test_a_process_that_a_project_declares_and_what_it_forks_have_slots(directory):
     """Each fork comes between two snapshots: in the midst of one its locks would stay taken in the child."""
     script = f"""

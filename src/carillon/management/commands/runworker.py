@@ -13,7 +13,7 @@ from typing import Any
 from channels.management.commands.runworker import Command as ChannelsCommand
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from carillon import retention
+from carillon import retention, tracing
 from carillon.conf import conf
 from carillon.metrics import names, shared
 from carillon.relay.runworker import STOP_DEADLINE, serve
@@ -33,5 +33,6 @@ class Command(BaseCommand):
             ChannelsCommand().handle(**options)
             return
         shared.start(conf.METRICS_DIRECTORY, names.RUNWORKER)
+        tracing.start(names.RUNWORKER)
         if not asyncio.run(serve(retention.measure())):
             raise CommandError(f"runworker did not stop within {STOP_DEADLINE:g} s and was cut off.")
