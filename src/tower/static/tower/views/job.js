@@ -11,6 +11,8 @@ import { Output } from "../output.js";
 import { Tally } from "../tally.js";
 
 const PAGE_SIZE = 200;
+const HITS = 10_000; // of one answer: the API's
+const TYPED = 300; // ms: a word that is typed becomes one question
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
@@ -32,25 +34,34 @@ const FIGURES = [
   ["rescued", "rescued"],
   ["ignored", "ignored"],
 ];
-const FAILURES = ["runner_on_failed", "runner_on_error", "runner_on_async_failed", "runner_on_unreachable", "runner_item_on_failed"];
+const RESULTS = [
+  ["", "All"],
+  ["heading", "Plays and tasks"],
+  ["failed", "Failed"],
+  ["changed", "Changed"],
+  ["ok", "Ok"],
+  ["skipped", "Skipped"],
+];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
 const WRAP = "carillon.wrap";
 
 export class JobPage {
-  /** @param {object} app @param {number} id @param {?number} [line]  to open at */
-  constructor(app, id, line = null) {
+  /** @param {object} app @param {number} id @param {URLSearchParams} params  what to show of it, see `query` */
+  constructor(app, id, params) {
     this.app = app;
     this.id = id;
     this.job = null;
     this.family = "";
     this.log = new EventLog();
     this.tally = new Tally();
-    this.wanted = line; // the line that the address names
-    this.opening = line; // the same, as long as it cannot be gone to
+    this.wanted = null; // the line that the address names
+    this.opening = null; // the same, as long as it cannot be gone to
+    this.hits = null; // events with what is searched for: `count`, of which those from `offset` on are known, and which is shown
     this.failure = null; // the counter of the one last jumped to
     this.reaching = false; // a part of the output is asked for
     this.saving = null; // the saving under way, to be stopped
+    this.seeking = 0; // of the searching: the last one counts
     this.turn = 0; // of the asking for other parts of the output: the last one counts
     this.begun = null; // the first reading, from when the job is known
     this.reading = null; // the fetch under way
@@ -74,6 +85,7 @@ export class JobPage {
       onfollow: (follows) => this.followed(follows),
       onnear: (where) => this.reach(where),
       online: (number) => this.point(number),
+      onunfold: (counter) => this.show(counter, { folded: true }),
     });
     this.follow = h("button.tool", { type: "button", "aria-pressed": true, onclick: () => this.toggleFollow() }, icon("down"), "Follow");
     this.wrap = h("button.tool", { type: "button", onclick: () => this.toggleWrap() }, icon("wrap"), "Wrap");
@@ -84,9 +96,25 @@ export class JobPage {
       icon("save"),
       h("span", {}, "Save"),
     );
+    this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", onkeydown: ({ key, shiftKey }) => key === "Enter" && (this.hits?.search === this.box.value ? this.seek(shiftKey ? -1 : 1) : this.search()), oninput: () => this.typed() });
+    this.found = h("span.found", { role: "status" });
+    const options = RESULTS.map(([value, label]) => h("option", { value }, label));
+    this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, ...options);
+    this.host = h("input.search", { "aria-label": "Of host", placeholder: "Host", autocapitalize: "none", onchange: () => this.choose() });
+    this.finder = h(
+      "div.toolbar.finder",
+      { role: "search", "aria-label": "The output", hidden: true },
+      this.box,
+      h("button.tool", { type: "button", "aria-label": "Previous hit", onclick: () => this.seek(-1) }, icon("up")),
+      h("button.tool", { type: "button", "aria-label": "Next hit", onclick: () => this.seek(1) }, icon("down")),
+      this.found,
+      this.result,
+      this.host,
+    );
+    this.finding = h("button.tool", { type: "button", "aria-expanded": false, title: "Search and filter", onclick: () => this.toggleFind() }, icon("find"), "Find");
     this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
     this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
-    this.written = new Loader(app, "The output", () => this.read(), () => this.draw());
+    this.written = new Loader(app, "The output", () => this.fetch(), () => this.draw());
     this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, ...this.figures.values());
     this.element = h(
       "section.job",
@@ -104,16 +132,19 @@ export class JobPage {
         { role: "toolbar", "aria-label": "Output" },
         this.now,
         this.lines,
+        this.finding,
         h("button.tool", { type: "button", title: "Next failure", onclick: () => this.trouble(1) }, icon("next"), "Failure"),
         this.wrap,
         this.saver,
         this.follow,
       ),
+      this.finder,
       this.asked.element,
       this.written.element,
       h("div.output-box", {}, this.output.element, this.resume),
     );
     this.setWrap(store.get(WRAP, "yes") === "yes");
+    this.read(params);
     this.offs = [
       app.link.on("jobs", (event) => event.unified_job_id === id && this.hear(event)),
       app.onReconnect(() => this.resumed()),
@@ -133,6 +164,7 @@ export class JobPage {
     this.stop.abort();
     this.hurry?.abort();
     clearTimeout(this.timer);
+    clearTimeout(this.typing);
     this.output.destroy();
     for (const off of this.offs) off();
     this.app.want("job", null);
@@ -143,7 +175,7 @@ export class JobPage {
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
-    await this.read();
+    await this.fetch();
   }
 
   async refresh() {
@@ -156,11 +188,11 @@ export class JobPage {
       }
     });
     if (!job) return;
-    this.show(job);
+    this.about(job);
     await (this.begun ??= this.begin()); // once, whoever has asked
   }
 
-  show(job) {
+  about(job) {
     const before = this.job;
     this.job = job;
     say(this.name, job.name);
@@ -190,7 +222,7 @@ export class JobPage {
 
   hear(event) {
     if (event.status) {
-      if (this.job) this.show({ ...this.job, status: event.status, finished: event.finished ?? this.job.finished });
+      if (this.job) this.about({ ...this.job, status: event.status, finished: event.finished ?? this.job.finished });
       this.refresh();
     } else if (event.final_counter > this.log.last) {
       this.look();
@@ -219,12 +251,12 @@ export class JobPage {
   /** Something is missing between what has come: wait a moment, it may only be late; then ask. */
   look() {
     if (this.timer || this.reading || this.stop.signal.aborted) return;
-    if (this.written.knowledge.failing) return; // where that can help it is asked for again, see `read`
+    if (this.written.knowledge.failing) return; // where that can help it is asked for again, see `fetch`
     const wait = PATIENCE[Math.min(this.looks, PATIENCE.length - 1)];
     this.timer = setTimeout(async () => {
       this.timer = 0;
       const before = this.log.last;
-      await this.read();
+      await this.fetch();
       // An answer that did not come says nothing of what the server has.
       if (this.written.knowledge.failing) return;
       if (this.log.gap() === null) {
@@ -247,7 +279,7 @@ export class JobPage {
    *
    * @param {boolean} [anew]  what is under way may never be answered @returns {Promise<number>} lines
    */
-  async read(anew = false) {
+  async fetch(anew = false) {
     if (this.reading) {
       this.again = true;
       if (anew) this.hurry.abort();
@@ -269,7 +301,9 @@ export class JobPage {
       const { signal } = (this.hurry = new AbortController());
       await this.written.attempt(() => this.readTo(signal));
     } while (this.again && !this.stop.signal.aborted);
-    if (this.opening && this.written.knowledge.state === "loaded") await this.go(this.opening);
+    if (this.written.knowledge.state !== "loaded") return this.output.total - total;
+    if (this.box.value && !this.hits) await this.seek(1, this.opening === null);
+    if (this.opening) await this.go(this.opening);
     return this.output.total - total;
   }
 
@@ -329,37 +363,49 @@ export class JobPage {
   }
 
   async before() {
-    const { first } = this.output;
-    const page = await this.events({ counter__lt: first, order_by: "-counter" });
-    if (this.output.first === first) this.output.before(page.results.reverse(), !page.next);
+    const { first, filter } = this.output;
+    const page = await this.events({ counter__lt: first, order_by: "-counter", ...filter });
+    if (this.output.first === first && this.output.filter === filter) this.output.before(page.results.reverse(), !page.next);
   }
 
   async after() {
-    const { last } = this.output;
-    const { results } = await this.events({ counter__gt: last });
-    if (this.output.last === last && !this.output.attached) this.output.after(this.known(results), this.log.last);
+    const { last, filter } = this.output;
+    const [events, to] = await this.part({ counter__gt: last });
+    if (this.output.last === last && this.output.filter === filter && !this.output.attached) this.output.after(events, to, this.log.last);
   }
 
   end() {
     return this.open({ order_by: "-counter" });
   }
 
-  /** Those that are counted already: what is newer comes by the log. */
-  known(events) {
-    return events.filter(({ counter }) => counter <= this.log.last);
+  /** Events of the filter, and up to which one these are all: what is newer than those that are counted comes by the log. */
+  async part(query) {
+    const { last } = this.log;
+    const { results, next } = await this.events({ ...query, ...this.output.filter });
+    const events = (query.order_by ? results.reverse() : results).filter(({ counter }) => counter <= last);
+    return [events, (!query.order_by && next && events.at(-1)?.counter) || last];
   }
 
   /** Show another part of the output. @returns {Promise<boolean>} false when something else was asked for meanwhile */
   async open(query) {
     const turn = ++this.turn;
-    const { results } = await this.events(query);
-    const events = this.known(query.order_by ? results.reverse() : results);
-    const before = events.length > 0 && (await this.summary(events[0].counter));
+    const [events, to] = await this.part(query);
+    if (events.length === 0 && !this.output.filtered) return turn === this.turn;
+    const [first] = events;
+    let line = NaN;
+    if (!this.output.filtered) line = lineCount(first) > 0 ? first.start_line : (await this.summary(first.counter)).lines;
     if (turn !== this.turn) return false;
-    if (!before) return true;
-    this.output.place(events, before.lines, this.log.last);
+    this.output.place(events, line, to, this.log.last);
     await this.before(); // a line that is gone to has something above it
     return turn === this.turn;
+  }
+
+  /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean} [folded]  what is folded stays so */
+  async show(counter, { which, folded = false } = {}) {
+    this.output.follow(false);
+    const held = this.output.has(counter);
+    if (!folded) this.output.folded.clear();
+    if (held || (await this.open({ counter__gte: counter }))) this.output.show({ counter, which });
   }
 
   /** Go to a line. */
@@ -369,6 +415,11 @@ export class JobPage {
     if (!this.written.knowledge.known) return;
     this.opening = null;
     try {
+      // Among its neighbours, whatever was left out or folded away.
+      const whole = !this.output.filtered && this.output.folded.size === 0;
+      if (this.output.filtered) this.filter({});
+      this.output.folded.clear();
+      if (!whole && !(await this.open({ end_line__gte: line }))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
       if (error.name !== "AbortError") this.app.failed(error);
@@ -382,11 +433,94 @@ export class JobPage {
   point(line) {
     this.output.follow(false);
     this.wanted = line;
-    this.app.point(line);
+    if (this.output.filtered) this.go(line);
+    this.app.keep();
+  }
+
+  // Searching and filtering ---------------------------------------------------------------------------------------
+
+  /** What the address says of this page. */
+  get query() {
+    return { line: this.wanted, find: this.box.value, ...this.output.filter };
+  }
+
+  /** @param {URLSearchParams} params  of an address */
+  read(params) {
+    const [find, host, result] = ["find", "host", "result"].map((name) => params.get(name) ?? "");
+    const line = Math.max(0, Number.parseInt(params.get("line"), 10)) || null;
+    if (find || host || result) this.toggleFind(true, false);
+    if (host !== this.host.value || result !== this.result.value) this.choose({ host, result });
+    if (find !== this.box.value) this.search((this.box.value = find));
+    if (line && line !== this.wanted) this.go(line);
+  }
+
+  toggleFind(open = this.finder.hidden, focus = open) {
+    this.finder.hidden = !open;
+    this.finding.setAttribute("aria-expanded", String(open));
+    if (focus) this.box.focus();
+    if (open) return;
+    this.search((this.box.value = ""));
+    if (this.output.filtered) this.choose({});
+  }
+
+  filter({ host = "", result = "" }) {
+    this.host.value = host;
+    this.result.value = result;
+    this.output.filter = { host, result: this.result.value };
+    this.turn += 1;
+    this.hits = null;
+    this.app.keep();
+  }
+
+  /** Show the newest of what the filter lets through. */
+  async choose(filter = { host: this.host.value.trim(), result: this.result.value }) {
+    this.filter(filter);
+    if (!this.written.knowledge.known) return;
+    await this.reach("end");
+    this.output.follow(true);
+    if (this.box.value) this.seek(1, false);
+  }
+
+  typed() {
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.search(), TYPED);
+  }
+
+  search() {
+    clearTimeout(this.typing);
+    this.hits = null;
+    say(this.found, "");
+    this.output.find(this.box.value);
+    this.app.keep();
+    if (this.written.knowledge.known) this.seek(1);
+  }
+
+  /** To the next (or previous) event with what is searched for, round and round. @param {boolean} [jump]  else they are only counted */
+  async seek(step, jump = true) {
+    const search = this.box.value;
+    const turn = ++this.seeking;
+    if (!search) return;
+    const asked = async (offset) => ({ ...(await request(address(`/api/v2/jobs/${this.id}/hits/`, { search, offset, ...this.output.filter }), { signal: this.stop.signal })), search });
+    const holds = (hits) => hits?.search === search && hits.counters[at - hits.offset] !== undefined;
+    let hits = this.hits;
+    let at = hits ? (hits.at + step + (hits.at + step < 0 ? hits.count : 0)) : 0;
+    try {
+      // Behind the last one it is asked again: there may be more by now.
+      if (!holds(hits)) hits = await asked(Math.floor(at / HITS) * HITS);
+      if (!holds(hits) && at > 0) hits = await asked((at = 0));
+    } catch (error) {
+      if (error.name !== "AbortError") this.app.failed(error);
+      return;
+    }
+    if (turn !== this.seeking) return;
+    this.hits = { ...hits, at };
+    const more = isActive(this.job.status) ? "+" : ""; // it goes on
+    say(this.found, hits.count ? `${(at + 1).toLocaleString("en")} of ${hits.count.toLocaleString("en")}${more}` : "Not found");
+    if (jump && hits.count) await this.show(hits.counters[at - hits.offset], { which: ".hit" });
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
-    const [lines] = await Promise.all([this.begun && this.read(true), this.refresh()]);
+    const [lines] = await Promise.all([this.begun && this.fetch(true), this.refresh()]);
     return lines ?? 0;
   }
 
@@ -416,7 +550,8 @@ export class JobPage {
     if (!follows) return;
     this.turn += 1;
     this.failure = null;
-    if (this.wanted) this.app.point((this.wanted = null));
+    this.wanted = null;
+    this.app.keep();
   }
 
   toggleFollow() {
@@ -438,7 +573,7 @@ export class JobPage {
   async trouble(step) {
     const beyond = { [step > 0 ? "counter__gt" : "counter__lt"]: this.failure };
     const next = async (query) => {
-      const { results } = await this.events({ event: FAILURES, order_by: step > 0 ? "" : "-counter", page_size: 20, ...query });
+      const { results } = await this.events({ ...this.output.filter, result: "failed", order_by: step > 0 ? "" : "-counter", page_size: 20, ...query });
       return results.find(({ stdout }) => stdout);
     };
     const turn = ++this.turn;
@@ -449,10 +584,8 @@ export class JobPage {
         this.app.announce("No failure in this output.", true);
         return;
       }
-      const counter = (this.failure = found.counter);
-      this.output.follow(false);
-      const held = counter >= this.output.first && counter <= this.output.last;
-      if (held || (await this.open({ counter__gte: counter }))) this.output.show({ counter });
+      if (!["", "failed"].includes(this.result.value)) this.filter({ host: this.host.value });
+      await this.show((this.failure = found.counter));
     } catch (error) {
       if (error.name !== "AbortError") this.app.failed(error);
     }
