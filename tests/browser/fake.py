@@ -95,7 +95,7 @@ def job(number, name, status, kind="job", ago=0, took=None, team=None):
         "owner": 1,
         "team": None,
         "workflow_job": None,
-        "event_family": "job_events",
+        "event_family": f"{kind}_events",
         "related": {},
         "summary_fields": {
             "owner": {"id": 1, "username": "ringer"},

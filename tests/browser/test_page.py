@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.audit import CONTRAST, CUT, NAMELESS, contrast_of
+from tests.browser.audit import CUT, NAMELESS, poor
 from tests.browser.network import Cable
 
 STORY = Path(__file__).with_name("story.js")
@@ -1276,12 +1276,7 @@ def test_names_and_contrast(fake, open_page, theme, place):
         expect(page.locator(".ln")).to_have_count(2)
     quiet(page)
     assert page.evaluate(NAMELESS) == []
-    poor = [
-        (text, round(ratio, 2))
-        for text, colour, ground, large in page.evaluate(CONTRAST)
-        if (ratio := contrast_of(colour, ground)) < (3 if large else 4.5)
-    ]
-    assert poor == []
+    assert poor(page) == []
 
 
 @pytest.mark.parametrize("place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"])

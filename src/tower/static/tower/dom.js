@@ -60,6 +60,12 @@ export function icon(name) {
   return svg;
 }
 
+/** @param {string} caption @param {string[]} columns @param {HTMLElement} body */
+export function table(caption, columns, body) {
+  const heads = columns.map((text) => h("th", { scope: "col" }, text));
+  return h("table", {}, h("caption.sr", {}, caption), h("thead", {}, h("tr", {}, ...heads)), body);
+}
+
 /** A state as icon and word. */
 export function badge(status) {
   return h(`span.badge.is-${status}`, {}, icon(status), h("span", {}, status));

@@ -14,26 +14,18 @@ const BUDGET = 8; // ms of a frame spent on adding lines
 const LIMIT = 10_000; // lines kept on the page
 const SETTLE = 5; // frames until what lies around a line that was jumped to has its true height
 
-const TONES = new Map([
-  ["runner_on_failed", "failed"],
-  ["runner_on_error", "failed"],
-  ["runner_on_async_failed", "failed"],
-  ["runner_item_on_failed", "failed"],
-  ["runner_on_unreachable", "failed"],
-  ["runner_on_skipped", "skipped"],
-  ["runner_item_on_skipped", "skipped"],
-  ["playbook_on_play_start", "heading"],
-  ["playbook_on_task_start", "heading"],
-  ["playbook_on_handler_task_start", "heading"],
-  ["playbook_on_stats", "heading"],
-  ["runner_on_ok", "ok"],
-  ["runner_item_on_ok", "ok"],
-]);
+const TONES = {
+  failed: ["runner_on_failed", "runner_on_error", "runner_on_async_failed", "runner_item_on_failed", "runner_on_unreachable"],
+  skipped: ["runner_on_skipped", "runner_item_on_skipped"],
+  heading: ["playbook_on_play_start", "playbook_on_task_start", "playbook_on_handler_task_start", "playbook_on_stats"],
+  ok: ["runner_on_ok", "runner_item_on_ok"],
+};
+const TONE = new Map(Object.entries(TONES).flatMap(([tone, names]) => names.map((name) => [name, tone])));
 
 function tone(event) {
   if (event.failed && event.event.startsWith("runner_")) return "failed";
   if (event.changed && event.event.startsWith("runner_")) return "changed";
-  return TONES.get(event.event) ?? "other";
+  return TONE.get(event.event) ?? "other";
 }
 
 /** Whether a filter lets an event through, as the server has it. @param {{host?: string, result?: string}} filter */
@@ -140,6 +132,14 @@ export class Output {
     this.earlier.hidden = first <= 1;
     this._top = 0; // no scroll of the reader's
     this._held = null; // the line that is read, and where on the screen
+  }
+
+  /** Leave out what does not pass: nothing is shown until it is asked for. */
+  only(filter) {
+    this.filter = filter;
+    if (this.last === 0) return;
+    this._clear(1, 0);
+    this.attached = false;
   }
 
   get filtered() {

@@ -16,32 +16,8 @@ const TYPED = 300; // ms: a word that is typed becomes one question
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
-const FAMILIES = {
-  job: "job_events",
-  ad_hoc_command: "ad_hoc_command_events",
-  project_update: "project_update_events",
-  inventory_update: "inventory_update_events",
-  system_job: "system_job_events",
-  workflow_job: "workflow_events",
-};
-
-const FIGURES = [
-  ["ok", "ok"],
-  ["changed", "changed"],
-  ["failed", "failed"],
-  ["unreachable", "unreachable"],
-  ["skipped", "skipped"],
-  ["rescued", "rescued"],
-  ["ignored", "ignored"],
-];
-const RESULTS = [
-  ["", "All"],
-  ["heading", "Plays and tasks"],
-  ["failed", "Failed"],
-  ["changed", "Changed"],
-  ["ok", "Ok"],
-  ["skipped", "Skipped"],
-];
+const RESULTS = { "": "All", heading: "Plays and tasks", failed: "Failed", changed: "Changed", ok: "Ok", skipped: "Skipped" };
+const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
 const WRAP = "carillon.wrap";
@@ -75,9 +51,7 @@ export class JobPage {
     this.facts = h("p.facts");
     this.state = h("span.slot");
     this.took = h("span.took");
-    this.figures = new Map(
-      FIGURES.map(([key, label]) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${label}`)]),
-    );
+    this.figures = new Map(FIGURES.map((key) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${key}`)]));
     this.now = h("p.now");
     this.cancel = h("button.quiet.cancel", { type: "button", hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
     this.output = new Output({
@@ -98,7 +72,7 @@ export class JobPage {
     );
     this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", onkeydown: ({ key, shiftKey }) => key === "Enter" && (this.hits?.search === this.box.value ? this.seek(shiftKey ? -1 : 1) : this.search()), oninput: () => this.typed() });
     this.found = h("span.found", { role: "status" });
-    const options = RESULTS.map(([value, label]) => h("option", { value }, label));
+    const options = Object.entries(RESULTS).map(([value, label]) => h("option", { value }, label));
     this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, ...options);
     this.host = h("input.search", { "aria-label": "Of host", placeholder: "Host", autocapitalize: "none", onchange: () => this.choose() });
     this.finder = h(
@@ -171,7 +145,7 @@ export class JobPage {
   }
 
   async begin() {
-    this.family = FAMILIES[this.job.kind ?? this.job.type] ?? this.job.event_family;
+    this.family = this.job.event_family;
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
@@ -466,7 +440,7 @@ export class JobPage {
   filter({ host = "", result = "" }) {
     this.host.value = host;
     this.result.value = result;
-    this.output.filter = { host, result: this.result.value };
+    this.output.only({ host, result: this.result.value });
     this.turn += 1;
     this.hits = null;
     this.app.keep();
@@ -503,7 +477,8 @@ export class JobPage {
     const asked = async (offset) => ({ ...(await request(address(`/api/v2/jobs/${this.id}/hits/`, { search, offset, ...this.output.filter }), { signal: this.stop.signal })), search });
     const holds = (hits) => hits?.search === search && hits.counters[at - hits.offset] !== undefined;
     let hits = this.hits;
-    let at = hits ? (hits.at + step + (hits.at + step < 0 ? hits.count : 0)) : 0;
+    let at = hits?.count ? hits.at + step : 0;
+    if (at < 0) at += hits.count;
     try {
       // Behind the last one it is asked again: there may be more by now.
       if (!holds(hits)) hits = await asked(Math.floor(at / HITS) * HITS);
