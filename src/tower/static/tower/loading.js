@@ -74,7 +74,7 @@ export class Loader {
 export class View {
   /** @param {object} app @param {string} name  of its place and of what it hears @param {string} title @param {string} [what]  is shown, see `Loader` */
   constructor(app, name, title, what = "The list", onchange = undefined) {
-    Object.assign(this, { app, name, timer: 0, offs: [app.onReconnect(() => this.load())] });
+    Object.assign(this, { app, name, timer: 0, offs: [] });
     this.loader = new Loader(app, what, () => this.load(), onchange);
     this.heading = h("h1", { id: `${name}-heading`, tabindex: -1 }, title);
     this.element = h("section.page", { "aria-labelledby": `${name}-heading` }, this.heading);
@@ -82,6 +82,7 @@ export class View {
 
   /** Told of changes, and then the first look. @param {Object<string, string[]>} groups  of one family */
   hear(groups) {
+    this.offs.push(this.app.onReconnect(() => this.load()));
     for (const family of Object.keys(groups)) this.offs.push(this.app.link.on(family, () => (this.timer ||= setTimeout(() => this.load(), GATHER))));
     this.app.want(this.name, groups).then(() => this.load());
   }

@@ -70,7 +70,7 @@ export class Operations extends View {
       this.problem,
       this.story,
     );
-    this.offs.push(app.onSecond(() => this.tick()));
+    this.offs.push(app.onReconnect(() => this.loader.knowledge.failing && this.load()), app.onSecond(() => this.tick()));
     this.judge();
     this.load();
   }
