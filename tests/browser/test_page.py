@@ -504,6 +504,15 @@ def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_pa
     assert shown(page)[-1] == 45_007
 
 
+def test_the_end_of_a_long_job_waits_for_no_figures(long_job, open_page):
+    long_job.do("hold", path="/api/v2/jobs/1/summary/", seconds=4)
+    page = open_page().page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    assert page.locator(".figure.is-ok b").text_content() == "–"
+    expect(page.locator(".figure.is-ok b")).to_have_text(f"{LONG - 2:,}")
+
+
 def test_of_a_job_that_is_not_long_all_lines_are_there_for_the_browser_s_search(fake, open_page):
     fake.do("events", job=1, events=lines(1, 900), live=False)
     page = open_page().page

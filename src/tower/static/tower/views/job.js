@@ -31,6 +31,7 @@ export class JobPage {
     this.family = "";
     this.log = new EventLog();
     this.tally = new Tally();
+    this.uncounted = 0; // counter of the event before which nothing is in the tally yet
     this.wanted = null; // the line that the address names
     this.opening = null; // the same, as long as it cannot be gone to
     this.hits = null; // events with what is searched for: `count`, of which those from `offset` on are known, and which is shown
@@ -291,6 +292,11 @@ export class JobPage {
       // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
       more = page.next && this.log.last > last;
     }
+    const first = this.uncounted;
+    const before = first && (await this.summary(first, signal));
+    if (!before || this.uncounted !== first) return;
+    this.tally.precede(before);
+    this.uncounted = 0;
   }
 
   /** The newest events, in order; what lies between is left out where it is much. @param {number} last  counter known */
@@ -299,17 +305,23 @@ export class JobPage {
     const results = page.results.reverse();
     const first = results[0]?.counter;
     if (!page.next || first <= last + 1) return { results };
-    const before = await this.summary(first, signal);
+    const line = await this.lineBefore(results[0], signal);
     if (this.log.last !== last) return { results, next: page.next }; // it came live meanwhile: read on from there
     this.log.start(first - 1);
     this.output.short = page.count <= FAR;
-    this.tally = new Tally(before);
-    this.output.leap(first, before.lines);
+    this.tally = new Tally();
+    this.uncounted = first;
+    this.output.leap(first, line);
     return { results };
   }
 
   events(query, signal = this.stop.signal) {
     return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, ...query }), { signal });
+  }
+
+  /** The number of the line before an event: what it says itself, or what is counted. */
+  async lineBefore(event, signal) {
+    return lineCount(event) > 0 ? event.start_line : (await this.summary(event.counter, signal)).lines;
   }
 
   /** What all events before one come to. @param {number} counter */
@@ -366,8 +378,7 @@ export class JobPage {
     const [events, to] = await this.part(query);
     if (events.length === 0 && !this.output.filtered) return turn === this.turn;
     const [first] = events;
-    let line = NaN;
-    if (!this.output.filtered) line = lineCount(first) > 0 ? first.start_line : (await this.summary(first.counter)).lines;
+    const line = this.output.filtered ? NaN : await this.lineBefore(first);
     if (turn !== this.turn) return false;
     this.output.place(events, line, to, this.log.last);
     await this.before(); // a line that is gone to has something above it
@@ -505,14 +516,15 @@ export class JobPage {
     const { known, state } = this.written.knowledge;
     for (const [key, element] of this.figures) {
       const count = this.tally.counts[key];
-      say(element.firstElementChild, known || count ? count.toLocaleString("en") : "–");
+      say(element.firstElementChild, !this.uncounted && (known || count) ? count.toLocaleString("en") : "–");
       element.hidden = count === 0 && !ALWAYS.has(key);
       element.classList.toggle("none", count === 0);
     }
     this.figureBar.hidden = this.asked.knowledge.state === "failed" || (this.family !== "" && this.family !== "job_events");
     const active = this.job && isActive(this.job.status);
     const task = this.tally.task || this.tally.play;
-    say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");
+    const { tasks } = this.uncounted ? {} : this.tally;
+    say(this.now, active && task ? `Task ${tasks ?? ""}: ${task}` : tasks ? plural(tasks, "task") : "");
     const count = this.output.total;
     const none = { loading: "Loading the output", loaded: active ? "Waiting for output" : "No output" };
     if (this.saving) say(this.lines, `Saving: ${this.saving.percent} %`);
