@@ -51,7 +51,7 @@ def story():
                     parent_uuid=uuid, failed=bad, task=name,
                     event_data={"host": host, "play_uuid": play, "task_uuid": uuid},
                 )  # fmt: skip
-    add("playbook_on_stats", "\nPLAY RECAP ***", 60, event_data={"play_uuid": "db", "failures": {"web2": 1}})
+    add("playbook_on_stats", "\nPLAY RECAP ***", 60, uuid="recap", event_data={"play_uuid": "db", "failures": {"web2": 1}})
     return events
 
 
@@ -215,6 +215,7 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     expect(task).to_have_attribute("data-took", "15 s")
     expect(play).to_have_attribute("data-took", "30 s")
     expect(page.get_by_role("button", name="Play, db, 30 s")).to_be_visible()
+    expect(page.locator(".fold:visible")).to_have_count(6)  # the recap has nothing below it
     everything = texts(page)
     task.focus()
     page.keyboard.press("Enter")

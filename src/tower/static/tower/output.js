@@ -334,7 +334,7 @@ export class Output {
   /** A button that folds what is below a heading. Its duration is known when the next one is there, see `_clock`. */
   _heading(event) {
     this._clocked = false;
-    const button = h("button.fold", { type: "button", hidden: !event.uuid, "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
+    const button = h("button.fold", { type: "button", hidden: !event.uuid || event.event === "playbook_on_stats", "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
     return Object.assign(button, { event, begun: Date.parse(event.created) });
   }
 
