@@ -193,7 +193,7 @@ class _Uncoloured(models.Func):
 
 class EventQuerySet(models.QuerySet):
     def with_text(self, text: str) -> EventQuerySet:
-        """Those whose output has the text, in any case; the colour may change within it, between two words."""
+        """Those whose output has the text, in any case; between two words the colour may change."""
         # What PostgreSQL must do for a million rows is the cheap part; the dear one is for few of them.
         words = text.split()
         plainly = Q(*(Q(stdout__icontains=word) for word in words), plain__icontains=text)

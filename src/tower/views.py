@@ -170,7 +170,7 @@ class JobViewSet(
     @extend_schema(parameters=[*EVENT_PARAMETERS, OpenApiParameter("offset", int)], responses=HitsSerializer)
     @action(detail=True)
     def hits(self, request: Request, pk: str) -> Response:
-        """Which of the job's events those are that the query asks for: from `offset` on, and how many in all."""
+        """The counters of the events that the query asks for, from `offset` on, and how many there are."""
         found = self.events_of(self.get_object()).order_by("counter").values_list("counter", flat=True)
         offset = integer(request, "offset") or 0
         counters = list(found[offset : offset + MOST_HITS + 1])

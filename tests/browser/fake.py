@@ -184,7 +184,13 @@ def result(event):
         return "heading"
     if not event["event"].startswith("runner_on_"):
         return "other"
-    return "failed" if event["failed"] else "changed" if event["changed"] else event["event"].removeprefix("runner_on_")
+    return (
+        "failed"
+        if event["failed"]
+        else "changed"
+        if event["changed"]
+        else event["event"].removeprefix("runner_on_")
+    )
 
 
 def events_of(number, query):
@@ -418,7 +424,11 @@ async def answer(method, path, query, body):
             if rest == ["hits"]:
                 counters = [event["counter"] for event in events_of(int(number), query)]
                 offset = int(query.get("offset", ["0"])[0])
-                return 200, {"count": len(counters), "offset": offset, "counters": counters[offset : offset + 10_000]}
+                return 200, {
+                    "count": len(counters),
+                    "offset": offset,
+                    "counters": counters[offset : offset + 10_000],
+                }
             if rest == ["cancel"]:
                 await set_status(int(number), "canceled")
             return (202 if rest else 200), STATE.jobs[int(number)]

@@ -51,7 +51,13 @@ def story():
                     parent_uuid=uuid, failed=bad, task=name,
                     event_data={"host": host, "play_uuid": play, "task_uuid": uuid},
                 )  # fmt: skip
-    add("playbook_on_stats", "\nPLAY RECAP ***", 60, uuid="recap", event_data={"play_uuid": "db", "failures": {"web2": 1}})
+    add(
+        "playbook_on_stats",
+        "\nPLAY RECAP ***",
+        60,
+        uuid="recap",
+        event_data={"play_uuid": "db", "failures": {"web2": 1}},
+    )
     return events
 
 
@@ -168,9 +174,16 @@ def test_only_what_failed_and_only_one_host(fake, page):
     # What comes meanwhile is let through, or not; also after a reload.
     count = len(story())
     new = [
-        event(count + 1, "ok: [web1]", event="runner_on_ok", event_data={"host": "web1"}, start_line=26, end_line=27),
-        event(count + 2, "ok: new [db1]", event="runner_on_ok", event_data={"host": "db1"}, start_line=27, end_line=28),
-    ]  # fmt: skip
+        event(
+            count + at,
+            f"ok: {word}",
+            event="runner_on_ok",
+            event_data={"host": host},
+            start_line=25 + at,
+            end_line=26 + at,
+        )
+        for at, (word, host) in enumerate([("[web1]", "web1"), ("new [db1]", "db1")], 1)
+    ]
     fake.do("events", job=1, events=new)
     last = page.locator(".ln").last
     expect(last).to_have_text("ok: new [db1]")
@@ -273,5 +286,7 @@ def test_what_is_found_can_be_read_and_nothing_is_cut_off(fake, open_page, theme
     for width, height in SIZES:
         page.set_viewport_size({"width": width, "height": height})
         # What is in the output is scrolled from under the button that is over it.
-        wrong += [f"{width} x {height}: {what}: {where}" for what, where in page.evaluate(CUT) if ", " not in where]
+        wrong += [
+            f"{width} x {height}: {what}: {where}" for what, where in page.evaluate(CUT) if ", " not in where
+        ]
     assert wrong == [], "\n".join(wrong)

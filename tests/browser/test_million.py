@@ -24,8 +24,8 @@ RATE = 2000  # lines a second
 SECONDS = 30
 # A task every thousand lines, five hundred hosts; as Ansible writes them, in colour.
 MILLION = """
-INSERT INTO tower_jobevent (job_id, counter, event, uuid, parent_uuid, stdout, start_line, end_line, event_data,
-    failed, changed, event_level, play, role, task, created, modified)
+INSERT INTO tower_jobevent (job_id, counter, event, uuid, parent_uuid, stdout, start_line, end_line,
+    event_data, failed, changed, event_level, play, role, task, created, modified)
 SELECT {job}, n, CASE WHEN n % 1000 = 1 THEN 'playbook_on_task_start' ELSE 'runner_on_ok' END, 'u' || n,
     'u' || (n - (n - 1) % 1000),
     E'\\x1b[0;32mok: [host-' || n % 500 || E'] => (item=package-' || n || E')\\x1b[0m', n - 1, n,
@@ -77,7 +77,10 @@ def test_a_job_of_a_million_lines(million, log_in, browser):  # noqa: F811
     page.get_by_label("Username").wait_for()
     page.evaluate(
         """(last) => {
-          const look = () => document.querySelector(last) ? (window.opened = performance.now()) : requestAnimationFrame(look);
+          const look = () => {
+            if (document.querySelector(last)) window.opened = performance.now();
+            else requestAnimationFrame(look);
+          };
           performance.clearResourceTimings();
           look();
         }""",
@@ -136,9 +139,10 @@ def test_a_live_run_is_followed(job, api, log_in):  # noqa: F811
             stamp = f"{time.time():.3f}"
             counters = range(batch * size + 1, (batch + 1) * size + 1)
             events = [
-                {"counter": n, "event": "verbose", "stdout": f"line {n} {stamp}", "start_line": n - 1, "end_line": n}
+                {"counter": n, "event": "verbose", "stdout": f"line {n} {stamp}"}
+                | {"start_line": n - 1, "end_line": n}
                 for n in counters
-            ]  # fmt: skip
+            ]
             api("POST", f"{job['url']}events/", events)
             late.append(time.monotonic() - begun - (batch + 1) / 4)
             time.sleep(max(0, -late[-1]))
@@ -152,7 +156,10 @@ def test_a_live_run_is_followed(job, api, log_in):  # noqa: F811
     expect(page.locator(f'.ln[data-n="{RATE * SECONDS}"]')).to_be_in_viewport(timeout=60_000)
     end = time.monotonic() - begun
     third = len(behind) // 3
-    print(f"{RATE:,} lines/s for {SECONDS} s, the writer at most {max(late):.2f} s late; how old the last line shown is:")
+    print(
+        f"{RATE:,} lines/s for {SECONDS} s, the writer at most {max(late):.2f} s late; "
+        "how old the last line shown is:"
+    )
     for name, part in (("first", behind[:third]), ("last", behind[-third:])):
         print(f"  {name} third: median {sorted(part)[len(part) // 2]:.2f} s, at most {max(part):.2f} s")
     figure("the end shown after it was written", end, "s", 2)

@@ -509,7 +509,7 @@ def test_the_end_of_a_long_job_waits_for_no_figures(long_job, open_page):
     page = open_page().page
     page.goto(f"{long_job.url}/#/jobs/1")
     expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
-    assert page.locator(".figure.is-ok b").text_content() == "–"
+    assert page.locator(".figure.is-ok b").text_content() == "\N{EN DASH}"
     expect(page.locator(".figure.is-ok b")).to_have_text(f"{LONG - 2:,}")
 
 

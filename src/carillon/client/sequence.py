@@ -56,7 +56,7 @@ class Sequence:
 
 
 def lines_with(event: dict[str, Any], text: str) -> str:
-    """The lines of an event's output that have a text, in any case, behind their numbers where it says them."""
+    """The lines of an event's output that have a text, in any case: behind their numbers, if it says them."""
     first = event.get("start_line") or 0
     known = (event.get("end_line") or 0) > first
     return "".join(

@@ -97,7 +97,9 @@ class StubCarillon:
             after = int(query.get("counter__gt", ["0"])[0])
             to = int(query.get("counter__lte", ["999999"])[0])
             search = query.get("search", [""])[0].lower()
-            found = [event for event in self.events if after < event["counter"] <= to and search in event["stdout"]]
+            found = [
+                event for event in self.events if after < event["counter"] <= to and search in event["stdout"]
+            ]
             if "order_by" in query:
                 found.reverse()
             return _json(

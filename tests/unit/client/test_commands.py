@@ -248,10 +248,16 @@ async def test_output_searches_what_there_is_by_the_api_and_what_comes_by_itself
     words = {250: "\x1b[31ma bell\x1b[0m", 251: "nothing\nbelling", 700: "bells"}
     stub.events = [job_event(number, words.get(number, "x")) for number in range(1, 701)]
     command = await run("output", "42", "--search", "Bell", "--color", "never")
-    assert [await command.line() for _ in range(3)] == ["25001: a bell\n", "25102: belling\n", "70001: bells\n"]
+    assert [await command.line() for _ in range(3)] == [
+        "25001: a bell\n",
+        "25102: belling\n",
+        "70001: bells\n",
+    ]
     assert await command.error_line("live") == "carillon: live: 3 lines with 'Bell' so far\n"
     asked = [path for path in stub.requests if "/events/" in path]
-    assert len(asked) == 3, asked  # how far it goes, what has the word, and what came meanwhile: no more of 700
+    assert len(asked) == 3, (
+        asked
+    )  # how far it goes, what has the word, and what came meanwhile: no more of 700
     await stub.send(job_event(701, "no"))
     await stub.send(job_event(702, "one more bell\nand no"))
     assert await command.line() == "70201: one more bell\n"

@@ -355,7 +355,11 @@ class TestEvents:
     def test_by_host_result_and_text(self, people, post, job, monkeypatch):
         stories = [
             {"event": "playbook_on_task_start", "stdout": "TASK [Copy] 100%"},
-            {"event": "runner_on_ok", "event_data": {"host": "web1"}, "stdout": "\x1b[0;32mok: [web1]\x1b[0m"},
+            {
+                "event": "runner_on_ok",
+                "event_data": {"host": "web1"},
+                "stdout": "\x1b[0;32mok: [web1]\x1b[0m",
+            },
             {"event": "runner_on_ok", "event_data": {"host": "web2"}, "changed": True, "stdout": "CHANGED"},
             {"event": "runner_item_on_failed", "event_data": {"host": "web1"}, "stdout": "copy\nfailed"},
             {"event": "runner_on_ok", "failed": True},  # what the flag says
@@ -372,7 +376,14 @@ class TestEvents:
         def counters(query):
             return hits(query)["counters"]
 
-        expected = {"heading": [1], "ok": [2], "changed": [3], "failed": [4, 5, 6], "skipped": [7], "other": [8]}
+        expected = {
+            "heading": [1],
+            "ok": [2],
+            "changed": [3],
+            "failed": [4, 5, 6],
+            "skipped": [7],
+            "other": [8],
+        }
         assert {result: counters(f"result={result}") for result in expected} == expected
         assert counters("result=ok,skipped") == [2, 7]
         assert counters("host=web1") == [1, 2, 4]
