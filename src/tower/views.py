@@ -142,6 +142,7 @@ class JobViewSet(
         parameters=[
             *EVENT_PARAMETERS,
             OpenApiParameter("order_by", str, enum=EVENT_ORDERS, description="default counter"),
+            OpenApiParameter("count", str, description="no: `count` is null, which is quicker"),
         ],
         responses=EventSerializer(many=True),
     )

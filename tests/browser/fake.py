@@ -153,7 +153,7 @@ def page_of(rows, query):
     page = int(query.get("page", ["1"])[0])
     follows = urlencode({**{name: values[0] for name, values in query.items()}, "page": page + 1})
     return {
-        "count": len(rows),
+        "count": None if query.get("count") == ["no"] else len(rows),
         "next": f"http://fake/api/next/?{follows}" if len(rows) > page * size else None,
         "previous": None,
         "results": rows[(page - 1) * size : page * size],

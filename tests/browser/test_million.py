@@ -71,7 +71,7 @@ def tasks(trace):
 def test_a_job_of_a_million_lines(million, log_in, browser):  # noqa: F811
     page = log_in(f"#/jobs/{million['id']}").page
     last = page.locator(f'.ln[data-n="{LINES}"]')
-    expect(last).to_be_in_viewport()
+    expect(last).to_be_in_viewport(timeout=60_000)
     # Again, now that nothing is new to the server: from the answer to the login until its last line is seen.
     page.get_by_role("button", name="Log out").click()
     page.get_by_label("Username").wait_for()

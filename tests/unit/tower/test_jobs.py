@@ -347,6 +347,19 @@ class TestEvents:
         for wrong in ("counter__gt=x", "order_by=id"):
             assert client.get(f"/api/v2/jobs/{job.pk}/events/?{wrong}").status_code == 400
 
+    def test_a_page_that_is_not_counted(self, people, post, job, django_assert_num_queries):
+        post([{"counter": number, "event": "x"} for number in range(1, 8)])
+        client = people.client(people.ann)
+        client.get(f"/api/v2/jobs/{job.pk}/")
+        url, pages = f"/api/v2/jobs/{job.pk}/events/?count=no&page_size=3&order_by=-counter", []
+        while url:
+            with django_assert_num_queries(6):  # the position, the token, its user, the job, its events twice
+                answer = client.get(url).json()
+            assert (answer["count"], answer["previous"]) == (None, None)
+            pages.append([row["counter"] for row in answer["results"]])
+            url = answer["next"]
+        assert pages == [[7, 6, 5], [4, 3, 2], [1]]
+
     def test_from_a_line_on(self, people, post, job):
         post([{"counter": n, "event": "x", "start_line": 2 * n - 2, "end_line": 2 * n} for n in range(1, 8)])
         answer = people.client(people.ann).get(f"/api/v2/jobs/{job.pk}/events/?end_line__gte=9&page_size=1")

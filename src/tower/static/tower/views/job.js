@@ -286,7 +286,7 @@ export class JobPage {
   async readTo(signal) {
     for (let more = true; more; ) {
       const { last } = this.log;
-      let page = last > 0 && (await this.events({ counter__gt: last }, signal));
+      let page = last > 0 && (await this.events({ counter__gt: last, count: "" }, signal));
       if (!page || page.count > FAR) page = await this.tail(last, signal);
       this.take(page.results);
       // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
@@ -308,7 +308,7 @@ export class JobPage {
     const line = await this.lineBefore(results[0], signal);
     if (this.log.last !== last) return { results, next: page.next }; // it came live meanwhile: read on from there
     this.log.start(first - 1);
-    this.output.short = page.count <= FAR;
+    this.output.short = results.at(-1).counter <= FAR;
     this.tally = new Tally();
     this.uncounted = first;
     this.output.leap(first, line);
@@ -316,7 +316,7 @@ export class JobPage {
   }
 
   events(query, signal = this.stop.signal) {
-    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, ...query }), { signal });
+    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, count: "no", ...query }), { signal });
   }
 
   /** The number of the line before an event: what it says itself, or what is counted. */
