@@ -136,6 +136,10 @@ test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py tests/integration/sockets/test_autobahn.py \
 	    tests/integration/own_repository
 
+test-million: $(TEST_PYTHON) ## a job of a million lines on the page of `make dev`: opened, scrolled, searched, followed (a quiet machine)
+	@export CARILLON_LONG=1 CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon}; \
+	    $(TEST_PYTHON) -m pytest -s tests/browser/test_million.py
+
 mutation: $(TEST_PYTHON) ## change the pure cores in some 2000 ways and see that their unit tests notice (long, on a quiet machine)
 	@$(TEST_PYTHON) -m tests.mutation $(CORES)
 
@@ -181,4 +185,4 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint docs bench-sockets bench-stack simulate chaos new production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long mutation lock outdated
+.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint docs bench-sockets bench-stack simulate chaos new production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long test-million mutation lock outdated

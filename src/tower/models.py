@@ -155,7 +155,60 @@ _LINES = Case(
 )
 
 
+_NAMES = {
+    "failed": [
+        f"runner_{name}"
+        for name in ("on_failed", "on_error", "on_async_failed", "item_on_failed", "on_unreachable")
+    ],
+    "skipped": ["runner_on_skipped", "runner_item_on_skipped"],
+    "ok": ["runner_on_ok", "runner_item_on_ok"],
+    "heading": [
+        f"playbook_on_{name}" for name in ("play_start", "task_start", "handler_task_start", "stats")
+    ],
+}
+RESULTS = ("heading", "ok", "changed", "failed", "skipped", "other")
+# Of every event one, as the page colours it: a flag says more than a name.
+_RESULT = Case(
+    When(event__startswith="runner_", failed=True, then=Value("failed")),
+    When(event__startswith="runner_", changed=True, then=Value("changed")),
+    *(When(event__in=names, then=Value(result)) for result, names in _NAMES.items()),
+    default=Value("other"),
+)
+
+
+# Of a sequence that colours, behind its escape: what begins so may be a part of one, and not of the text.
+_IN_SEQUENCES = "[0123456789:;mMkK"
+
+
+class _Uncoloured(models.Func):
+    """A text as it is read: without the sequences that colour it. SQLite has no function for that."""
+
+    function = "REGEXP_REPLACE"
+    template = r"%(function)s(%(expressions)s, '\x1b\[[0-?]*[ -/]*[@-~]', '', 'g')"
+    output_field = models.TextField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, template="%(expressions)s", **extra)
+
+
 class EventQuerySet(models.QuerySet):
+    def with_text(self, text: str) -> EventQuerySet:
+        """Those whose output has the text, in any case; between two words the colour may change."""
+        # What PostgreSQL must do for a million rows is the cheap part; the dear one is for few of them.
+        words = text.split()
+        plainly = Q(*(Q(stdout__icontains=word) for word in words), plain__icontains=text)
+        if text[0] not in _IN_SEQUENCES:
+            plainly = Q(stdout__icontains=text) | (plainly if len(words) > 1 else Q())
+        return self.alias(plain=_Uncoloured("stdout")).filter(plainly)
+
+    def of_host(self, host: str) -> EventQuerySet:
+        """What happened on the host, under its headings."""
+        return self.filter(Q(event_data__host=host) | Q(event__in=_NAMES["heading"]))
+
+    def with_result(self, results: Iterable[str]) -> EventQuerySet:
+        """Those with one of RESULTS."""
+        return self.alias(result=_RESULT).filter(result__in=list(results))
+
     def summary(self) -> dict[str, int]:
         """What these events come to, in one query; a failure that was ignored is `ok` and `ignored`."""
         found = self.aggregate(

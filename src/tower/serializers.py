@@ -167,6 +167,14 @@ class SummarySerializer(serializers.Serializer):
     ignored = serializers.IntegerField()
 
 
+class HitsSerializer(serializers.Serializer):
+    """Events by their counters: `count` in all, of which `counters` are those from `offset` on."""
+
+    count = serializers.IntegerField()
+    offset = serializers.IntegerField()
+    counters = serializers.ListField(child=serializers.IntegerField())
+
+
 class EndSerializer(serializers.Serializer):
     """`{"event": "EOF", "final_counter": n}`: all events are in."""
 

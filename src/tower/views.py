@@ -14,13 +14,14 @@ from rest_framework.response import Response
 from carillon.api import quotas
 from carillon.api.pagination import BoundedPagination
 from tower import changes
-from tower.models import Job, JobEvent, Kind, Schedule, Status
+from tower.models import RESULTS, Job, JobEvent, Kind, Schedule, Status
 from tower.serializers import (
     EOF,
     MAX_BATCH,
     EndSerializer,
     EventSerializer,
     EventsResultSerializer,
+    HitsSerializer,
     JobSerializer,
     ScheduleSerializer,
     StatusSerializer,
@@ -29,12 +30,17 @@ from tower.serializers import (
 
 ORDERS = {"id", "name", "status", "kind", "created", "modified", "started", "finished"}
 EVENT_FILTERS = ("counter__gt", "counter__gte", "counter__lt", "counter__lte", "end_line__gte")
+EVENT_TEXTS = ("event", "host", "search")
 EVENT_ORDERS = ("counter", "-counter")
 
 EVENT_PARAMETERS = [
     *(OpenApiParameter(name, int) for name in EVENT_FILTERS),
     OpenApiParameter("event", str, description="comma list"),
+    OpenApiParameter("result", str, description=f"comma list of {', '.join(RESULTS)}"),
+    OpenApiParameter("host", str, description="what happened on it, under its headings"),
+    OpenApiParameter("search", str, description="part of the output, without its colours"),
 ]
+MOST_HITS = 10_000  # of one answer
 
 
 class Conflict(APIException):
@@ -142,6 +148,7 @@ class JobViewSet(
         parameters=[
             *EVENT_PARAMETERS,
             OpenApiParameter("order_by", str, enum=EVENT_ORDERS, description="default counter"),
+            OpenApiParameter("count", str, description="no: `count` is null, which is quicker"),
         ],
         responses=EventSerializer(many=True),
     )
@@ -167,14 +174,32 @@ class JobViewSet(
         """What the job's events come to: how many, their lines of output, and the results in them."""
         return Response(self.events_of(self.get_object()).summary())
 
+    @extend_schema(parameters=[*EVENT_PARAMETERS, OpenApiParameter("offset", int)], responses=HitsSerializer)
+    @action(detail=True)
+    def hits(self, request: Request, pk: str) -> Response:
+        """The counters of the events that the query asks for, from `offset` on, and how many there are."""
+        found = self.events_of(self.get_object()).order_by("counter").values_list("counter", flat=True)
+        offset = integer(request, "offset") or 0
+        counters = list(found[offset : offset + MOST_HITS + 1])
+        whole = len(counters) <= MOST_HITS and (counters or not offset)
+        count = offset + len(counters) if whole else found.count()
+        return Response({"count": count, "offset": offset, "counters": counters[:MOST_HITS]})
+
     def events_of(self, job: Job) -> Any:
         """The job's events that the query asks for."""
         events = JobEvent.objects.filter(job=job)
         for name in EVENT_FILTERS:
             if (value := integer(self.request, name)) is not None:
                 events = events.filter(**{name: value})
-        if names := [name for name in self.request.query_params.get("event", "").split(",") if name]:
-            events = events.filter(event__in=[name.replace("\0", "") for name in names])
+        if results := words(self.request, "result", RESULTS):
+            events = events.with_result(results)
+        text = {name: self.request.query_params.get(name, "").replace("\0", "") for name in EVENT_TEXTS}
+        if names := [name for name in text["event"].split(",") if name]:
+            events = events.filter(event__in=names)
+        if text["host"]:
+            events = events.of_host(text["host"])
+        if text["search"]:
+            events = events.with_text(text["search"])
         return events
 
     def list_events(self, job: Job) -> Response:

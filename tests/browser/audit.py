@@ -105,3 +105,12 @@ def contrast_of(colour, ground):
     """WCAG 2.1's contrast ratio, 1 to 21."""
     light, dark = sorted((luminance(colour), luminance(ground)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def poor(page):
+    """Texts with too little contrast, and how much they have."""
+    return [
+        (text, round(ratio, 2))
+        for text, colour, ground, large in page.evaluate(CONTRAST)
+        if (ratio := contrast_of(colour, ground)) < (3 if large else 4.5)
+    ]

@@ -27,6 +27,7 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import tempfile
 from bisect import bisect_right
@@ -94,7 +95,7 @@ def job(number, name, status, kind="job", ago=0, took=None, team=None):
         "owner": 1,
         "team": None,
         "workflow_job": None,
-        "event_family": "job_events",
+        "event_family": f"{kind}_events",
         "related": {},
         "summary_fields": {
             "owner": {"id": 1, "username": "ringer"},
@@ -152,7 +153,7 @@ def page_of(rows, query):
     page = int(query.get("page", ["1"])[0])
     follows = urlencode({**{name: values[0] for name, values in query.items()}, "page": page + 1})
     return {
-        "count": len(rows),
+        "count": None if query.get("count") == ["no"] else len(rows),
         "next": f"http://fake/api/next/?{follows}" if len(rows) > page * size else None,
         "previous": None,
         "results": rows[(page - 1) * size : page * size],
@@ -171,7 +172,25 @@ FILTERS = {
     "counter__lt": lambda event, value: event["counter"] < int(value),
     "end_line__gte": lambda event, value: event.get("end_line", 0) >= int(value),
     "event": lambda event, value: event["event"] in value.split(","),
+    "result": lambda event, value: result(event) in value.split(","),
+    "host": lambda event, value: event["event_data"].get("host") == value or result(event) == "heading",
+    "search": lambda event, value: value.lower() in re.sub("\x1b\\[[0-9;]*m", "", event["stdout"]).lower(),
 }
+
+
+def result(event):
+    """As `EventQuerySet.with_result`, for the events that tests make."""
+    if event["event"].startswith("playbook_on_"):
+        return "heading"
+    if not event["event"].startswith("runner_on_"):
+        return "other"
+    return (
+        "failed"
+        if event["failed"]
+        else "changed"
+        if event["changed"]
+        else event["event"].removeprefix("runner_on_")
+    )
 
 
 def events_of(number, query):
@@ -402,6 +421,14 @@ async def answer(method, path, query, body):
                 return 200, page_of(events_of(int(number), query), query)
             if rest == ["summary"]:
                 return 200, summary(events_of(int(number), query))
+            if rest == ["hits"]:
+                counters = [event["counter"] for event in events_of(int(number), query)]
+                offset = int(query.get("offset", ["0"])[0])
+                return 200, {
+                    "count": len(counters),
+                    "offset": offset,
+                    "counters": counters[offset : offset + 10_000],
+                }
             if rest == ["cancel"]:
                 await set_status(int(number), "canceled")
             return (202 if rest else 200), STATE.jobs[int(number)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.audit import CONTRAST, CUT, NAMELESS, contrast_of
+from tests.browser.audit import CUT, NAMELESS, poor
 from tests.browser.network import Cable
 
 STORY = Path(__file__).with_name("story.js")
@@ -511,6 +511,15 @@ def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_pa
     long_job.do("events", job=1, events=more[4:])
     expect(page.locator(".count")).to_have_text("45,007 lines")
     assert shown(page)[-1] == 45_007
+
+
+def test_the_end_of_a_long_job_waits_for_no_figures(long_job, open_page):
+    long_job.do("hold", path="/api/v2/jobs/1/summary/", seconds=4)
+    page = open_page().page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    assert page.locator(".figure.is-ok b").text_content() == "\N{EN DASH}"
+    expect(page.locator(".figure.is-ok b")).to_have_text(f"{LONG - 2:,}")
 
 
 def test_of_a_job_that_is_not_long_all_lines_are_there_for_the_browser_s_search(fake, open_page):
@@ -1285,12 +1294,7 @@ def test_names_and_contrast(fake, open_page, theme, place):
         expect(page.locator(".ln")).to_have_count(2)
     quiet(page)
     assert page.evaluate(NAMELESS) == []
-    poor = [
-        (text, round(ratio, 2))
-        for text, colour, ground, large in page.evaluate(CONTRAST)
-        if (ratio := contrast_of(colour, ground)) < (3 if large else 4.5)
-    ]
-    assert poor == []
+    assert poor(page) == []
 
 
 @pytest.mark.parametrize("place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"])

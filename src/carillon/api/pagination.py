@@ -41,7 +41,8 @@ _lock = Lock()  # of a process's threads
 
 class BoundedPagination(Pagination):
     """A page is cut at `PAGE_BYTES`. `next` of one that was cut goes on behind its last row, by the filter
-    `after`; all that a page is made of is counted as the user's until the answer is out."""
+    `after`; all that a page is made of is counted as the user's until the answer is out. With `count=no` it
+    is the first page, and the rows are not counted: of a million that takes longer than the page itself."""
 
     after = "counter__gt"
     key = "counter"
@@ -51,30 +52,42 @@ class BoundedPagination(Pagination):
     ) -> list[Any] | None:
         """`size`: the expression for a row's bytes. Raises TooMuchAtOnce."""
         self.cut_at: Any = None
-        rows = super().paginate_queryset(
-            queryset.annotate(_bytes=size).values_list("pk", self.key, "_bytes"), request, view
-        )
-        if rows is None:
-            return None
+        self.counted = request.query_params.get("count") != "no"
+        found = queryset.annotate(_bytes=size).values_list("pk", self.key, "_bytes")
+        if self.counted:
+            rows = super().paginate_queryset(found, request, view)
+            if rows is None:
+                return None
+        else:
+            self.request = request
+            most = self.get_page_size(request) or self.page_size
+            rows = list(found[: most + 1])
+            if len(rows) > most:
+                del rows[most:]
+                self.cut_at = rows[-1][1]
         kept = rows[: fitting((row[2] for row in rows), conf.PAGE_BYTES)]
         if len(kept) < len(rows):
             self.cut_at = kept[-1][1]
         self._hold(request, sum(row[2] for row in kept))
         try:
-            found = queryset.model.objects.in_bulk([row[0] for row in kept])
+            whole = queryset.model.objects.in_bulk([row[0] for row in kept])
         except BaseException:
             self.release()
             raise
-        return [found[row[0]] for row in kept if row[0] in found]
+        return [whole[row[0]] for row in kept if row[0] in whole]
 
     def get_next_link(self) -> str | None:
         if self.cut_at is None:
-            return super().get_next_link()
+            return super().get_next_link() if self.counted else None
         url = remove_query_param(self.request.build_absolute_uri(), self.page_query_param)
         return replace_query_param(url, self.after, self.cut_at)
 
     def get_paginated_response(self, data: Any) -> Response:
-        response = super().get_paginated_response(data)
+        if self.counted:
+            response = super().get_paginated_response(data)
+        else:
+            whole = {"count": None, "next": self.get_next_link(), "previous": None, "results": data}
+            response = Response(whole)
         # Django closes these when the server has taken the answer.
         response._resource_closers.append(self.release)
         return response

@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         "output", parents=[common], help="follow one job's output", epilog=EXIT_CODES
     )
     output.add_argument("job", type=int, help="the job's id")
+    output.add_argument(
+        "--search", default="", metavar="TEXT", help="only the lines that have it, with their numbers"
+    )
     return parser
 
 
@@ -141,7 +144,13 @@ async def _output(where: Endpoint, options: argparse.Namespace) -> int:
         sys.stdout.flush()
 
     status = await follow(
-        where, options.job, write, on_link=_teller(options), wait=options.wait, give_up=options.give_up
+        where,
+        options.job,
+        write,
+        on_link=_teller(options),
+        wait=options.wait,
+        give_up=options.give_up,
+        search=options.search,
     )
     if not options.quiet:
         _say(f"job {options.job} is {status}", options)

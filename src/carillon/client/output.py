@@ -11,7 +11,7 @@ from carillon.client.endpoint import Endpoint
 from carillon.client.errors import Away, NotThere, UnknownJob
 from carillon.client.link import Socket, Tell
 from carillon.client.protocol import RELATIONS, Event
-from carillon.client.sequence import Sequence, output_of
+from carillon.client.sequence import Sequence, lines_with, output_of
 
 FINAL = frozenset({"successful", "failed", "error", "canceled"})
 PAGE = 200
@@ -30,18 +30,21 @@ async def follow(
     on_link: Tell | None = None,
     wait: float = 0.0,
     give_up: float | None = None,
+    search: str = "",
 ) -> str:
     """
     Writes a job's output in order and without holes until the job has ended.
 
+    :param search: only the lines that have it, with their numbers
     :return: the job's final status
     :raises ClientError: the job is not there, or the link has ended
     """
     tell = on_link or (lambda words: None)
-    follower = _Follower(where, job_id, write, tell)
+    follower = _Follower(where, job_id, write, tell, search)
     job = await follower.job()
     if job["status"] in FINAL:
         await follower.fetch()
+        tell(f"loaded: {follower.written}")
         return str(job["status"])
     family = job.get("event_family")
     groups: dict[str, list[str | int]] = {"jobs": ["status_changed", "summary"]}
@@ -49,7 +52,12 @@ async def follow(
         groups[family] = [job_id]
     look = asyncio.Event()
     look.set()
-    socket = Socket(where, on_link=tell, on_reconnect=look.set, wait=wait, give_up=give_up)
+
+    def back() -> None:
+        follower.behind = True
+        look.set()
+
+    socket = Socket(where, on_link=tell, on_reconnect=back, wait=wait, give_up=give_up)
     async with socket:
         for error in (await socket.subscribe(groups)).errors:
             tell(f"the server says: {error}")
@@ -65,8 +73,12 @@ async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Even
                 look.clear()
                 try:
                     await follower.look()
+                    if follower.behind and follower.status not in FINAL:
+                        follower.behind = False
+                        follower.tell(f"live: {follower.written} so far")
                 except Away as away:  # the socket stands: what it brings is shown, and the API asked again
-                    follower.tell(f"{away}; asking again in {ASK_AGAIN:g} s")
+                    follower.behind = True
+                    follower.tell(f"behind: {away}; asking again in {ASK_AGAIN:g} s")
                     asyncio.get_running_loop().call_later(ASK_AGAIN, look.set)
             if follower.status in FINAL:
                 return await follower.end()
@@ -90,8 +102,13 @@ async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Even
 
 
 class _Follower:
-    def __init__(self, where: Endpoint, job_id: int, write: Callable[[str], None], tell: Tell) -> None:
+    def __init__(
+        self, where: Endpoint, job_id: int, write: Callable[[str], None], tell: Tell, search: str
+    ) -> None:
         self.sequence = Sequence()
+        self.behind = True  # until all that there is has been written
+        self._search = search
+        self._lines = 0
         self.status = ""
         self.final_counter: int | None = None
         self._where = where
@@ -134,8 +151,27 @@ class _Follower:
         await self.fetch()
         self.status = str(job["status"])
 
+    @property
+    def written(self) -> str:
+        """How much that is, in words."""
+        lines = f"{self._lines:,} line{'' if self._lines == 1 else 's'}"
+        return f"{lines} with {self._search!r}" if self._search else lines
+
+    async def find(self) -> None:
+        """Asks the API for what has the text; what comes after that is looked through here."""
+        newest = (await self._get("events/", order_by="-counter", page_size=1))["results"]
+        last, seen = newest[0]["counter"] if newest else 0, 0
+        while seen < last:
+            query = {"search": self._search, "counter__gt": seen, "counter__lte": last}
+            answer = await self._get("events/", page_size=PAGE, **query)
+            self._put(answer["results"])
+            seen = answer["results"][-1]["counter"] if answer.get("next") else last
+        self.sequence.start(last)
+
     async def fetch(self) -> None:
         """Fetches every event after the last one written."""
+        if self._search and self.sequence.last == 0:
+            await self.find()
         while True:
             answer = await self._get("events/", counter__gt=self.sequence.last, page_size=PAGE)
             results: list[dict[str, Any]] = answer["results"]
@@ -175,5 +211,7 @@ class _Follower:
 
     def _put(self, due: list[dict[str, Any]]) -> None:
         for event in due:
-            if text := output_of(event):
+            text = lines_with(event, self._search) if self._search else output_of(event)
+            self._lines += text.count("\n")
+            if text:
                 self._write(text)

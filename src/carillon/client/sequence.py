@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from carillon.client.terminal import plain_text
+
 MAX_EARLY = 2000
 
 
@@ -17,6 +19,11 @@ class Sequence:
     def __init__(self) -> None:
         self.last = 0
         self._early: dict[int, dict[str, Any]] = {}
+
+    def start(self, last: int) -> None:
+        """What comes up to this counter was asked for elsewhere."""
+        self.last = last
+        self._early = {counter: event for counter, event in self._early.items() if counter > last}
 
     @property
     def has_gap(self) -> bool:
@@ -46,6 +53,17 @@ class Sequence:
             self.last += 1
             due.append(event)
         return due
+
+
+def lines_with(event: dict[str, Any], text: str) -> str:
+    """The lines of an event's output that have a text, in any case: behind their numbers, if it says them."""
+    first = event.get("start_line") or 0
+    known = (event.get("end_line") or 0) > first
+    return "".join(
+        f"{number}: {line}\n" if known else f"{line}\n"
+        for number, line in enumerate(output_of(event).removesuffix("\n").split("\n"), first + 1)
+        if text.casefold() in plain_text(line).casefold()
+    )
 
 
 def output_of(event: dict[str, Any]) -> str:

@@ -177,10 +177,16 @@ test("results are counted as they come, and Ansible's totals have the last word"
 });
 
 test("results go on from the server's summary of those before", () => {
-  const tally = new Tally({ events: 9, lines: 9, tasks: 4, ok: 5, changed: 1, failed: 0, unreachable: 0, skipped: 2, ignored: 1 });
+  const before = { events: 9, lines: 9, tasks: 4, ok: 5, changed: 1, failed: 0, unreachable: 0, skipped: 2, ignored: 1 };
+  const tally = new Tally();
   tally.add({ event: "runner_on_ok", task: "Install", play: "Web" });
+  tally.precede(before);
   assert.deepEqual(tally.counts, { ok: 6, changed: 1, failed: 0, unreachable: 0, skipped: 2, rescued: 0, ignored: 1 });
   assert.deepEqual([tally.tasks, tally.task, tally.play], [4, "Install", "Web"]);
+  const ended = new Tally();
+  ended.add({ event: "playbook_on_stats", event_data: { ok: { web1: 7 } } });
+  ended.precede(before); // they are in Ansible's own totals already
+  assert.deepEqual([ended.counts.ok, ended.counts.skipped, ended.tasks], [7, 0, 4]);
 });
 
 test("times in words", () => {

@@ -94,8 +94,14 @@ class StubCarillon:
             return _json(200, self.job)
         if re.fullmatch(r"/api/v2/jobs/\d+/events/", path):
             size = int(query["page_size"][0])
-            after = int(query["counter__gt"][0])
-            found = [event for event in self.events if event["counter"] > after]
+            after = int(query.get("counter__gt", ["0"])[0])
+            to = int(query.get("counter__lte", ["999999"])[0])
+            search = query.get("search", [""])[0].lower()
+            found = [
+                event for event in self.events if after < event["counter"] <= to and search in event["stdout"]
+            ]
+            if "order_by" in query:
+                found.reverse()
             return _json(
                 200,
                 {"count": len(found), "next": "more" if len(found) > size else None, "results": found[:size]},

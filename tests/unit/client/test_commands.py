@@ -206,7 +206,7 @@ async def test_output_of_a_job_that_is_over_is_its_text_and_its_state(stub, run)
     )
     code, out, err = await (await run("output", "42")).end()
     assert (code, out) == (1, "\x1b[31mone\x1b[0m\n\ntwo\n")
-    assert err == "carillon: job 42 is failed\n"
+    assert err == "carillon: loaded: 3 lines\ncarillon: job 42 is failed\n"
     _, out, _ = await (await run("output", "42", NO_COLOR="1")).end()
     assert out == "one\n\ntwo\n"
 
@@ -243,18 +243,56 @@ async def test_output_fills_gaps_from_the_api_and_follows_to_the_end(stub, run):
     assert "job 42 is successful" in err
 
 
+async def test_output_searches_what_there_is_by_the_api_and_what_comes_by_itself(stub, run):
+    stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
+    words = {250: "\x1b[31ma bell\x1b[0m", 251: "nothing\nbelling", 700: "bells"}
+    stub.events = [job_event(number, words.get(number, "x")) for number in range(1, 701)]
+    command = await run("output", "42", "--search", "Bell", "--color", "never")
+    assert [await command.line() for _ in range(3)] == [
+        "25001: a bell\n",
+        "25102: belling\n",
+        "70001: bells\n",
+    ]
+    assert await command.error_line("live") == "carillon: live: 3 lines with 'Bell' so far\n"
+    asked = [path for path in stub.requests if "/events/" in path]
+    assert len(asked) == 3, (
+        asked
+    )  # how far it goes, what has the word, and what came meanwhile: no more of 700
+    await stub.send(job_event(701, "no"))
+    await stub.send(job_event(702, "one more bell\nand no"))
+    assert await command.line() == "70201: one more bell\n"
+    stub.events += [job_event(701, "no"), job_event(702, "one more bell\nand no")]
+    stub.job["status"] = "successful"
+    await stub.send(status(42, "successful"))
+    code, out, _ = await command.end()
+    assert (code, out) == (0, "")
+
+
+async def test_output_says_when_it_has_missed_something_and_is_live_again(stub, run):
+    stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
+    stub.scripts.append(say_and_break())
+    command = await run("output", "42")
+    await command.error_line("live: 0 lines so far")
+    stub.events = [job_event(1, "missed")]
+    await command.error_line("connected again")
+    assert await command.error_line("live") == "carillon: live: 1 line so far\n"
+    assert await command.line() == "missed\n"
+
+
 async def test_output_goes_on_while_the_api_is_away(stub, run):
     stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
     command = await run("output", "42")
     await stub.until(lambda: stub.subscriptions)
     await stub.send(job_event(1, "one"))
     assert await command.line() == "one\n"
+    assert await command.error_line("live") == "carillon: live: 0 lines so far\n"
     stub.api_status = 503
     await stub.send(job_event(3, "three"))
-    await command.error_line("answers 503")
+    assert "behind: " in await command.error_line("answers 503")
     stub.api_status = 200
     stub.events = [job_event(number, word) for number, word in enumerate(["one", "two", "three"], 1)]
     assert await command.line() == "two\n"
+    assert await command.error_line("live") == "carillon: live: 3 lines so far\n"
     stub.job["status"] = "canceled"
     await stub.send(status(42, "canceled"))
     code, out, err = await command.end()

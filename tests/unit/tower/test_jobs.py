@@ -347,10 +347,71 @@ class TestEvents:
         for wrong in ("counter__gt=x", "order_by=id"):
             assert client.get(f"/api/v2/jobs/{job.pk}/events/?{wrong}").status_code == 400
 
+    def test_a_page_that_is_not_counted(self, people, post, job, django_assert_num_queries):
+        post([{"counter": number, "event": "x"} for number in range(1, 8)])
+        client = people.client(people.ann)
+        client.get(f"/api/v2/jobs/{job.pk}/")
+        url, pages = f"/api/v2/jobs/{job.pk}/events/?count=no&page_size=3&order_by=-counter", []
+        while url:
+            with django_assert_num_queries(6):  # the position, the token, its user, the job, its events twice
+                answer = client.get(url).json()
+            assert (answer["count"], answer["previous"]) == (None, None)
+            pages.append([row["counter"] for row in answer["results"]])
+            url = answer["next"]
+        assert pages == [[7, 6, 5], [4, 3, 2], [1]]
+
     def test_from_a_line_on(self, people, post, job):
         post([{"counter": n, "event": "x", "start_line": 2 * n - 2, "end_line": 2 * n} for n in range(1, 8)])
         answer = people.client(people.ann).get(f"/api/v2/jobs/{job.pk}/events/?end_line__gte=9&page_size=1")
         assert [row["counter"] for row in answer.json()["results"]] == [5]
+
+    def test_by_host_result_and_text(self, people, post, job, monkeypatch):
+        stories = [
+            {"event": "playbook_on_task_start", "stdout": "TASK [Copy] 100%"},
+            {
+                "event": "runner_on_ok",
+                "event_data": {"host": "web1"},
+                "stdout": "\x1b[0;32mok: [web1]\x1b[0m",
+            },
+            {"event": "runner_on_ok", "event_data": {"host": "web2"}, "changed": True, "stdout": "CHANGED"},
+            {"event": "runner_item_on_failed", "event_data": {"host": "web1"}, "stdout": "copy\nfailed"},
+            {"event": "runner_on_ok", "failed": True},  # what the flag says
+            {"event": "runner_on_unreachable", "event_data": {"host": "web2"}},
+            {"event": "runner_on_skipped"},
+            {"event": "verbose", "stdout": "1000"},
+        ]
+        post([{"counter": number, **story} for number, story in enumerate(stories, 1)])
+        client = people.client(people.ann)
+
+        def hits(query):
+            return client.get(f"/api/v2/jobs/{job.pk}/hits/?{query}").json()
+
+        def counters(query):
+            return hits(query)["counters"]
+
+        expected = {
+            "heading": [1],
+            "ok": [2],
+            "changed": [3],
+            "failed": [4, 5, 6],
+            "skipped": [7],
+            "other": [8],
+        }
+        assert {result: counters(f"result={result}") for result in expected} == expected
+        assert counters("result=ok,skipped") == [2, 7]
+        assert counters("host=web1") == [1, 2, 4]
+        assert counters("host=web1&result=failed") == [4]
+        assert counters("search=COPY") == [1, 4]
+        assert counters("search=0%25") == [1]
+        assert counters("search=copy&host=web2") == [1]
+        assert hits("search=nowhere") == {"count": 0, "offset": 0, "counters": []}
+        monkeypatch.setattr("tower.views.MOST_HITS", 3)
+        assert hits("") == {"count": 8, "offset": 0, "counters": [1, 2, 3]}
+        assert hits("offset=6") == {"count": 8, "offset": 6, "counters": [7, 8]}
+        assert hits("offset=9") == {"count": 8, "offset": 9, "counters": []}
+        assert client.get(f"/api/v2/jobs/{job.pk}/hits/?result=fine").status_code == 400
+        assert client.get(f"/api/v2/jobs/{job.pk}/events/?search=copy").json()["count"] == 2
+        assert people.client(people.carl).get(f"/api/v2/jobs/{job.pk}/hits/").status_code == 404
 
     def test_the_summary(self, people, post, job, django_assert_num_queries):
         stories = [

@@ -4,35 +4,21 @@
  */
 
 /**
- * @typedef {object} Style
- * @property {?(number | string)} fg  0 to 15 of the theme's palette, or "#rrggbb"
- * @property {?(number | string)} bg
- * @property {boolean} bold
- * @property {boolean} faint
- * @property {boolean} italic
- * @property {boolean} underline
- * @property {boolean} inverse
- * @property {boolean} strike
- *
+ * @typedef {typeof PLAIN} Style  colours: 0 to 15 of the theme's palette, or "#rrggbb"
  * @typedef {{text: string, style: Style}} Span
  */
 
-/** @type {Style} */
-export const PLAIN = Object.freeze({
-  fg: null,
-  bg: null,
-  bold: false,
-  faint: false,
-  italic: false,
-  underline: false,
-  inverse: false,
-  strike: false,
-});
+export const PLAIN = Object.freeze({ fg: null, bg: null, bold: false, faint: false, italic: false, underline: false, inverse: false, strike: false });
 
 // CSI …, OSC … ended by BEL or ST, the other string sequences, and two-character escapes.
 const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])/g;
 const CONTROL = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]/g;
 const MOST_SPANS = 500; // of a line: each is an element, and all of a line's are laid out at once
+const SWITCHES = {
+  0: PLAIN, 1: { bold: true }, 2: { faint: true }, 3: { italic: true }, 4: { underline: true }, 7: { inverse: true }, 9: { strike: true },
+  21: { underline: true }, 22: { bold: false, faint: false }, 23: { italic: false }, 24: { underline: false }, 27: { inverse: false },
+  29: { strike: false }, 39: { fg: null }, 49: { bg: null },
+};
 const LEVELS = [0, 95, 135, 175, 215, 255];
 
 const hex = (...rgb) => `#${rgb.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
@@ -68,22 +54,9 @@ export function sgr(style, parameters) {
   const codes = plain.split(/[;:]/).map((code) => (code === "" ? 0 : Number(code)));
   for (let at = 0; at < codes.length; at++) {
     const code = codes[at];
-    if (code === 0) Object.assign(next, PLAIN);
-    else if (code === 1) next.bold = true;
-    else if (code === 2) next.faint = true;
-    else if (code === 3) next.italic = true;
-    else if (code === 4 || code === 21) next.underline = true;
-    else if (code === 7) next.inverse = true;
-    else if (code === 9) next.strike = true;
-    else if (code === 22) next.bold = next.faint = false;
-    else if (code === 23) next.italic = false;
-    else if (code === 24) next.underline = false;
-    else if (code === 27) next.inverse = false;
-    else if (code === 29) next.strike = false;
+    if (SWITCHES[code]) Object.assign(next, SWITCHES[code]);
     else if (code >= 30 && code <= 37) next.fg = code - 30;
-    else if (code === 39) next.fg = null;
     else if (code >= 40 && code <= 47) next.bg = code - 40;
-    else if (code === 49) next.bg = null;
     else if (code >= 90 && code <= 97) next.fg = code - 82;
     else if (code >= 100 && code <= 107) next.bg = code - 92;
     else if (code === 38 || code === 48) {

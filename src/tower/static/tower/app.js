@@ -1,6 +1,6 @@
 /** The page: who is logged in, which view is open, and how the link is. */
 
-import { BASE, look, request } from "./api.js";
+import { BASE, address, look, request } from "./api.js";
 import { Carillon, describe } from "../carillon/carillon.js";
 import { h, ring, say } from "./dom.js";
 import { plural } from "./format.js";
@@ -342,11 +342,11 @@ class App {
     const [, place = "jobs", id, query = ""] = location.hash.match(/^#\/([a-z]+)(?:\/(\d+))?(\?.*)?$/) ?? [];
     const first = this.route === null;
     const route = `${place}/${id ?? ""}`;
-    const line = Math.max(0, Number.parseInt(new URLSearchParams(query).get("line"), 10)) || null;
+    const params = new URLSearchParams(query);
     if (query && this.jobs?.read(query)) this.jobs.load();
-    if (this.jobs && place === "jobs") this.keep(this.jobs.query, line);
     if (route === this.route) {
-      if (line && this.view instanceof JobPage && line !== this.view.wanted) this.view.go(line);
+      this.view?.read?.(params);
+      this.keep();
       return;
     }
     this.route = route;
@@ -361,24 +361,22 @@ class App {
       this.replace(new View(this));
       this.title(title);
     } else {
-      this.showJobs(id === undefined ? null : Number(id), query, line);
+      this.showJobs(id === undefined ? null : Number(id), query, params);
+      this.keep();
     }
     if (!first) this.stage.querySelector(this.view ? "section:last-of-type h1" : "h1")?.focus({ preventScroll: true });
   }
 
-  /** The address says what the list shows: a reload and a link show the same. */
-  keep(query, line = this.view?.wanted) {
-    const hash = location.hash.split("?")[0] || "#/jobs";
-    if (line && hash !== "#/jobs") query += `${query ? "&" : "?"}line=${line}`;
-    if (query !== "" || location.hash !== "") history.replaceState(history.state, "", hash + query);
+  /** The address says what is shown: a reload and a link show the same. */
+  keep() {
+    if (!this.jobs) return;
+    const [hash] = (location.hash || "#/jobs").split("?");
+    const query = { ...Object.fromEntries(new URLSearchParams(this.jobs.query)), ...(hash !== "#/jobs" && this.view?.query) };
+    const shown = address(hash, query);
+    if (shown !== "#/jobs" || location.hash !== "") history.replaceState(history.state, "", shown);
   }
 
-  /** @param {?number} line  of the open job, that a link should lead to */
-  point(line) {
-    this.keep(this.jobs.query, line);
-  }
-
-  showJobs(id, query, line) {
+  showJobs(id, query, params) {
     this.shut();
     const left = this.view instanceof JobPage ? this.view.id : null;
     this.view?.destroy();
@@ -394,7 +392,7 @@ class App {
       this.title("Jobs");
       if (left !== null) queueMicrotask(() => this.jobs.rows.get(left)?.name.focus({ preventScroll: true }));
     } else {
-      this.view = new JobPage(this, id, line);
+      this.view = new JobPage(this, id, params);
       this.stage.append(this.view.element);
     }
   }

@@ -40,6 +40,7 @@ const PATHS = {
   up: ["M8 13.5v-10", "M3.8 7.4 8 3.2l4.2 4.2"],
   wrap: ["M2.5 4h11", "M2.5 8h8.6a2.2 2.2 0 0 1 0 4.4H8.4", "M10 10.6 8.2 12.4 10 14.2"],
   save: ["M8 2.5v7.6", "M4.8 7 8 10.2 11.2 7", "M2.8 13.2h10.4"],
+  find: ["M7 2.5a4.5 4.5 0 1 1 0 9a4.5 4.5 0 0 1 0-9", "M10.4 10.4 13.5 13.5"],
   next: ["M4 3.2 8 7.2l4-4", "M8 9.6v.01", "M8 13v.01"],
 };
 PATHS.error = PATHS.failed;
@@ -57,6 +58,12 @@ export function icon(name) {
     svg.append(path);
   }
   return svg;
+}
+
+/** @param {string} caption @param {string[]} columns @param {HTMLElement} body */
+export function table(caption, columns, body) {
+  const heads = columns.map((text) => h("th", { scope: "col" }, text));
+  return h("table", {}, h("caption.sr", {}, caption), h("thead", {}, h("tr", {}, ...heads)), body);
 }
 
 /** A state as icon and word. */

@@ -3,13 +3,8 @@
 export const ACTIVE = ["new", "pending", "waiting", "running"];
 
 /** Where a job may be filtered to: word, and the states it stands for. */
-export const FILTERS = [
-  { name: "all", label: "All", states: [] },
-  { name: "active", label: "Active", states: ACTIVE },
-  { name: "successful", label: "Successful", states: ["successful"] },
-  { name: "failed", label: "Failed", states: ["failed", "error"] },
-  { name: "canceled", label: "Canceled", states: ["canceled"] },
-];
+export const FILTERS = Object.entries({ All: [], Active: ACTIVE, Successful: ["successful"], Failed: ["failed", "error"], Canceled: ["canceled"] })
+  .map(([label, states]) => ({ name: label.toLowerCase(), label, states }));
 
 export const isActive = (status) => ACTIVE.includes(status);
 
@@ -51,11 +46,7 @@ export function elapsed(job, now) {
   return isActive(job.status) ? Math.max(0, (now - Date.parse(job.started)) / 1000) : (job.elapsed ?? null);
 }
 
-const STEPS = [
-  ["day", 86_400],
-  ["hour", 3600],
-  ["minute", 60],
-];
+const STEPS = Object.entries({ day: 86_400, hour: 3600, minute: 60 });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "long" });
 
 /**

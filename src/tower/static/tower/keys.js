@@ -52,7 +52,7 @@ export function listen(app) {
   const keys = {
     "?": open,
     t: turn,
-    "/": () => app.jobs?.box.focus(),
+    "/": () => (app.view?.toggleFind ? app.view.toggleFind(true) : app.jobs?.box.focus()),
     j: () => app.jobs?.step(1),
     k: () => app.jobs?.step(-1),
     f: () => app.view?.toggleFollow?.(),

@@ -3,6 +3,8 @@
 import { h, say } from "./dom.js";
 import { Knowledge } from "./knowledge.js";
 
+const GATHER = 500; // ms: a burst of news becomes one request
+
 export class Loader {
   /**
    * @param {object} app @param {string} what  is shown, as "The output"
@@ -65,5 +67,34 @@ export class Loader {
     this.button.hidden = final;
     say(this.text, words);
     say(this.next, this.knowledge.next(Date.now()));
+  }
+}
+
+/** A view that is one thing to load, and to load again when there is news of it. */
+export class View {
+  /** @param {object} app @param {string} name  of its place and of what it hears @param {string} title @param {string} [what]  is shown, see `Loader` */
+  constructor(app, name, title, what = "The list", onchange = undefined) {
+    Object.assign(this, { app, name, timer: 0, offs: [] });
+    this.loader = new Loader(app, what, () => this.load(), onchange);
+    this.heading = h("h1", { id: `${name}-heading`, tabindex: -1 }, title);
+    this.element = h("section.page", { "aria-labelledby": `${name}-heading` }, this.heading);
+  }
+
+  /** Told of changes, and then the first look. @param {Object<string, string[]>} groups  of one family */
+  hear(groups) {
+    this.offs.push(this.app.onReconnect(() => this.load()));
+    for (const family of Object.keys(groups)) this.offs.push(this.app.link.on(family, () => (this.timer ||= setTimeout(() => this.load(), GATHER))));
+    this.app.want(this.name, groups).then(() => this.load());
+  }
+
+  get loaded() {
+    return this.loader.knowledge.settled;
+  }
+
+  destroy() {
+    this.loader.destroy();
+    clearTimeout(this.timer);
+    for (const off of this.offs) off();
+    this.app.want(this.name, null);
   }
 }

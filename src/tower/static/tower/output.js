@@ -6,7 +6,7 @@
 
 import { h } from "./dom.js";
 import { numbered, numberedBefore } from "./eventlog.js";
-import { plural } from "./format.js";
+import { duration, plural } from "./format.js";
 
 const CHUNK = 100; // lines; the style sheet's estimate of a chunk's height counts on it
 const PIECE = 20; // lines added at a time
@@ -14,27 +14,29 @@ const BUDGET = 8; // ms of a frame spent on adding lines
 const LIMIT = 10_000; // lines kept on the page
 const SETTLE = 5; // frames until what lies around a line that was jumped to has its true height
 
-const TONES = new Map([
-  ["runner_on_failed", "failed"],
-  ["runner_on_error", "failed"],
-  ["runner_on_async_failed", "failed"],
-  ["runner_item_on_failed", "failed"],
-  ["runner_on_unreachable", "failed"],
-  ["runner_on_skipped", "skipped"],
-  ["runner_item_on_skipped", "skipped"],
-  ["playbook_on_play_start", "head"],
-  ["playbook_on_task_start", "head"],
-  ["playbook_on_handler_task_start", "head"],
-  ["playbook_on_stats", "head"],
-  ["runner_on_ok", "ok"],
-  ["runner_item_on_ok", "ok"],
-]);
+const TONES = {
+  failed: ["runner_on_failed", "runner_on_error", "runner_on_async_failed", "runner_item_on_failed", "runner_on_unreachable"],
+  skipped: ["runner_on_skipped", "runner_item_on_skipped"],
+  heading: ["playbook_on_play_start", "playbook_on_task_start", "playbook_on_handler_task_start", "playbook_on_stats"],
+  ok: ["runner_on_ok", "runner_item_on_ok"],
+};
+const TONE = new Map(Object.entries(TONES).flatMap(([tone, names]) => names.map((name) => [name, tone])));
 
 function tone(event) {
   if (event.failed && event.event.startsWith("runner_")) return "failed";
   if (event.changed && event.event.startsWith("runner_")) return "changed";
-  return TONES.get(event.event) ?? "plain";
+  return TONE.get(event.event) ?? "other";
 }
+
+/** Whether a filter lets an event through, as the server has it. @param {{host?: string, result?: string}} filter */
+const passes = (event, { host, result }) =>
+  (!result || result === tone(event)) && (!host || event.event_data?.host === host || tone(event) === "heading");
+
+/** What an event is folded away with: its task and its play. The recap is nobody's. */
+const above = ({ event, uuid, parent_uuid: parent, event_data: data }) =>
+  event === "playbook_on_stats" ? [] : [parent, data?.task_uuid, data?.play_uuid].filter((one) => one && one !== uuid);
+
+const escaped = (text) => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
 
 function paint(element, style) {
   const classes = [];
@@ -64,15 +66,15 @@ function end(entries, before) {
 
 const lost = (from, to) => `${plural(to - from + 1, "event")} never reached the server (${from} to ${to}).`;
 
-/** What is added to a chunk at once: up to PIECE lines of one event, or a remark. @param {number} before  last counter before them */
+/** What is added to a chunk at once: up to PIECE lines of one event, or a remark. @param {number} before  last counter before them; Infinity where some are left out */
 function* pieces(entries, before) {
   for (const { event, lines, first } of entries) {
     const { counter } = event;
     if (counter > before + 1) yield { counter: before + 1, note: lost(before + 1, counter - 1), first };
-    before = counter;
+    before = Math.max(before, counter);
     const raw = !event.stdout?.includes("\x1b[");
     for (let at = 0; at < lines.length; at += PIECE) {
-      yield { counter, lines, raw, tone: tone(event), at, mid: at > 0, first: first + at, end: Math.min(at + PIECE, lines.length) };
+      yield { counter, event, lines, raw, tone: tone(event), at, mid: at > 0, first: first + at, end: Math.min(at + PIECE, lines.length) };
     }
   }
 }
@@ -80,11 +82,16 @@ function* pieces(entries, before) {
 export class Output {
   /**
    * @param {{label: string, onfollow: (follows: boolean) => void, onnear: (where: "before"|"after"|"end") => void,
-   *   online: (number: number) => void}} options  `onnear`: more is wanted there; `online`: a line's number was clicked
+   *   online: (number: number) => void, onunfold: (counter: number) => void}} options  `onnear`: more is wanted there;
+   *   `online`: a line's number was clicked; `onunfold`: what a heading has below it is wanted again
    */
-  constructor({ label, onfollow, onnear, online }) {
+  constructor({ label, onfollow, onnear, online, onunfold }) {
     this.onfollow = onfollow;
     this.onnear = onnear;
+    this.onunfold = onunfold;
+    this.filter = {}; // see `passes`; numbers of lines are then those that events say, or none
+    this.folded = new Set(); // uuids of plays and tasks
+    this._word = null; // what is searched for
     this.follows = true;
     this.total = 0; // the number of the last line of the whole output
     this.short = false; // it is loaded whole, so that the browser's own search finds all of it
@@ -99,7 +106,7 @@ export class Output {
     this.element.addEventListener("wheel", (event) => event.deltaY < 0 && this._leave(), { passive: true });
     this.element.addEventListener("click", (event) => {
       const line = event.target.closest(".ln");
-      if (!line || event.clientX - line.getBoundingClientRect().left > parseFloat(getComputedStyle(line, "::before").width)) return;
+      if (!line?.dataset.n || event.target.matches("button") || event.clientX - line.getBoundingClientRect().left > parseFloat(getComputedStyle(line, "::before").width)) return;
       this._mark(line);
       online(Number(line.dataset.n));
     });
@@ -127,11 +134,24 @@ export class Output {
     this._held = null; // the line that is read, and where on the screen
   }
 
+  /** Leave out what does not pass: nothing is shown until it is asked for. */
+  only(filter) {
+    this.filter = filter;
+    if (this.last === 0) return;
+    this._clear(1, 0);
+    this.attached = false;
+  }
+
+  get filtered() {
+    return Object.values(this.filter).some(Boolean);
+  }
+
   /** New at the end of the output. @param {Array<object>} events  in order */
   add(events) {
     const entries = numbered(events, this.total);
     this.total = end(entries, this.total);
-    if (this.attached) this._put(entries);
+    if (!this.attached || events.length === 0) return;
+    this._put(this.filtered ? entries.filter(({ event }) => passes(event, this.filter)) : entries, events.at(-1).counter);
   }
 
   /** What is new goes on behind a part that is not given. @param {number} first  counter @param {number} line  number before it */
@@ -141,36 +161,37 @@ export class Output {
     else this.attached = false;
   }
 
-  /** Another part of the output. @param {Array<object>} events @param {number} line  number before it @param {number} end  last counter of all */
-  place(events, line, end) {
-    this._clear(events[0].counter, line);
-    this.after(events, end);
+  /** Another part of the output. @param {Array<object>} events @param {number} line  number before it @param {number} to  see `after` */
+  place(events, line, to, end) {
+    this._clear(events[0]?.counter ?? to + 1, line);
+    this.after(events, to, end);
   }
 
-  /** More behind the window, up to the last counter of all. */
-  after(events, end) {
-    this._put(numbered(events, this._lastLine));
+  /** More behind the window. @param {number} to  up to which event @param {number} end  last counter of all */
+  after(events, to, end) {
+    this._put(numbered(events, this.filtered ? NaN : this._lastLine), to);
     this.attached = this.last >= end;
   }
 
   /** More before the window. @param {boolean} all  that there is */
   before(events, all) {
-    const next = { event: { counter: this.first }, lines: [], first: this._firstLine ?? this._lastLine + 1 };
+    const next = { event: { counter: this.first }, lines: [], first: this.filtered ? NaN : (this._firstLine ?? this._lastLine + 1) };
     const entries = numberedBefore(events, next.first);
-    for (const piece of pieces([...entries, next], all ? 0 : events[0].counter - 1)) this._above.push(piece);
+    const reached = all ? 1 : events[0].counter;
+    for (const piece of pieces([...entries, next], this.filtered ? Infinity : reached - 1)) this._above.push(piece);
     this._firstLine = entries.find(hasLines)?.first ?? this._firstLine;
-    this.first = all ? 1 : events[0].counter;
+    this.first = reached;
     if (this._above.length > 0) this._schedule();
     else this._edges();
   }
 
-  _put(entries) {
-    if (entries.length === 0) return;
+  _put(entries, to) {
     this._firstLine ??= entries.find(hasLines)?.first ?? null;
     this._lastLine = end(entries, this._lastLine);
-    for (const piece of pieces(entries, this.last)) this._below.push(piece);
-    this.last = entries.at(-1).event.counter;
-    this._schedule();
+    for (const piece of pieces(entries, this.filtered ? Infinity : this.last)) this._below.push(piece);
+    this.last = to;
+    if (this._below.length > 0) this._schedule();
+    else this._edges();
   }
 
   follow(follows) {
@@ -190,11 +211,27 @@ export class Output {
     return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine;
   }
 
-  /** Jump to a line of the window, by its number or its event. */
-  show({ line, counter }) {
+  /** Whether all that an event says is there, or about to be. */
+  has(counter) {
+    return this.folded.size === 0 && counter >= this.first && counter <= this.last;
+  }
+
+  /** Jump to a line of the window, by its number or its event. @param {string} [which]  of the event's lines: the first, or ".hit" */
+  show({ line, counter, which = "[data-counter]" }) {
     this.follow(false);
-    this._wanted = line ? `[data-n="${line}"]` : `[data-counter="${counter}"]`;
+    this._wanted = line ? `[data-n="${line}"]` : `[data-of="${counter}"]${which}`;
     this._seek();
+  }
+
+  /** Mark the lines that have a text. @param {string} text  "": none */
+  find(text) {
+    this._word = text ? new RegExp(escaped(text), "giu") : null;
+    for (const line of this.content.querySelectorAll(".ln")) this._match(line);
+    this._mark(this._marked);
+  }
+
+  _match(line) {
+    line.classList.toggle("hit", this._word !== null && line.textContent.search(this._word) >= 0);
   }
 
   destroy() {
@@ -227,6 +264,7 @@ export class Output {
       });
     }
     if (this._lines > LIMIT + CHUNK) this._trim();
+    if (!this._clocked) this._clock();
     this._stick();
     this._seek();
     this._edges();
@@ -264,14 +302,17 @@ export class Output {
 
   _nodes(piece) {
     if (piece.note !== undefined) return [h("p.note", {}, piece.note)];
+    if (this.folded.size > 0 && above(piece.event).some((uuid) => this.folded.has(uuid))) return [];
     return piece.lines.slice(piece.at, piece.end).map((spans, index) => this._line(piece, spans, piece.at + index));
   }
 
   _line(piece, spans, index) {
     const line = document.createElement("div");
     line.className = `ln ${piece.tone}${piece.raw ? " raw" : ""}`;
-    line.dataset.n = piece.first - piece.at + index;
-    if (spans.length > 0 && (index === 0 || (index === 1 && piece.lines[0].length === 0))) line.dataset.counter = piece.counter;
+    const number = piece.first - piece.at + index;
+    if (number) line.dataset.n = number;
+    line.dataset.of = piece.counter;
+    line.above = above(piece.event);
     for (const { text, style } of spans) {
       if (isPlain(style)) {
         line.append(text);
@@ -282,11 +323,60 @@ export class Output {
         line.append(span);
       }
     }
+    if (spans.length > 0 && (index === 0 || (index === 1 && piece.lines[0].length === 0))) {
+      line.dataset.counter = piece.counter;
+      if (piece.tone === "heading") line.append(this._heading(piece.event));
+    }
+    if (this._word) this._match(line);
     return line;
+  }
+
+  /** A button that folds what is below a heading. Its duration is known when the next one is there, see `_clock`. */
+  _heading(event) {
+    this._clocked = false;
+    const button = h("button.fold", { type: "button", hidden: !event.uuid || event.event === "playbook_on_stats", "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
+    return Object.assign(button, { event, begun: Date.parse(event.created) });
+  }
+
+  _fold({ event: { uuid, counter } }) {
+    if (this.folded.delete(uuid)) {
+      this.element.focus({ preventScroll: true }); // until the button is there again
+      this.onunfold(counter);
+      return;
+    }
+    this.folded.add(uuid);
+    this._still(() => {
+      for (const line of [...this.content.querySelectorAll(".ln")]) {
+        if (!line.above.includes(uuid)) continue;
+        const chunk = line.parentElement;
+        line.remove();
+        if (chunk.childElementCount === 0) chunk.remove();
+        this._lines -= 1;
+      }
+      this._clock();
+    });
+    this.look();
+  }
+
+  /** A task takes until the next heading, a play until the next play. What is folded stays as it was. */
+  _clock() {
+    let next, after; // when the next heading and the next play begin
+    for (const button of [...this.content.querySelectorAll(".fold")].reverse()) {
+      const { begun, event } = button;
+      const task = event.event.includes("task");
+      const until = task ? next : after;
+      if (until >= begun) button.dataset.took = duration((until - begun) / 1000);
+      button.ariaExpanded = String(!this.folded.has(event.uuid));
+      button.ariaLabel = [task ? "Task" : "Play", event.task || event.play, button.dataset.took].filter(Boolean).join(", ");
+      next = begun;
+      if (!task) after = begun;
+    }
+    this._clocked = true;
   }
 
   _append(piece) {
     const nodes = this._nodes(piece);
+    if (nodes.length === 0) return;
     let chunk = this.content.lastElementChild;
     if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
       // Not the one that was just filled: it is being looked at, and would be blank for a frame.
@@ -301,6 +391,7 @@ export class Output {
 
   _prepend(piece) {
     const nodes = this._nodes(piece);
+    if (nodes.length === 0) return;
     let chunk = this.content.firstElementChild;
     if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
       chunk?.nextElementSibling?.classList.add("far");
@@ -364,6 +455,7 @@ export class Output {
       this._wanted = "";
       this._mark(line);
       this._centre(line, SETTLE);
+      if (this.element === document.activeElement) line.querySelector(".fold")?.focus({ preventScroll: true });
     } else if (this._above.length + this._below.length === 0) {
       this._wanted = "";
     }
@@ -372,7 +464,16 @@ export class Output {
   _mark(line) {
     this._marked?.classList.remove("here");
     this._marked = line;
-    line.classList.add("here");
+    line?.classList.add("here");
+    if (!globalThis.Highlight) return;
+    const found = new Highlight();
+    for (const child of line && this._word ? line.childNodes : []) {
+      const node = child.firstChild ?? child;
+      for (const { index, 0: { length } } of node.data?.matchAll(this._word) ?? []) {
+        found.add(new StaticRange({ startContainer: node, startOffset: index, endContainer: node, endOffset: index + length }));
+      }
+    }
+    CSS.highlights.set("found", found);
   }
 
   _centre(line, frames) {

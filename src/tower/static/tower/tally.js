@@ -12,14 +12,18 @@ const RESULTS = new Map([
 const sum = (hosts) => Object.values(hosts ?? {}).reduce((total, count) => total + (Number(count) || 0), 0);
 
 export class Tally {
-  /** @param {object} [before]  the server's summary of the events that are not given one by one */
-  constructor(before = {}) {
+  constructor() {
     this.counts = { ok: 0, changed: 0, failed: 0, unreachable: 0, skipped: 0, rescued: 0, ignored: 0 };
-    for (const name of Object.keys(this.counts)) this.counts[name] = before[name] ?? 0;
-    this.tasks = before.tasks ?? 0;
+    this.tasks = 0;
     this.play = "";
     this.task = "";
     this.final = false;
+  }
+
+  /** @param {object} before  the server's summary of the events that are not given one by one */
+  precede(before) {
+    this.tasks += before.tasks;
+    if (!this.final) for (const name of Object.keys(this.counts)) this.counts[name] += before[name] ?? 0;
   }
 
   /** @param {{event: string, changed?: boolean, play?: string, task?: string, event_data?: object}} event */

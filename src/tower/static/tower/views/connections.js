@@ -1,70 +1,28 @@
 /** Who is connected: the sockets that stand right now. */
 
 import { request } from "../api.js";
-import { h, say } from "../dom.js";
+import { h, say, table } from "../dom.js";
 import { ago, plural, when } from "../format.js";
-import { Loader } from "../loading.js";
+import { View } from "../loading.js";
 
-const GATHER = 500; // ms: every login and logout of everyone is news here
+// In this order: each of them says the names of those behind it, too.
+const BROWSERS = { "Edg/": "Edge", "OPR/": "Opera", "Chrome/": "Chrome", "Firefox/": "Firefox", "Safari/": "Safari" };
 
 function program(client) {
   if (!client) return "–";
-  const known = [
-    ["Edg/", "Edge"],
-    ["OPR/", "Opera"],
-    ["Chrome/", "Chrome"],
-    ["Firefox/", "Firefox"],
-    ["Safari/", "Safari"],
-  ].find(([mark]) => client.includes(mark));
-  return known && client.startsWith("Mozilla/") ? known[1] : client.slice(0, 60);
+  const known = Object.keys(BROWSERS).find((mark) => client.includes(mark));
+  return known && client.startsWith("Mozilla/") ? BROWSERS[known] : client.slice(0, 60);
 }
 
-export class Connections {
+export class Connections extends View {
   constructor(app) {
-    this.app = app;
-    this.timer = 0;
-    this.loader = new Loader(app, "The list", () => this.load());
+    super(app, "connections", "Connections");
     this.count = h("p.facts");
     this.body = h("tbody");
-    this.element = h(
-      "section.page",
-      { "aria-labelledby": "connections-heading" },
-      h("h1", { id: "connections-heading", tabindex: -1 }, "Connections"),
-      this.count,
-      this.loader.element,
-      h(
-        "div.sheet",
-        {},
-        h(
-          "table",
-          {},
-          h("caption.sr", {}, "Who is connected"),
-          h("thead", {}, h("tr", {}, ...["Who", "Since", "From", "With"].map((text) => h("th", { scope: "col" }, text)))),
-          this.body,
-        ),
-      ),
-    );
-    this.offs = [
-      app.link.on("connections", () => this.later()),
-      app.onReconnect(() => this.load()),
-      app.onSecond(() => this.tick()),
-    ];
-    app.want("connections", { connections: ["changed"] }).then(() => this.load());
-  }
-
-  get loaded() {
-    return this.loader.knowledge.settled;
-  }
-
-  destroy() {
-    this.loader.destroy();
-    clearTimeout(this.timer);
-    for (const off of this.offs) off();
-    this.app.want("connections", null);
-  }
-
-  later() {
-    this.timer ||= setTimeout(() => this.load(), GATHER);
+    const sheet = h("div.sheet", {}, table("Who is connected", ["Who", "Since", "From", "With"], this.body));
+    this.element.append(this.count, this.loader.element, sheet);
+    this.offs.push(app.onSecond(() => this.tick()));
+    this.hear({ connections: ["changed"] });
   }
 
   async load() {

@@ -11,46 +11,34 @@ import { Output } from "../output.js";
 import { Tally } from "../tally.js";
 
 const PAGE_SIZE = 200;
+const HITS = 10_000; // of one answer: the API's
+const TYPED = 300; // ms: a word that is typed becomes one question
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
-const FAMILIES = {
-  job: "job_events",
-  ad_hoc_command: "ad_hoc_command_events",
-  project_update: "project_update_events",
-  inventory_update: "inventory_update_events",
-  system_job: "system_job_events",
-  workflow_job: "workflow_events",
-};
-
-const FIGURES = [
-  ["ok", "ok"],
-  ["changed", "changed"],
-  ["failed", "failed"],
-  ["unreachable", "unreachable"],
-  ["skipped", "skipped"],
-  ["rescued", "rescued"],
-  ["ignored", "ignored"],
-];
-const FAILURES = ["runner_on_failed", "runner_on_error", "runner_on_async_failed", "runner_on_unreachable", "runner_item_on_failed"];
+const RESULTS = { "": "All", heading: "Plays and tasks", failed: "Failed", changed: "Changed", ok: "Ok", skipped: "Skipped" };
+const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
 const WRAP = "carillon.wrap";
 
 export class JobPage {
-  /** @param {object} app @param {number} id @param {?number} [line]  to open at */
-  constructor(app, id, line = null) {
+  /** @param {object} app @param {number} id @param {URLSearchParams} params  what to show of it, see `query` */
+  constructor(app, id, params) {
     this.app = app;
     this.id = id;
     this.job = null;
     this.family = "";
     this.log = new EventLog();
     this.tally = new Tally();
-    this.wanted = line; // the line that the address names
-    this.opening = line; // the same, as long as it cannot be gone to
+    this.uncounted = 0; // counter of the event before which nothing is in the tally yet
+    this.wanted = null; // the line that the address names
+    this.opening = null; // the same, as long as it cannot be gone to
+    this.hits = null; // events with what is searched for: `count`, of which those from `offset` on are known, and which is shown
     this.failure = null; // the counter of the one last jumped to
     this.reaching = false; // a part of the output is asked for
     this.saving = null; // the saving under way, to be stopped
+    this.seeking = 0; // of the searching: the last one counts
     this.turn = 0; // of the asking for other parts of the output: the last one counts
     this.begun = null; // the first reading, from when the job is known
     this.reading = null; // the fetch under way
@@ -64,9 +52,7 @@ export class JobPage {
     this.facts = h("p.facts");
     this.state = h("span.slot");
     this.took = h("span.took");
-    this.figures = new Map(
-      FIGURES.map(([key, label]) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${label}`)]),
-    );
+    this.figures = new Map(FIGURES.map((key) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${key}`)]));
     this.now = h("p.now");
     this.cancel = h("button.quiet.cancel", { type: "button", hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
     this.output = new Output({
@@ -74,6 +60,7 @@ export class JobPage {
       onfollow: (follows) => this.followed(follows),
       onnear: (where) => this.reach(where),
       online: (number) => this.point(number),
+      onunfold: (counter) => this.show(counter, { folded: true }),
     });
     this.follow = h("button.tool", { type: "button", "aria-pressed": true, onclick: () => this.toggleFollow() }, icon("down"), "Follow");
     this.wrap = h("button.tool", { type: "button", onclick: () => this.toggleWrap() }, icon("wrap"), "Wrap");
@@ -84,9 +71,25 @@ export class JobPage {
       icon("save"),
       h("span", {}, "Save"),
     );
+    this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", onkeydown: ({ key, shiftKey }) => key === "Enter" && (this.hits?.search === this.box.value ? this.seek(shiftKey ? -1 : 1) : this.search()), oninput: () => this.typed() });
+    this.found = h("span.found", { role: "status" });
+    const options = Object.entries(RESULTS).map(([value, label]) => h("option", { value }, label));
+    this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, ...options);
+    this.host = h("input.search", { "aria-label": "Of host", placeholder: "Host", autocapitalize: "none", onchange: () => this.choose() });
+    this.finder = h(
+      "div.toolbar.finder",
+      { role: "search", "aria-label": "The output", hidden: true },
+      this.box,
+      h("button.tool", { type: "button", "aria-label": "Previous hit", onclick: () => this.seek(-1) }, icon("up")),
+      h("button.tool", { type: "button", "aria-label": "Next hit", onclick: () => this.seek(1) }, icon("down")),
+      this.found,
+      this.result,
+      this.host,
+    );
+    this.finding = h("button.tool", { type: "button", "aria-expanded": false, title: "Search and filter", onclick: () => this.toggleFind() }, icon("find"), "Find");
     this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
     this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
-    this.written = new Loader(app, "The output", () => this.read(), () => this.draw());
+    this.written = new Loader(app, "The output", () => this.fetch(), () => this.draw());
     this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, ...this.figures.values());
     this.element = h(
       "section.job",
@@ -104,16 +107,19 @@ export class JobPage {
         { role: "toolbar", "aria-label": "Output" },
         this.now,
         this.lines,
+        this.finding,
         h("button.tool", { type: "button", title: "Next failure", onclick: () => this.trouble(1) }, icon("next"), "Failure"),
         this.wrap,
         this.saver,
         this.follow,
       ),
+      this.finder,
       this.asked.element,
       this.written.element,
       h("div.output-box", {}, this.output.element, this.resume),
     );
     this.setWrap(store.get(WRAP, "yes") === "yes");
+    this.read(params);
     this.offs = [
       app.link.on("jobs", (event) => event.unified_job_id === id && this.hear(event)),
       app.onReconnect(() => this.resumed()),
@@ -133,17 +139,18 @@ export class JobPage {
     this.stop.abort();
     this.hurry?.abort();
     clearTimeout(this.timer);
+    clearTimeout(this.typing);
     this.output.destroy();
     for (const off of this.offs) off();
     this.app.want("job", null);
   }
 
   async begin() {
-    this.family = FAMILIES[this.job.kind ?? this.job.type] ?? this.job.event_family;
+    this.family = this.job.event_family;
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
-    await this.read();
+    await this.fetch();
   }
 
   async refresh() {
@@ -156,11 +163,11 @@ export class JobPage {
       }
     });
     if (!job) return;
-    this.show(job);
+    this.about(job);
     await (this.begun ??= this.begin()); // once, whoever has asked
   }
 
-  show(job) {
+  about(job) {
     const before = this.job;
     this.job = job;
     say(this.name, job.name);
@@ -190,7 +197,7 @@ export class JobPage {
 
   hear(event) {
     if (event.status) {
-      if (this.job) this.show({ ...this.job, status: event.status, finished: event.finished ?? this.job.finished });
+      if (this.job) this.about({ ...this.job, status: event.status, finished: event.finished ?? this.job.finished });
       this.refresh();
     } else if (event.final_counter > this.log.last) {
       this.look();
@@ -219,12 +226,12 @@ export class JobPage {
   /** Something is missing between what has come: wait a moment, it may only be late; then ask. */
   look() {
     if (this.timer || this.reading || this.stop.signal.aborted) return;
-    if (this.written.knowledge.failing) return; // where that can help it is asked for again, see `read`
+    if (this.written.knowledge.failing) return; // where that can help it is asked for again, see `fetch`
     const wait = PATIENCE[Math.min(this.looks, PATIENCE.length - 1)];
     this.timer = setTimeout(async () => {
       this.timer = 0;
       const before = this.log.last;
-      await this.read();
+      await this.fetch();
       // An answer that did not come says nothing of what the server has.
       if (this.written.knowledge.failing) return;
       if (this.log.gap() === null) {
@@ -247,7 +254,7 @@ export class JobPage {
    *
    * @param {boolean} [anew]  what is under way may never be answered @returns {Promise<number>} lines
    */
-  async read(anew = false) {
+  async fetch(anew = false) {
     if (this.reading) {
       this.again = true;
       if (anew) this.hurry.abort();
@@ -269,7 +276,9 @@ export class JobPage {
       const { signal } = (this.hurry = new AbortController());
       await this.written.attempt(() => this.readTo(signal));
     } while (this.again && !this.stop.signal.aborted);
-    if (this.opening && this.written.knowledge.state === "loaded") await this.go(this.opening);
+    if (this.written.knowledge.state !== "loaded") return this.output.total - total;
+    if (this.box.value && !this.hits) await this.seek(1, this.opening === null);
+    if (this.opening) await this.go(this.opening);
     return this.output.total - total;
   }
 
@@ -277,12 +286,17 @@ export class JobPage {
   async readTo(signal) {
     for (let more = true; more; ) {
       const { last } = this.log;
-      let page = last > 0 && (await this.events({ counter__gt: last }, signal));
+      let page = last > 0 && (await this.events({ counter__gt: last, count: "" }, signal));
       if (!page || page.count > FAR) page = await this.tail(last, signal);
       this.take(page.results);
       // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
       more = page.next && this.log.last > last;
     }
+    const first = this.uncounted;
+    const before = first && (await this.summary(first, signal));
+    if (!before || this.uncounted !== first) return;
+    this.tally.precede(before);
+    this.uncounted = 0;
   }
 
   /** The newest events, in order; what lies between is left out where it is much. @param {number} last  counter known */
@@ -291,17 +305,23 @@ export class JobPage {
     const results = page.results.reverse();
     const first = results[0]?.counter;
     if (!page.next || first <= last + 1) return { results };
-    const before = await this.summary(first, signal);
+    const line = await this.lineBefore(results[0], signal);
     if (this.log.last !== last) return { results, next: page.next }; // it came live meanwhile: read on from there
     this.log.start(first - 1);
-    this.output.short = page.count <= FAR;
-    this.tally = new Tally(before);
-    this.output.leap(first, before.lines);
+    this.output.short = results.at(-1).counter <= FAR;
+    this.tally = new Tally();
+    this.uncounted = first;
+    this.output.leap(first, line);
     return { results };
   }
 
   events(query, signal = this.stop.signal) {
-    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, ...query }), { signal });
+    return request(address(`/api/v2/jobs/${this.id}/events/`, { page_size: PAGE_SIZE, count: "no", ...query }), { signal });
+  }
+
+  /** The number of the line before an event: what it says itself, or what is counted. */
+  async lineBefore(event, signal) {
+    return lineCount(event) > 0 ? event.start_line : (await this.summary(event.counter, signal)).lines;
   }
 
   /** What all events before one come to. @param {number} counter */
@@ -329,37 +349,48 @@ export class JobPage {
   }
 
   async before() {
-    const { first } = this.output;
-    const page = await this.events({ counter__lt: first, order_by: "-counter" });
-    if (this.output.first === first) this.output.before(page.results.reverse(), !page.next);
+    const { first, filter } = this.output;
+    const page = await this.events({ counter__lt: first, order_by: "-counter", ...filter });
+    if (this.output.first === first && this.output.filter === filter) this.output.before(page.results.reverse(), !page.next);
   }
 
   async after() {
-    const { last } = this.output;
-    const { results } = await this.events({ counter__gt: last });
-    if (this.output.last === last && !this.output.attached) this.output.after(this.known(results), this.log.last);
+    const { last, filter } = this.output;
+    const [events, to] = await this.part({ counter__gt: last });
+    if (this.output.last === last && this.output.filter === filter && !this.output.attached) this.output.after(events, to, this.log.last);
   }
 
   end() {
     return this.open({ order_by: "-counter" });
   }
 
-  /** Those that are counted already: what is newer comes by the log. */
-  known(events) {
-    return events.filter(({ counter }) => counter <= this.log.last);
+  /** Events of the filter, and up to which one these are all: what is newer than those that are counted comes by the log. */
+  async part(query) {
+    const { last } = this.log;
+    const { results, next } = await this.events({ ...query, ...this.output.filter });
+    const events = (query.order_by ? results.reverse() : results).filter(({ counter }) => counter <= last);
+    return [events, (!query.order_by && next && events.at(-1)?.counter) || last];
   }
 
   /** Show another part of the output. @returns {Promise<boolean>} false when something else was asked for meanwhile */
   async open(query) {
     const turn = ++this.turn;
-    const { results } = await this.events(query);
-    const events = this.known(query.order_by ? results.reverse() : results);
-    const before = events.length > 0 && (await this.summary(events[0].counter));
+    const [events, to] = await this.part(query);
+    if (events.length === 0 && !this.output.filtered) return turn === this.turn;
+    const [first] = events;
+    const line = this.output.filtered ? NaN : await this.lineBefore(first);
     if (turn !== this.turn) return false;
-    if (!before) return true;
-    this.output.place(events, before.lines, this.log.last);
+    this.output.place(events, line, to, this.log.last);
     await this.before(); // a line that is gone to has something above it
     return turn === this.turn;
+  }
+
+  /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean} [folded]  what is folded stays so */
+  async show(counter, { which, folded = false } = {}) {
+    this.output.follow(false);
+    const held = this.output.has(counter);
+    if (!folded) this.output.folded.clear();
+    if (held || (await this.open({ counter__gte: counter }))) this.output.show({ counter, which });
   }
 
   /** Go to a line. */
@@ -369,6 +400,11 @@ export class JobPage {
     if (!this.written.knowledge.known) return;
     this.opening = null;
     try {
+      // Among its neighbours, whatever was left out or folded away.
+      const whole = !this.output.filtered && this.output.folded.size === 0;
+      if (this.output.filtered) this.filter({});
+      this.output.folded.clear();
+      if (!whole && !(await this.open({ end_line__gte: line }))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
       if (error.name !== "AbortError") this.app.failed(error);
@@ -382,11 +418,95 @@ export class JobPage {
   point(line) {
     this.output.follow(false);
     this.wanted = line;
-    this.app.point(line);
+    if (this.output.filtered) this.go(line);
+    this.app.keep();
+  }
+
+  // Searching and filtering ---------------------------------------------------------------------------------------
+
+  /** What the address says of this page. */
+  get query() {
+    return { line: this.wanted, find: this.box.value, ...this.output.filter };
+  }
+
+  /** @param {URLSearchParams} params  of an address */
+  read(params) {
+    const [find, host, result] = ["find", "host", "result"].map((name) => params.get(name) ?? "");
+    const line = Math.max(0, Number.parseInt(params.get("line"), 10)) || null;
+    if (find || host || result) this.toggleFind(true, false);
+    if (host !== this.host.value || result !== this.result.value) this.choose({ host, result });
+    if (find !== this.box.value) this.search((this.box.value = find));
+    if (line && line !== this.wanted) this.go(line);
+  }
+
+  toggleFind(open = this.finder.hidden, focus = open) {
+    this.finder.hidden = !open;
+    this.finding.setAttribute("aria-expanded", String(open));
+    if (focus) this.box.focus();
+    if (open) return;
+    this.search((this.box.value = ""));
+    if (this.output.filtered) this.choose({});
+  }
+
+  filter({ host = "", result = "" }) {
+    this.host.value = host;
+    this.result.value = result;
+    this.output.only({ host, result: this.result.value });
+    this.turn += 1;
+    this.hits = null;
+    this.app.keep();
+  }
+
+  /** Show the newest of what the filter lets through. */
+  async choose(filter = { host: this.host.value.trim(), result: this.result.value }) {
+    this.filter(filter);
+    if (!this.written.knowledge.known) return;
+    await this.reach("end");
+    this.output.follow(true);
+    if (this.box.value) this.seek(1, false);
+  }
+
+  typed() {
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.search(), TYPED);
+  }
+
+  search() {
+    clearTimeout(this.typing);
+    this.hits = null;
+    say(this.found, "");
+    this.output.find(this.box.value);
+    this.app.keep();
+    if (this.written.knowledge.known) this.seek(1);
+  }
+
+  /** To the next (or previous) event with what is searched for, round and round. @param {boolean} [jump]  else they are only counted */
+  async seek(step, jump = true) {
+    const search = this.box.value;
+    const turn = ++this.seeking;
+    if (!search) return;
+    const asked = async (offset) => ({ ...(await request(address(`/api/v2/jobs/${this.id}/hits/`, { search, offset, ...this.output.filter }), { signal: this.stop.signal })), search });
+    const holds = (hits) => hits?.search === search && hits.counters[at - hits.offset] !== undefined;
+    let hits = this.hits;
+    let at = hits?.count ? hits.at + step : 0;
+    if (at < 0) at += hits.count;
+    try {
+      // Behind the last one it is asked again: there may be more by now.
+      if (!holds(hits)) hits = await asked(Math.floor(at / HITS) * HITS);
+      if (!holds(hits) && at > 0) hits = await asked((at = 0));
+    } catch (error) {
+      if (error.name !== "AbortError") this.app.failed(error);
+      return;
+    }
+    if (turn !== this.seeking) return;
+    this.hits = { ...hits, at };
+    const more = isActive(this.job.status) ? "+" : ""; // it goes on
+    say(this.found, hits.count ? `${(at + 1).toLocaleString("en")} of ${hits.count.toLocaleString("en")}${more}` : "Not found");
+    if (jump && hits.count) await this.show(hits.counters[at - hits.offset], { which: ".hit" });
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
-    const [lines] = await Promise.all([this.begun && this.read(true), this.refresh()]);
+    const [lines] = await Promise.all([this.begun && this.fetch(true), this.refresh()]);
     return lines ?? 0;
   }
 
@@ -396,14 +516,15 @@ export class JobPage {
     const { known, state } = this.written.knowledge;
     for (const [key, element] of this.figures) {
       const count = this.tally.counts[key];
-      say(element.firstElementChild, known || count ? count.toLocaleString("en") : "–");
+      say(element.firstElementChild, !this.uncounted && (known || count) ? count.toLocaleString("en") : "–");
       element.hidden = count === 0 && !ALWAYS.has(key);
       element.classList.toggle("none", count === 0);
     }
     this.figureBar.hidden = this.asked.knowledge.state === "failed" || (this.family !== "" && this.family !== "job_events");
     const active = this.job && isActive(this.job.status);
     const task = this.tally.task || this.tally.play;
-    say(this.now, active && task ? `Task ${this.tally.tasks}: ${task}` : this.tally.tasks ? plural(this.tally.tasks, "task") : "");
+    const { tasks } = this.uncounted ? {} : this.tally;
+    say(this.now, active && task ? `Task ${tasks ?? ""}: ${task}` : tasks ? plural(tasks, "task") : "");
     const count = this.output.total;
     const none = { loading: "Loading the output", loaded: active ? "Waiting for output" : "No output" };
     if (this.saving) say(this.lines, `Saving: ${this.saving.percent} %`);
@@ -416,7 +537,8 @@ export class JobPage {
     if (!follows) return;
     this.turn += 1;
     this.failure = null;
-    if (this.wanted) this.app.point((this.wanted = null));
+    this.wanted = null;
+    this.app.keep();
   }
 
   toggleFollow() {
@@ -438,7 +560,7 @@ export class JobPage {
   async trouble(step) {
     const beyond = { [step > 0 ? "counter__gt" : "counter__lt"]: this.failure };
     const next = async (query) => {
-      const { results } = await this.events({ event: FAILURES, order_by: step > 0 ? "" : "-counter", page_size: 20, ...query });
+      const { results } = await this.events({ ...this.output.filter, result: "failed", order_by: step > 0 ? "" : "-counter", page_size: 20, ...query });
       return results.find(({ stdout }) => stdout);
     };
     const turn = ++this.turn;
@@ -449,10 +571,8 @@ export class JobPage {
         this.app.announce("No failure in this output.", true);
         return;
       }
-      const counter = (this.failure = found.counter);
-      this.output.follow(false);
-      const held = counter >= this.output.first && counter <= this.output.last;
-      if (held || (await this.open({ counter__gte: counter }))) this.output.show({ counter });
+      if (!["", "failed"].includes(this.result.value)) this.filter({ host: this.host.value });
+      await this.show((this.failure = found.counter));
     } catch (error) {
       if (error.name !== "AbortError") this.app.failed(error);
     }

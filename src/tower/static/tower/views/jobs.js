@@ -3,7 +3,7 @@
 import { address, request } from "../api.js";
 import { badge, h, icon, ring, say } from "../dom.js";
 import { Loader } from "../loading.js";
-import { ACTIVE, FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+import { FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 
 const PAGE_SIZE = 50;
 const MAX_PAGE_SIZE = 200; // the API's
@@ -102,7 +102,7 @@ export class Jobs {
     this.filter = filter;
     this.search = this.box.value.trim();
     this.press();
-    this.app.keep(this.query);
+    this.app.keep();
     return this.load();
   }
 
@@ -372,10 +372,5 @@ export class Jobs {
     const focused = links.indexOf(document.activeElement);
     const at = focused === -1 ? links.findIndex((link) => link.hasAttribute("aria-current")) : focused;
     links[Math.min(links.length - 1, Math.max(0, at + by))]?.focus();
-  }
-
-  summary() {
-    const running = [...this.jobs.values()].filter((job) => ACTIVE.includes(job.status)).length;
-    return running > 0 ? plural(running, "job") + " active" : "";
   }
 }

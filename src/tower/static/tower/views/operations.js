@@ -1,9 +1,9 @@
 /** Operations, for admins: whether events flow, what waits, and where one event is. */
 
 import { address, request } from "../api.js";
-import { h, icon, say, SVG } from "../dom.js";
+import { h, icon, say, SVG, table } from "../dom.js";
 import { duration, plural, when } from "../format.js";
-import { Loader } from "../loading.js";
+import { View } from "../loading.js";
 
 const EVERY = 2000; // ms between an answer and the next question, while the page is looked at
 const OLD = 6000; // ms after which an answer is no news
@@ -37,28 +37,24 @@ class Figure {
   }
 }
 
-export class Operations {
+export class Operations extends View {
   constructor(app) {
-    this.app = app;
+    super(app, "operations", "Operations", "The view", () => this.judge());
     this.answer = null;
     this.answered = this.asked = 0;
     this.busy = false;
     this.first = new Map(); // of each host that has answered: what its counters were
     this.leaving = new AbortController();
-    this.loader = new Loader(app, "The view", () => this.load(), () => this.judge());
     [this.verdict, this.asOf] = [h("p.verdict", { role: "status" }), h("p.facts")];
     const figures = (titles, charted) => Object.entries(titles).map(([name, title]) => [name, new Figure(title, charted)]);
     [this.hops, this.now] = [figures(HOPS, true), figures(NOW)];
     const shown = (all) => h("dl.hops", {}, ...all.map(([, one]) => one.element));
     this.list = h("button.quiet", { type: "button", hidden: true, onclick: () => this.letters() }, "List dead letters");
     [this.conditions, this.dead, this.body] = [h("ul.told"), h("ul.told"), h("tbody")];
-    const columns = ["Process", "State", "Position", "Behind", "Sockets", "Memory"].map((text) => h("th", { scope: "col" }, text));
+    const columns = ["Process", "State", "Position", "Behind", "Sockets", "Memory"];
     this.box = h("input.search", { name: "event", autocomplete: "off", spellcheck: "false", required: true });
     [this.story, this.problem] = [h("dl.story"), h("p.problem", { role: "alert", hidden: true })];
-    this.element = h(
-      "section.page",
-      { "aria-labelledby": "operations-heading" },
-      h("h1", { id: "operations-heading", tabindex: -1 }, "Operations"),
+    this.element.append(
       this.asOf,
       this.loader.element,
       this.verdict,
@@ -68,25 +64,20 @@ export class Operations {
       this.list,
       this.dead,
       h("h2", {}, "Processes"),
-      h("div.sheet", {}, h("table", {}, h("caption.sr", {}, "Processes"), h("thead", {}, h("tr", {}, ...columns)), this.body)),
+      h("div.sheet", {}, table("Processes", columns, this.body)),
       h("h2", {}, "One event"),
       h("form.inspect", { onsubmit: (event) => this.explain(event) }, h("label", {}, "Position or id", this.box), h("button.primary", { type: "submit" }, "Explain")),
       this.problem,
       this.story,
     );
-    this.offs = [app.onReconnect(() => this.loader.knowledge.failing && this.load()), app.onSecond(() => this.tick())];
+    this.offs.push(app.onReconnect(() => this.loader.knowledge.failing && this.load()), app.onSecond(() => this.tick()));
     this.judge();
     this.load();
   }
 
-  get loaded() {
-    return this.loader.knowledge.settled;
-  }
-
   destroy() {
-    this.loader.destroy();
+    super.destroy();
     this.leaving.abort();
-    for (const off of this.offs) off();
   }
 
   /** Called while the page is visible: a hidden one asks nothing. */

@@ -1,50 +1,18 @@
 /** The schedules: what runs when, and whether it does. */
 
 import { request } from "../api.js";
-import { h } from "../dom.js";
+import { h, table } from "../dom.js";
 import { ago, when } from "../format.js";
-import { Loader } from "../loading.js";
+import { View } from "../loading.js";
 
-const GATHER = 300; // ms
-
-export class Schedules {
+export class Schedules extends View {
   constructor(app) {
-    this.app = app;
-    this.timer = 0;
-    this.loader = new Loader(app, "The list", () => this.load());
+    super(app, "schedules", "Schedules");
     this.body = h("tbody");
     this.empty = h("p.empty", { hidden: true }, "No schedules yet.");
-    this.table = h(
-      "table",
-      {},
-      h("caption.sr", {}, "Schedules"),
-      h("thead", {}, h("tr", {}, ...["Name", "Rule", "Next run", "Owner", "On"].map((text) => h("th", { scope: "col" }, text)))),
-      this.body,
-    );
-    this.element = h(
-      "section.page",
-      { "aria-labelledby": "schedules-heading" },
-      h("h1", { id: "schedules-heading", tabindex: -1 }, "Schedules"),
-      this.loader.element,
-      h("div.sheet", {}, this.table, this.empty),
-    );
-    this.offs = [app.link.on("schedules", () => this.later()), app.onReconnect(() => this.load())];
-    app.want("schedules", { schedules: ["changed"] }).then(() => this.load());
-  }
-
-  get loaded() {
-    return this.loader.knowledge.settled;
-  }
-
-  destroy() {
-    this.loader.destroy();
-    clearTimeout(this.timer);
-    for (const off of this.offs) off();
-    this.app.want("schedules", null);
-  }
-
-  later() {
-    this.timer ||= setTimeout(() => this.load(), GATHER);
+    this.table = table("Schedules", ["Name", "Rule", "Next run", "Owner", "On"], this.body);
+    this.element.append(this.loader.element, h("div.sheet", {}, this.table, this.empty));
+    this.hear({ schedules: ["changed"] });
   }
 
   async load() {
