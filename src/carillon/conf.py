@@ -126,9 +126,11 @@ DEFAULTS: dict[str, Any] = {
     # Days that a token lives when nobody says otherwise.
     "TOKEN_DAYS": 365,
     # Days for which `carillon prune` keeps what has ended; 0 or None: for ever. Jobs with their events, since
-    # they finished; API tokens, since they expired; dead letters, since they died.
+    # they finished; API tokens, since they expired; results of tasks, since they ended; dead letters, since
+    # they died.
     "KEEP_JOBS_DAYS": 180,
     "KEEP_TOKENS_DAYS": 90,
+    "KEEP_TASKS_DAYS": 7,
     "KEEP_DEAD_LETTERS_DAYS": 30,
     # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them.
     # None: there are none.
