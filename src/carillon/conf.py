@@ -135,6 +135,8 @@ DEFAULTS: dict[str, Any] = {
     # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them.
     # None: there are none.
     "WEBSOCKET_URLCONF": None,
+    # The Content-Security-Policy of pages: {"default-src": "'self'", …}. None: the one that nginx has.
+    "CONTENT_SECURITY_POLICY": None,
     # Threads of a process for synchronous code of these consumers (handlers, queries): none of Carillon's own
     # runs there. A connection keeps to one.
     "CONSUMER_THREADS": 4,

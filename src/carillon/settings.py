@@ -27,6 +27,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # Around everything: what is answered is counted.
     "carillon.api.metrics.MeasureMiddleware",
+    "carillon.api.policy.PolicyMiddleware",
     # Before the rest: the position is read before anything else is.
     "carillon.api.position.PositionMiddleware",
     "carillon.accounts.logins.RefusalMiddleware",
