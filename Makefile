@@ -132,9 +132,9 @@ test-production-clean: ## remove what a cut-off `make test-production` left behi
 bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
 	@$(TEST_PYTHON) benchmarks/layer.py
 
-test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases, a repository of a team's own
+test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases, a repository of a team's own, an app that exists
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py tests/integration/sockets/test_autobahn.py \
-	    tests/integration/own_repository
+	    tests/integration/own_repository tests/integration/outside_app
 
 mutation: $(TEST_PYTHON) ## change the pure cores in some 2000 ways and see that their unit tests notice (long, on a quiet machine)
 	@$(TEST_PYTHON) -m tests.mutation $(CORES)
