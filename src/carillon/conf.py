@@ -137,6 +137,8 @@ DEFAULTS: dict[str, Any] = {
     "WEBSOCKET_URLCONF": None,
     # The Content-Security-Policy of pages: {"default-src": "'self'", …}. None: the one that nginx has.
     "CONTENT_SECURITY_POLICY": None,
+    # Below these paths a GET is answered with X-Carillon-Position; ("/",): everywhere, a query each.
+    "POSITION_PREFIXES": ("/api/v2/",),
     # Threads of a process for synchronous code of these consumers (handlers, queries): none of Carillon's own
     # runs there. A connection keeps to one.
     "CONSUMER_THREADS": 4,
