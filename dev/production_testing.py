@@ -19,13 +19,13 @@ LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
-# Of tests/production/single, bundle and repository, and of ansible/molecule; the cluster gets c4 as a new host.
+# Of tests/production/single, bundle and repository, and of ansible/molecule; the cluster gets c4 anew.
 HOSTS = (
     "carillon-prod-single",
     *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror", "carillon-prod-repository"),
 )
-NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle", "carillon-prod-repository")
+NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository"))
 # What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
