@@ -32,7 +32,9 @@ class People:
             bytes, tuple[tuple, float]
         ] = {}  # by id: a user, or one in one group; and since when
         family = Family(FAMILY, ("<id>",), permitted_many=self._permitted)
-        modules = [f"carillon.sockets.{name}.database_sync_to_async" for name in ("batching", "sockets")]
+        modules = [
+            f"carillon.sockets.{name}.database_sync_to_async" for name in ("batching", "sockets")
+        ]
         self.patches = [
             mock.patch.dict(registry._families, {FAMILY: family}),
             *(mock.patch(name, world.database.wrap) for name in modules),
