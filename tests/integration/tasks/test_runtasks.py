@@ -25,7 +25,6 @@ SECONDS = 60
 
 @pytest.fixture(scope="module")
 def broker():
-    Broker.remove_leftovers()
     with Broker() as broker:
         yield broker
 
