@@ -4,7 +4,6 @@ Carillon beneath it, are changed.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import ssl
@@ -19,45 +18,12 @@ import yaml
 
 from carillon import new
 from tests.production import hosts, playbooks
-from tests.production.conftest import ROOT, wait_for
+from tests.production.conftest import ROOT
 from tests.production.containers import docker
 
 HOST = "carillon-prod-repository"
 NAME = "carillon_prod_site"
 SECONDS = 1800
-TASKS = """from django_tasks import task
-
-
-@task
-def double(number):
-    return 2 * number
-"""
-VIEW = """
-
-def tell(request):
-    if ids := request.GET.get("ids"):
-        results = [double.get_result(each) for each in ids.split(",")]
-        return JsonResponse([str(each.is_finished and each.return_value) for each in results], safe=False)
-    return JsonResponse([double.enqueue(1).id for _ in range(40)], safe=False)
-
-
-from django.http import JsonResponse  # noqa: E402
-
-from carillon_prod_site.tasks import double  # noqa: E402
-"""
-SETTINGS = """
-TASKS = {"default": {"BACKEND": "carillon.tasks.backend.DurableBackend"}}
-"""
-PROCESS = """
-[processes.tasks]
-command = ["python", "-m", "django", "runtasks"]
-number = 2
-"""
-
-
-def edit(file, old, new):
-    assert old in file.read_text()
-    file.write_text(file.read_text().replace(old, new))
 
 
 @pytest.fixture(scope="module")
@@ -138,32 +104,11 @@ def test_a_second_deploy_changes_nothing(deploy):
     assert "changed=0" in output, "\n".join(line for line in output.splitlines() if "changed:" in line)
 
 
-def test_an_edit_with_tasks_and_an_upgrade_are_what_the_host_runs(site, machine, deploy, get):
-    """The page says something else, and enqueues a task, for a process that the host did not have."""
-    code = site / "src" / NAME
-    (code / "tasks.py").write_text(TASKS)
-    views = code / "views.py"
-    views.write_text(views.read_text().replace(f"{NAME} is up", "edited, and deployed") + VIEW)
-    edit(code / "urls.py", "import RingView, home", "import RingView, home, tell")
-    edit(code / "urls.py", "urlpatterns = [", 'urlpatterns = [\n    path("tell/", tell),')
-    settings = site / "src" / "project" / "settings.py"
-    edit(settings, f'"{NAME}"]', f'"{NAME}", "django_tasks", "carillon.tasks"]')
-    settings.write_text(settings.read_text() + SETTINGS)
-    declared = site / "src" / "project" / "carillon.toml"
-    declared.write_text(declared.read_text() + PROCESS)
+def test_an_edit_and_an_upgrade_are_the_page_of_the_host(site, deploy, get):
+    views = site / "src" / NAME / "views.py"
+    views.write_text(views.read_text().replace(f"{NAME} is up", "edited, and deployed"))
     deploy("PLAYBOOK=upgrade.yml")
     assert "edited, and deployed" in get("/")
-    tasks = {name: state for name, (state, _) in machine.programs().items() if name.startswith("tasks")}
-    assert tasks == {"tasks:tasks_0": "RUNNING", "tasks:tasks_1": "RUNNING"}
-    ids = json.loads(get("/tell/"))
-    wait_for(lambda: set(json.loads(get(f"/tell/?ids={','.join(ids)}"))) == {"2"}, 60, "every task has ended")
-    # On PostgreSQL, two processes of four threads each: every task once.
-    asked = (
-        "from carillon.tasks.models import QueuedTask as Q; print([len(q.workers) for q in Q.objects.all()])"
-    )
-    counted = machine.run(f'runuser -u carillon -- carillon manage shell --no-imports -c "{asked}"')
-    assert json.loads(counted.strip().splitlines()[-1]) == [1] * len(ids)
-    machine.run("ls /run/carillon/metrics/tasks-0.json /run/carillon/metrics/tasks-1.json")
 
 
 def test_another_version_of_carillon_is_one_line_and_an_upgrade(site, deploy, get, tmp_path):
