@@ -19,13 +19,13 @@ LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
-# Of tests/production/single and bundle, and of ansible/molecule; the cluster gets c4 as a new host.
+# Of tests/production/single, bundle and repository, and of ansible/molecule; the cluster gets c4 anew.
 HOSTS = (
     "carillon-prod-single",
     *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
-    *("carillon-prod-bundle", "carillon-prod-bundle-mirror"),
+    *("carillon-prod-bundle", "carillon-prod-bundle-mirror", "carillon-prod-repository"),
 )
-NETWORKS = ("carillon-prod-single", "carillon-prod-cluster", "carillon-prod-bundle")
+NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository"))
 # What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
@@ -55,6 +55,7 @@ UBUNTU = replace(SINGLE, name="ubuntu", environ=(("CARILLON_HOST_IMAGE", UBUNTU_
 CLUSTER = Suite("hosts", ("molecule", "test", "--scenario-name", "cluster"), folder="ansible")
 CONTAINER = Suite("container", (*_PYTEST, "-q", "tests/production/container"))
 CONTAINERS = Suite("containers", (*_PYTEST, "-q", "tests/production/container_cluster"))
+REPOSITORY = Suite("repository", (*_PYTEST, "-q", "tests/production/repository"))
 BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
 
 
@@ -115,7 +116,7 @@ def clean(config: Config) -> None:
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
     """Lints, a real host, the production container; with `full` the rest. Only those of `only`, if any."""
-    found = [*LINTS, SINGLE, CONTAINER, *([UBUNTU, CLUSTER, CONTAINERS, BUNDLE] if full else [])]
+    found = [*LINTS, SINGLE, CONTAINER, *([UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY] if full else [])]
     names = [suite.name for suite in found]
     if unknown := sorted(set(only) - set(names)):
         raise Failure(f"SUITES: no suite {', '.join(unknown)}; there are {', '.join(names)}")

@@ -15,6 +15,9 @@ for _name, _value in {
     os.environ[_name] = _value
 
 from tower.settings import *  # noqa: E402, F403
+from tower.settings import INSTALLED_APPS  # noqa: E402
+
+INSTALLED_APPS = [*INSTALLED_APPS, "django_tasks", "carillon.tasks"]
 
 CHANNEL_LAYERS = {"default": {"BACKEND": "tests.unit.support.fakes.FakeLayer"}}
 # No stream to tail: a test gives events to the hub itself.
@@ -25,4 +28,8 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+# Tasks that tests declare; those of the backend of carillon.tasks say so.
+TASKS = {
+    "default": {"BACKEND": "django_tasks.backends.immediate.ImmediateBackend", "QUEUES": ["default", "slow"]}
 }

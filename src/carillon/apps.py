@@ -9,7 +9,8 @@ class CarillonConfig(AppConfig):
 
     def ready(self) -> None:
         from carillon import conf, tracing
-        from carillon.accounts import jwts, logins  # noqa: F401  (receivers of logins)
+        from carillon.accounts import jwts, logins, sessions  # noqa: F401  (receivers of logins)
+        from carillon.api import policy
         from carillon.metrics import shared
         from carillon.process import launcher
         from carillon.sockets import control, signals  # noqa: F401  (their families and receivers)
@@ -17,6 +18,8 @@ class CarillonConfig(AppConfig):
         conf.check()
         jwts.check_settings()
         tracing.check_settings()
+        sessions.check_settings()
+        policy.text()
         if process := os.environ.get(launcher.PROCESS_VARIABLE):
             shared.start_with_forks(conf.conf.METRICS_DIRECTORY, process)
             tracing.start(process)

@@ -137,13 +137,19 @@ DEFAULTS: dict[str, Any] = {
     # Days that a token lives when nobody says otherwise.
     "TOKEN_DAYS": 365,
     # Days for which `carillon prune` keeps what has ended; 0 or None: for ever. Jobs with their events, since
-    # they finished; API tokens, since they expired; dead letters, since they died.
+    # they finished; API tokens, since they expired; results of tasks, since they ended; dead letters, since
+    # they died.
     "KEEP_JOBS_DAYS": 180,
     "KEEP_TOKENS_DAYS": 90,
+    "KEEP_TASKS_DAYS": 7,
     "KEEP_DEAD_LETTERS_DAYS": 30,
     # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them.
     # None: there are none.
     "WEBSOCKET_URLCONF": None,
+    # The Content-Security-Policy of pages: {"default-src": "'self'", …}. None: the one that nginx has.
+    "CONTENT_SECURITY_POLICY": None,
+    # Below these paths a GET is answered with X-Carillon-Position; ("/",): everywhere, a query each.
+    "POSITION_PREFIXES": ("/api/v2/",),
     # Threads of a process for synchronous code of these consumers (handlers, queries): none of Carillon's own
     # runs there. A connection keeps to one.
     "CONSUMER_THREADS": 4,

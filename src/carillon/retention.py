@@ -20,6 +20,7 @@ from functools import cache
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
+from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db import Error, close_old_connections, transaction
 from django.db.models import Min, QuerySet
@@ -27,7 +28,7 @@ from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
 from carillon import locks
-from carillon.accounts.models import ApiToken
+from carillon.accounts.models import ApiToken, EndedSession
 from carillon.conf import conf
 from carillon.metrics import names
 
@@ -113,6 +114,15 @@ def _ended_tokens(before: datetime) -> QuerySet:
 
 register(Kind("tokens", "KEEP_TOKENS_DAYS", "expires", _ended_tokens))
 register(Kind("sessions", 0, "expire_date", lambda before: Session.objects.filter(expire_date__lt=before)))
+# No cookie is taken for longer than this.
+register(
+    Kind(
+        "ended sessions",
+        settings.SESSION_COOKIE_AGE / 86400,
+        "ended",
+        lambda before: EndedSession.objects.filter(ended__lt=before),
+    )
+)
 
 
 # The run ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # Around everything: what is answered is counted.
     "carillon.api.metrics.MeasureMiddleware",
+    "carillon.api.policy.PolicyMiddleware",
     # Before the rest: the position is read before anything else is.
     "carillon.api.position.PositionMiddleware",
     "carillon.accounts.logins.RefusalMiddleware",
@@ -100,7 +101,11 @@ CHANNEL_LAYERS = {
             # One runworker at a time takes from it, others stand by: the queue's order is what clients see.
             # A lost connection counts as a delivery of everything in hand, so a limit would throw away events
             # that were accepted.
-            "durable": {"notifications": {"single": True, "delivery_limit": None}},
+            "durable": {
+                "notifications": {"single": True, "delivery_limit": None},
+                # Of carillon.tasks: a message is one task to be run, by whoever is free.
+                "carillon.tasks.*": {"batch": 1, "delivery_limit": None},
+            },
             "expiry": 60,
             "ssl_ca": env.amqp_tls_ca,
         },

@@ -29,6 +29,7 @@ WAIT = 60
 NAMES = {
     "aio_pika": "aio-pika",
     "asgi_amqp": "channels-asgi-amqp",
+    "django_tasks": "django-tasks",
     "drf_spectacular": "drf-spectacular",
     "jwt": "pyjwt",
     "opentelemetry": "opentelemetry-sdk",

@@ -18,7 +18,7 @@ from tests.production.conftest import ROOT
 _NOBODY = "65534"
 
 
-def _control_node(home: str) -> tuple[list[str], dict[str, str]]:
+def control_node(home: str) -> tuple[list[str], dict[str, str]]:
     """The beginning of the argv, and the environment, of an operator who is not root on the control node.
 
     Where root runs the tests, the playbook gets a user namespace: there it is somebody else, who owns the
@@ -76,7 +76,7 @@ class Playbooks:
         self, name: str, *arguments: str, inventory: Path | None = None
     ) -> Iterator[subprocess.Popen[str]]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-            prefix, environ = _control_node(home)
+            prefix, environ = control_node(home)
             yield subprocess.Popen(
                 [*prefix, "ansible-playbook", "-i", str(inventory or self.inventory), name, *arguments],
                 cwd=ROOT / "ansible",

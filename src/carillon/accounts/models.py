@@ -119,6 +119,16 @@ class UserSession(models.Model):
         return f"session of user {self.user_id}"
 
 
+class EndedSession(models.Model):
+    """A session that somebody has logged out of, where it is no row: `carillon.accounts.sessions`."""
+
+    mark = models.CharField(max_length=32, primary_key=True)
+    ended = models.DateTimeField(auto_now_add=True, db_index=True)
+
+    def __str__(self) -> str:
+        return f"session that ended {self.ended}"
+
+
 class ExternalIdentity(models.Model):
     """A user's account at an issuer outside, which is known by nothing but its subject there:
     `carillon.accounts.identities`."""

@@ -1,4 +1,4 @@
-"""`X-Carillon-Position` in the answers of the REST API: where to go on from after looking at the state."""
+"""`X-Carillon-Position` in answers: where to go on from after looking at the state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 from django.db import Error
 from django.http import HttpRequest, HttpResponse
 
+from carillon.conf import conf
 from carillon.events import heads
 
 HEADER = "X-Carillon-Position"
 PREFIX = "/api/v2/"
 STATELESS = frozenset({"asyncapi", "docs", "health", "index", "metrics", "operations", "ping", "schema"})
-"""Routes that show no state: they are asked often, and a query would be wasted."""
+"""Routes of ours that show no state: they are asked often, and a query would be wasted."""
 
 
 class PositionMiddleware:
@@ -32,10 +33,8 @@ class PositionMiddleware:
         return response
 
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
-        if (
-            request.method == "GET"
-            and request.path_info.startswith(PREFIX)
-            and request.resolver_match.url_name not in STATELESS
-        ):
+        path = request.path_info
+        stateless = path.startswith(PREFIX) and request.resolver_match.url_name in STATELESS
+        if request.method == "GET" and path.startswith(tuple(conf.POSITION_PREFIXES)) and not stateless:
             with suppress(Error):  # the view will say so, in its own way, if it needs the database
                 request.position = heads.position()

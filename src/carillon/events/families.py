@@ -15,12 +15,18 @@ ID = "<id>"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _WORD = re.compile(r"[a-z0-9_]{1,40}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")  # fits a bigint, and has one spelling only
+PLACEHOLDERS = {
+    ID: "[1-9][0-9]{0,17}",  # fits a bigint, and has one spelling only
+    "<slug>": "[A-Za-z0-9_-]{1,50}",
+    "<uuid>": "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+}
+"""What may stand in a key's place, as regular expressions. One spelling each: two were two groups."""
+_PLACEHOLDER = re.compile("|".join(PLACEHOLDERS))
 
 
 @dataclass(frozen=True)
 class Key:
-    """What follows the family in a group's name: `text`, and the id in it if the key has one."""
+    """What follows the family in a group's name: `text`, and the number in it if the key has an `<id>`."""
 
     text: str
     id: int | None = None
@@ -34,8 +40,8 @@ Questions = Sequence[tuple[Any, set[Key]]]
 class Family:
     """A family of groups.
 
-    `keys`: fixed words, or words with the placeholder `<id>` for a positive integer: `("changed",)`,
-    `("<id>",)`, `("limit_reached_<id>",)`.
+    `keys`: fixed words, or words with a placeholder, `<id>` for a positive integer, `<slug>` or `<uuid>`:
+    `("changed",)`, `("<id>",)`, `("limit_reached_<id>",)`, `("<slug>",)`.
     `may_subscribe(user, key)`: may this user hear of this key? Without it every user may.
     `permitted(user, keys)`: the same for many keys at once, for rules that ask a database; it answers
     with those keys that are allowed, and is used in place of `may_subscribe`.
@@ -51,33 +57,33 @@ class Family:
     permitted: Callable[[Any, set[Key]], set[Key]] | None = None
     permitted_many: Callable[[Questions], Sequence[set[Key]]] | None = None
     payload: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-    _patterns: tuple[tuple[str, str, bool], ...] = field(init=False, repr=False, compare=False)
+    pattern: str = field(init=False, repr=False, compare=False)
+    """Of the keys, as a regular expression."""
+    _forms: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"family {self.name!r}: a name is lower-case letters, digits and '_'")
         patterns = []
         for key in self.keys:
-            before, placeholder, after = key.partition(ID)
-            if not (placeholder or before) or any(
-                part and not _WORD.fullmatch(part) for part in (before, after)
-            ):
+            words = _PLACEHOLDER.split(key)
+            if not key or len(words) > 2 or any(word and not _WORD.fullmatch(word) for word in words):
                 raise ValueError(
-                    f"family {self.name!r}: key {key!r} is not lower-case words with at most one {ID}"
+                    f"family {self.name!r}: key {key!r} is not lower-case words with at most one of "
+                    f"{', '.join(PLACEHOLDERS)}"
                 )
-            patterns.append((before, after, bool(placeholder)))
-        object.__setattr__(self, "_patterns", tuple(patterns))
+            patterns.append(_PLACEHOLDER.sub(lambda found: PLACEHOLDERS[found[0]], key))
+        object.__setattr__(self, "pattern", "|".join(patterns))
+        object.__setattr__(self, "_forms", tuple(re.compile(pattern) for pattern in patterns))
 
     def parse_key(self, text: str) -> Key | None:
         """The key that `text` spells, or None when this family has no such key."""
-        for before, after, has_id in self._patterns:
-            if not has_id:
-                if text == before:
-                    return Key(text)
-            elif text.startswith(before) and text.endswith(after):
-                number = text[len(before) : len(text) - len(after)]
-                if _NUMBER.fullmatch(number):
-                    return Key(text, int(number))
+        for form, key in zip(self._forms, self.keys, strict=True):
+            if form.fullmatch(text):
+                before, placeholder, after = key.partition(ID)
+                return (
+                    Key(text, int(text[len(before) : len(text) - len(after)])) if placeholder else Key(text)
+                )
         return None
 
     @property

@@ -70,14 +70,9 @@ _RECEIVED: dict[str, tuple[str, Schema]] = {
 }  # fmt: skip
 
 
-def _pattern(family: Family) -> str:
-    """Of the family's keys, as a regular expression."""
-    return "|".join(key.replace(ID, "[1-9][0-9]{0,17}") for key in family.keys)
-
-
 def _keys(family: Family) -> Schema:
     """What a client may write for this family in `groups`."""
-    forms: list[Schema] = [{"type": "string", "pattern": f"^({_pattern(family)})$"}]
+    forms: list[Schema] = [{"type": "string", "pattern": f"^({family.pattern})$"}]
     if ID in family.keys:
         forms.append({"type": "integer", "minimum": 1})
     return {"type": "array", "items": {"anyOf": forms}}
@@ -86,7 +81,7 @@ def _keys(family: Family) -> Schema:
 def _event(family: Family) -> Schema:
     """An event as version 2 frames it; version 1 sends the payload alone."""
     trace = {"type": "string", "description": "the request's traceparent"}
-    group = {"type": "string", "pattern": f"^{family.name}-({_pattern(family)})$"}
+    group = {"type": "string", "pattern": f"^{family.name}-({family.pattern})$"}
     return _frame(
         {"position": _POSITION, "group": group, "event": dict(family.payload or {"type": "object"})},
         {"trace": trace},

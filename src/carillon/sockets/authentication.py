@@ -24,7 +24,7 @@ from django.http.request import split_domain_port, validate_host
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from carillon.accounts import identities, jwts
+from carillon.accounts import identities, jwts, sessions
 from carillon.accounts.models import ApiToken, ExternalIdentity, Team
 from carillon.events.event import EVERYONE
 from carillon.sockets.protocol import FORBIDDEN_ORIGIN, TRY_LATER, UNAUTHENTICATED
@@ -298,5 +298,7 @@ def _holder(key: str) -> tuple[Any, datetime] | None:
     known = session.get(HASH_SESSION_KEY, "")
     hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
     if not any(constant_time_compare(known, valid) for valid in hashes):
+        return None
+    if not sessions.are_rows() and sessions.has_ended(session):
         return None
     return user, session.get_expiry_date()

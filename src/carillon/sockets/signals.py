@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.contrib.auth.signals import user_logged_in
+from django.contrib.auth import SESSION_KEY, get_user_model
+from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
 from django.dispatch import receiver
 
+from carillon.accounts import sessions
 from carillon.accounts.models import ApiToken, ExternalIdentity, Team, UserSession
 from carillon.conf import conf
 from carillon.events import Notification, access_changed, emit_in_transaction
@@ -21,6 +22,9 @@ from carillon.events import Notification, access_changed, emit_in_transaction
 @receiver(user_logged_in)
 def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
     """Note the new session; end the oldest ones beyond SESSIONS_PER_USER and say so to the user."""
+    if not sessions.are_rows():
+        sessions.mark(request.session)
+        return
     if request.session.session_key is None:
         request.session.create()
     else:
@@ -53,6 +57,15 @@ def session_ended(sender: Any, instance: UserSession, **kwargs: Any) -> None:
     Not Django's signal of a logout: that comes while the session is still there.
     """
     access_changed([instance.user_id])
+
+
+@receiver(user_logged_out)
+def logged_out(sender: Any, request: Any, **kwargs: Any) -> None:
+    """Of a session that is no row. It says whose it is: of the request, a view may know nobody."""
+    if not sessions.are_rows() and (user := request.session.get(SESSION_KEY)) is not None:
+        with transaction.atomic():
+            if sessions.end(request.session):
+                access_changed([get_user_model()._meta.pk.to_python(user)])
 
 
 @receiver(post_save, sender=settings.AUTH_USER_MODEL)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -67,10 +68,13 @@ def stack(site, make):
     return Stack(values, PROJECT, site / ".dev")
 
 
-def page(stack):
-    url = stack.values["CARILLON_URL"]
-    with urllib.request.urlopen(url, context=stack.tls(), timeout=10) as answer:
+def fetch(url, tls):
+    with urllib.request.urlopen(url, context=tls, timeout=10) as answer:
         return answer.read().decode()
+
+
+def page(stack):
+    return fetch(stack.values["CARILLON_URL"], stack.tls())
 
 
 def test_its_tests_are_run_and_one_that_fails_is_a_failure(site, make):
@@ -114,6 +118,16 @@ def test_another_version_of_carillon_is_one_line(site, make, stack, tmp_path):
     assert stack.api("/api/v2/me/")["results"][0]["username"] == "admin"
     assert "edited, and live" in page(stack)
     assert "==>" not in make("dev")  # run again, it changes nothing
+
+
+def test_production_in_containers_has_its_release(site, make):
+    http, https = free_ports(2)
+    try:
+        make("production", f"CARILLON_HTTP_PORT={http}", f"CARILLON_HTTPS_PORT={https}")
+        tls = ssl.create_default_context(cafile=site / ".dev-production" / "certificates" / "ca.pem")
+        assert "edited, and live" in fetch(f"https://localhost:{https}/", tls)
+    finally:
+        make("production-clean", must=False)
 
 
 def test_its_hosts_are_what_the_roles_are_run_on(site, make):

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import setuptools
 
 from dev import __main__ as command
 from dev import project, yours
@@ -198,3 +200,11 @@ def test_hosts_that_are_an_example_and_playbooks_that_are_none_are_refused(site,
         yours.deploy([])
     with pytest.raises(Failure, match=r"PLAYBOOK=sight\.yml: there is none of that name, but .*site\.yml"):
         yours.deploy(["sight.yml"])
+
+
+def test_a_package_that_is_called_nearly_as_carillon_s_is_in_the_release(tmp_path):
+    names = ("asgi_amqp", "asgi_amqp_more", "carillon", "carillon/events", "carillon_site", "carillon_site/a")
+    write(tmp_path, {f"{name}/__init__.py": "" for name in names})
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    found = setuptools.find_packages(str(tmp_path), exclude=described["exclude"])
+    assert sorted(found) == ["asgi_amqp_more", "carillon_site", "carillon_site.a"]

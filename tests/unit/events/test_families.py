@@ -11,6 +11,9 @@ from carillon.events.families import Family, Key, Registry
 WORDS = Family("jobs", ("status_changed", "summary"))
 IDS = Family("job_events", ("<id>",))
 MIXED = Family("control", ("limit_reached_<id>",))
+SLUGS = Family("rooms", ("<slug>",))
+UUIDS = Family("orders", ("paid_<uuid>", "all"))
+UUID = "0b7e1f6a-9c1d-4f5e-8a2b-3c4d5e6f7a8b"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,11 @@ MIXED = Family("control", ("limit_reached_<id>",))
             (IDS, text, None)
             for text in ("0", "042", "-1", "+1", "1.0", " 1", "1\n", "٣", "", "x", "9" * 19, "1-2")
         ),
+        *((SLUGS, text, Key(text)) for text in ("the-belfry", "Tower_2", "7", "x" * 50)),
+        *((SLUGS, text, None) for text in ("", "a b", "a.b", "ä", "x\n", "x" * 51)),
+        (UUIDS, f"paid_{UUID}", Key(f"paid_{UUID}")),
+        (UUIDS, "all", Key("all")),
+        *((UUIDS, text, None) for text in (UUID, f"paid_{UUID.upper()}", f"paid_{UUID.replace('-', '')}")),
         (MIXED, "limit_reached_7", Key("limit_reached_7", 7)),
         *(
             (MIXED, text, None)
@@ -43,7 +51,13 @@ def test_a_name_that_could_forge_a_group_is_no_family(name):
         Family(name, ("changed",))
 
 
-@pytest.mark.parametrize("key", ["", "a-b", "<id><id>", "a.b", "<ID>"])
+def test_a_group_is_parted_at_its_first_hyphen():
+    registry = Registry()
+    registry.register(SLUGS)
+    assert registry.parse_group("rooms-the-belfry") == (SLUGS, Key("the-belfry"))
+
+
+@pytest.mark.parametrize("key", ["", "a-b", "<id><id>", "<slug><uuid>", "a.b", "<ID>", "<int>"])
 def test_a_key_that_could_forge_a_group_is_no_key(key):
     with pytest.raises(ValueError, match="is not lower-case words"):
         Family("jobs", (key,))

@@ -33,9 +33,10 @@ class Uwsgi(socketserver.StreamRequestHandler):
         content = json.dumps(
             {"variables": variables, "body": len(body), "address": self.server.server_address[0]}
         ).encode()
+        policy = "Content-Security-Policy: default-src *\r\n" if "policy" in asked else ""
         self.wfile.write(
             f"HTTP/1.1 {asked.get('status', 200)} Stub\r\nContent-Type: application/json\r\n"
-            f"X-Frame-Options: ALLOWALL\r\nContent-Security-Policy: default-src *\r\n"
+            f"X-Frame-Options: ALLOWALL\r\n{policy}"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )

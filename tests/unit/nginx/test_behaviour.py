@@ -297,6 +297,16 @@ def test_the_policy_names_the_websocket(development, tls, host, expected):
     assert expected in development.ask(tls=tls, host=host).get("Content-Security-Policy")
 
 
+def policy(server, path):
+    return server.ask(path=path, tls=True).get("Content-Security-Policy")
+
+
+def test_the_application_may_have_a_policy_of_its_own(development):
+    assert policy(development, "/?policy=own") == "default-src *"
+    assert policy(development, "/").startswith("default-src 'self';")
+    assert policy(development, "/static/none?policy=own").startswith("default-src 'self';")
+
+
 def test_a_host_cannot_write_the_policy(development):
     policy = development.ask(host="a;script-src:1", tls=True).get("Content-Security-Policy")
     assert "connect-src 'self';" in policy

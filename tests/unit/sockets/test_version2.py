@@ -315,3 +315,13 @@ def test_answers_of_the_api_say_where_to_go_on(people):
     assert client.get("/api/v2/jobs/", SCRIPT_NAME="/bells")["X-Carillon-Position"] == "abc:4096"
     assert "X-Carillon-Position" not in client.get("/api/v2/ping/")
     assert "X-Carillon-Position" not in client.post("/api/v2/jobs/", {"name": "x"}, format="json")
+
+
+def test_a_project_s_own_pages_say_so_below_the_paths_that_it_names(people, settings):
+    client = people.client(people.ann)
+    Head.objects.create(epoch="abc", number=4096)
+    heads.forget()
+    assert "X-Carillon-Position" not in client.get("/api/")
+    settings.CARILLON = {**settings.CARILLON, "POSITION_PREFIXES": ("/api/",)}
+    answer = client.get("/api/")
+    assert answer["X-Carillon-Position"] == str(answer.wsgi_request.position) == "abc:4096"

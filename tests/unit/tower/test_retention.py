@@ -248,11 +248,13 @@ def test_one_line_a_kind(prune, job):
     assert [line.split(",")[0] for line in lines] == [
         "tokens: none would be deleted",
         "sessions: none would be deleted",
+        "ended sessions: none would be deleted",
         "jobs: 1 jobs would be deleted",
+        "tasks: none would be deleted",
         "dead letters: 2 would be deleted",
     ]
     code, lines, _ = prune()
-    assert (code, lines[2].split(" deleted")[0]) == (0, "jobs: 1 jobs, 3 job events")
+    assert (code, lines[3].split(" deleted")[0]) == (0, "jobs: 1 jobs, 3 job events")
     assert prune.letters == [True, False]
 
 
@@ -266,7 +268,7 @@ def test_a_check_deletes_nothing(prune, job):
     job(182)
     assert prune("--check", "49")[0] == 0
     code, lines, _ = prune("--check", "47")
-    assert (code, lines[-1]) == (1, "jobs: due for 48 hours")
+    assert (code, lines[-2]) == (1, "jobs: due for 48 hours")
     assert Job.objects.exists()
 
 
@@ -278,7 +280,7 @@ def test_a_database_that_goes_away_is_said_and_what_was_deleted_too(prune, job, 
 
     def alone(lock):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 5:
             raise OperationalError("the connection is closed")
         return True
 
@@ -311,7 +313,7 @@ def test_without_a_broker_the_rest_is_done(prune, job, monkeypatch):
     job(200)
     code, lines, said = prune()
     assert code == launcher.EXIT_NOT_READY
-    assert "jobs: 1 jobs" in lines[2]
+    assert "jobs: 1 jobs" in lines[3]
     assert "carillon: the broker: nobody listens" in said
 
 
@@ -320,4 +322,4 @@ def test_another_run_is_left_alone(prune, job, monkeypatch):
     monkeypatch.setattr(retention.locks, "alone", lambda lock: False)
     code, lines, _ = prune()
     assert (code, Job.objects.count()) == (0, 1)
-    assert lines[2].endswith("; another run is at it")
+    assert lines[3].endswith("; another run is at it")

@@ -1,0 +1,317 @@
+"""What `runtasks` does: takes tasks, runs them in threads, and looks after what nobody runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from channels.layers import get_channel_layer
+from django.db import Error, close_old_connections
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.utils import timezone
+from django_tasks import TaskResultStatus
+from django_tasks.base import Task, TaskContext
+from django_tasks.signals import task_finished, task_started
+from django_tasks.utils import get_exception_traceback, get_module_path, get_random_id, normalize_json
+
+from asgi_amqp import ChannelFull, LayerError
+from asgi_amqp.worker import Worker
+from carillon.tasks.backend import DurableBackend, result_of
+from carillon.tasks.models import QueuedTask
+
+logger = logging.getLogger(__name__)
+
+READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
+
+LOOK = 1.0
+"""Seconds between looks at what is due and not announced."""
+
+SAY = 5.0
+"""Seconds between two words that a task runs."""
+
+LEASE = 30.0
+"""Seconds without one, after which it does not."""
+
+IDLE = 60.0
+"""Seconds for which a worker was given nothing while tasks waited: their messages are lost."""
+
+LIVES = 5
+"""So often a task may be begun and not end: then it has failed, for it may be what ends its workers."""
+
+LONGEST_PAUSE = 3600.0
+PATIENCE = 60.0
+"""Seconds that a result waits for a database that is away."""
+
+SOME = 500
+"""Rows looked at together."""
+
+TRACEBACK = 16 * 1024
+"""The last characters of one are kept."""
+
+
+class TooLarge(ValueError):
+    """A task returned more than is kept."""
+
+
+class WorkerLost(RuntimeError):
+    """The workers that ran a task ended before it did."""
+
+
+# The decision: pure ----------------------------------------------------------------------------------------
+
+
+def pause_after(errors: int, attempts: int, pause: float) -> float | None:
+    """Seconds until a task that has raised so often is run again; None: it has failed."""
+    return None if errors >= attempts else min(pause * 2 ** (errors - 1), LONGEST_PAUSE)
+
+
+def is_given_up(begun: int, errors: int) -> bool:
+    """Whether a task that was begun so often, and has raised so often, is begun no more."""
+    return begun - errors >= LIVES
+
+
+# Taking, running -------------------------------------------------------------------------------------------
+
+
+def take(backend: DurableBackend, queue: str, worker: str) -> QueuedTask | None:
+    """The most urgent task that is due, which is this worker's from now on. Raises django.db.Error."""
+    while True:
+        now = timezone.now()
+        waiting = QueuedTask.objects.filter(backend=backend.alias, queue=queue, status=READY, due__lte=now)
+        row = waiting.order_by("-priority", "due", "pk").first()
+        if row is None:
+            return None
+        changes = {
+            "status": RUNNING,
+            "started": row.started or now,
+            "attempted": now,
+            "workers": [*row.workers, worker],
+        }
+        # Of two workers who saw it, one finds it as it was.
+        seen = QueuedTask.objects.filter(pk=row.pk, status=READY, attempted=row.attempted)
+        if seen.update(**changes, seen=Now()):
+            for name, value in changes.items():
+                setattr(row, name, value)
+            return row
+
+
+def run(backend: DurableBackend, row: QueuedTask) -> None:
+    """Call the task, and keep what came of it. Raises django.db.Error."""
+    try:
+        task = backend.task_of(row)
+    except (ImportError, TypeError) as error:
+        # While a release takes the place of another, its older workers meet tasks that they do not have.
+        _keep(row, None, error, pause_after(len(row.errors) + 1, LIVES, backend.pause))
+        return
+    result = result_of(row, task)
+    task_started.send(type(backend), task_result=result)
+    try:
+        context = [TaskContext(task_result=result)] if task.takes_context else []
+        value = normalize_json(task.call(*context, *result.args, **result.kwargs))
+        if (size := len(json.dumps(value))) > backend.result_bytes:
+            raise TooLarge(f"it returned {size} bytes of JSON: result_bytes is {backend.result_bytes}")
+    except BaseException as error:  # one that exits has failed as well
+        _end(backend, row, task, None, error)
+    else:
+        _end(backend, row, task, value, None)
+
+
+def _end(
+    backend: DurableBackend, row: QueuedTask, task: Task, value: Any, raised: BaseException | None
+) -> None:
+    again = None
+    if raised is not None:
+        again = pause_after(len(row.errors) + 1, backend.attempts, backend.pause)
+    if _keep(row, value, raised, again) and again is None:
+        task_finished.send(type(backend), task_result=result_of(row, task))
+
+
+def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: float | None) -> bool:
+    """Whether it was still ours. A database that is away is waited for: else what is done were done twice."""
+    changes: dict[str, Any] = {}
+    if raised is not None:
+        path, said = get_module_path(type(raised)), get_exception_traceback(raised)[-TRACEBACK:]
+        changes["errors"] = [*row.errors, {"exception_class_path": path, "traceback": said}]
+    if again is not None:
+        due = timezone.now() + timedelta(seconds=again)
+        changes |= {"status": READY, "due": due, "announced": False}
+        logger.warning("Task id=%s path=%s raised %s: again in %g s", row.pk, row.path, path, again)
+    else:
+        status = TaskResultStatus.SUCCESSFUL if raised is None else TaskResultStatus.FAILED
+        changes |= {"status": status, "value": value, "finished": timezone.now()}
+    ours = QueuedTask.objects.filter(pk=row.pk, status=RUNNING, attempted=row.attempted)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            kept = ours.update(**changes)
+            break
+        except Error:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+            close_old_connections()
+    if not kept:
+        logger.warning(
+            "Task id=%s path=%s went to another worker: its end here is not kept", row.pk, row.path
+        )
+    for name, changed in changes.items():
+        setattr(row, name, changed)
+    return bool(kept)
+
+
+# What nobody runs ------------------------------------------------------------------------------------------
+
+
+def announce_due(backend: DurableBackend) -> int:
+    """Messages for tasks that are due and have none: deferred, to be run again, or enqueued while the broker
+    was away. How many. Raises django.db.Error, LayerError, ChannelFull."""
+    rows = QueuedTask.objects.filter(backend=backend.alias, announced=False, due__lte=timezone.now())
+    some = list(rows.order_by("due")[:SOME])
+    if some:
+        backend.announce(some)
+    return len(some)
+
+
+def recover(backend: DurableBackend) -> int:
+    """Tasks whose worker has said nothing for long are to be run again, or have failed. How many. Raises
+    django.db.Error."""
+    lapsed = QueuedTask.objects.filter(
+        backend=backend.alias, status=RUNNING, seen__lt=Now() - timedelta(seconds=LEASE)
+    )
+    found = list(lapsed.order_by("seen")[:SOME])
+    for row in found:
+        logger.warning("Task id=%s path=%s has lost its worker %s", row.pk, row.path, row.workers[-1])
+        if is_given_up(len(row.workers), len(row.errors)):
+            _keep(row, None, WorkerLost(f"{LIVES} workers ended while it ran"), None)
+        else:
+            put_back(lapsed.filter(pk=row.pk, attempted=row.attempted))
+    return len(found)
+
+
+def put_back(rows: QuerySet[QueuedTask]) -> None:
+    """As if they had not been begun, but for the workers that have. Raises django.db.Error."""
+    rows.filter(status=RUNNING).update(status=READY, announced=False)
+
+
+def announce_again(backend: DurableBackend, queues: Sequence[str]) -> int:
+    """Tasks of these queues have waited for long while a worker had nothing to do. Raises django.db.Error."""
+    before = timezone.now() - timedelta(seconds=IDLE)
+    waiting = QueuedTask.objects.filter(
+        backend=backend.alias, queue__in=queues, status=READY, announced=True, due__lt=before
+    )
+    ids = list(waiting.order_by("due").values_list("pk", flat=True)[:SOME])
+    return QueuedTask.objects.filter(pk__in=ids, status=READY).update(announced=False)
+
+
+# The process -----------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """The workers of some queues of a backend, until TERM or INT. `concurrency`: tasks at a time, of each
+    queue; `drain`: seconds for them to end."""
+
+    def __init__(
+        self, backend: DurableBackend, queues: Sequence[str], concurrency: int, drain: float
+    ) -> None:
+        self._backend = backend
+        self._queues = queues
+        self._concurrency = concurrency
+        self._drain = drain
+        self._name = f"{os.uname().nodename}-{os.getpid()}-{get_random_id()[:8]}"[:64]
+        self._running: set[str] = set()
+        self._given = time.monotonic()  # when a message last came
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(concurrency * len(queues), "task")
+
+    def run(self) -> bool:
+        """False when tasks had to be cut off; others run them. Raises LayerError, django.db.Error."""
+        asyncio.run(self._serve())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        cut_off = list(self._running)
+        if cut_off:
+            logger.warning("Cut off, to be run again: tasks %s", ", ".join(cut_off))
+            put_back(QueuedTask.objects.filter(pk__in=cut_off))
+        return not cut_off
+
+    async def _serve(self) -> None:
+        layer = get_channel_layer()
+        workers = [
+            Worker(
+                layer,
+                partial(self._handle, queue),
+                self._backend.channel(queue),
+                self._concurrency,
+                drain_timeout=self._drain,
+                handle_signals=False,
+            )
+            for queue in self._queues
+        ]
+
+        def stop() -> None:
+            for worker in workers:
+                worker.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        looking = threading.Thread(target=self._look, name="carillon tasks", daemon=True)
+        looking.start()
+        logger.info("runtasks is ready: %s", ", ".join(self._queues))
+        try:
+            await asyncio.gather(*(worker.run() for worker in workers))
+        finally:
+            self._ended.set()
+            await asyncio.to_thread(looking.join)
+            await layer.close()
+
+    async def _handle(self, queue: str, message: dict[str, Any]) -> None:
+        self._given = time.monotonic()
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._work, queue)
+
+    def _work(self, queue: str) -> None:
+        """A message came: one task."""
+        close_old_connections()
+        try:
+            row = take(self._backend, queue, self._name)
+            if row is None:
+                return
+            self._running.add(row.pk)
+            try:
+                run(self._backend, row)
+            finally:
+                self._running.discard(row.pk)
+                self._given = time.monotonic()
+        finally:
+            close_old_connections()
+
+    def _look(self) -> None:
+        said = 0.0
+        while not self._ended.wait(LOOK):
+            close_old_connections()
+            try:
+                if running := list(self._running):
+                    if time.monotonic() - said >= SAY:
+                        QueuedTask.objects.filter(pk__in=running, status=RUNNING).update(seen=Now())
+                        said = time.monotonic()
+                elif time.monotonic() - self._given >= IDLE:
+                    if lost := announce_again(self._backend, self._queues):
+                        logger.warning("%s tasks waited, and no message told of them: announced anew", lost)
+                    self._given = time.monotonic()
+                recover(self._backend)
+                announce_due(self._backend)
+            except (LayerError, ChannelFull, Error) as error:  # later
+                logger.warning("What waits cannot be looked after: %s", type(error).__name__)
+            except Exception:  # a mistake here must not let every task lose its worker
+                logger.exception("What waits cannot be looked after")
+            finally:
+                close_old_connections()

@@ -1,0 +1,1 @@
+from tests.unit.support.fixtures import *  # noqa: F403

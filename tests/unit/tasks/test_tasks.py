@@ -1,0 +1,458 @@
+"""The backend of `django_tasks`: what the interface asks, as its own backend answers; then what is ours."""
+
+from __future__ import annotations
+
+import traceback
+from datetime import timedelta
+
+import pytest
+from django.db import Error, transaction
+from django.utils import timezone
+from django_tasks import TaskResultStatus, task_backends
+from django_tasks.base import Task
+from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist, TaskResultMismatch
+from django_tasks.signals import task_enqueued, task_finished, task_started
+
+from asgi_amqp import AMQPChannelLayer
+from carillon.retention import Run, kinds
+from carillon.tasks import backend as backends
+from carillon.tasks import running
+from carillon.tasks.models import QueuedTask
+from tests.unit.tasks import samples
+
+OURS = "carillon.tasks.backend.DurableBackend"
+QUEUES = ["default", "slow"]
+TASKS = {
+    "default": {"BACKEND": OURS, "QUEUES": QUEUES},
+    "stubborn": {"BACKEND": OURS, "QUEUES": QUEUES, "OPTIONS": {"attempts": 3, "pause": 10}},
+    "brief": {"BACKEND": OURS, "QUEUES": QUEUES, "OPTIONS": {"result_bytes": 100}},
+    # What answers as the interface has it, for whatever ends at once.
+    "reference": {"BACKEND": "django_tasks.backends.immediate.ImmediateBackend", "QUEUES": QUEUES},
+}
+
+
+@pytest.fixture(autouse=True)
+def project(settings, db):
+    settings.TASKS = TASKS
+    backends.DurableBackend._failed = float("-inf")
+    samples.done.clear()
+
+
+def work(alias="default", worker="worker"):
+    """Everything that is due, as one worker does it."""
+    backend = task_backends[alias]
+    if alias != "reference":
+        for queue in QUEUES:
+            while row := running.take(backend, queue, worker):
+                running.run(backend, row)
+
+
+@pytest.fixture(params=["default", "reference"])
+def alias(request):
+    return request.param
+
+
+@pytest.fixture
+def call(alias):
+    """The result of a task once it has ended."""
+
+    def call(task, *args, **kwargs):
+        result = task.using(backend=alias).enqueue(*args, **kwargs)
+        work(alias)
+        if alias != "reference":  # which has no results to ask for
+            result.refresh()
+        return result
+
+    return call
+
+
+# What the interface asks -----------------------------------------------------------------------------------
+
+
+def test_what_a_task_returns(call, alias):
+    result = call(samples.add, 2, second=3)
+    assert (result.status, result.is_finished) == (TaskResultStatus.SUCCESSFUL, True)
+    assert (result.return_value, result.attempts, result.errors) == (5, 1, [])
+    assert (result.args, result.kwargs, result.backend) == ([2], {"second": 3}, alias)
+    assert result.enqueued_at <= result.started_at == result.last_attempted_at <= result.finished_at
+    assert len(result.id) == 32
+    assert result.task == samples.add.using(backend=alias)
+
+
+def test_a_coroutine(call):
+    assert call(samples.add_later, 2, 3).return_value == 5
+
+
+def test_a_task_that_asks_for_its_context(call):
+    result = call(samples.tell, "word")
+    assert result.return_value == ["word", 1, result.id]
+
+
+def test_a_task_that_raises(call):
+    result = call(samples.fail, "no such bell")
+    assert (result.status, result.is_finished) == (TaskResultStatus.FAILED, True)
+    (error,) = result.errors
+    assert error.exception_class is LookupError
+    assert "no such bell" in error.traceback
+    with pytest.raises(ValueError, match="failed"):
+        _ = result.return_value
+
+
+def test_a_task_that_exits_ends_nothing_else(call):
+    assert call(samples.leave).errors[0].exception_class is SystemExit
+
+
+def test_a_value_that_is_no_json(call):
+    assert call(samples.give_a_set).errors[0].exception_class is TypeError
+
+
+def test_a_queue_and_a_priority_of_its_own(call):
+    task = call(samples.declared).task
+    assert (task.queue_name, task.priority) == ("slow", 7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"queue_name": "unknown"},
+        {"priority": 101},
+        {"priority": -101},
+        {"priority": 1.5},
+        {"run_after": timezone.now().replace(tzinfo=None)},
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(alias, changes):
+    with pytest.raises(InvalidTaskError):
+        samples.add.using(backend=alias, **changes)
+
+
+def test_a_function_that_nobody_else_can_import_is_refused(alias):
+    with pytest.raises(InvalidTaskError):
+        Task(func=lambda: None, backend=alias)
+    with pytest.raises(InvalidTaskError):
+        Task(func=samples.ordinary, backend=alias, takes_context=True)
+
+
+def test_arguments_that_are_no_json_are_refused_at_once(alias):
+    with pytest.raises(TypeError):
+        samples.add.using(backend=alias).enqueue({1})
+    assert not QueuedTask.objects.exists()
+
+
+@pytest.mark.parametrize("task", [samples.add, samples.fail])
+def test_who_is_told(call, alias, task):
+    told = []
+
+    def receiver(sender, task_result, signal, **more):
+        assert sender is type(task_backends[alias])
+        # Whoever reports errors asks for the one at hand.
+        told.append((signal, str(task_result.status), "LookupError" in traceback.format_exc()))
+
+    signals = (task_enqueued, task_started, task_finished)
+    for signal in signals:
+        signal.connect(receiver)
+    try:
+        call(task, 1)
+    finally:
+        for signal in signals:
+            signal.disconnect(receiver)
+    said = {(signal, status) for signal, status, _ in told}
+    ended = "SUCCESSFUL" if task is samples.add else "FAILED"
+    assert {(task_started, "RUNNING"), (task_finished, ended)} <= said
+    # Only the one that has enqueued it and nothing more says so.
+    assert alias == "reference" or told[0][:2] == (task_enqueued, "READY")
+    assert alias == "reference" or told[-1][2] is (task is samples.fail)
+
+
+def test_results_are_had_by_their_id():
+    result = samples.add.enqueue(1)
+    assert samples.add.get_result(result.id).status == TaskResultStatus.READY
+    with pytest.raises(ValueError, match="not finished"):
+        _ = result.return_value
+    work()
+    assert samples.add.get_result(result.id).return_value == 2
+    with pytest.raises(TaskResultMismatch):
+        samples.fail.get_result(result.id)
+    with pytest.raises(TaskResultDoesNotExist):
+        samples.add.get_result("unknown")
+    with pytest.raises(TaskResultDoesNotExist):
+        samples.add.using(backend="stubborn").get_result(result.id)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_same_from_coroutines():
+    result = await samples.add.aenqueue(1)
+    assert (await samples.add.aget_result(result.id)).status == TaskResultStatus.READY
+    await QueuedTask.objects.filter(pk=result.id).aupdate(status="SUCCESSFUL", value=2)
+    await result.arefresh()
+    assert result.return_value == 2
+
+
+def test_it_says_what_it_can():
+    backend = task_backends["default"]
+    assert backend.supports_defer
+    assert backend.supports_async_task
+    assert backend.supports_get_result
+    assert backend.supports_priority
+
+
+# Transactions, and the broker ------------------------------------------------------------------------------
+
+
+def test_a_task_is_announced_when_its_transaction_has_committed(commits, sent):
+    with commits():
+        result = samples.add.using(queue_name="slow").enqueue(1)
+        assert sent.messages == []
+    (batch,) = sent.publisher.batches
+    assert [channel for channel, _ in batch] == ["carillon.tasks.default.slow"]
+    assert QueuedTask.objects.get(pk=result.id).announced
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_of_a_transaction_that_is_rolled_back_never_was(sent):
+    with transaction.atomic():
+        samples.add.enqueue(1)
+        transaction.set_rollback(True)
+    assert (QueuedTask.objects.count(), sent.messages) == (0, [])
+
+
+def test_a_broker_that_is_away_is_waited_for_once_and_workers_announce(commits, sent, monkeypatch):
+    tried = []
+    monkeypatch.setattr(backends.DurableBackend, "announce", counted(tried, backends.DurableBackend.announce))
+    sent.publisher.away = True
+    with commits():
+        for number in range(3):
+            samples.add.enqueue(number)
+    assert len(tried) == 1
+    sent.publisher.away = False
+    assert running.announce_due(task_backends["default"]) == 3
+    assert len(sent.messages) == 3
+    assert running.announce_due(task_backends["default"]) == 0
+
+
+def counted(tried, announce):
+    def counting(self, rows):
+        tried.append(rows)
+        announce(self, rows)
+
+    return counting
+
+
+def test_messages_that_were_lost_are_sent_anew(commits, sent):
+    with commits():
+        samples.add.enqueue(1)
+        samples.add.using(queue_name="slow").enqueue(2)
+    sent.clear()
+    backend = task_backends["default"]
+    assert running.announce_again(backend, QUEUES) == 0  # they have just come
+    QueuedTask.objects.update(due=timezone.now() - timedelta(seconds=running.IDLE + 1))
+    assert running.announce_again(backend, ["slow"]) == 1
+    assert running.announce_due(backend) == 1
+    assert len(sent.messages) == 1
+
+
+# Which, and when -------------------------------------------------------------------------------------------
+
+
+def test_the_most_urgent_is_next_and_of_equals_the_oldest():
+    for number, priority in enumerate((0, -100, 5, 0, 100, 5)):
+        samples.add.using(priority=priority).enqueue(number)
+    work()
+    assert samples.done == [4, 2, 5, 0, 3, 1]
+
+
+def test_a_queue_is_not_held_up_by_another():
+    samples.add.using(queue_name="slow", priority=100).enqueue(1)
+    assert running.take(task_backends["default"], "default", "worker") is None
+
+
+def test_nothing_is_run_before_its_time(commits, sent):
+    with commits():
+        result = samples.add.using(run_after=timezone.now() + timedelta(hours=1)).enqueue(1)
+    work()
+    assert (samples.done, sent.messages) == ([], [])
+    assert running.announce_due(task_backends["default"]) == 0
+    QueuedTask.objects.update(due=timezone.now())
+    assert running.announce_due(task_backends["default"]) == 1
+    work()
+    assert samples.add.get_result(result.id).return_value == 2
+
+
+def test_one_task_is_taken_by_one_worker(monkeypatch):
+    """Another takes it between the look and the grip of the first."""
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    queryset = type(QueuedTask.objects.all())
+    first, taken = queryset.first, []
+
+    def beaten(self):
+        found = first(self)
+        monkeypatch.undo()
+        taken.append(running.take(backend, "default", "quick"))
+        return found
+
+    monkeypatch.setattr(queryset, "first", beaten)
+    assert running.take(backend, "default", "slow") is None
+    assert taken[0].workers == ["quick"]
+
+
+# Again, and no more ----------------------------------------------------------------------------------------
+
+
+def test_a_task_that_raises_is_run_as_often_as_said_with_growing_pauses():
+    result = samples.fail.using(backend="stubborn").enqueue("x")
+    pauses = []
+    for _ in range(3):
+        work("stubborn")
+        row = QueuedTask.objects.get()
+        if row.status == "READY":
+            pauses.append(round((row.due - timezone.now()).total_seconds(), -1))
+            assert (row.announced, row.finished) == (False, None)
+            QueuedTask.objects.update(due=timezone.now())
+    result.refresh()
+    assert (result.status, result.attempts, len(result.errors)) == (TaskResultStatus.FAILED, 3, 3)
+    assert pauses == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("errors", "attempts", "expected"), [(1, 1, None), (1, 2, 10), (2, 2, None), (3, 9, 40), (15, 99, 3600)]
+)
+def test_pauses(errors, attempts, expected):
+    assert running.pause_after(errors, attempts, 10) == expected
+
+
+def lapse():
+    QueuedTask.objects.update(seen=timezone.now() - timedelta(seconds=running.LEASE + 1))
+
+
+def test_a_task_whose_worker_ended_is_run_by_another():
+    result = samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "first")
+    assert running.recover(backend) == 0  # it has just said that it runs
+    lapse()
+    assert running.recover(backend) == 1
+    assert running.announce_due(backend) == 1
+    work(worker="second")
+    result.refresh()
+    assert (result.return_value, result.worker_ids) == (2, ["first", "second"])
+
+
+def test_a_task_that_ends_its_workers_fails_at_last():
+    result = samples.add.enqueue(1)
+    backend = task_backends["default"]
+    for number in range(running.LIVES):
+        assert running.take(backend, "default", f"worker {number}")
+        lapse()
+        running.recover(backend)
+    result.refresh()
+    assert (result.status, samples.done) == (TaskResultStatus.FAILED, [])
+    assert result.errors[0].exception_class is running.WorkerLost
+
+
+def test_what_was_given_to_another_is_his(caplog):
+    result = samples.add.enqueue(1)
+    backend = task_backends["default"]
+    late = running.take(backend, "default", "late")
+    lapse()
+    running.recover(backend)
+    running.take(backend, "default", "second")
+    running.run(backend, late)
+    result.refresh()
+    assert (result.status, result.finished_at) == (TaskResultStatus.RUNNING, None)
+    assert "went to another worker" in caplog.text
+
+
+def test_a_database_that_is_away_for_a_moment_costs_no_second_run(monkeypatch):
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    row = running.take(backend, "default", "worker")
+    queryset = type(QueuedTask.objects.all())
+    update, failures = queryset.update, [Error("away"), Error("away")]
+
+    def failing(self, **changes):
+        if failures:
+            raise failures.pop()
+        return update(self, **changes)
+
+    monkeypatch.setattr(queryset, "update", failing)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+    running.run(backend, row)
+    assert QueuedTask.objects.get().status == "SUCCESSFUL"
+
+
+def test_a_task_that_this_release_does_not_have_waits_for_one_that_has_it():
+    samples.add.enqueue(1)
+    QueuedTask.objects.update(path="tests.unit.tasks.samples.to_come")
+    work()
+    row = QueuedTask.objects.get()
+    assert (row.status, row.errors[0]["exception_class_path"]) == ("READY", "builtins.ImportError")
+    with pytest.raises(TaskResultDoesNotExist):
+        samples.add.get_result(row.pk)
+    QueuedTask.objects.update(path="tests.unit.tasks.samples.ordinary", due=timezone.now())
+    work()
+    assert QueuedTask.objects.get().errors[1]["exception_class_path"] == "builtins.TypeError"
+
+
+# What is kept ----------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_is_too_large_is_not_kept():
+    result = samples.write.using(backend="brief").enqueue(99)
+    work("brief")
+    row = QueuedTask.objects.get(pk=result.id)
+    assert (row.status, row.value) == ("FAILED", None)
+    assert "101 bytes of JSON: result_bytes is 100" in row.errors[-1]["traceback"]
+
+
+def test_a_traceback_is_cut():
+    samples.fail.enqueue("x" * 3 * running.TRACEBACK)
+    work()
+    assert len(QueuedTask.objects.get().errors[0]["traceback"]) == running.TRACEBACK
+
+
+def test_results_go_after_their_days_and_what_waits_stays(settings):
+    settings.CARILLON = {**settings.CARILLON, "KEEP_TASKS_DAYS": 7}
+    old, recent = samples.add.enqueue(1), samples.add.enqueue(2)
+    work()
+    waiting = samples.add.enqueue(3)
+    QueuedTask.objects.filter(pk=old.id).update(finished=timezone.now() - timedelta(days=8))
+    (kind,) = (kind for kind in kinds() if kind.name == "tasks")
+    said = []
+    Run(seconds=60, rows=100).over(kind, said.append)
+    assert set(QueuedTask.objects.values_list("pk", flat=True)) == {recent.id, waiting.id}
+    assert "1 queued task" in said[0]
+
+
+# What is wrong is said -------------------------------------------------------------------------------------
+
+
+def problems(**changes):
+    backend = backends.DurableBackend("default", {"QUEUES": ["default"], **changes})
+    return [f"{problem.msg} {problem.hint}" for problem in backend.check()]
+
+
+def test_a_layer_that_is_not_durable_for_tasks_is_named(monkeypatch):
+    (said,) = problems()
+    assert "'carillon.tasks.default.default' is not durable" in said
+    for durable, wrong in (({"carillon.tasks.*": {"batch": 1}}, 0), ((), 1)):
+        layer = AMQPChannelLayer(durable=durable)
+        monkeypatch.setattr(backends, "get_channel_layer", lambda layer=layer: layer)
+        assert len(problems()) == wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"QUEUES": ["two words"]}, "'two words' has no name of a channel"),
+        ({"OPTIONS": {"retries": 3}}, "OPTIONS has no 'retries'. There are attempts"),
+        ({"OPTIONS": {"attempts": 0}}, "attempts is 0"),
+    ],
+)
+def test_a_setting_that_cannot_be(changes, word):
+    assert any(word in problem for problem in problems(**changes))
+
+
+def test_the_app_that_is_missing(settings):
+    settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "carillon.tasks"]
+    assert any("carillon.tasks is not in INSTALLED_APPS" in problem for problem in problems())
