@@ -64,10 +64,10 @@ class Listener(Cursor):
 
     def later(self, size: int) -> None:
         """It does not take what has come now."""
-        if self.ended:
-            return
         hub = self.feeder.hub
         hub.put_off += 1
+        if self.ended:
+            return
         if self.live:
             self.fell(hub.position._replace(number=max(hub.number, self.sent)), size)
         else:

@@ -62,6 +62,15 @@ def hub_of(limit=10**6):
     return hub
 
 
+def test_what_goes_by_a_listener_that_has_ended_is_not_counted_as_delivered():
+    hub, ended = hub_of(), Ear()
+    hub.subscribe(ended, frozenset([b"a-1"]))
+    ended.end()
+    hub.deliver([Event(b"a-1", b"{}", number=1)])
+    assert (ended.heard, hub.delivered) == ([], 0)
+
+
+
 def event(number, group=b"a-1", audience=None, id=None):
     return Event(group, b"%d" % number, audience, id if id is not None else b"%d" % number, 0, number)
 

@@ -234,7 +234,12 @@ shared.start(Path({str(directory)!r}), "uwsgi")
 shared._writer.once()
 names.EMITTED.inc(7)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(Path(carillon.__file__).parents[1])},
+        check=True,
+        timeout=60,
+    )
     assert value(directory, "carillon_events_emitted_total", "uwsgi") == 7
 
 
