@@ -23,13 +23,13 @@ VERSION = "carillon.version"
 # lock brings (tests/unit/dev/test_new.py compares).
 TAKEN = frozenset(
     """
-    aio_pika aiormq anyio asgi_amqp asgiref attr attrs autobahn automat carillon cbor2 cffi channels
-    constantly cryptography daphne django django_stubs_ext django_tasks drf_spectacular
-    drf_spectacular_sidecar hyperlink idna incremental inflection jsonschema jsonschema_specifications
-    jwt msgpack multidict packaging pamqp project prometheus_client propcache psycopg psycopg_binary
-    pycparser pyuwsgi referencing rest_framework rpds service_identity sqlparse supervisor test tests
-    tower twisted txaio typing_extensions ujson uritemplate uwsgi uwsgidecorators watchfiles
-    websockets yaml yarl zope
+    aio_pika aiormq anyio asgi_amqp asgiref attr attrs autobahn automat carillon cbor2 certifi cffi
+    channels charset_normalizer constantly cryptography daphne django django_stubs_ext django_tasks
+    drf_spectacular drf_spectacular_sidecar google hyperlink idna incremental inflection jsonschema
+    jsonschema_specifications jwt msgpack multidict opentelemetry packaging pamqp project
+    prometheus_client propcache psycopg psycopg_binary pycparser pyuwsgi referencing requests
+    rest_framework rpds service_identity sqlparse supervisor test tests tower twisted txaio
+    typing_extensions ujson uritemplate urllib3 uwsgi uwsgidecorators watchfiles websockets yaml yarl zope
     """.split()  # noqa: SIM905 - a list of words
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

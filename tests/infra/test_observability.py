@@ -173,9 +173,9 @@ def serves(stack) -> bool:
     return False
 
 
-def only(watched, stack, own: str | None, broken, seconds: float = 60, resolves=60) -> None:
+def only(watched, stack, own: str | None, broken, seconds: float = 60, resolves=150) -> None:
     """While it is broken this alert comes within a minute, and nobody is told of another; then it resolves.
-    None: nobody is told of any."""
+    None: nobody is told of any. An alert that others follow from is kept for 75 s (`keep_firing_for`)."""
     told: set[str] = set()
 
     def has_come() -> bool:
