@@ -64,7 +64,9 @@ def tasks(trace):
     return [
         (one["dur"] / 1000, one.get("tdur", one["dur"]) / 1000)
         for one in events
-        if one["name"] == "ThreadControllerImpl::RunTask" and one.get("dur") and (one["pid"], one["tid"]) in main
+        if one["name"] == "ThreadControllerImpl::RunTask"
+        and one.get("dur")
+        and (one["pid"], one["tid"]) in main
     ]
 
 

@@ -70,7 +70,6 @@ def test_what_goes_by_a_listener_that_has_ended_is_not_counted_as_delivered():
     assert (ended.heard, hub.delivered) == ([], 0)
 
 
-
 def event(number, group=b"a-1", audience=None, id=None):
     return Event(group, b"%d" % number, audience, id if id is not None else b"%d" % number, 0, number)
 
