@@ -123,7 +123,7 @@ release: ## the signed artifacts of this commit in dist/<version>/, with the pro
 test-production: ## a real host from nothing by Ansible, and the production container, proved (half an hour)
 	@$(DEV) test-production $(SUITES)
 
-test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle (80 minutes: too long for CI)
+test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, an upgrade from an older release (95 minutes: too long for CI)
 	@$(DEV) test-production --full $(SUITES)
 
 test-production-clean: ## remove what a cut-off `make test-production` left behind

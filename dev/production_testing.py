@@ -33,7 +33,7 @@ PAGE_MARKER = ROOT / "nginx/pages/_release_marker.html"
 MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
-STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380}
+STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380, "drill": 51480}
 
 LINTS = (
     Suite("ansible-lint", ("ansible-lint", "--offline", "--profile", "production", "-q"), folder="ansible"),
@@ -56,6 +56,8 @@ CLUSTER = Suite("hosts", ("molecule", "test", "--scenario-name", "cluster"), fol
 CONTAINER = Suite("container", (*_PYTEST, "-q", "tests/production/container"))
 CONTAINERS = Suite("containers", (*_PYTEST, "-q", "tests/production/container_cluster"))
 BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
+# From an older release to this checkout and back, on a host and in containers.
+DRILL = Suite("drill", (*_PYTEST, "-q", "tests/production/drill"))
 
 
 def load() -> Config:
@@ -115,7 +117,7 @@ def clean(config: Config) -> None:
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
     """Lints, a real host, the production container; with `full` the rest. Only those of `only`, if any."""
-    found = [*LINTS, SINGLE, CONTAINER, *([UBUNTU, CLUSTER, CONTAINERS, BUNDLE] if full else [])]
+    found = [*LINTS, SINGLE, CONTAINER, *([UBUNTU, CLUSTER, CONTAINERS, BUNDLE, DRILL] if full else [])]
     names = [suite.name for suite in found]
     if unknown := sorted(set(only) - set(names)):
         raise Failure(f"SUITES: no suite {', '.join(unknown)}; there are {', '.join(names)}")

@@ -22,16 +22,21 @@ from collections.abc import Mapping
 from email.parser import Parser
 from pathlib import Path
 
+from dev import bundle
+from dev.development import TOOLS_LOCK
+from dev.output import Failure
 from release import provenance, sbom, verify
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTIONS = ("src/asgi_amqp", "src/carillon")  # `project` is a team's, and in no wheel that is published
 LOCK = "requirements/app.txt"
-LOCKS = (LOCK, "requirements/test.txt")  # the second has what makes the artifacts
+# The second is of the bundle's tools, the third has what makes the artifacts.
+LOCKS = (LOCK, TOOLS_LOCK, "requirements/test.txt")
 KEY = "CARILLON_RELEASE_KEY"
 # What makes the documentation a site: `make docs` as well.
 SITE = ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "--conf-dir", "docs/site")
-MOST = 32 << 20  # bytes of one artifact
+MOST, MOST_OF_THE_BUNDLE = 32 << 20, 64 << 20  # bytes of one artifact
+WHEELS = Path("build/releases")  # of a checkout: what was downloaded for a bundle, and is checked by its hash
 SECONDS = 300
 
 
@@ -44,6 +49,7 @@ def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | Non
         done = subprocess.run(
             [str(each) for each in argv], cwd=cwd, env=dict(os.environ, **(env or {})),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
+            umask=0o022,  # wheels keep the modes of what was built
         )  # fmt: skip
     except FileNotFoundError:
         raise ReleaseError(f"{argv[0]} is not installed: apt install {Path(argv[0]).name}") from None
@@ -81,7 +87,7 @@ def release(checkout: Path, output: Path, key: Path) -> Path:
 
 
 def build(checkout: Path, commit: str, folder: Path) -> None:
-    """Wheels, sdists, the npm package, the collection and the source of a commit, in a new folder."""
+    """The archives of a commit in a new folder: all but what describes and proves them."""
     folder.mkdir()
     when = int(run("git", "show", "--no-patch", "--format=%ct", commit, cwd=checkout))
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,11 +106,20 @@ def build(checkout: Path, commit: str, folder: Path) -> None:
         run(galaxy, "collection", "build", source / "ansible", "--output-path", made)
         for archive in made.iterdir():
             repack(archive, folder / archive.name, when)
-    for path in folder.iterdir():
-        if path.stat().st_size > MOST:
-            raise ReleaseError(
-                f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: what came into it?"
-            )
+        for path in folder.iterdir():
+            limit(path, MOST)
+        try:
+            cache, wheels = Path(scratch) / "releases", checkout / WHEELS
+            path = bundle.write(source, folder, cache, wheels, bundle.hosts({}), when)
+        except Failure as error:
+            raise ReleaseError(str(error)) from None
+        limit(path, MOST_OF_THE_BUNDLE)
+
+
+def limit(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise ReleaseError(f"{path.name} has {size} bytes, more than {most}: what came into it?")
 
 
 def distribution(source: Path, folder: Path, when: int) -> None:
@@ -179,8 +194,9 @@ def describe(checkout: Path, commit: str, version: str, folder: Path) -> None:
     locks = {name: run("git", "show", f"{commit}:{name}", cwd=checkout) for name in LOCKS}
     pins = sbom.parse_lock(locks[LOCK])
     for path in sorted(folder.iterdir()):
-        needed = sbom.closure(pins, requirements(path, folder))
-        text = sbom.document(path.name, version, verify.digest(path), verify.members(path), needed, moment)
+        files = verify.members(path)
+        needed = [*sbom.closure(pins, requirements(path, folder)), *sbom.wheels(files)]
+        text = sbom.document(path.name, version, verify.digest(path), files, needed, moment)
         write(folder / f"{path.name}{verify.SBOM}", text)
     shutil.copyfile(Path(verify.__file__), folder / "verify")
     (folder / "verify").chmod(0o755)

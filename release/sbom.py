@@ -50,6 +50,17 @@ def closure(pins: Mapping[str, Pin], requirements: Iterable[str]) -> list[Pin]:
     return [pins[name] for name in sorted(wanted & pins.keys())]
 
 
+def wheels(files: Mapping[str, str]) -> list[Pin]:
+    """The packages whose wheels are among the files of an artifact, with the digests of those."""
+    pins: dict[tuple[str, str], Pin] = {}
+    for path in sorted(files):
+        if path.endswith(".whl"):
+            name, version = path.rpartition("/")[2].split("-")[:2]
+            key = (normal(name), version)
+            pins.setdefault(key, Pin(*key)).hashes.append(files[path])
+    return [pins[key] for key in sorted(pins)]
+
+
 def document(
     name: str, version: str, digest: str, files: Mapping[str, str], dependencies: Iterable[Pin], when: str
 ) -> dict[str, Any]:

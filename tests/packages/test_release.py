@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -17,6 +18,7 @@ from tests.packages import suites
 VERSION = tomllib.loads((suites.ROOT / "pyproject.toml").read_text())["project"]["version"]
 WHEEL, SDIST = f"channels_asgi_amqp-{VERSION}-py3-none-any.whl", f"channels_asgi_amqp-{VERSION}.tar.gz"
 BOM = f"{WHEEL}{verify.SBOM}"
+BUNDLE = "carillon-bundle-*.tar"
 
 
 def git(folder, *arguments):
@@ -38,7 +40,16 @@ def checkout(tmp_path_factory):
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "All of it")
+    share_wheels(folder)
     return folder
+
+
+def share_wheels(checkout):
+    """Wheels are downloaded once and for all runs."""
+    kept = suites.CACHE / "wheels"
+    kept.mkdir(parents=True, exist_ok=True)
+    (checkout / make.WHEELS).parent.mkdir()
+    (checkout / make.WHEELS).symlink_to(kept)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,11 @@ def made(checkout, key, tmp_path_factory):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    return shutil.copytree(made, tmp_path / VERSION)
+    """The bundle is linked: who changes it puts another in its place."""
+    (bundle,) = made.glob(BUNDLE)
+    folder = shutil.copytree(made, tmp_path / VERSION, ignore=shutil.ignore_patterns(BUNDLE))
+    (folder / bundle.name).hardlink_to(bundle)
+    return folder
 
 
 def prove(folder, key):
@@ -77,6 +92,7 @@ def sign(folder, key):
 def test_made_again_elsewhere_it_is_the_same_to_the_byte(made, checkout, key, tmp_path):
     elsewhere = tmp_path / "another" / "place"
     make.run("git", "clone", "--quiet", checkout, elsewhere)
+    share_wheels(elsewhere)
     again = make.release(elsewhere, tmp_path / "dist", key / "secret")
     assert {path.name: verify.digest(path) for path in again.iterdir()} == {
         path.name: verify.digest(path) for path in made.iterdir()
@@ -91,6 +107,7 @@ def test_it_holds_what_it_should_and_verifies(made, key):
     page = (suites.ROOT / "docs/reference/release_artifacts.md").read_text()
     for name in names:
         shape = name.replace(VERSION, "<version>").removesuffix(verify.SBOM)
+        shape = re.sub("-[0-9a-f]{8}.tar$", "-<digest>.tar", shape)
         assert f"`{shape}`" in page, f"the page Release artifacts does not say what {shape} is"
     assert prove(made, key) == []
 
@@ -100,6 +117,24 @@ def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
     names = {each["name"] for each in document["components"]}
     assert {"aiormq", "pamqp", "channels", "msgpack", "asgiref", "django"} <= names
     assert not {"psycopg", "djangorestframework", "uwsgi"} & names
+
+
+def test_the_sbom_of_the_bundle_names_every_wheel_and_each_is_one_of_a_lock(made):
+    (path,) = made.glob(f"{BUNDLE}{verify.SBOM}")
+    document = json.loads(path.read_text())
+    named = {each["name"]: each for each in document["components"]}
+    own = {"carillon-project", "channels-asgi-amqp", "django-carillon"}
+    pins = {name: make.sbom.parse_lock((suites.ROOT / name).read_text()) for name in make.LOCKS[:2]}
+    assert named.keys() == own.union(*pins.values())
+    locks = "".join((suites.ROOT / name).read_text() for name in pins)
+    for name, each in named.items():
+        for value in each["hashes"]:
+            assert name in own or f"--hash=sha256:{value['content']}" in locks, name
+    files = {part["name"]: part["hashes"] for part in document["metadata"]["component"]["components"]}
+    wheels = [hashes for name, hashes in files.items() if name.endswith(".whl")]
+    assert sorted(map(str, wheels)) == sorted(
+        str([value]) for each in document["components"] for value in each["hashes"]
+    )
 
 
 def test_the_wheels_are_what_the_commit_builds(made, copy, checkout):
@@ -153,6 +188,23 @@ def add_to_tar(path):
             new.addfile(info, io.BytesIO(data))
 
 
+def plant_in_the_bundle(path):
+    """A file in the archive in it from which hosts are installed."""
+    with tarfile.open(path) as old:
+        parts = [(info, old.extractfile(info).read() if info.isfile() else b"") for info in old]
+    path.unlink()
+    with tarfile.open(path, "w") as new:
+        for info, data in parts:
+            if info.name.endswith(".tar"):
+                inner = path.with_name("inner")
+                inner.write_bytes(data)
+                add_to_tar(inner)
+                data = inner.read_bytes()
+                inner.unlink()
+                info.size = len(data)
+            new.addfile(info, io.BytesIO(data))
+
+
 def edit(path, change):
     document = json.loads(path.read_text())
     change(document)
@@ -180,6 +232,9 @@ MANIPULATIONS = {
         lambda folder: rewrite_wheel(folder / WHEEL, "asgi_amqp/planted.py", b""), True, WHEEL,
     ),
     "a file in an sdist, signed": (lambda folder: add_to_tar(folder / SDIST), True, SDIST),
+    "a file in the release in the bundle, signed": (
+        lambda folder: plant_in_the_bundle(next(folder.glob(BUNDLE))), True, "/planted in carillon-bundle-",
+    ),
     "an SBOM that leaves a file out, signed": (
         lambda folder: edit(folder / BOM, forget_file), True, BOM,
     ),
@@ -226,6 +281,10 @@ def test_a_dirty_checkout_a_version_that_exists_and_a_missing_key_are_refused(ma
 def test_an_artifact_that_is_too_large_leaves_nothing_behind(checkout, key, tmp_path, monkeypatch):
     monkeypatch.setattr(make, "MOST", 1000)
     with pytest.raises(make.ReleaseError, match="more than 1000"):
+        make.release(checkout, tmp_path / "dist", key / "secret")
+    monkeypatch.undo()
+    monkeypatch.setattr(make, "MOST_OF_THE_BUNDLE", 1000)
+    with pytest.raises(make.ReleaseError, match=r"carillon-bundle-.* more than 1000"):
         make.release(checkout, tmp_path / "dist", key / "secret")
     assert list((tmp_path / "dist").iterdir()) == []
 

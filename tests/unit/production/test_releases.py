@@ -69,7 +69,7 @@ def checkout(tmp_path, monkeypatch):
     wheels.mkdir()
     (wheels / "django-6.whl").write_text("")
     monkeypatch.setattr(release, "wheelhouse", lambda *_: wheels)
-    monkeypatch.setattr(release, "pip", lambda *arguments: (tmp_path / arguments[3]).mkdir())
+    monkeypatch.setattr(release, "pip", lambda *arguments, **_: (tmp_path / arguments[3]).mkdir())
     return tmp_path
 
 
