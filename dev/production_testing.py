@@ -31,6 +31,8 @@ RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
 PAGE_MARKER = ROOT / "nginx/pages/_release_marker.html"
 MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
+# A clone for the drill, in which releases are checked out one after the other.
+DRILL_CLONE = ROOT / ".dev-prod-drill-clone"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380, "drill": 51480}
@@ -107,12 +109,19 @@ def clean(config: Config) -> None:
     """What a run that was cut off left behind. On a machine without an engine there is little of it."""
     if engine.state()[0] is engine.State.READY:
         remove_hosts()
+    clean_drill()
     for name in STACKS:
         development.clean(stack(name))
     development.clean(config)
     # Left in the checkout, they would make every release another one.
     for marker in MARKERS:
         marker.unlink(missing_ok=True)
+
+
+def clean_drill() -> None:
+    """The clone goes first: a stack belongs to the checkout that started it, and then to nobody."""
+    shutil.rmtree(DRILL_CLONE, ignore_errors=True)
+    development.clean(stack("drill"))
 
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:

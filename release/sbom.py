@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)")
 _NAME = re.compile(r"^[A-Za-z0-9._-]+")
@@ -19,6 +20,11 @@ class Pin:
     version: str
     hashes: list[str] = field(default_factory=list)
     via: set[str] = field(default_factory=set)
+    kind: str = "pypi"  # of package URL
+
+    @property
+    def purl(self) -> str:
+        return f"pkg:{self.kind}/{self.name}@{quote(self.version, safe='')}"
 
 
 def normal(name: str) -> str:
@@ -72,10 +78,10 @@ def document(
     needed = [
         {
             "type": "library",
-            "bom-ref": f"pkg:pypi/{pin.name}@{pin.version}",
+            "bom-ref": pin.purl,
             "name": pin.name,
             "version": pin.version,
-            "purl": f"pkg:pypi/{pin.name}@{pin.version}",
+            "purl": pin.purl,
             "hashes": [{"alg": "SHA-256", "content": each} for each in sorted(pin.hashes)],
         }
         for pin in dependencies

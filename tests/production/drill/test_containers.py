@@ -1,4 +1,4 @@
-"""Production in containers: from an older release to this checkout and back, under load, by the how-to's words."""
+"""Production in containers: from an older release to this one and back, under load, as the how-to says it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import subprocess
 
 import pytest
 
-from dev import development, production_testing
+from dev import production_testing
 from tests.infra.stack import Stack, wait
-from tests.production.conftest import ROOT
 from tests.production.containers import docker, stack_of
 from tests.production.ledger import Ledger
 
@@ -21,35 +20,39 @@ OUTAGE = re.compile("HTTP Error 50[23]|refused|reset|closed|timed out|EOF", re.I
 
 @pytest.fixture(scope="module")
 def settings():
-    settings = production_testing.stack("drill")
-    development.clean(settings)
-    yield settings
-    if not os.environ.get("CARILLON_KEEP"):
-        development.clean(settings)
+    return production_testing.stack("drill")
 
 
 @pytest.fixture(scope="module")
-def make(settings):
-    """make(checkout, target): as an operator of this installation would, whichever release is checked out."""
+def make(settings, releases):
+    """make(target): as an operator of this installation would, whichever release is checked out."""
     theirs = ("CARILLON_", "MAKE", "PYTHONPATH", "ANSIBLE_")
     keep = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     ports = {name: str(port) for name, port in settings.ports.items()}
     own = {"CARILLON_PROJECT": settings.project, "CARILLON_STATE": str(settings.state), **ports}
 
-    def make(checkout, target):
+    def make(target):
         done = subprocess.run(
             ["make", target],
-            cwd=checkout, env={**keep, **own}, capture_output=True, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
+            cwd=releases.clone,
+            env={**keep, **own},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
         Stack.container.cache_clear()  # containers are others than before
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
-    return make
+    yield make
+    if not os.environ.get("CARILLON_KEEP"):
+        make("production-clean")  # before a host needs the machine
 
 
 @pytest.fixture(scope="module")
-def stack(older, settings, make):
-    make(older, "production")
+def stack(releases, settings, make):
+    releases.older()
+    make("production")
     return stack_of(settings)
 
 
@@ -61,7 +64,7 @@ def image(settings) -> str:
 def under_load(stack, make, target) -> None:
     """An outage is the container's; what was accepted is heard after it, once."""
     with Ledger(stack) as ledger:
-        make(ROOT, target)
+        make(target)
         wait("an event goes all the way", stack.deliver, 120)
     missing = ledger.wait_until_heard(60)
     print(f"{target}: {ledger.report()}")
@@ -71,9 +74,10 @@ def under_load(stack, make, target) -> None:
     assert [line for line in ledger.failures if not OUTAGE.search(line)] == []
 
 
-def test_an_upgrade_and_back_keep_every_event_that_was_accepted_and_the_rows(stack, settings, make):
+def test_an_upgrade_and_back_keep_every_event_that_was_accepted_and_the_rows(stack, settings, make, releases):
     first = image(settings)
     before = stack.api("/api/v2/jobs/", {"name": "of the older release"})
+    releases.newer()
     under_load(stack, make, "production-upgrade")
     assert image(settings) != first
     assert stack.api(f"/api/v2/jobs/{before['id']}/")["name"] == "of the older release"

@@ -6,27 +6,35 @@ import pytest
 
 from tests.production import playbooks
 from tests.production.ledger import Ledger
-from tests.production.single.conftest import (  # noqa: F401
-    edited_example, healthy, machine, playbook, secrets_dir, stack,
-)  # fmt: skip
+from tests.production.single import conftest as single
+
+machine, secrets_dir, stack, healthy = single.machine, single.secrets_dir, single.stack, single.healthy
 
 
 @pytest.fixture(scope="session")
-def inventory(older, machine, secrets_dir):  # noqa: F811
-    """The older release's, kept over the upgrade; it has installed the host."""
-    folder = edited_example(older, secrets_dir)
-    playbooks.Playbooks(folder, secrets_dir, older)("site.yml")
-    return folder
+def inventory(releases, machine, secrets_dir):
+    """The older release's, kept over the upgrade."""
+    releases.older()
+    return single.edited_example(releases.clone, secrets_dir)
 
 
-def current(machine) -> str:  # noqa: F811
+@pytest.fixture(scope="session")
+def playbook(releases, inventory, secrets_dir):
+    """The older release has installed the host."""
+    run = playbooks.Playbooks(inventory, secrets_dir, releases.clone)
+    run("site.yml")
+    return run
+
+
+def current(machine) -> str:
     return machine.run("readlink /opt/carillon/current").strip()
 
 
-def test_an_upgrade_and_back_lose_no_request_and_no_event(inventory, machine, stack, playbook, healthy):  # noqa: F811
+def test_an_upgrade_and_back_lose_no_request_and_no_event(playbook, releases, machine, stack, healthy):
     healthy()
     first = current(machine)
     job = stack.api("/api/v2/jobs/", {"name": "of the older release"})
+    releases.newer()
     with Ledger(stack) as ledger:
         playbook("upgrade.yml")
     ledger.assert_nothing_lost()
