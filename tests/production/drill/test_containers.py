@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections import Counter
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.production.ledger import Ledger
 
 SECONDS = 1800
 # What docs/how-to/production-container.md says of the while in which the container is replaced.
-OUTAGE = re.compile("HTTP Error 50[23]|refused|reset|closed|timed out|EOF", re.IGNORECASE)
+OUTAGE = re.compile("HTTPError 50[234]|refused|reset|closed|timed out|EOF", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def under_load(stack, make, target) -> None:
         make(target)
         wait("an event goes all the way", stack.deliver, 120)
     missing = ledger.wait_until_heard(60)
-    print(f"{target}: {ledger.report()}")
+    print(f"{target}: {ledger.report()}", Counter(line.split(": ", 1)[1] for line in ledger.failures))
     assert missing == set()
     assert len(ledger.heard) == len(set(ledger.heard)), "an event came twice"
     assert len(ledger.accepted) > 20
