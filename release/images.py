@@ -30,14 +30,6 @@ _MEDIA = "application/vnd.oci.image"
 _METADATA = re.compile(r".*/([^/]+)-([^/-]+)[.]dist-info/METADATA")
 
 
-def engine() -> bool:
-    """Whether one answers."""
-    try:
-        return process.ask(["docker", "version"]).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 def moment(when: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from email.parser import Parser
 from pathlib import Path
 
-from dev import bundle, production
+from dev import bundle, engine, production
 from dev.development import TOOLS_LOCK
 from dev.output import Failure
 from release import images, provenance, sbom, verify
@@ -61,9 +61,9 @@ def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | Non
 
 def release(checkout: Path, output: Path, key: Path, *, with_images: bool) -> Path:
     """The folder with the signed artifacts. ReleaseError: nothing was made."""
-    if with_images and not images.engine():
+    if with_images and (found := engine.state()[0]) is not engine.State.READY:
         raise ReleaseError(
-            f"no container engine answers: start it, or leave the images out of the release ({IMAGES}=no)"
+            f"images need a container engine, and {found.value}: start one, or leave them out ({IMAGES}=no)"
         )
     changed = run("git", "status", "--porcelain", cwd=checkout).splitlines()
     if changed:

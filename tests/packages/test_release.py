@@ -308,8 +308,8 @@ def test_a_dirty_checkout_a_version_that_exists_and_a_missing_key_are_refused(
         make.release(checkout, made.parent, key / "secret", with_images=False)
     with pytest.raises(make.ReleaseError, match=r"CARILLON_RELEASE_KEY=.* is not there"):
         make.release(checkout, tmp_path, tmp_path / "none", with_images=False)
-    monkeypatch.setattr(images, "engine", lambda: False)
-    with pytest.raises(make.ReleaseError, match=r"no container engine answers: .*CARILLON_RELEASE_IMAGES=no"):
+    monkeypatch.setattr(make.engine, "state", lambda: (make.engine.State.STOPPED, ""))
+    with pytest.raises(make.ReleaseError, match=r"no engine runs: .*CARILLON_RELEASE_IMAGES=no"):
         make.release(checkout, tmp_path, key / "secret", with_images=True)
     changed = tmp_path / "changed"
     make.run("git", "clone", "--quiet", checkout, changed)
