@@ -123,7 +123,7 @@ release: ## the signed artifacts of this commit in dist/<version>/, with the pro
 test-production: ## a real host from nothing by Ansible, and the production container, proved (half an hour)
 	@$(DEV) test-production $(SUITES)
 
-test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, a repository of a team's own (90 minutes: too long for CI)
+test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, a repository of a team's own, an upgrade from an older release (two hours: too long for CI)
 	@$(DEV) test-production --full $(SUITES)
 
 test-production-clean: ## remove what a cut-off `make test-production` left behind
@@ -132,9 +132,9 @@ test-production-clean: ## remove what a cut-off `make test-production` left behi
 bench-layer: $(TEST_PYTHON) ## measure the channel layer beside its peers (minutes, on a quiet machine); writes docs/reference
 	@$(TEST_PYTHON) benchmarks/layer.py
 
-test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases, a repository of a team's own, an app that exists
+test-long: $(TEST_PYTHON) ## the channel layer's soak (ten minutes), the cluster that loses its leader, all of Autobahn's cases, a repository of a team's own, an app that exists, the images of a release
 	@CARILLON_LONG=1 $(TEST_PYTHON) -m pytest tests/integration/asgi_amqp/test_long.py tests/integration/sockets/test_autobahn.py \
-	    tests/integration/own_repository tests/integration/outside_app
+	    tests/integration/own_repository tests/integration/outside_app tests/packages/test_release.py
 
 test-million: $(TEST_PYTHON) ## a job of a million lines on the page of `make dev`: opened, scrolled, searched, followed (a quiet machine)
 	@export CARILLON_LONG=1 CARILLON_STACK_ENV=$${CARILLON_STATE:-.dev}/env CARILLON_STACK_PROJECT=$${CARILLON_PROJECT:-carillon}; \
@@ -169,6 +169,7 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 #: CARILLON_BUNDLE_FOR         make bundle: Python and machine of the hosts (3.13-x86_64: Debian 13)
 #: CARILLON_PROJECT            name of the stack (carillon)
 #: CARILLON_STATE              where its secrets, certificates and logs lie (.dev)
+#: CARILLON_RELEASE_IMAGES     make release: no, to leave the images out where no engine is
 #: CARILLON_RELEASE_KEY        make release: the maintainers' secret key (minisign), its path
 #: SITE                        make new: the folder to make; its last part is the name of your app
 #: CARILLON_VERSION            make new: the line that names Carillon (this checkout's commit)

@@ -196,7 +196,12 @@ def make_release(_: list[str]) -> int:
     if not key:
         raise Failure(f"{make.KEY} is not set: name the maintainers' secret key (minisign)")
     try:
-        folder = make.release(configuration.ROOT, configuration.ROOT / "dist", Path(key).expanduser())
+        folder = make.release(
+            configuration.ROOT,
+            configuration.ROOT / "dist",
+            Path(key).expanduser(),
+            with_images=os.environ.get(make.IMAGES) != "no",
+        )
     except make.ReleaseError as error:
         raise Failure(str(error)) from None
     say(f"{folder}: {len(list(folder.iterdir()))} files; `{folder}/verify --key …` proves them")

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from importlib import util
@@ -34,29 +33,45 @@ _PRIVATE = frozenset(["__pycache__", "secrets", "backups", "molecule", ".ansible
 
 
 def make(environ: Mapping[str, str] = os.environ) -> Path:
-    """The archive's path. Raises `Failure` when the wheels cannot be had."""
+    """The archive of this checkout as it is now, in build/. Raises `Failure`."""
     start = time.monotonic()
-    module = _release_module()
-    cache = ROOT / "build" / "releases"
     step("Getting the release's wheels and the control node's tools")
-    try:
-        releases = [
-            module.ensure(ROOT, cache, python, architecture) for python, architecture in hosts(environ)
-        ]
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            tools = Path(folder) / "tools"
-            for python in _CONTROL_PYTHONS:
-                module.download(ROOT / TOOLS_LOCK, tools, python, "x86_64")
-            name = f"carillon-bundle-{releases[0][0]}"
-            archive = ROOT / "build" / f"{name}.tar"
-            members = [*_checkout(), *((file, f"tools/{file.name}") for file in sorted(tools.iterdir()))]
-            members += [(path, f"build/releases/{path.name}") for _, path, _ in releases]
-            _write(archive, name, members, {module.BUNDLE_MARK: f"{releases[0][0]}\n"})
-    except (OSError, RuntimeError) as error:
-        raise Failure(f"the bundle could not be made: {error}") from None
+    cache = ROOT / "build" / "releases"
+    archive = write(ROOT, ROOT / "build", cache, cache, hosts(environ))
     size, seconds = archive.stat().st_size / 2**20, time.monotonic() - start
     progress(f"{archive.relative_to(ROOT)}: {size:.0f} MiB, {seconds:.0f} s")
     progress("how to install from it: docs/how-to/production-bundle.md")
+    return archive
+
+
+def write(
+    source: Path,
+    folder: Path,
+    cache: Path,
+    wheels: Path,
+    machines: list[tuple[str, str]],
+    when: int | None = None,
+) -> Path:
+    """The bundle of `source` in `folder`; its path. Raises `Failure` when the wheels cannot be had.
+
+    `cache` and `wheels` keep releases and wheels. With `when` it is the same to the byte, as in `ensure` of
+    Ansible's module.
+    """
+    module = _release_module(source)
+    try:
+        releases = [module.ensure(source, cache, *machine, wheels=wheels, when=when) for machine in machines]
+        tools = {
+            file.name: file
+            for python in _CONTROL_PYTHONS
+            for file in module.wheelhouse(source / TOOLS_LOCK, wheels, python, "x86_64").iterdir()
+        }
+        name = f"carillon-bundle-{releases[0][0]}"
+        archive = folder / f"{name}.tar"
+        members = [*_checkout(source), *((tools[file], f"tools/{file}") for file in sorted(tools))]
+        members += [(path, f"build/releases/{path.name}") for _, path, _ in releases]
+        _write(archive, name, members, {module.BUNDLE_MARK: f"{releases[0][0]}\n"}, when)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Failure(f"the bundle could not be made: {error}") from None
     return archive
 
 
@@ -71,9 +86,9 @@ def hosts(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return found
 
 
-def _release_module() -> ModuleType:
+def _release_module(source: Path) -> ModuleType:
     """Ansible's module of that name: it alone knows what a release is made of."""
-    path = ROOT / "ansible/plugins/modules/release.py"
+    path = source / "ansible/plugins/modules/release.py"
     spec = util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise Failure(f"{path} cannot be loaded")
@@ -82,11 +97,11 @@ def _release_module() -> ModuleType:
     return module
 
 
-def _checkout() -> Iterator[tuple[Path, str]]:
+def _checkout(source: Path) -> Iterator[tuple[Path, str]]:
     """Files of the checkout by their names in the bundle; of the inventories the examples alone."""
     for name in _FOLDERS:
-        for path in sorted((ROOT / name).rglob("*")):
-            parts = path.relative_to(ROOT).parts
+        for path in sorted((source / name).rglob("*")):
+            parts = path.relative_to(source).parts
             # The role of that name has no secret.
             private = _PRIVATE & set(parts[3:] if parts[:3] == ("ansible", "roles", "secrets") else parts)
             if not (path.is_file() or path.is_symlink()) or private or ".egg-info" in str(path):
@@ -95,29 +110,34 @@ def _checkout() -> Iterator[tuple[Path, str]]:
                 continue
             yield path, "/".join(parts)
     for name in _FILES:
-        yield ROOT / name, name
+        yield source / name, name
 
 
-def _write(archive: Path, top: str, members: list[tuple[Path, str]], texts: dict[str, str]) -> None:
+def _write(
+    archive: Path, top: str, members: list[tuple[Path, str]], texts: dict[str, str], when: int | None = None
+) -> None:
     """Whole or not at all. SHA256SUMS is in it, for `sha256sum --check`."""
     sums = "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n"
         for path, name in members
         if not path.is_symlink()
     )
+
+    def nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        """Not the owner, the umask and, with `when`, the clock of whoever made the bundle."""
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mtime = member.mtime if when is None else when
+        if member.isfile():
+            member.mode = 0o755 if member.mode & 0o100 else 0o644
+        return member
+
     partial = archive.with_suffix(".partial")
     with tarfile.open(partial, "w") as tar:
         for path, name in members:
-            tar.add(path, f"{top}/{name}", filter=_nobodys)
+            tar.add(path, f"{top}/{name}", filter=nobodys)
         for name, text in {**texts, "SHA256SUMS": sums}.items():
             member = tarfile.TarInfo(f"{top}/{name}")
-            member.size, member.mode, member.mtime = len(text.encode()), 0o644, int(time.time())
-            tar.addfile(member, io.BytesIO(text.encode()))
+            member.size, member.mtime = len(text.encode()), int(time.time())
+            tar.addfile(nobodys(member), io.BytesIO(text.encode()))
     os.replace(partial, archive)
-
-
-def _nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Not the owner of whoever made the bundle."""
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member

@@ -106,11 +106,36 @@ def _labels(chosen: tuple[Image, ...]) -> dict[str, str]:
     }
 
 
-def build(image: Image, label: str, config: Config, *, fresh: bool = False) -> None:
-    command = ["docker", "build", "--progress", "plain", "--file", f"images/{image.name}/Dockerfile"]
-    command += ["--tag", image.tag, "--label", f"{LABEL}={label}", "--build-arg", f"VERSION={version()}"]
+def build(
+    image: Image,
+    label: str,
+    config: Config,
+    *,
+    fresh: bool = False,
+    source: Path = ROOT,
+    when: int | None = None,
+) -> None:
+    """Of `source`; with `when`, in seconds since 1970, with nothing that tells the time of the build."""
+    command = [
+        "docker",
+        "build",
+        "--progress",
+        "plain",
+        "--file",
+        str(source / f"images/{image.name}/Dockerfile"),
+    ]
+    command += [
+        "--tag",
+        image.tag,
+        "--label",
+        f"{LABEL}={label}",
+        "--build-arg",
+        f"VERSION={version(source)}",
+    ]
     if fresh:
         command += ["--no-cache"]
+    if when is not None:
+        command += ["--build-arg", f"SOURCE_DATE_EPOCH={when}"]
     if image.target:
         command += ["--target", image.target]
     if image.python_packages and config.ca_bundle:
@@ -122,7 +147,7 @@ def build(image: Image, label: str, config: Config, *, fresh: bool = False) -> N
             command += ["--build-arg", name]
     with timed() as seconds:
         process.work(
-            [*command, str(ROOT)],
+            [*command, str(source)],
             what=f"image {image.name}",
             log=config.logs / f"build-{image.name}.log",
             seconds=_BUILD_SECONDS,
@@ -132,5 +157,5 @@ def build(image: Image, label: str, config: Config, *, fresh: bool = False) -> N
     progress(f"image {image.name}: built in {seconds[0]:.0f} s")
 
 
-def version() -> str:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+def version(source: Path = ROOT) -> str:
+    return tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"]

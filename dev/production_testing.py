@@ -31,9 +31,11 @@ RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
 PAGE_MARKER = ROOT / "nginx/pages/_release_marker.html"
 MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
+# A clone for the drill, in which releases are checked out one after the other.
+DRILL_CLONE = ROOT / ".dev-prod-drill-clone"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
-STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380}
+STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380, "drill": 51480}
 
 LINTS = (
     Suite("ansible-lint", ("ansible-lint", "--offline", "--profile", "production", "-q"), folder="ansible"),
@@ -57,6 +59,8 @@ CONTAINER = Suite("container", (*_PYTEST, "-q", "tests/production/container"))
 CONTAINERS = Suite("containers", (*_PYTEST, "-q", "tests/production/container_cluster"))
 REPOSITORY = Suite("repository", (*_PYTEST, "-q", "tests/production/repository"))
 BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
+# From an older release to this checkout and back, on a host and in containers.
+DRILL = Suite("drill", (*_PYTEST, "-q", "tests/production/drill"))
 
 
 def load() -> Config:
@@ -106,6 +110,7 @@ def clean(config: Config) -> None:
     """What a run that was cut off left behind. On a machine without an engine there is little of it."""
     if engine.state()[0] is engine.State.READY:
         remove_hosts()
+    clean_drill()
     for name in STACKS:
         development.clean(stack(name))
     development.clean(config)
@@ -114,9 +119,16 @@ def clean(config: Config) -> None:
         marker.unlink(missing_ok=True)
 
 
+def clean_drill() -> None:
+    """The clone goes first: a stack belongs to the checkout that started it, and then to nobody."""
+    shutil.rmtree(DRILL_CLONE, ignore_errors=True)
+    development.clean(stack("drill"))
+
+
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
     """Lints, a real host, the production container; with `full` the rest. Only those of `only`, if any."""
-    found = [*LINTS, SINGLE, CONTAINER, *([UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY] if full else [])]
+    more = [UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY, DRILL]
+    found = [*LINTS, SINGLE, CONTAINER, *(more if full else [])]
     names = [suite.name for suite in found]
     if unknown := sorted(set(only) - set(names)):
         raise Failure(f"SUITES: no suite {', '.join(unknown)}; there are {', '.join(names)}")

@@ -15,23 +15,28 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import tomllib
 import zipfile
 from collections.abc import Mapping
 from email.parser import Parser
 from pathlib import Path
 
-from release import provenance, sbom, verify
+from dev import bundle, engine, production
+from dev.development import TOOLS_LOCK
+from dev.output import Failure
+from release import images, provenance, sbom, verify
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTIONS = ("src/asgi_amqp", "src/carillon")  # `project` is a team's, and in no wheel that is published
 LOCK = "requirements/app.txt"
-LOCKS = (LOCK, "requirements/test.txt")  # the second has what makes the artifacts
+# The second is of the bundle's tools, the third has what makes the artifacts.
+LOCKS = (LOCK, TOOLS_LOCK, "requirements/test.txt")
 KEY = "CARILLON_RELEASE_KEY"
+IMAGES = "CARILLON_RELEASE_IMAGES"
 # What makes the documentation a site: `make docs` as well.
 SITE = ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "--conf-dir", "docs/site")
-MOST = 32 << 20  # bytes of one artifact
+MOST, MOST_OF_THE_BUNDLE, MOST_OF_AN_IMAGE = 32 << 20, 64 << 20, 256 << 20  # bytes of one artifact
+WHEELS = Path("build/releases")  # of a checkout: what was downloaded for a bundle, and is checked by its hash
 SECONDS = 300
 
 
@@ -44,6 +49,7 @@ def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | Non
         done = subprocess.run(
             [str(each) for each in argv], cwd=cwd, env=dict(os.environ, **(env or {})),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
+            umask=0o022,  # wheels keep the modes of what was built
         )  # fmt: skip
     except FileNotFoundError:
         raise ReleaseError(f"{argv[0]} is not installed: apt install {Path(argv[0]).name}") from None
@@ -53,8 +59,12 @@ def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | Non
     return done.stdout
 
 
-def release(checkout: Path, output: Path, key: Path) -> Path:
+def release(checkout: Path, output: Path, key: Path, *, with_images: bool) -> Path:
     """The folder with the signed artifacts. ReleaseError: nothing was made."""
+    if with_images and (found := engine.state()[0]) is not engine.State.READY:
+        raise ReleaseError(
+            f"images need a container engine, and {found.value}: start one, or leave them out ({IMAGES}=no)"
+        )
     changed = run("git", "status", "--porcelain", cwd=checkout).splitlines()
     if changed:
         raise ReleaseError(f"the checkout has changes, such as {changed[0][3:]}: commit them first")
@@ -70,7 +80,7 @@ def release(checkout: Path, output: Path, key: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
         partial = Path(folder) / "artifacts"
-        build(checkout, commit, partial)
+        build(checkout, commit, partial, with_images=with_images)
         describe(checkout, commit, version, partial)
         sums = "".join(f"{verify.digest(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
         (partial / verify.SUMS).write_text(sums)
@@ -80,8 +90,8 @@ def release(checkout: Path, output: Path, key: Path) -> Path:
     return final
 
 
-def build(checkout: Path, commit: str, folder: Path) -> None:
-    """Wheels, sdists, the npm package, the collection and the source of a commit, in a new folder."""
+def build(checkout: Path, commit: str, folder: Path, *, with_images: bool) -> None:
+    """The archives of a commit in a new folder: all but what describes and proves them."""
     folder.mkdir()
     when = int(run("git", "show", "--no-patch", "--format=%ct", commit, cwd=checkout))
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,11 +110,23 @@ def build(checkout: Path, commit: str, folder: Path) -> None:
         run(galaxy, "collection", "build", source / "ansible", "--output-path", made)
         for archive in made.iterdir():
             repack(archive, folder / archive.name, when)
-    for path in folder.iterdir():
-        if path.stat().st_size > MOST:
-            raise ReleaseError(
-                f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: what came into it?"
-            )
+        for path in folder.iterdir():
+            limit(path, MOST)
+        try:
+            cache, wheels = Path(scratch) / "releases", checkout / WHEELS
+            limit(bundle.write(source, folder, cache, wheels, bundle.hosts({}), when), MOST_OF_THE_BUNDLE)
+            if with_images:
+                config = production.load(state=str(Path(scratch) / "state"))
+                for path in images.build(source, folder, config, version, when):
+                    limit(path, MOST_OF_AN_IMAGE)
+        except Failure as error:
+            raise ReleaseError("; ".join([str(error), *error.details[-1:]])) from None
+
+
+def limit(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise ReleaseError(f"{path.name} has {size} bytes, more than {most}: what came into it?")
 
 
 def distribution(source: Path, folder: Path, when: int) -> None:
@@ -175,19 +197,22 @@ def repack(archive: Path, target: Path, when: int, top: str = "") -> None:
 def describe(checkout: Path, commit: str, version: str, folder: Path) -> None:
     """An SBOM for each artifact, the provenance of all, and the program that verifies them."""
     when = int(run("git", "show", "--no-patch", "--format=%ct", commit, cwd=checkout))
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
     locks = {name: run("git", "show", f"{commit}:{name}", cwd=checkout) for name in LOCKS}
     pins = sbom.parse_lock(locks[LOCK])
     for path in sorted(folder.iterdir()):
-        needed = sbom.closure(pins, requirements(path, folder))
-        text = sbom.document(path.name, version, verify.digest(path), verify.members(path), needed, moment)
+        files = verify.members(path)
+        needed = [*sbom.closure(pins, requirements(path, folder)), *sbom.wheels(files)]
+        if path.name.endswith(images.SUFFIX):
+            needed += images.packages(path)
+        text = sbom.document(path.name, version, verify.digest(path), files, needed, images.moment(when))
         write(folder / f"{path.name}{verify.SBOM}", text)
     shutil.copyfile(Path(verify.__file__), folder / "verify")
     (folder / "verify").chmod(0o755)
     subjects = {path.name: verify.digest(path) for path in folder.iterdir()}
     materials = {name: sha256(text) for name, text in locks.items()}
     builder = f"make release, Python {sys.version.split()[0]}"
-    write(folder / verify.PROVENANCE, provenance.statement(subjects, materials, commit, version, builder))
+    asked = {"commit": commit, "version": version, "images": bool([*folder.glob(f"*{images.SUFFIX}")])}
+    write(folder / verify.PROVENANCE, provenance.statement(subjects, materials, asked, builder))
 
 
 def requirements(artifact: Path, folder: Path) -> list[str]:
@@ -212,15 +237,17 @@ def rebuild(checkout: Path, commit: str, folder: Path) -> list[str]:
     """What of the artifacts in a folder the commit does not build to the byte, one line each."""
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
-        build(checkout, commit, again)
+        build(checkout, commit, again, with_images=bool([*folder.glob(f"*{images.SUFFIX}")]))
         built = {path.name: verify.digest(path) for path in again.iterdir()}
-    # An SBOM names an artifact: one that the commit does not build was put there by somebody.
-    there = {path.name.removesuffix(verify.SBOM) for path in folder.glob(f"*{verify.SBOM}")}
-    found = []
-    for name in sorted(built.keys() | there):
-        path = folder / name
-        if name not in built:
-            found.append(f"{name}: commit {commit[:12]} builds no such artifact")
-        elif not path.is_file() or verify.digest(path) != built[name]:
-            found.append(f"{name}: commit {commit[:12]} builds another")
+        # An SBOM names an artifact: one that the commit does not build was put there by somebody.
+        there = {path.name.removesuffix(verify.SBOM) for path in folder.glob(f"*{verify.SBOM}")}
+        found = []
+        for name in sorted(built.keys() | there):
+            path, said = folder / name, f"{name}: commit {commit[:12]} builds"
+            if name not in built:
+                found.append(f"{said} no such artifact")
+            elif not path.is_file() or verify.digest(path) != built[name]:
+                image = path.is_file() and name.endswith(images.SUFFIX)
+                parts = images.differences(path, again / name) if image else []
+                found += [f"{said} another: {part}" for part in parts] or [f"{said} another"]
     return found

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)")
 _NAME = re.compile(r"^[A-Za-z0-9._-]+")
@@ -19,6 +20,11 @@ class Pin:
     version: str
     hashes: list[str] = field(default_factory=list)
     via: set[str] = field(default_factory=set)
+    kind: str = "pypi"  # of package URL
+
+    @property
+    def purl(self) -> str:
+        return f"pkg:{self.kind}/{self.name}@{quote(self.version, safe='')}"
 
 
 def normal(name: str) -> str:
@@ -50,6 +56,17 @@ def closure(pins: Mapping[str, Pin], requirements: Iterable[str]) -> list[Pin]:
     return [pins[name] for name in sorted(wanted & pins.keys())]
 
 
+def wheels(files: Mapping[str, str]) -> list[Pin]:
+    """The packages whose wheels are among the files of an artifact, with the digests of those."""
+    pins: dict[tuple[str, str], Pin] = {}
+    for path in sorted(files):
+        if path.endswith(".whl"):
+            name, version = path.rpartition("/")[2].split("-")[:2]
+            key = (normal(name), version)
+            pins.setdefault(key, Pin(*key)).hashes.append(files[path])
+    return [pins[key] for key in sorted(pins)]
+
+
 def document(
     name: str, version: str, digest: str, files: Mapping[str, str], dependencies: Iterable[Pin], when: str
 ) -> dict[str, Any]:
@@ -61,10 +78,10 @@ def document(
     needed = [
         {
             "type": "library",
-            "bom-ref": f"pkg:pypi/{pin.name}@{pin.version}",
+            "bom-ref": pin.purl,
             "name": pin.name,
             "version": pin.version,
-            "purl": f"pkg:pypi/{pin.name}@{pin.version}",
+            "purl": pin.purl,
             "hashes": [{"alg": "SHA-256", "content": each} for each in sorted(pin.hashes)],
         }
         for pin in dependencies

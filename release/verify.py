@@ -11,12 +11,14 @@ Needs Python 3.11 or newer and minisign; a rebuild also git, and an index for th
 
 import argparse
 import hashlib
+import io
 import json
 import subprocess
 import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 SUMS, SIGNATURE, PROVENANCE = "SHA256SUMS", "SHA256SUMS.minisig", "provenance.intoto.json"
@@ -30,7 +32,10 @@ def digest(path: Path) -> str:
 
 
 def members(path: Path) -> dict[str, str]:
-    """SHA-256 of every file in a wheel or a tar archive, by its name. ValueError: it is neither."""
+    """SHA-256 of every file in a wheel or a tar archive, and of those in tar archives in that, by its name.
+
+    ValueError: it is neither.
+    """
     try:
         if path.suffix == ".whl":
             with zipfile.ZipFile(path) as wheel:
@@ -38,16 +43,23 @@ def members(path: Path) -> dict[str, str]:
                 found = [(name, hashlib.sha256(wheel.read(name)).hexdigest()) for name in names]
         else:
             with tarfile.open(path) as tar:
-                found = [
-                    (info.name, hashlib.sha256(_content(tar, info)).hexdigest())
-                    for info in tar
-                    if not info.isdir()
-                ]
+                found = [*_files(tar)]
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"cannot be read: {error}") from None
     if len(dict(found)) < len(found):
         raise ValueError("holds two files of one name")
     return dict(found)
+
+
+def _files(tar: tarfile.TarFile, before: str = "") -> Iterator[tuple[str, str]]:
+    for info in tar:
+        if info.isdir():
+            continue
+        name, content = f"{before}{info.name}", _content(tar, info)
+        yield name, hashlib.sha256(content).hexdigest()
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(content)) as inner:
+                yield from _files(inner, f"{name}/")
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from release import make, verify
+from release import images, make, verify
 from tests.packages import suites
 
 VERSION = tomllib.loads((suites.ROOT / "pyproject.toml").read_text())["project"]["version"]
 WHEEL, SDIST = f"channels_asgi_amqp-{VERSION}-py3-none-any.whl", f"channels_asgi_amqp-{VERSION}.tar.gz"
 BOM = f"{WHEEL}{verify.SBOM}"
+BUNDLE = "carillon-bundle-*.tar"
 
 
 def git(folder, *arguments):
@@ -38,7 +41,16 @@ def checkout(tmp_path_factory):
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "All of it")
+    share_wheels(folder)
     return folder
+
+
+def share_wheels(checkout):
+    """Wheels are downloaded once and for all runs."""
+    kept = suites.CACHE / "wheels"
+    kept.mkdir(parents=True, exist_ok=True)
+    (checkout / make.WHEELS).parent.mkdir()
+    (checkout / make.WHEELS).symlink_to(kept)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +62,16 @@ def key(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(checkout, key, tmp_path_factory):
-    return make.release(checkout, tmp_path_factory.mktemp("dist"), key / "secret")
+    return make.release(checkout, tmp_path_factory.mktemp("dist"), key / "secret", with_images=False)
 
 
 @pytest.fixture
 def copy(made, tmp_path):
-    return shutil.copytree(made, tmp_path / VERSION)
+    """The bundle is linked: who changes it puts another in its place."""
+    (bundle,) = made.glob(BUNDLE)
+    folder = shutil.copytree(made, tmp_path / VERSION, ignore=shutil.ignore_patterns(BUNDLE))
+    (folder / bundle.name).hardlink_to(bundle)
+    return folder
 
 
 def prove(folder, key):
@@ -77,7 +93,8 @@ def sign(folder, key):
 def test_made_again_elsewhere_it_is_the_same_to_the_byte(made, checkout, key, tmp_path):
     elsewhere = tmp_path / "another" / "place"
     make.run("git", "clone", "--quiet", checkout, elsewhere)
-    again = make.release(elsewhere, tmp_path / "dist", key / "secret")
+    share_wheels(elsewhere)
+    again = make.release(elsewhere, tmp_path / "dist", key / "secret", with_images=False)
     assert {path.name: verify.digest(path) for path in again.iterdir()} == {
         path.name: verify.digest(path) for path in made.iterdir()
     }
@@ -91,8 +108,40 @@ def test_it_holds_what_it_should_and_verifies(made, key):
     page = (suites.ROOT / "docs/reference/release_artifacts.md").read_text()
     for name in names:
         shape = name.replace(VERSION, "<version>").removesuffix(verify.SBOM)
+        shape = re.sub("-[0-9a-f]{8}.tar$", "-<digest>.tar", shape)
         assert f"`{shape}`" in page, f"the page Release artifacts does not say what {shape} is"
     assert prove(made, key) == []
+    assert json.loads((made / verify.PROVENANCE).read_text())["predicate"]["buildDefinition"][
+        "externalParameters"
+    ]["images"] is False  # fmt: skip
+
+
+@pytest.mark.skipif(not os.environ.get("CARILLON_LONG"), reason="takes minutes: CARILLON_LONG=1")
+def test_images_are_the_same_when_they_are_built_again_and_can_be_loaded(checkout, key, tmp_path):
+    folder = make.release(checkout, tmp_path / "dist", key / "secret", with_images=True)
+    found = {path.name for path in folder.glob(f"*{images.SUFFIX}")}
+    assert found == {
+        f"carillon-{VERSION}-image-{name}{images.SUFFIX}"
+        for name in ("app", "nginx", "postgresql", "rabbitmq")
+    }
+    assert prove(folder, key) == []
+    app = folder / f"carillon-{VERSION}-image-app{images.SUFFIX}"
+    document = json.loads((folder / f"{app.name}{verify.SBOM}").read_text())
+    packages = {each["purl"].partition("@")[0] for each in document["components"]}
+    assert {"pkg:deb/debian/libc6", "pkg:pypi/django", "pkg:pypi/django-carillon"} <= packages
+    tag = f"carillon/app:{VERSION}"
+    make.run("docker", "load", "--input", app)
+    try:
+        program = (
+            "import importlib.util as u, pathlib, carillon.server, django;"
+            "p = pathlib.Path(u.cache_from_source(django.__file__)); print(p.read_bytes()[4] & 1)"
+        )
+        python = "/opt/carillon/current/bin/python"
+        run = ("docker", "run", "--rm", "--network", "none", "--entrypoint", python, tag, "-c", program)
+        assert make.run(*run).strip() == "1", "bytecode goes by the time of its source, which is another"
+    finally:
+        make.run("docker", "image", "rm", tag)
+    assert make.rebuild(checkout, git(checkout, "rev-parse", "HEAD").strip(), folder) == []
 
 
 def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
@@ -102,8 +151,30 @@ def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
     assert not {"psycopg", "djangorestframework", "uwsgi"} & names
 
 
-def test_the_wheels_are_what_the_commit_builds(made, copy, checkout):
+def test_the_sbom_of_the_bundle_names_every_wheel_and_each_is_one_of_a_lock(made):
+    (path,) = made.glob(f"{BUNDLE}{verify.SBOM}")
+    document = json.loads(path.read_text())
+    named = {each["name"]: each for each in document["components"]}
+    own = {"carillon-project", "channels-asgi-amqp", "django-carillon"}
+    pins = {name: make.sbom.parse_lock((suites.ROOT / name).read_text()) for name in make.LOCKS[:2]}
+    elsewhere = {"tzdata", "u-msgpack-python"}  # for Windows, and for another Python than CPython
+    assert named.keys() == own.union(*pins.values()) - elsewhere
+    locks = "".join((suites.ROOT / name).read_text() for name in pins)
+    for name, each in named.items():
+        for value in each["hashes"]:
+            assert name in own or f"--hash=sha256:{value['content']}" in locks, name
+    files = {part["name"]: part["hashes"] for part in document["metadata"]["component"]["components"]}
+    wheels = [hashes for name, hashes in files.items() if name.endswith(".whl")]
+    assert sorted(map(str, wheels)) == sorted(
+        str([value]) for each in document["components"] for value in each["hashes"]
+    )
+
+
+def test_the_archives_are_what_the_commit_builds(made, copy, checkout, monkeypatch, tmp_path):
     commit = git(checkout, "rev-parse", "HEAD").strip()
+    make.build(checkout, commit, tmp_path / "again", with_images=False)
+    # Built once and compared twice: it takes seconds.
+    monkeypatch.setattr(make, "build", lambda *given, **_: shutil.copytree(tmp_path / "again", given[2]))
     assert make.rebuild(checkout, commit, made) == []
     wheel = copy / WHEEL
     rewrite_wheel(wheel, "asgi_amqp/py.typed", b"changed")
@@ -153,6 +224,23 @@ def add_to_tar(path):
             new.addfile(info, io.BytesIO(data))
 
 
+def plant_in_the_bundle(path):
+    """A file in the archive in it from which hosts are installed."""
+    with tarfile.open(path) as old:
+        parts = [(info, old.extractfile(info).read() if info.isfile() else b"") for info in old]
+    path.unlink()
+    with tarfile.open(path, "w") as new:
+        for info, data in parts:
+            if info.name.endswith(".tar"):
+                inner = path.with_name("inner")
+                inner.write_bytes(data)
+                add_to_tar(inner)
+                data = inner.read_bytes()
+                inner.unlink()
+                info.size = len(data)
+            new.addfile(info, io.BytesIO(data))
+
+
 def edit(path, change):
     document = json.loads(path.read_text())
     change(document)
@@ -180,6 +268,9 @@ MANIPULATIONS = {
         lambda folder: rewrite_wheel(folder / WHEEL, "asgi_amqp/planted.py", b""), True, WHEEL,
     ),
     "a file in an sdist, signed": (lambda folder: add_to_tar(folder / SDIST), True, SDIST),
+    "a file in the release in the bundle, signed": (
+        lambda folder: plant_in_the_bundle(next(folder.glob(BUNDLE))), True, "/planted in carillon-bundle-",
+    ),
     "an SBOM that leaves a file out, signed": (
         lambda folder: edit(folder / BOM, forget_file), True, BOM,
     ),
@@ -210,23 +301,33 @@ def test_another_key_proves_nothing(copy, key, tmp_path):
 # What is refused
 
 
-def test_a_dirty_checkout_a_version_that_exists_and_a_missing_key_are_refused(made, checkout, key, tmp_path):
+def test_a_dirty_checkout_a_version_that_exists_and_a_missing_key_are_refused(
+    made, checkout, key, tmp_path, monkeypatch
+):
     with pytest.raises(make.ReleaseError, match="exists: a version is made once"):
-        make.release(checkout, made.parent, key / "secret")
+        make.release(checkout, made.parent, key / "secret", with_images=False)
     with pytest.raises(make.ReleaseError, match=r"CARILLON_RELEASE_KEY=.* is not there"):
-        make.release(checkout, tmp_path, tmp_path / "none")
+        make.release(checkout, tmp_path, tmp_path / "none", with_images=False)
+    monkeypatch.setattr(make.engine, "state", lambda: (make.engine.State.STOPPED, ""))
+    with pytest.raises(make.ReleaseError, match=r"no engine runs: .*CARILLON_RELEASE_IMAGES=no"):
+        make.release(checkout, tmp_path, key / "secret", with_images=True)
     changed = tmp_path / "changed"
     make.run("git", "clone", "--quiet", checkout, changed)
     (changed / "README.md").write_text("changed")
     with pytest.raises(make.ReleaseError, match=r"the checkout has changes, such as README\.md"):
-        make.release(changed, tmp_path / "dist", key / "secret")
+        make.release(changed, tmp_path / "dist", key / "secret", with_images=False)
     assert not (tmp_path / "dist").exists()
 
 
 def test_an_artifact_that_is_too_large_leaves_nothing_behind(checkout, key, tmp_path, monkeypatch):
     monkeypatch.setattr(make, "MOST", 1000)
     with pytest.raises(make.ReleaseError, match="more than 1000"):
-        make.release(checkout, tmp_path / "dist", key / "secret")
+        make.release(checkout, tmp_path / "dist", key / "secret", with_images=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(make, "documentation", lambda *_: None)  # seconds
+    monkeypatch.setattr(make, "MOST_OF_THE_BUNDLE", 1000)
+    with pytest.raises(make.ReleaseError, match=r"carillon-bundle-.* more than 1000"):
+        make.release(checkout, tmp_path / "dist", key / "secret", with_images=False)
     assert list((tmp_path / "dist").iterdir()) == []
 
 

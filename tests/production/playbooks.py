@@ -46,6 +46,7 @@ class Playbooks:
 
     inventory: Path
     secrets_dir: Path
+    checkout: Path = ROOT
 
     def __call__(self, name: str, *arguments: str, inventory: Path | None = None, expect: int = 0) -> str:
         """The output, also against another `inventory`; the playbook must end with the code `expect`."""
@@ -79,7 +80,7 @@ class Playbooks:
             prefix, environ = control_node(home)
             yield subprocess.Popen(
                 [*prefix, "ansible-playbook", "-i", str(inventory or self.inventory), name, *arguments],
-                cwd=ROOT / "ansible",
+                cwd=self.checkout / "ansible",
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -88,7 +89,7 @@ class Playbooks:
                 env={
                     **os.environ,
                     **environ,
-                    "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
+                    "ANSIBLE_CONFIG": str(self.checkout / "ansible/ansible.cfg"),
                     "CARILLON_SECRETS_DIR": str(self.secrets_dir),
                     "PYTHONUNBUFFERED": "1",
                 },

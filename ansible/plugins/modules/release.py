@@ -123,18 +123,21 @@ def programs(source: Path) -> dict[str, str]:
     return module.programs(found)
 
 
-def readable(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def readable(member: tarfile.TarInfo, when: int | None) -> tarfile.TarInfo:
     """Whatever the umask of the control node's user: on a host the programs' own user reads these."""
     member.mode, member.uid, member.gid, member.uname, member.gname = 0o644, 0, 0, "root", "root"
+    member.mtime = member.mtime if when is None else when
     return member
 
 
-def pip(*arguments: str) -> None:
+def pip(*arguments: str, **environ: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **environ},
+        umask=0o022,  # wheels keep the modes of what was built
     )
     if done.returncode:
         raise RuntimeError(f"pip {arguments[0]} failed: {done.stderr.strip()[-800:]}")
@@ -160,13 +163,16 @@ def download(lock: Path, folder: Path, python: str, architecture: str) -> None:
     )
 
 
-def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Path:
-    """The wheels of the lock for the hosts' Python, fetched once per lock."""
-    lock = source / "requirements/app.txt"
-    name = f"wheels-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}-{python}-{architecture}"
+def wheelhouse(lock: Path, cache: Path, python: str, architecture: str) -> Path:
+    """The wheels of a lock for that Python, fetched once per lock; anew where one is not the lock's."""
+    text = lock.read_text()
+    name = f"wheels-{hashlib.sha256(text.encode()).hexdigest()[:12]}-{python}-{architecture}"
     final = cache / name
     if final.is_dir():
-        return final
+        if all(hashlib.sha256(wheel.read_bytes()).hexdigest() in text for wheel in final.iterdir()):
+            return final
+        shutil.rmtree(final)
+    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         partial = Path(folder) / "wheels"
         download(lock, partial, python, architecture)
@@ -174,10 +180,11 @@ def wheelhouse(source: Path, cache: Path, python: str, architecture: str) -> Pat
     return final
 
 
-def build(source: Path, cache: Path, release: str, archive: Path, python: str, architecture: str) -> None:
+def build(source: Path, wheels: Path, release: str, archive: Path, when: int | None) -> None:
     declared = programs(source)
-    wheels = wheelhouse(source, cache, python, architecture)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    # The environment's setuptools, which a lock names, and not the newest: where bytes are to be the same.
+    fixed = {} if when is None else {"SOURCE_DATE_EPOCH": str(when), "PYTHONHASHSEED": "0"}
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         # A copy, because setuptools writes beside what it builds and the checkout may be read-only or shared.
         copy = Path(folder) / "source"
         for path in files(source):
@@ -191,26 +198,43 @@ def build(source: Path, cache: Path, release: str, archive: Path, python: str, a
             "--no-deps",
             "--wheel-dir",
             str(Path(folder) / "own"),
+            *(["--no-build-isolation"] if fixed else []),
             *(str(copy / name) for name in OWN),
+            **fixed,
         )
+
+        def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            return readable(member, when)
+
         partial = Path(folder) / "archive.tar"
         with tarfile.open(partial, "w") as tar:
             for wheel in sorted(wheels.iterdir()) + sorted((Path(folder) / "own").iterdir()):
-                tar.add(wheel, f"{release}/wheels/{wheel.name}", filter=readable)
-            tar.add(source / "requirements/app.txt", f"{release}/requirements.txt", filter=readable)
+                tar.add(wheel, f"{release}/wheels/{wheel.name}", filter=plain)
+            tar.add(source / "requirements/app.txt", f"{release}/requirements.txt", filter=plain)
             for path, name in settings(source):
-                tar.add(path, f"{release}/{name}", filter=readable)
+                tar.add(path, f"{release}/{name}", filter=plain)
             for name, text in declared.items():
                 member = tarfile.TarInfo(f"{release}/etc/supervisord/conf.d/{name}")
                 member.size = len(text.encode())
-                tar.addfile(readable(member), BytesIO(text.encode()))
+                tar.addfile(plain(member), BytesIO(text.encode()))
         os.replace(partial, archive)
 
 
 def ensure(
-    source: Path, cache: Path, python: str, architecture: str, *, dry: bool = False
+    source: Path,
+    cache: Path,
+    python: str,
+    architecture: str,
+    *,
+    dry: bool = False,
+    wheels: Path | None = None,
+    when: int | None = None,
 ) -> tuple[str, Path, bool]:
-    """(the release's name, its archive, whether it was or would have been built). `dry` builds nothing."""
+    """(the release's name, its archive, whether it was or would have been built). `dry` builds nothing.
+
+    `wheels`: the folder for wheelhouses, where it is not the cache. With `when`, in seconds since 1970, an
+    archive is the same to the byte whenever and wherever it is built.
+    """
     release = f"{version(source)}-{digest(source, files(source))[:8]}"
     archive = cache / f"carillon-{release}-{python}-{architecture}.tar"
     if dry or archive.exists():
@@ -226,7 +250,8 @@ def ensure(
     with open(cache / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
-            build(source, cache, release, archive, python, architecture)
+            house = wheelhouse(source / "requirements/app.txt", wheels or cache, python, architecture)
+            build(source, house, release, archive, when)
     return release, archive, True
 
 

@@ -74,9 +74,13 @@ def secrets_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def inventory(secrets_dir) -> Path:
+    return edited_example(ROOT, secrets_dir)
+
+
+def edited_example(checkout: Path, secrets_dir: Path) -> Path:
     """The example, copied and edited as docs/how-to/production-host.md says."""
     copy = secrets_dir.parent
-    shutil.copytree(ROOT / "ansible/inventories/example-single", copy, dirs_exist_ok=True)
+    shutil.copytree(checkout / "ansible/inventories/example-single", copy, dirs_exist_ok=True)
     shutil.copyfile(ROOT / "tests/production/single/hosts.yml", copy / "hosts.yml")
     variables = copy / "group_vars/all.yml"
     variables.write_text(variables.read_text().replace("chimes.example.org", "chimes.test"))

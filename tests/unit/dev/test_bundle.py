@@ -1,5 +1,6 @@
 """What goes into a bundle, and for whom it is."""
 
+import os
 import tarfile
 
 import pytest
@@ -12,7 +13,7 @@ LINK = "ansible/collections/ansible_collections/carillon/carillon"
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(tmp_path):
     for name in (
         *("ansible/roles/secrets/vars/main.yml", "ansible/roles/secrets/secrets/x", "ansible/site.yml"),
         *("ansible/inventories/example-single/hosts.yml", "src/carillon/__init__.py"),
@@ -26,12 +27,11 @@ def checkout(tmp_path, monkeypatch):
         path.write_text(name)
     (tmp_path / LINK).parent.mkdir(parents=True)
     (tmp_path / LINK).symlink_to("../../..")
-    monkeypatch.setattr(bundle, "ROOT", tmp_path)
     return tmp_path
 
 
 def test_no_secret_no_inventory_and_nothing_made_by_running_is_in_it(checkout):
-    names = {name for _, name in bundle._checkout()}
+    names = {name for _, name in bundle._checkout(checkout)}
     assert names == {
         *("ansible/site.yml", "ansible/roles/secrets/vars/main.yml", LINK),
         "ansible/inventories/example-single/hosts.yml",
@@ -42,7 +42,7 @@ def test_no_secret_no_inventory_and_nothing_made_by_running_is_in_it(checkout):
 
 def test_the_archive_belongs_to_nobody_and_has_the_sums_of_its_files(checkout, tmp_path):
     archive = tmp_path / "bundle.tar"
-    bundle._write(archive, "top", list(bundle._checkout()), {".bundle": "1.0-aa\n"})
+    bundle._write(archive, "top", list(bundle._checkout(checkout)), {".bundle": "1.0-aa\n"})
     with tarfile.open(archive) as tar:
         members = {member.name: member for member in tar.getmembers()}
         sums = tar.extractfile("top/SHA256SUMS").read().decode()
@@ -52,6 +52,20 @@ def test_the_archive_belongs_to_nobody_and_has_the_sums_of_its_files(checkout, t
         name.removeprefix("top/") for name in members
     } - {".bundle", "SHA256SUMS", LINK}
     assert not archive.with_suffix(".partial").exists()
+
+
+def test_with_a_time_it_is_the_same_to_the_byte_whatever_clock_and_umask(checkout, tmp_path):
+    def written(name):
+        members = list(bundle._checkout(checkout))
+        bundle._write(tmp_path / name, "top", members, {".bundle": "1.0-aa\n"}, when=1000)
+        return (tmp_path / name).read_bytes()
+
+    first = written("first.tar")
+    for path, _ in bundle._checkout(checkout):
+        if not path.is_symlink():
+            os.utime(path, (5, 5))
+            path.chmod(0o600)
+    assert written("second.tar") == first
 
 
 def test_for_which_hosts():

@@ -27,7 +27,11 @@ def test_stacks_of_the_tests_share_no_port_and_no_name_with_anything():
     configs = [production_testing.stack(name) for name in production_testing.STACKS]
     ports = [port for config in configs for port in config.ports.values()]
     assert len(ports) == len(set(ports))
-    assert len({config.project for config in configs}) == len({config.state for config in configs}) == 3
+    assert (
+        len({config.project for config in configs})
+        == len({config.state for config in configs})
+        == len(configs)
+    )
     assert all(config.state.name.startswith(".dev-prod-") for config in configs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -160,7 +161,10 @@ def test_off_nothing_of_opentelemetry_is_imported():
         "import carillon.asgi, carillon.wsgi, carillon.relay.runworker, carillon.server.server\n"
         "sys.exit(any(name.split('.')[0] == 'opentelemetry' for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert (
+        subprocess.run([sys.executable, "-c", program], env=environ, check=False, timeout=60).returncode == 0
+    )
 
 
 def test_spans_end_when_their_events_are_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -69,7 +70,7 @@ def checkout(tmp_path, monkeypatch):
     wheels.mkdir()
     (wheels / "django-6.whl").write_text("")
     monkeypatch.setattr(release, "wheelhouse", lambda *_: wheels)
-    monkeypatch.setattr(release, "pip", lambda *arguments: (tmp_path / arguments[3]).mkdir())
+    monkeypatch.setattr(release, "pip", lambda *arguments, **_: (tmp_path / arguments[3]).mkdir())
     return tmp_path
 
 
@@ -164,3 +165,19 @@ def test_a_release_that_is_held_is_found_and_not_built(checkout):
     assert (held["id"], held["own"], held["changed"]) == ("0.9-abc", False, False)
     assert held["archive"] == str(checkout / "cache/carillon-0.9-abc-3.13-x86_64.tar")
     assert not (checkout / "cache").exists()
+
+
+def test_wheels_are_fetched_once_and_anew_where_one_is_not_the_locks(tmp_path, monkeypatch):
+    lock, fetched = tmp_path / "lock.txt", []
+    lock.write_text(f"a==1 --hash=sha256:{hashlib.sha256(b'wheel').hexdigest()}")
+
+    def download(lock, folder, *_):
+        folder.mkdir()
+        (folder / "a.whl").write_bytes(b"wheel")
+        fetched.append(lock)
+
+    monkeypatch.setattr(release, "download", download)
+    found = [release.wheelhouse(lock, tmp_path / "cache", "3.13", "x86_64") for _ in range(2)]
+    assert (found[0], len(fetched)) == (found[1], 1)
+    (found[0] / "a.whl").write_bytes(b"planted")
+    assert (release.wheelhouse(lock, tmp_path / "cache", "3.13", "x86_64") / "a.whl").read_bytes() == b"wheel"

@@ -24,6 +24,7 @@ WORDS = {
     "apache software license": "Apache-2.0",
     "bsd license": "BSD",
     "bsd 3-clause": "BSD-3-Clause",
+    "3-clause bsd license": "BSD-3-Clause",
     "mit license": "MIT",
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
 }

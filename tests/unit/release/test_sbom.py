@@ -57,6 +57,14 @@ def test_a_document_says_what_is_in_the_artifact_and_what_it_needs(pins):
     assert made["dependencies"] == [{"ref": "a.whl", "dependsOn": ["pkg:pypi/yarl@1.22"]}]
 
 
+def test_packages_of_wheels_that_lie_in_an_artifact_are_found_with_their_digests():
+    files = {"tools/Ruff-1.0-py3-none-a.whl": "aa", "r.tar/wheels/ruff-1.0-py3-none-b.whl": "bb",
+             "tools/ruff-2.0-py3-none-any.whl": "cc", "README.md": "dd"}  # fmt: skip
+    assert [(pin.name, pin.version, pin.hashes) for pin in sbom.wheels(files)] == [
+        ("ruff", "1.0", ["bb", "aa"]), ("ruff", "2.0", ["cc"]),
+    ]  # fmt: skip
+
+
 def test_two_documents_of_one_content_are_the_same(pins):
     made = [sbom.document("a.whl", "1.0", "ab" * 32, {}, [], "2026-01-01T00:00:00Z") for _ in range(2)]
     assert made[0] == made[1]
