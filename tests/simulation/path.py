@@ -424,7 +424,7 @@ class World(Faults):
         self.runworkers = [Runworker(self, f"runworker {n}") for n in (1, 2)]
         self.daphnes = [Daphne(self, f"daphne {n}") for n in (1, 2)]
         self.emitters = [Emitter(self, n) for n in range(2)]
-        self.clients = [*(Client(self, n) for n in range(4)), Client1(self, 4)]
+        self.clients = [*(Client(self, n) for n in range(3)), Client1(self, 3)]
 
     def options(self, name: str) -> Options:
         return Options((Target.parse(URL),), name)
