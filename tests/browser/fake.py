@@ -17,6 +17,7 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "operations", "fields": {…}}                       other words of /operations/ from now on
     {"do": "fail", "path": "/api/v2/jobs/", "times": 1}       answer 502 to the next requests of a path
     {"do": "hold", "path": "…", "seconds": 2}                 keep the next answer of a path back for so long
+                                                              both with "of": to a query that has this name
     {"do": "log"}                                             speak version 2 from now on: a client can resume
     {"do": "forget"}                                          the log begins here: what was before is lost
     {"do": "reset"}                                           all as at the start
@@ -367,13 +368,13 @@ async def steer(order):
     elif do == "mute":
         STATE.muted = order["mute"]
     elif do == "fail":
-        STATE.failing[order["path"]] = order["times"]
+        STATE.failing[order["path"], order.get("of")] = order["times"]
     elif do == "admin":
         STATE.admin = order["is"]
     elif do == "operations":
         STATE.operations.update(order["fields"])
     elif do == "hold":
-        STATE.holding[order["path"]] = order["seconds"]
+        STATE.holding[order["path"], order.get("of")] = order["seconds"]
     elif do == "log":
         STATE.log = []
     elif do == "forget":
@@ -391,9 +392,10 @@ async def answer(method, path, query, body):
     if path == "/fake/":
         await steer(json.loads(body))
         return 200, {}
-    if STATE.failing.get(path, 0) > 0:
-        STATE.failing[path] -= 1
-        return 502, None
+    for of in (None, *query):
+        if STATE.failing.get((path, of), 0) > 0:
+            STATE.failing[path, of] -= 1
+            return 502, None
     if path == "/api/login/":
         form = parse_qs(body.decode())
         if form.get("password") != ["bells"]:
@@ -473,7 +475,7 @@ async def http(scope, receive, send):
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    path = scope["path"]
+    path, query = scope["path"], parse_qs(scope["query_string"].decode())
     headers = [(b"content-security-policy", CSP.encode())]
     if path == "/":
         status, kind, content = (
@@ -489,10 +491,10 @@ async def http(scope, receive, send):
     else:
         if STATE.log is not None:
             headers.append((b"x-carillon-position", position().encode()))
-        status, data = await answer(scope["method"], path, parse_qs(scope["query_string"].decode()), body)
+        status, data = await answer(scope["method"], path, query, body)
         kind, content = "application/json", json.dumps(data).encode()
     headers.append((b"content-type", kind.encode()))
-    await asyncio.sleep(STATE.holding.pop(path, 0))
+    await asyncio.sleep(max(STATE.holding.pop((path, of), 0) for of in (None, *query)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
