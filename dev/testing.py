@@ -52,16 +52,10 @@ _DOCUMENTATION = Suite(
 )
 
 
-# The unit tests share nothing: a process for each processor.
-_OPTIONS = {"unit": ("--numprocesses", "auto", "--dist", "loadfile")}
-
-
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
     """A pytest run for each folder of tests/ that exists."""
     return [
-        Suite(kind, ("pytest", "-q", *_OPTIONS.get(kind, ()), f"tests/{kind}"))
-        for kind in kinds
-        if (ROOT / "tests" / kind).is_dir()
+        Suite(kind, ("pytest", "-q", f"tests/{kind}")) for kind in kinds if (ROOT / "tests" / kind).is_dir()
     ]
 
 
