@@ -155,7 +155,7 @@ _LINES = Case(
 )
 
 
-_NAMES = {
+EVENTS_OF = {
     "failed": [
         f"runner_{name}"
         for name in ("on_failed", "on_error", "on_async_failed", "item_on_failed", "on_unreachable")
@@ -171,7 +171,7 @@ RESULTS = ("heading", "ok", "changed", "failed", "skipped", "other")
 _RESULT = Case(
     When(event__startswith="runner_", failed=True, then=Value("failed")),
     When(event__startswith="runner_", changed=True, then=Value("changed")),
-    *(When(event__in=names, then=Value(result)) for result, names in _NAMES.items()),
+    *(When(event__in=names, then=Value(result)) for result, names in EVENTS_OF.items()),
     default=Value("other"),
 )
 
@@ -203,7 +203,7 @@ class EventQuerySet(models.QuerySet):
 
     def of_host(self, host: str) -> EventQuerySet:
         """What happened on the host, under its headings."""
-        return self.filter(Q(event_data__host=host) | Q(event__in=_NAMES["heading"]))
+        return self.filter(Q(event_data__host=host) | Q(event__in=EVENTS_OF["heading"]))
 
     def with_result(self, results: Iterable[str]) -> EventQuerySet:
         """Those with one of RESULTS."""

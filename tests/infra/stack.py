@@ -15,6 +15,7 @@ from pathlib import Path
 import testinfra
 from websockets.sync.client import connect
 
+from dev import account
 from tests.tls import for_threads
 
 SERVICES = ("nginx", "uwsgi", "daphne", "runworker", "rabbitmq", "postgresql")
@@ -56,12 +57,13 @@ class Stack:
         file, project = os.environ.get("CARILLON_STACK_ENV"), os.environ.get("CARILLON_STACK_PROJECT")
         if not (file and project):
             return None
-        values = {}
-        for line in Path(file).read_text().splitlines():
-            name, separator, value = line.partition("=")
-            if separator:
-                values[name] = "".join(shlex.split(value))
-        return cls(values, project, Path(os.environ.get("CARILLON_STACK_STATE") or Path(file).parent))
+        state = Path(os.environ.get("CARILLON_STACK_STATE") or Path(file).parent)
+        return cls(account.read(Path(file)), project, state)
+
+    @classmethod
+    def of(cls, state: Path, project: str):
+        """One that a test has started itself."""
+        return cls(account.read(state / "env"), project, state)
 
     def __hash__(self):
         return hash(self.project)

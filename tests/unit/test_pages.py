@@ -1,10 +1,13 @@
 """The documentation hangs together: docs/README.md lists every page, and every link leads somewhere."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.chaos.report import composed
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -62,8 +65,13 @@ def test_the_first_page_lists_every_page():
 
 def test_every_picture_is_shown():
     shown = {target for page in PAGES for target, _ in links(page)}
-    pictures = {path for path in DOCS.rglob("*") if path.suffix in (".png", ".svg")}
+    pictures = {path for path in DOCS.rglob("*") if path.suffix in (".png", ".svg", ".webp")}
     assert sorted(pictures - shown) == []
+
+
+def test_what_faults_that_compose_have_found_is_what_the_record_says():
+    record = (ROOT / "tests/chaos/composed/record.jsonl").read_text().splitlines()
+    assert composed([json.loads(line) for line in record]) in (DOCS / "reference/delivery.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -7,6 +7,7 @@ the mark among the ended ones, for as long as a cookie may be shown again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +15,7 @@ from django.conf import settings
 from django.contrib.sessions.backends import cache, cached_db
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
 from django.utils.crypto import get_random_string
 
 from carillon.accounts.models import EndedSession
@@ -32,6 +34,15 @@ def are_rows() -> bool:
     """Whether each session is a row of Django's own table."""
     model = getattr(_store(), "get_model_class", None)
     return model is not None and model() is Session
+
+
+def end_rows(keys: Sequence[str]) -> None:
+    """End sessions that are rows, in the transaction of whoever asks; their sockets hear of it. What a cache
+    has of them goes when that has committed: before, a request would bring it back. Raises DatabaseError."""
+    with transaction.atomic():
+        Session.objects.filter(pk__in=keys).delete()
+        if issubclass(_store(), _CACHED):
+            transaction.on_commit(lambda: [_store()(key).delete() for key in keys])
 
 
 def mark(session: Any) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import load_backend, login
-from django.contrib.sessions.models import Session
 from django.core import signing
-from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
@@ -17,7 +15,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
-from carillon.accounts import identities, logins, oidc
+from carillon.accounts import identities, logins, oidc, sessions
 from carillon.accounts.kept import Away
 from carillon.accounts.models import UserSession
 from carillon.api.addresses import safe_target
@@ -112,6 +110,9 @@ def logged_out(request: HttpRequest) -> HttpResponse:
     """Somebody has logged out at the provider: his sessions by it end, and their sockets."""
     if not oidc.is_configured():
         raise Http404
+    if not sessions.are_rows():
+        why = "SESSION_ENGINE keeps no sessions as rows: nobody knows which are this user's"
+        return JsonResponse({"error": "unsupported", "error_description": why}, status=400)
     try:
         claims, said = oidc.logged_out(request.POST.get("logout_token", ""))
     except oidc.Failed as error:
@@ -123,8 +124,7 @@ def logged_out(request: HttpRequest) -> HttpResponse:
         entries = UserSession.objects.filter(user=user).select_related("session")
         visits = ((entry.session_id, entry.session.get_decoded().get(VISIT)) for entry in entries)
         ended = [key for key, visit in visits if visit and oidc.Visit(**visit).ended_by(said)]
-        with transaction.atomic():  # with the word of it to the sockets
-            Session.objects.filter(pk__in=ended).delete()
+        sessions.end_rows(ended)
     return HttpResponse()
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY, get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out
-from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
 from django.dispatch import receiver
@@ -47,7 +46,7 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
             # First the word, then the end of the sessions, which closes their sockets.
             group = f"control-limit_reached_{user.pk}"
             emit_in_transaction([Notification(group, {"group_name": "control", "reason": "limit_reached"})])
-            Session.objects.filter(pk__in=evicted).delete()
+            sessions.end_rows(evicted)
 
 
 @receiver(post_delete, sender=UserSession)

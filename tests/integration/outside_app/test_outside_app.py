@@ -14,7 +14,7 @@ from playwright.sync_api import Error, expect
 from tests.browser.conftest import browser, open_page
 from tests.infra.stack import Stack
 from tests.integration.outside_app import takeover
-from tests.integration.your_app.conftest import free_ports
+from tests.integration.your_app.conftest import ports_of_a_stack
 
 __all__ = ["browser", "open_page"]
 NAME = "carillon-test-outside"
@@ -29,8 +29,7 @@ def test_it_takes_few_lines():
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     """The stack of the repository, made by its `make dev`."""
-    names = ("HTTP", "HTTPS", "MANAGEMENT", "AMQP")
-    ports = dict(zip((f"CARILLON_{name}_PORT" for name in names), free_ports(4), strict=True))
+    ports = ports_of_a_stack()
     foreign = ("CARILLON_", "MAKE", "PYTHONPATH")
     keep = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     site = takeover.take_over(tmp_path_factory.mktemp("team"))
@@ -45,9 +44,7 @@ def stack(tmp_path_factory):
     try:
         up = make("dev")
         assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
-        lines = (site / ".dev" / "env").read_text().splitlines()
-        values = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
-        yield Stack(values, NAME, site / ".dev")
+        yield Stack.of(site / ".dev", NAME)
     finally:
         make("clean")
 

@@ -18,7 +18,7 @@ import pytest
 
 from carillon import new
 from tests.infra.stack import Stack, wait
-from tests.integration.your_app.conftest import free_ports
+from tests.integration.your_app.conftest import free_ports, ports_of_a_stack
 
 pytestmark = [
     pytest.mark.stack,
@@ -38,8 +38,7 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(site):
     """make("dev") is its output: the command as the README of the repository has it."""
-    names = ("HTTP", "HTTPS", "MANAGEMENT", "AMQP")
-    ports = dict(zip((f"CARILLON_{name}_PORT" for name in names), free_ports(4), strict=True))
+    ports = ports_of_a_stack()
     foreign = ("CARILLON_", "MAKE", "PYTHONPATH")
     keep = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
@@ -63,9 +62,7 @@ def make(site):
 @pytest.fixture(scope="module")
 def stack(site, make):
     assert "Carillon is up" in make("dev")
-    lines = (site / ".dev" / "env").read_text().splitlines()
-    values = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
-    return Stack(values, PROJECT, site / ".dev")
+    return Stack.of(site / ".dev", PROJECT)
 
 
 def fetch(url, tls):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.config import DEFAULT_PORTS
 from tests.browser.conftest import browser, open_page
 from tests.infra.stack import Stack
 
@@ -29,6 +30,11 @@ def free_ports(count):
         return [str(each.getsockname()[1]) for each in sockets]
 
 
+def ports_of_a_stack():
+    """Free ones, by the variables that name them."""
+    return dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """A stack of its own, of a checkout with the example in it."""
@@ -43,10 +49,8 @@ def stack(tmp_path_factory):
     # And shown at /bells as well, by a proxy in front that we play.
     site = checkout / "nginx" / "sites" / "development.yml"
     site.write_text(site.read_text().replace('prefix: ""', "prefix: /bells"))
-    names = ("HTTP", "HTTPS", "MANAGEMENT", "AMQP")
-    ports = dict(zip((f"CARILLON_{name}_PORT" for name in names), free_ports(4), strict=True))
     keep = {name: value for name, value in os.environ.items() if not name.startswith("CARILLON_")}
-    environ = {**keep, **ports, "CARILLON_PROJECT": PROJECT, "CARILLON_STATE": ".dev"}
+    environ = {**keep, **ports_of_a_stack(), "CARILLON_PROJECT": PROJECT, "CARILLON_STATE": ".dev"}
 
     def dev(command):
         return subprocess.run(
@@ -60,9 +64,7 @@ def stack(tmp_path_factory):
     try:
         up = dev("dev")
         assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
-        lines = (checkout / ".dev" / "env").read_text().splitlines()
-        values = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
-        yield Stack(values, PROJECT, checkout / ".dev")
+        yield Stack.of(checkout / ".dev", PROJECT)
     finally:
         dev("clean")
 

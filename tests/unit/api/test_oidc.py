@@ -265,6 +265,14 @@ def test_a_logout_at_the_provider_ends_its_sessions(provider, people, caplog):
     assert caplog.records[-1].audit["what"] == "logged out"
 
 
+def test_a_logout_there_is_refused_where_nobody_knows_the_sessions(provider, browser, settings):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    log_in(browser, provider)
+    answer = logged_out(provider)
+    assert (answer.status_code, answer.json()["error"]) == (400, "unsupported")
+    assert is_in(browser)
+
+
 def test_a_logout_there_may_be_of_one_session(provider):
     one, another, unnamed = (Client() for _ in range(3))
     for browser, session in ((one, "s1"), (another, "s2"), (unnamed, None)):

@@ -121,6 +121,17 @@ def test_sessions_that_nobody_counts_have_no_limit(settings, engine, fits):
             sessions.check_settings()
 
 
+@pytest.mark.parametrize("engine", [f"{DJANGOS}.db", f"{DJANGOS}.cached_db"], indirect=True)
+async def test_a_session_beyond_the_limit_ends_in_the_cache_as_well(browser, people, settings):
+    settings.CARILLON = {**settings.CARILLON, "SESSIONS_PER_USER": 1}
+    cookie = browser.cookie
+    assert (await database_sync_to_async(browser.http.get)("/api/v2/me/")).status_code == 200
+    later = await database_sync_to_async(Browser)(people.ann)
+    assert (await database_sync_to_async(browser.http.get)("/api/v2/me/")).status_code == 401
+    assert (await database_sync_to_async(later.http.get)("/api/v2/me/")).status_code == 200
+    await refused(cookie)
+
+
 def test_ended_ones_are_forgotten_when_no_cookie_is_good_for_so_long(settings):
     EndedSession.objects.create(mark="x")
     (kind,) = (kind for kind in kinds() if kind.name == "ended sessions")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -12,7 +14,7 @@ from django.db import OperationalError
 from carillon.api import pagination
 from carillon.events import emit, outbox
 from carillon.events.families import registry
-from tower import changes, payloads
+from tower import changes, models, payloads, views
 from tower.models import Job, JobEvent, Kind, Schedule, Status
 
 pytestmark = pytest.mark.django_db
@@ -628,3 +630,13 @@ def test_what_is_told_is_as_its_family_says(people):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**each.payload, "group_name": "another"}, family.payload)
     assert families >= {"jobs", "schedules", "inventories", *(kind.event_family for kind in Kind)}
+
+
+def test_the_page_lets_live_events_through_as_the_api_finds_them():
+    """What either side says of an event's result, and of how many hits an answer has."""
+    scripts = Path(views.__file__).parent / "static/tower"
+    (tones,) = re.findall(r"const TONES = \{(.*?)\n\};", (scripts / "output.js").read_text(), re.DOTALL)
+    found = {name: re.findall(r'"(\w+)"', names) for name, names in re.findall(r"(\w+): \[(.*?)\]", tones)}
+    assert found == models.EVENTS_OF
+    (most,) = re.findall(r"const HITS = ([0-9_]+);", (scripts / "views/job.js").read_text())
+    assert int(most) == views.MOST_HITS
