@@ -63,7 +63,8 @@
       const box = output.getBoundingClientRect();
       const top = (one) => one.getBoundingClientRect().top - box.top;
       const lines = [...job.querySelectorAll(".ln")];
-      const read = lines.find((one) => top(one) >= 0);
+      // What lies in a part that is not laid out has a place too, over that of what is seen.
+      const read = lines.find((one) => top(one) >= 0 && one.checkVisibility({ contentVisibilityAuto: true }));
       found.job = {
         id: Number(job.getAttribute("aria-label").slice(4)),
         status: text(".job-state .badge span", job),

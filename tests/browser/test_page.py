@@ -680,6 +680,30 @@ def test_a_link_leads_to_its_line_although_the_first_answer_was_bad(long_job, op
     expect(page.locator(".ln.here")).to_be_in_viewport()
 
 
+def test_a_failure_that_is_found_late_undoes_no_newer_jump(long_job, long_page):
+    page = long_page
+    long_job.do("hold", path="/api/v2/jobs/1/events/", of="result", seconds=1.5)
+    with page.expect_response("**result=failed*"):
+        page.keyboard.press("n")
+        page.evaluate("location.hash = '#/jobs/1?line=44990'")
+        expect(page.locator(".ln.here")).to_have_text("line 44990", timeout=1000)
+    page.wait_for_timeout(500)  # for what the answer would ask for
+    expect(page.locator(".ln.here")).to_have_text("line 44990")
+
+
+def test_a_word_that_is_found_late_undoes_no_newer_jump(long_job, long_page):
+    page = long_page
+    long_job.do("hold", path="/api/v2/jobs/1/hits/", seconds=1.5)
+    with page.expect_response("**/hits/*"):
+        page.keyboard.press("/")
+        page.keyboard.insert_text("line 20000")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Failure").click()
+        expect(page.locator(".ln.here")).to_have_text("line 40", timeout=1000)
+    page.wait_for_timeout(500)  # for what the answer would ask for
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+
+
 def test_failures_are_found_in_the_whole_output(long_page):
     page = long_page
     for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):
@@ -1142,6 +1166,18 @@ def test_trying_again_with_a_bad_answer_leaves_the_views(fake, open_page):
     expect(page.locator(".row")).to_have_count(5)
 
 
+def test_a_page_that_cannot_say_who_reads_it_asks_again_by_itself(fake, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    fake.do("fail", path="/api/v2/me/", times=2)
+    page.goto(fake.url)
+    expect(page.get_by_role("heading", name="Not ready")).to_be_visible()
+    expect(page.get_by_role("alert").filter(visible=True)).to_contain_text("Carillon is not loaded: ")
+    expect(page.locator(".row")).to_have_count(5)
+    expect(words(page)).to_have_text(CONNECTED)
+
+
 def test_who_has_logged_out_is_not_let_in_by_an_answer_of_before(fake, page):
     fake.do("hold", path="/api/v2/me/", seconds=1.5)
     with page.expect_response("**/api/v2/me/"):
@@ -1335,43 +1371,53 @@ def wordy_job(fake):
     return name
 
 
-@pytest.mark.parametrize(
-    ("place", "path"),
-    {
-        "list": "jobs",
-        "running": "jobs/6",
-        "failed": "jobs/3",
-        "schedules": "schedules",
-        "connections": "connections",
-        "operations": "operations",
-        "login": "",
-        "help": "jobs",
-        "question": "jobs",
-        "refused": "jobs/6",
-    }.items(),
-)
-def test_no_control_is_cut_off_or_covered(fake, open_page, wordy_job, place, path):
-    # Fingers get larger buttons: what fits then, fits always.
-    watched = open_page(has_touch=True)
+# What is shown, and where it is.
+PLACES = {
+    "list": "jobs",
+    "running": "jobs/6",
+    "failed": "jobs/3",
+    "found": "jobs/6?find=ok",
+    "schedules": "schedules",
+    "connections": "connections",
+    "operations": "operations",
+    "login": "",
+    "help": "jobs",
+    "question": "jobs",
+    "refused": "jobs/6",
+}
+
+
+def show(fake, watched, place, name):
+    """Bring up one of PLACES. `name`: of the wordy job."""
     page = watched.page
     fake.do("events", job=3, events=[event(1, "fatal: x" * 60, event="runner_on_failed", failed=True)])
     if place == "login":
         watched.expect("401")
         fake.do("session", valid=False)
-    page.goto(f"{fake.url}/#/{path}")
+    page.goto(f"{fake.url}/#/{PLACES[place]}")
     if place == "login":
         expect(page.get_by_label("Username")).to_be_focused()
     else:
         expect(words(page)).to_have_text(CONNECTED)
     quiet(page)
-    if place == "help":
+    if place == "found":
+        expect(page.locator(".ln.here")).to_be_visible()
+    elif place == "help":
         page.get_by_role("button", name="Help").click()
     elif place == "question":
-        page.locator(".row", has_text=wordy_job).get_by_role("button", name="Cancel").click()
+        page.locator(".row", has_text=name).get_by_role("button", name="Cancel").click()
     elif place == "refused":
         fake.do("refuse", code=4403, error="origin https://elsewhere is not allowed")
         fake.do("close", code=4408)
         expect(page.get_by_role("button", name="Try now")).to_be_visible()
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "found"])
+def test_no_control_is_cut_off_or_covered(fake, open_page, wordy_job, place):
+    # Fingers get larger buttons: what fits then, fits always.
+    watched = open_page(has_touch=True)
+    page = watched.page
+    show(fake, watched, place, wordy_job)
     wrong = []
     for width, height in SIZES:
         page.set_viewport_size({"width": width, "height": height})

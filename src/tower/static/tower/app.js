@@ -5,6 +5,7 @@ import { Carillon, describe } from "../carillon/carillon.js";
 import { h, ring, say } from "./dom.js";
 import { plural } from "./format.js";
 import { listen } from "./keys.js";
+import { Loader } from "./loading.js";
 import { Connections } from "./views/connections.js";
 import { JobPage } from "./views/job.js";
 import { Jobs } from "./views/jobs.js";
@@ -112,6 +113,7 @@ class App {
     this.seconds = new Set();
     this.link = new Carillon({ url: location.origin.replace("http", "ws") + BASE + "/websocket/" });
     this.indicator = new Link(this);
+    this.who = new Loader(this, "Carillon", () => this.begin());
     this.link.on("state", (link) => this.linked(link));
     this.link.on("control", () => this.begin());
     // Recovered, the events themselves have told everything; else each view fetches what it shows.
@@ -133,27 +135,25 @@ class App {
 
   async begin() {
     const turn = ++this.turn;
-    try {
-      const { data, position } = await look("/api/v2/me/");
-      if (turn === this.turn) this.enter(data.results[0], position);
-    } catch (error) {
-      if (turn !== this.turn) return;
-      if (error.status === 401) this.ask(this.user ? "Your login has ended. Log in to go on." : "");
-      else this.stumble(error);
+    const nobody = (error) => {
+      if (error.status === 401) return null;
+      throw error;
+    };
+    const answer = await this.who.attempt(() => look("/api/v2/me/").catch(nobody));
+    if (turn !== this.turn) return;
+    if (answer) this.enter(answer.data.results[0], answer.position);
+    else if (answer === null) this.ask(this.user ? "Your login has ended. Log in to go on." : "");
+    else if (this.user) this.announce(this.who.knowledge.reason, true);
+    else if (!this.who.element.isConnected) {
+      const element = h("section.login", {}, h("div.card", {}, h("h1", { tabindex: -1 }, "Not ready"), this.who.element));
+      this.replace({ element, destroy() {} });
     }
   }
 
-  /** The server is there but cannot say who we are: say so, and try again. */
-  stumble(error) {
-    if (this.user) {
-      this.announce(error.message, true);
-      return;
-    }
-    const retry = h("button.primary", { type: "button", onclick: () => this.begin() }, "Try again");
-    this.replace({
-      element: h("section.login", {}, h("div.card", {}, h("h1", { tabindex: -1 }, "Not ready"), h("p.lead", {}, error.message), retry)),
-      destroy() {},
-    });
+  /** Who was asked for before matters no more, and is not asked for again. */
+  forget() {
+    this.turn += 1;
+    clearTimeout(this.who.timer);
   }
 
   /** @param {object} user @param {?string} position  from here on events are heard, whatever views have seen meanwhile */
@@ -177,7 +177,7 @@ class App {
   }
 
   ask(reason) {
-    this.turn += 1;
+    this.forget();
     this.user = null;
     document.body.dataset.user = "none";
     this.clear();
@@ -188,7 +188,7 @@ class App {
   }
 
   async logout() {
-    this.turn += 1;
+    this.forget();
     this.link.close();
     try {
       const { end_session: elsewhere } = await request("/api/logout/", { method: "POST" });

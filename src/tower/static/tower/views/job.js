@@ -387,6 +387,7 @@ export class JobPage {
 
   /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean} [folded]  what is folded stays so */
   async show(counter, { which, folded = false } = {}) {
+    this.turn += 1;
     this.output.follow(false);
     const held = this.output.has(counter);
     if (!folded) this.output.folded.clear();
@@ -395,6 +396,7 @@ export class JobPage {
 
   /** Go to a line. */
   async go(line) {
+    this.turn += 1;
     this.output.follow(false);
     this.wanted = this.opening = line;
     if (!this.written.knowledge.known) return;
@@ -483,7 +485,7 @@ export class JobPage {
   /** To the next (or previous) event with what is searched for, round and round. @param {boolean} [jump]  else they are only counted */
   async seek(step, jump = true) {
     const search = this.box.value;
-    const turn = ++this.seeking;
+    const [number, turn] = [++this.seeking, this.turn];
     if (!search) return;
     const asked = async (offset) => ({ ...(await request(address(`/api/v2/jobs/${this.id}/hits/`, { search, offset, ...this.output.filter }), { signal: this.stop.signal })), search });
     const holds = (hits) => hits?.search === search && hits.counters[at - hits.offset] !== undefined;
@@ -498,11 +500,11 @@ export class JobPage {
       if (error.name !== "AbortError") this.app.failed(error);
       return;
     }
-    if (turn !== this.seeking) return;
+    if (number !== this.seeking) return;
     this.hits = { ...hits, at };
     const more = isActive(this.job.status) ? "+" : ""; // it goes on
     say(this.found, hits.count ? `${(at + 1).toLocaleString("en")} of ${hits.count.toLocaleString("en")}${more}` : "Not found");
-    if (jump && hits.count) await this.show(hits.counters[at - hits.offset], { which: ".hit" });
+    if (jump && hits.count && turn === this.turn) await this.show(hits.counters[at - hits.offset], { which: ".hit" });
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
