@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from carillon.events import broker, heads
 from carillon.events.event import Event, Malformed, unpack
 from carillon.events.models import Outbox
 from carillon.fanout.log import Reading, locate, stream_name
+from carillon.fanout.passed import when
 from carillon.metrics import shared
 from carillon.sockets import presence
 
@@ -64,10 +66,11 @@ class Place(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """How far a daphne has come."""
+    """How far a daphne has come, and when it fanned out the event, where it still knows."""
 
     slot: int
     number: int
+    at: int | None = None
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Facts:
     event: Event
     epoch: str
     place: Place
+    relayed: int | None = None
     noted: Position | None = None
     passed: list[Passed] = field(default_factory=list)
     subscribed: list[tuple[str, int]] = field(default_factory=list)
@@ -108,8 +112,9 @@ def story(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "audience", f"{len(event.audience)} tags ({tags or 'none'}), and admins"
     if event.trace:
         yield "trace", event.trace
-    accepted = datetime.fromtimestamp(event.stamp / 1000, UTC).isoformat(timespec="milliseconds")
-    yield "emitted", f"{accepted}, by the clock of who emitted it"
+    yield "emitted", f"{_time(event.stamp)}, by the clock of who emitted it"
+    if facts.relayed is not None:
+        yield "relayed", f"{_later(facts.relayed, event)}, by the clock of runworker"
     yield "in the log", f"{place.stream}, message {place.offset}, event {place.index} of {place.of}"
     if facts.noted is None or facts.noted.epoch != facts.epoch:
         yield "the queue", "its epoch is over: nothing of it is on the queue any more"
@@ -117,15 +122,24 @@ def story(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "the queue", f"taken off: the row has {facts.noted}"
     else:
         yield "the queue", f"perhaps still there: the row has {facts.noted}"
-    for slot, number in facts.passed:
+    for slot, number, at in facts.passed:
         behind = event.number - number
-        yield f"daphne {slot}", f"{'has passed it' if behind <= 0 else f'is {behind} before it'}, at {number}"
+        passed = f"has passed it{'' if at is None else f' at {_later(at, event)}'}; it is"
+        yield f"daphne {slot}", f"{passed if behind <= 0 else f'is {behind} before it,'} at {number}"
     if not facts.passed:
         yield "daphne", "none here: its metrics are those of another host, or none are kept"
     users = ", ".join(f"{name} ({count})" for name, count in facts.subscribed[:10])
     more = len(facts.subscribed) - 10
     listed = (users or "nobody") + (f" and {more} more users" if more > 0 else "")
     yield "subscribed", f"{listed}: now, and whether or not its audience has them"
+
+
+def _time(stamp: int) -> str:
+    return datetime.fromtimestamp(stamp / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _later(stamp: int, event: Event) -> str:
+    return f"{_time(stamp)}, {stamp - event.stamp} ms after its emit"
 
 
 async def alone(text: str) -> Facts:
@@ -149,7 +163,8 @@ async def find(text: str, seconds: float = SECONDS) -> Facts:
             link = await supervisor.link(seconds / 3)
             facts = await _look(link, wanted)
             facts.noted = await heads.current()
-            facts.passed = await asyncio.to_thread(_passed) if _current(facts) else []
+            if _current(facts):
+                facts.passed = await asyncio.to_thread(_passed, facts.epoch, facts.event.number)
             facts.subscribed = await sync_to_async(_subscribed)(facts.event.group.decode())
             return facts
     finally:
@@ -175,7 +190,7 @@ async def _look(link: Link, wanted: Wanted) -> Facts:
         start = max(0, end - BACK)
     found = await _scan(link, name, start, end, wanted)
     if found is not None:
-        return Facts(found[0], epoch, found[1])
+        return Facts(found[0], epoch, found[1], found[2])
     if wanted.position is not None:
         raise Unclear(_why_not(wanted.position, current))
     raise Unclear(await _elsewhere(wanted.id))
@@ -187,8 +202,10 @@ def _why_not(wanted: Position, current: Position | None) -> str:
     return f"no event of the log has the number of {wanted}: too old for the log, or never given"
 
 
-async def _scan(link: Link, name: str, start: int, end: int, wanted: Wanted) -> tuple[Event, Place] | None:
-    """The event that is wanted, between two offsets."""
+async def _scan(
+    link: Link, name: str, start: int, end: int, wanted: Wanted
+) -> tuple[Event, Place, int | None] | None:
+    """The event that is wanted, between two offsets, and when it was relayed."""
     messages: asyncio.Queue[stream.Messages] = asyncio.Queue()
     reader = stream.StreamReader(name, start, messages.put_nowait, passing=True, manual=True, prefetch=64)
     reading = Reading()
@@ -196,13 +213,12 @@ async def _scan(link: Link, name: str, start: int, end: int, wanted: Wanted) -> 
     try:
         while end >= 0:
             for offset, body in await messages.get():
-                try:
-                    events, _ = reading.take(unpack(body))
-                except Malformed:
-                    events = []
-                for index, event in enumerate(events, 1):
-                    if wanted.is_it(event):
-                        return event, Place(name, offset, index, len(events))
+                with suppress(Malformed):
+                    batch = unpack(body)
+                    events, _ = reading.take(batch)
+                    for index, event in enumerate(events, 1):
+                        if wanted.is_it(event):
+                            return event, Place(name, offset, index, len(events)), batch.relayed
                 if offset >= end or (wanted.position and (reading.last or 0) > wanted.position.number):
                     return None
             reader.acknowledge()
@@ -237,22 +253,27 @@ def _in_outbox(id: bytes) -> bool:
     return any(msgpack.unpackb(bytes(message)).get("id") == id for message in rows)
 
 
-def _passed() -> list[Passed]:
-    """How far each daphne of this host is, as its metrics say: up to a second ago."""
+def _passed(epoch: str, number: int) -> list[Passed]:
+    """How far each daphne of this host is, and when it passed this number, as its metrics say: up to a second
+    ago."""
     if conf.METRICS_DIRECTORY is None:
         return []
     try:
         families = list(shared.read(conf.METRICS_DIRECTORY).collect())
     except OSError:
         return []
-    return sorted(_positions(families))
+    passed = []
+    for slot, reached in sorted(_positions(families)):
+        left = shared.read_beside(conf.METRICS_DIRECTORY, "daphne", slot, "passed")
+        passed.append(Passed(slot, reached, when(left, epoch, number)))
+    return passed
 
 
-def _positions(families: Iterable) -> Iterator[Passed]:
+def _positions(families: Iterable) -> Iterator[tuple[int, int]]:
     for family in families:
         if family.name == "carillon_fanout_position":
             for sample in family.samples:
-                yield Passed(int(sample.labels["slot"]), int(sample.value))
+                yield int(sample.labels["slot"]), int(sample.value)
 
 
 def _subscribed(group: str) -> list[tuple[str, int]]:

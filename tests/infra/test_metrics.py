@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from datetime import datetime
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -197,6 +198,53 @@ def test_one_event_is_explained_by_its_position_and_by_its_id(stack):
                 "subscribed  admin (1)",
             ):
                 assert line in said
+
+
+LOAD = """
+import time
+import django
+django.setup()
+from carillon import emit_channel_notification
+until, count = time.monotonic() + 8, 0
+while time.monotonic() < until:
+    emit_channel_notification("schedules-changed", {"n": count})
+    count += 1
+print(count)
+"""
+
+
+def test_an_event_under_load_is_explained_hop_by_hop_with_its_times(stack):
+    with stack.websocket(subprotocols=["carillon.v2"]) as socket:
+        socket.recv(10)
+        socket.send(json.dumps({"groups": {"schedules": ["changed"]}}))
+        socket.recv(10)
+        load = subprocess.Popen(
+            ["docker", "exec", stack.container("uwsgi"), "python", "-c", LOAD],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while json.loads(socket.recv(20)).get("event", {}).get("n", 0) < 1000:
+                pass
+            before = time.time()
+            frame = json.loads(socket.recv(10))
+            heard = time.time()
+            late = "daphne's metrics have it"
+            wait(late, lambda: "has passed it at" in explain(stack, frame["position"])[1], 20)
+            code, said = explain(stack, frame["position"])
+        finally:
+            emitted = int(load.communicate(timeout=30)[0])
+        assert (code, emitted > 1500) == (0, True), (said, emitted)
+    told = dict(line.split(None, 1) for line in said.splitlines())
+    hops = [
+        told["emitted"],
+        told["relayed"],
+        said[said.index("has passed it at") + len("has passed it at ") :],
+    ]
+    times = [datetime.fromisoformat(hop.split(",")[0].split()[0]).timestamp() for hop in hops]
+    assert times == sorted(times)
+    assert before - 20 < times[0]
+    assert times[-1] < heard + 0.1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import msgpack
 VERSION = 2
 GROUP = re.compile(rb"!?[A-Za-z0-9_.-]{1,200}")
 END = b"end "
+RELAYED = b"at "
 EVERYONE = "*"
 """The tag that opens every audience: superusers carry it."""
 
@@ -56,12 +57,18 @@ class Batch(NamedTuple):
 
     `after` is the number of what came before them, as their writer knows it: less than `number - 1` only
     where another relay took over. A message without events is its mark. One with the number 0 has `word`
-    alone: the fence of a relay that takes over, or `END` and the epoch that follows."""
+    alone: the fence of a relay that takes over, or `END` and the epoch that follows. Of events `word` says
+    when they were relayed."""
 
     number: int
     after: int
     events: list[Event]
     word: bytes
+
+    @property
+    def relayed(self) -> int | None:
+        """When the relay handed them to the log: milliseconds since 1970, UTC. None: not said."""
+        return int(self.word[len(RELAYED) :]) if self.events and self.word.startswith(RELAYED) else None
 
 
 LEAP = 2**28

@@ -14,7 +14,7 @@ from carillon.fanout.hub import Hub
 from carillon.fanout.replay import Replayer
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
-from carillon.metrics import names
+from carillon.metrics import names, shared
 from carillon.metrics.sampled import Grown, sampled
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Station:
         self.replayer: Replayer | None = None
         self._events, self._doubles, self._delivered, self._scans = Grown(), Grown(), Grown(), Grown()
         sampled(self)
+        shared.beside("passed", self.hub.passed.pack)
 
     def sample(self) -> None:
         """Its part of the metrics."""

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,7 +49,6 @@ class Slot:
         directory.mkdir(mode=0o700, exist_ok=True)
         self.number, self._lock = _lock_one(directory, process)
         self._file = directory / f"{process}-{self.number}.json"
-        self._new = self._file.with_suffix(".new")
         self.before: dict[Sample, float] = {}
         """What the process that had this slot last has counted."""
         with suppress(FileNotFoundError, ValueError):
@@ -59,12 +58,18 @@ class Slot:
         """Raises ValueError, too, where there is too much."""
         families = snapshot.take(registry, self.process, self.before)
         data = snapshot.pack(Snapshot(self.process, self.number, time.monotonic(), families))
+        self._replace(self._file, data)
+        for name, make in tuple(_beside.items()):
+            self._replace(self._file.with_suffix(f".{name}"), make())
+
+    def _replace(self, file: Path, data: bytes) -> None:
+        new = file.with_suffix(".new")
         try:
-            self._new.write_bytes(data)
-            os.replace(self._new, self._file)
+            new.write_bytes(data)
+            os.replace(new, file)
         except OSError:
             with suppress(OSError):
-                self._new.unlink()
+                new.unlink()
             raise
 
     def close(self) -> None:
@@ -84,6 +89,14 @@ def _lock_one(directory: Path, process: str) -> tuple[int, int]:
         else:
             return number, lock
     raise Full(f"{MOST_SLOTS} processes of {process} have written there")
+
+
+_beside: dict[str, Callable[[], bytes]] = {}
+
+
+def beside(name: str, make: Callable[[], bytes]) -> None:
+    """Leave what `make` gives beside each snapshot of this process: `<process>-<slot>.<name>`."""
+    _beside[name] = make
 
 
 class Writer(threading.Thread):
@@ -175,8 +188,8 @@ def start_with_forks(directory: Path | None, process: str) -> None:
 def forget(directory: Path, known: Collection[str]) -> None:
     """Leave out what processes have written that there are no more of: they are not missed."""
     with suppress(OSError):
-        for file in directory.glob("*.json"):
-            if file.stem.rpartition("-")[0] not in known:
+        for file in directory.iterdir():
+            if file.suffix != ".lock" and file.stem.rpartition("-")[0] not in known:
                 file.unlink(missing_ok=True)
 
 
@@ -191,3 +204,11 @@ def read(directory: Path) -> Together:
         except (OSError, ValueError) as error:
             logger.warning("%s is left out of the metrics: %s", file, error)
     return Together(found, time.monotonic(), SILENT)
+
+
+def read_beside(directory: Path, process: str, slot: int, name: str) -> bytes:
+    """What a process has left beside its snapshots; b"": nothing."""
+    try:
+        return (directory / f"{process}-{slot}.{name}").read_bytes()
+    except OSError:
+        return b""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from asgi_amqp import Position
-from carillon.events.event import Batch, Event, first_after, pack
+from carillon.events.event import RELAYED, Batch, Event, first_after, pack
 from carillon.events.seen import Seen
 from carillon.fanout.log import Reading
 
@@ -144,8 +144,9 @@ class RelayCore:
         self._pending.append((fresh[-1] if fresh else None, tag))
         return len(events) - len(fresh)
 
-    def send(self) -> bytes | None:
-        """The next stream message to append, from what has gathered; None: nothing now."""
+    def send(self, now: int = 0) -> bytes | None:
+        """The next stream message to append, from what has gathered; None: nothing now. `now`: milliseconds
+        since 1970, UTC."""
         if not self.active or len(self._flight) >= IN_FLIGHT:
             return None
         events: list[Event] = []
@@ -166,7 +167,7 @@ class RelayCore:
         if not events:
             return None
         self._flight.append(self._number)
-        return pack(events, first)
+        return pack(events, first, word=b"%s%d" % (RELAYED, now))
 
     def confirmed(self) -> int:
         """The log has the oldest of the messages that wait for their confirm; how many events that is."""

@@ -155,7 +155,7 @@ class Relay:
         while True:
             while self._arrivals and not self._stopping:
                 await self._take_in(self._arrivals.popleft(), letters)
-            while not self._stopping and (body := core.send()) is not None:
+            while not self._stopping and (body := core.send(time.time_ns() // 1_000_000)) is not None:
                 writer.publish(body).add_done_callback(partial(self._confirmed, link, loop.time()))
             if tag := core.done():
                 wire.ack_all(tag)

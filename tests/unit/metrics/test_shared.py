@@ -184,6 +184,17 @@ def test_a_file_that_is_no_snapshot_is_left_out_and_said(directory, caplog):
     assert value(directory, "carillon_calls_total", "uwsgi") == 0
 
 
+def test_what_a_process_leaves_beside_its_snapshot(directory, monkeypatch):
+    monkeypatch.setattr(shared, "_beside", {})
+    shared.beside("passed", lambda: b"1, 2")
+    Process(directory, "daphne").writer.once()
+    assert shared.read_beside(directory, "daphne", 0, "passed") == b"1, 2"
+    assert shared.read_beside(directory, "daphne", 1, "passed") == b""
+    assert len(list(shared.read(directory).collect())) > 0
+    shared.forget(directory, ("uwsgi",))
+    assert shared.read_beside(directory, "daphne", 0, "passed") == b""
+
+
 def test_there_is_an_end_to_the_slots(directory, monkeypatch):
     monkeypatch.setattr(shared, "MOST_SLOTS", 1)
     slot = Slot(directory, "daphne")

@@ -43,7 +43,8 @@ def told(**fields) -> dict[str, str]:
 def test_every_hop_is_told():
     said = told(
         noted=Position("e", 110),
-        passed=[Passed(0, 110), Passed(1, 100)],
+        relayed=EVENT.stamp + 4,
+        passed=[Passed(0, 110, EVENT.stamp + 9), Passed(1, 100), Passed(2, 105)],
         subscribed=[("ann", 2), ("ben", 1)],
     )
     assert said["position"] == "e:105"
@@ -52,8 +53,12 @@ def test_every_hop_is_told():
     assert said["audience"] == "everyone who subscribed"
     assert said["in the log"] == "carillon.events.e, message 41, event 3 of 17"
     assert said["the queue"] == "taken off: the row has e:110"
-    assert said["daphne 0"] == "has passed it, at 110"
+    assert said["relayed"] == "2023-11-14T22:13:20.127+00:00, 4 ms after its emit, by the clock of runworker"
+    assert said["daphne 0"] == (
+        "has passed it at 2023-11-14T22:13:20.132+00:00, 9 ms after its emit; it is at 110"
+    )
     assert said["daphne 1"] == "is 5 before it, at 100"
+    assert said["daphne 2"] == "has passed it; it is at 105"
     assert said["subscribed"].startswith("ann (2), ben (1):")
     assert "trace" not in said
 
@@ -91,4 +96,4 @@ def test_how_far_each_daphne_is_comes_from_its_metrics():
     metric = Metric("carillon_fanout_position", "", "gauge")
     for slot, number in (("1", 7.0), ("0", 9.0)):
         metric.add_sample(metric.name, {"process": "daphne", "slot": slot}, number)
-    assert sorted(explain._positions([Metric("other", "", "gauge"), metric])) == [Passed(0, 9), Passed(1, 7)]
+    assert sorted(explain._positions([Metric("other", "", "gauge"), metric])) == [(0, 9), (1, 7)]

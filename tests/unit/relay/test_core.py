@@ -47,6 +47,14 @@ def sent(core) -> list[tuple[int, int, list[bytes]]]:
     return found
 
 
+def test_a_message_says_when_its_events_were_relayed():
+    core = active()
+    core.arrived(1, [event("a")])
+    assert unpack(core.send(1_700_000_000_123)).relayed == 1_700_000_000_123
+    assert unpack(pack([event("b")], 7)).relayed is None
+    assert unpack(core.fenced_by("ep", TOKEN)).relayed is None
+
+
 def test_a_takeover_sends_nothing_before_its_own_mark_has_been_read():
     core = RelayCore()
     assert (core.fenced, core.send(), core.to_note()) == (False, None, None)
