@@ -118,7 +118,7 @@ def lines(now: Seen, before: Seen, seconds: float) -> Iterator[str]:
 
 def _row(cells: Iterable[str]) -> str:
     first, *rest = cells
-    return f"{first:<14}" + "".join(f"{cell:>12}" for cell in rest)
+    return f"{first:<14}" + "".join(f" {cell:>11}" for cell in rest)
 
 
 def _number(value: float | None, unknown: str = "") -> str:
