@@ -78,6 +78,10 @@ def test_nothing_that_it_declares_is_missing_or_unfit(python):
 
 
 def test_the_quickstart_of_the_readme_runs_as_it_stands(python, broker, tmp_path):
+    run_quickstart(python, broker, tmp_path)
+
+
+def run_quickstart(python, broker, tmp_path):
     program, printed = quickstart()
     assert len([line for line in program.splitlines() if line.strip()]) == 10
     done = subprocess.run(

@@ -110,6 +110,10 @@ def test_nothing_that_it_declares_is_missing_or_unfit(python):
 
 
 def test_the_quickstart_of_the_readme_runs_as_it_stands(python, broker, tmp_path):
+    run_quickstart(python, broker, tmp_path)
+
+
+def run_quickstart(python, broker, tmp_path):
     text = README.read_text().partition("## Quickstart")[2]
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     printed = re.search(r"^It prints `(.*)`\.$", text, re.MULTILINE)[1]

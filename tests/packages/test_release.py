@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from release import images, make, verify
-from tests.packages import suites
+from tests.packages import suites, test_distribution, test_django_carillon
 
 VERSION = tomllib.loads((suites.ROOT / "pyproject.toml").read_text())["project"]["version"]
 WHEEL, SDIST = f"channels_asgi_amqp-{VERSION}-py3-none-any.whl", f"channels_asgi_amqp-{VERSION}.tar.gz"
@@ -142,6 +143,37 @@ def test_images_are_the_same_when_they_are_built_again_and_can_be_loaded(checkou
     finally:
         make.run("docker", "image", "rm", tag)
     assert make.rebuild(checkout, git(checkout, "rev-parse", "HEAD").strip(), folder) == []
+
+
+def unpack(archive, folder):
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def test_both_wheels_install_from_the_release_alone_and_their_quickstarts_run(made, broker, tmp_path):
+    """With the Python of the hosts that its bundle is for, into an environment that is empty."""
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
+    if release.get("VERSION_CODENAME") != "trixie":
+        pytest.skip("the bundle is for Debian 13")
+    python = tmp_path / "environment/bin/python"
+    make.run("/usr/bin/python3", "-m", "venv", "--without-pip", python.parents[1])
+    (bundle,) = made.glob(BUNDLE)
+    unpacked = tmp_path / "bundle"
+    unpack(bundle, unpacked)
+    (wheels,) = unpacked.glob("*/build/releases/*-3.13-x86_64.tar")
+    unpack(wheels, unpacked)
+    options = ["--quiet", "--no-index", "--only-binary", ":all:", "--find-links", made]
+    for folder in {path.parent for path in unpacked.rglob("*.whl")}:
+        options += ["--find-links", folder]
+    make.run(
+        sys.executable, "-m", "pip", "--python", python, "install", *options, f"django-carillon=={VERSION}"
+    )
+    (tmp_path / "layer").mkdir()
+    (tmp_path / "site").mkdir()
+    test_distribution.run_quickstart(python, broker, tmp_path / "layer")
+    test_django_carillon.run_quickstart(python, broker, tmp_path / "site")
 
 
 def test_an_sbom_names_what_the_layer_needs_and_no_more(made):
