@@ -65,14 +65,16 @@ export function ago(iso, now) {
 
 /** @returns {string} "23 Nov 2025, 14:03:09" in the reader's own time */
 export function when(iso) {
-  return new Date(iso).toLocaleString("en-GB", {
-    day: "numeric",
-    month: "short",
-    year: "numeric",
-    hour: "2-digit",
-    minute: "2-digit",
-    second: "2-digit",
-  });
+  return new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+}
+
+// In this order: each of them says the names of those behind it, too.
+const BROWSERS = { "Edg/": "Edge", "OPR/": "Opera", "Chrome/": "Chrome", "Firefox/": "Firefox", "Safari/": "Safari" };
+
+/** @param {string} client  its User-Agent @returns {string} a browser's name, or what a program calls itself */
+export function program(client) {
+  const known = Object.keys(BROWSERS).find((mark) => client.includes(mark));
+  return known && client.startsWith("Mozilla/") ? BROWSERS[known] : client.slice(0, 60) || "–";
 }
 
 export const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;

@@ -255,11 +255,11 @@ export class Output {
     this._frame = this._timer = 0;
     const until = performance.now() + budget;
     let done = 0;
-    while (done < this._below.length && performance.now() < until) this._append(this._below[done++]);
+    while (done < this._below.length && performance.now() < until) this._insert(this._below[done++], "append");
     this._below.splice(0, done);
     if (this._above.length > 0) {
       this._still(() => {
-        do this._prepend(this._above.pop());
+        do this._insert(this._above.pop(), "prepend");
         while (this._above.length > 0 && performance.now() < until);
       });
     }
@@ -334,7 +334,7 @@ export class Output {
   /** A button that folds what is below a heading. Its duration is known when the next one is there, see `_clock`. */
   _heading(event) {
     this._clocked = false;
-    const button = h("button.fold", { type: "button", hidden: !event.uuid || event.event === "playbook_on_stats", "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
+    const button = h("button.fold", { hidden: !event.uuid || event.event === "playbook_on_stats", "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
     return Object.assign(button, { event, begun: Date.parse(event.created) });
   }
 
@@ -374,33 +374,21 @@ export class Output {
     this._clocked = true;
   }
 
-  _append(piece) {
+  /** @param {"append"|"prepend"} where */
+  _insert(piece, where) {
     const nodes = this._nodes(piece);
     if (nodes.length === 0) return;
-    let chunk = this.content.lastElementChild;
+    const [edge, inner] = where === "append" ? ["lastElementChild", "previousElementSibling"] : ["firstElementChild", "nextElementSibling"];
+    let chunk = this.content[edge];
     if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
       // Not the one that was just filled: it is being looked at, and would be blank for a frame.
-      chunk?.previousElementSibling?.classList.add("far");
+      chunk?.[inner]?.classList.add("far");
       chunk = h("div.chunk");
-      chunk.piece = piece;
-      this.content.append(chunk);
+      this.content[where](chunk);
     }
+    if (where === "prepend" || !chunk.piece) chunk.piece = piece; // its first one
     this._lines += nodes.length;
-    chunk.append(...nodes);
-  }
-
-  _prepend(piece) {
-    const nodes = this._nodes(piece);
-    if (nodes.length === 0) return;
-    let chunk = this.content.firstElementChild;
-    if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
-      chunk?.nextElementSibling?.classList.add("far");
-      chunk = h("div.chunk");
-      this.content.prepend(chunk);
-    }
-    chunk.piece = piece;
-    this._lines += nodes.length;
-    chunk.prepend(...nodes);
+    chunk[where](...nodes);
   }
 
   /** Let go of what is farthest from the reader. An event is let go whole: what is asked for again is whole events. */

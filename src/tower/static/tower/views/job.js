@@ -2,7 +2,7 @@
 
 import { strip } from "../ansi.js";
 import { address, request } from "../api.js";
-import { badge, h, icon, ring, say } from "../dom.js";
+import { badge, h, icon, owners, ring, say } from "../dom.js";
 import { EventLog, lineCount } from "../eventlog.js";
 import { duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 import { store } from "../keys.js";
@@ -21,6 +21,9 @@ const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued",
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
 const WRAP = "carillon.wrap";
+
+/** A button of a bar above the output. @param {Object<string, any>} about  attributes besides `onclick` */
+const tool = (name, words, onclick, about = {}) => h("button.tool", { ...about, onclick }, icon(name), words && h("span", {}, words));
 
 export class JobPage {
   /** @param {object} app @param {number} id @param {URLSearchParams} params  what to show of it, see `query` */
@@ -44,8 +47,7 @@ export class JobPage {
     this.reading = null; // the fetch under way
     this.hurry = null; // what stops it, to begin anew
     this.again = false;
-    this.looks = 0;
-    this.timer = 0;
+    this.looks = this.timer = 0;
     this.stop = new AbortController();
 
     this.name = h("h1", { tabindex: -1 }, `Job ${id}`);
@@ -54,7 +56,7 @@ export class JobPage {
     this.took = h("span.took");
     this.figures = new Map(FIGURES.map((key) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${key}`)]));
     this.now = h("p.now");
-    this.cancel = h("button.quiet.cancel", { type: "button", hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
+    this.cancel = h("button.quiet.cancel", { hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
     this.output = new Output({
       label: `Output of job ${id}`,
       onfollow: (follows) => this.followed(follows),
@@ -62,57 +64,40 @@ export class JobPage {
       online: (number) => this.point(number),
       onunfold: (counter) => this.show(counter, { folded: true }),
     });
-    this.follow = h("button.tool", { type: "button", "aria-pressed": true, onclick: () => this.toggleFollow() }, icon("down"), "Follow");
-    this.wrap = h("button.tool", { type: "button", onclick: () => this.toggleWrap() }, icon("wrap"), "Wrap");
+    this.follow = tool("down", "Follow", () => this.toggleFollow(), { "aria-pressed": true });
+    this.wrap = tool("wrap", "Wrap", () => this.toggleWrap());
     this.lines = h("span.count");
-    this.saver = h(
-      "button.tool",
-      { type: "button", title: "Save the whole output as text", "aria-pressed": false, onclick: () => this.save() },
-      icon("save"),
-      h("span", {}, "Save"),
-    );
-    this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", onkeydown: ({ key, shiftKey }) => key === "Enter" && (this.hits?.search === this.box.value ? this.seek(shiftKey ? -1 : 1) : this.search()), oninput: () => this.typed() });
+    this.saver = tool("save", "Save", () => this.save(), { title: "Save the whole output as text", "aria-pressed": false });
+    const typing = { onkeydown: (event) => this.entered(event), oninput: () => this.typed() };
+    this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", ...typing });
     this.found = h("span.found", { role: "status" });
     const options = Object.entries(RESULTS).map(([value, label]) => h("option", { value }, label));
-    this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, ...options);
+    this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, options);
     this.host = h("input.search", { "aria-label": "Of host", placeholder: "Host", autocapitalize: "none", onchange: () => this.choose() });
     this.finder = h(
       "div.toolbar.finder",
       { role: "search", "aria-label": "The output", hidden: true },
       this.box,
-      h("button.tool", { type: "button", "aria-label": "Previous hit", onclick: () => this.seek(-1) }, icon("up")),
-      h("button.tool", { type: "button", "aria-label": "Next hit", onclick: () => this.seek(1) }, icon("down")),
+      tool("up", "", () => this.seek(-1), { "aria-label": "Previous hit" }),
+      tool("down", "", () => this.seek(1), { "aria-label": "Next hit" }),
       this.found,
       this.result,
       this.host,
     );
-    this.finding = h("button.tool", { type: "button", "aria-expanded": false, title: "Search and filter", onclick: () => this.toggleFind() }, icon("find"), "Find");
-    this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
+    this.finding = tool("find", "Find", () => this.toggleFind(), { "aria-expanded": false, title: "Search and filter" });
+    const failure = tool("next", "Failure", () => this.trouble(1), { title: "Next failure" });
+    this.resume = h("button.resume", { hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
     this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
     this.written = new Loader(app, "The output", () => this.fetch(), () => this.draw());
-    this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, ...this.figures.values());
+    this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, [...this.figures.values()]);
+    const back = h("a.back", { href: "#/jobs", "aria-label": "Back to the list of jobs" }, icon("back"), h("span", {}, "Jobs"));
+    const title = h("div.job-title", {}, this.name, h("div.job-state", {}, this.state, this.took, this.cancel));
+    const tools = [this.now, this.lines, this.finding, failure, this.wrap, this.saver, this.follow];
     this.element = h(
       "section.job",
       { "aria-label": `Job ${id}` },
-      h(
-        "header.job-head",
-        {},
-        h("a.back", { href: "#/jobs", "aria-label": "Back to the list of jobs" }, icon("back"), h("span", {}, "Jobs")),
-        h("div.job-title", {}, this.name, h("div.job-state", {}, this.state, this.took, this.cancel)),
-        this.facts,
-        this.figureBar,
-      ),
-      h(
-        "div.toolbar",
-        { role: "toolbar", "aria-label": "Output" },
-        this.now,
-        this.lines,
-        this.finding,
-        h("button.tool", { type: "button", title: "Next failure", onclick: () => this.trouble(1) }, icon("next"), "Failure"),
-        this.wrap,
-        this.saver,
-        this.follow,
-      ),
+      h("header.job-head", {}, back, title, this.facts, this.figureBar),
+      h("div.toolbar", { role: "toolbar", "aria-label": "Output" }, tools),
       this.finder,
       this.asked.element,
       this.written.element,
@@ -171,10 +156,9 @@ export class JobPage {
     const before = this.job;
     this.job = job;
     say(this.name, job.name);
-    const { owner, team } = job.summary_fields ?? {};
-    const facts = [`#${job.id}`, kindName(job.kind ?? job.type), owner?.username, team?.name];
+    const facts = [`#${job.id}`, kindName(job.kind ?? job.type), ...owners(job)];
     if (job.started) facts.push(`started ${when(job.started)}`);
-    say(this.facts, facts.filter(Boolean).join(" · "));
+    say(this.facts, facts.join(" · "));
     // What goes must not take the focus with it.
     if (!isActive(job.status) && this.cancel === document.activeElement) this.name.focus({ preventScroll: true });
     this.cancel.hidden = !isActive(job.status);
@@ -339,7 +323,6 @@ export class JobPage {
       await this[where]();
       this.reaching = false;
     } catch (error) {
-      if (error.name === "AbortError") return;
       this.app.failed(error);
       setTimeout(() => {
         this.reaching = false;
@@ -409,8 +392,7 @@ export class JobPage {
       if (!whole && !(await this.open({ end_line__gte: line }))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
-      return;
+      return this.app.failed(error);
     }
     if (this.output.holds(line)) this.output.show({ line });
     else this.app.announce(`Line ${line.toLocaleString("en")} was not found in this output.`, true);
@@ -468,6 +450,13 @@ export class JobPage {
     if (this.box.value) this.seek(1, false);
   }
 
+  /** Enter goes on to the next hit, or begins at once. */
+  entered({ key, shiftKey }) {
+    if (key !== "Enter") return;
+    if (this.hits?.search === this.box.value) this.seek(shiftKey ? -1 : 1);
+    else this.search();
+  }
+
   typed() {
     clearTimeout(this.typing);
     this.typing = setTimeout(() => this.search(), TYPED);
@@ -497,8 +486,7 @@ export class JobPage {
       if (!holds(hits)) hits = await asked(Math.floor(at / HITS) * HITS);
       if (!holds(hits) && at > 0) hits = await asked((at = 0));
     } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
-      return;
+      return this.app.failed(error);
     }
     if (number !== this.seeking) return;
     this.hits = { ...hits, at };
@@ -569,14 +557,11 @@ export class JobPage {
     try {
       const found = (await next(beyond)) ?? (this.failure && (await next({})));
       if (turn !== this.turn) return;
-      if (!found) {
-        this.app.announce("No failure in this output.", true);
-        return;
-      }
+      if (!found) return this.app.announce("No failure in this output.", true);
       if (!["", "failed"].includes(this.result.value)) this.filter({ host: this.host.value });
       await this.show((this.failure = found.counter));
     } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
+      this.app.failed(error);
     }
   }
 
@@ -594,10 +579,7 @@ export class JobPage {
     this.saves({ stop, percent: 0 });
     try {
       for (let more = true; more; ) {
-        const page = await request(
-          address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: String(end), page_size: PAGE_SIZE }),
-          { signal },
-        );
+        const page = await this.events({ counter__gt: String(end), count: "" }, signal);
         for (const event of page.results) {
           const count = lineCount(event);
           if (event.stdout || count) parts.push(`${strip(event.stdout, count)}\n`);

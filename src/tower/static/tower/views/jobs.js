@@ -1,9 +1,9 @@
 /** The list of jobs: states that change live, a filter, a search, a button to cancel. */
 
 import { address, request } from "../api.js";
-import { badge, h, icon, ring, say } from "../dom.js";
-import { Loader } from "../loading.js";
-import { FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+import { badge, h, owners, ring, say, tick } from "../dom.js";
+import { View } from "../loading.js";
+import { FILTERS, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 
 const PAGE_SIZE = 50;
 const MAX_PAGE_SIZE = 200; // the API's
@@ -11,10 +11,10 @@ const BURST = 5; // jobs that may come at once; more wait until they are asked f
 const GATHER = 300; // ms: a burst of news becomes one request
 const GRACE = 3000; // ms: a job that leaves the filter stays to be seen in its new state
 
-export class Jobs {
+export class Jobs extends View {
   /** @param {object} app @param {string} [query]  what to show, see `query` */
   constructor(app, query = "") {
-    this.app = app;
+    super(app, "jobs", "Jobs");
     this.jobs = new Map();
     this.rows = new Map();
     this.filter = FILTERS[0];
@@ -24,58 +24,43 @@ export class Jobs {
     this.fresh = new Map(); // jobs that wait to be shown
     this.shown = null; // the query that the rows answer
     this.size = PAGE_SIZE; // rows to ask for: a list that was expanded stays so
-    this.timer = 0;
     this.pending = null; // what is asked for, to be stopped
 
-    this.buttons = FILTERS.map((filter) =>
-      h("button.chip", { type: "button", "aria-pressed": filter === this.filter, onclick: () => this.choose(filter) }, filter.label),
-    );
+    this.buttons = FILTERS.map((filter) => h("button.chip", { onclick: () => this.choose(filter) }, filter.label));
     this.box = h("input.search", {
       type: "search",
       placeholder: "Search by name",
       "aria-label": "Search jobs by name",
       autocomplete: "off",
-      oninput: () => {
-        clearTimeout(this.typing);
-        this.typing = setTimeout(() => this.choose(this.filter), GATHER);
-      },
+      oninput: () => this.typed(),
     });
     this.list = h("ul.rows", { "aria-label": "Jobs" });
-    this.more = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.load(true) }, "Show more");
-    this.waiting = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.reveal() });
+    this.more = h("button.quiet.more", { hidden: true, onclick: () => this.load(true) }, "Show more");
+    this.waiting = h("button.quiet.more", { hidden: true, onclick: () => this.reveal() });
     this.status = h("p.empty", { hidden: true });
-    this.loader = new Loader(app, "The list", () => this.load());
-    this.heading = h("h1", { tabindex: -1 }, "Jobs");
-    this.element = h(
-      "section.jobs",
-      { "aria-labelledby": "jobs-heading" },
-      h("div.pane-head", {}, this.heading, this.box, h("div.chips", { role: "group", "aria-label": "Filter by state" }, ...this.buttons)),
+    const states = h("div.chips", { role: "group", "aria-label": "Filter by state" }, this.buttons);
+    this.element.className = "jobs";
+    this.element.append(
+      h("div.pane-head", {}, this.heading, this.box, states),
       this.loader.element,
       h("div.over", {}, this.waiting),
       h("div.scroll", {}, this.list, this.status, this.more),
     );
-    this.heading.id = "jobs-heading";
-    this.offs = [
-      app.link.on("jobs", (event) => this.hear(event)),
-      app.onReconnect(() => this.load()),
-      app.onSecond(() => this.tick()),
-    ];
+    this.offs.push(app.link.on("jobs", (event) => this.told(event)), app.onReconnect(() => this.load()), app.onSecond(() => this.tick()));
     this.read(query);
     // What happens between the subscription and the first look is told; the other way round nobody would tell it.
     app.want("jobs", { jobs: ["status_changed", "summary"] }).then(() => this.load());
   }
 
-  get loaded() {
-    return this.loader.knowledge.settled;
-  }
-
   destroy() {
-    this.loader.destroy();
-    clearTimeout(this.timer);
+    super.destroy();
     clearTimeout(this.typing);
     this.pending?.abort();
-    for (const off of this.offs) off();
-    this.app.want("jobs", null);
+  }
+
+  typed() {
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.choose(this.filter), GATHER);
   }
 
   /** What the list shows, as the address has it: "?status=failed&search=web". */
@@ -146,11 +131,9 @@ export class Jobs {
     return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, order_by: "-id" });
   }
 
-  hear(event) {
+  told(event) {
     const job = this.jobs.get(event.unified_job_id);
-    if (job && event.status) {
-      this.update({ ...job, status: event.status, finished: event.finished ?? job.finished });
-    }
+    if (job && event.status) this.update({ ...job, status: event.status, finished: event.finished ?? job.finished });
     // The event says the state; started, elapsed and, of a job not seen before, everything else is asked for.
     this.news.add(event.unified_job_id);
     this.gather();
@@ -256,15 +239,15 @@ export class Jobs {
     if (before && before.status !== job.status) {
       const row = this.rows.get(job.id);
       if (row) ring(row.badge.firstElementChild);
-      if (!this.belongs(job)) {
-        setTimeout(() => {
-          const now = this.jobs.get(job.id);
-          if (!now || this.belongs(now)) return;
-          this.jobs.delete(job.id);
-          this.draw();
-        }, GRACE);
-      }
+      if (!this.belongs(job)) setTimeout(() => this.leave(job.id), GRACE);
     }
+  }
+
+  leave(id) {
+    const job = this.jobs.get(id);
+    if (!job || this.belongs(job)) return;
+    this.jobs.delete(id);
+    this.draw();
   }
 
   /** Rows are kept and moved, never made anew: focus and scroll position stay. */
@@ -299,25 +282,14 @@ export class Jobs {
     const row = {
       badge: badge(job.status),
       name: h("a.row-link", { href: `#/jobs/${job.id}` }),
-      id: h("span.id", {}, `#${job.id}`),
       kind: h("span.kind"),
       owner: h("span.owner"),
       started: h("time.started"),
       took: h("span.took"),
-      cancel: h("button.quiet.cancel", { type: "button", onclick: () => this.app.cancel(this.jobs.get(job.id)) }, "Cancel"),
+      cancel: h("button.quiet.cancel", { onclick: () => this.app.cancel(this.jobs.get(job.id)) }, "Cancel"),
     };
-    row.slot = h("span.slot", {}, row.badge);
-    row.element = h(
-      "li.row",
-      {},
-      row.slot,
-      h("span.title", {}, row.name, row.id),
-      row.kind,
-      row.owner,
-      row.started,
-      row.took,
-      row.cancel,
-    );
+    const title = h("span.title", {}, row.name, h("span.id", {}, `#${job.id}`));
+    row.element = h("li.row", {}, h("span.slot", {}, row.badge), title, row.kind, row.owner, row.started, row.took, row.cancel);
     return row;
   }
 
@@ -331,8 +303,7 @@ export class Jobs {
     }
     say(row.name, job.name);
     say(row.kind, kindName(job.kind ?? job.type));
-    const { owner, team } = job.summary_fields ?? {};
-    say(row.owner, [owner?.username, team?.name].filter(Boolean).join(" · "));
+    say(row.owner, owners(job).join(" · "));
     // What goes must not take the focus with it.
     if (!isActive(job.status) && row.cancel === document.activeElement) row.name.focus({ preventScroll: true });
     row.cancel.hidden = !isActive(job.status);
@@ -340,17 +311,12 @@ export class Jobs {
     const since = job.started ?? job.created;
     row.started.dateTime = since;
     row.started.title = when(since);
-    this.clock(row, job, Date.now());
-  }
-
-  clock(row, job, now) {
-    say(row.started, ago(job.started ?? job.created, now));
-    say(row.took, duration(elapsed(job, now)));
+    tick(row.element);
+    say(row.took, duration(elapsed(job, Date.now())));
   }
 
   tick() {
-    const now = Date.now();
-    for (const [id, row] of this.rows) this.clock(row, this.jobs.get(id), now);
+    for (const [id, row] of this.rows) say(row.took, duration(elapsed(this.jobs.get(id), Date.now())));
   }
 
   /** Which job is open beside the list. */
@@ -360,10 +326,7 @@ export class Jobs {
   }
 
   mark() {
-    for (const [id, row] of this.rows) {
-      if (id === this.current) row.name.setAttribute("aria-current", "page");
-      else row.name.removeAttribute("aria-current");
-    }
+    for (const [id, row] of this.rows) row.name.ariaCurrent = id === this.current ? "page" : null;
   }
 
   /** Move the focus along the list. */

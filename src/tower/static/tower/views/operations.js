@@ -1,7 +1,7 @@
 /** Operations, for admins: whether events flow, what waits, and where one event is. */
 
 import { address, request } from "../api.js";
-import { h, icon, say, SVG, table } from "../dom.js";
+import { badge, h, icon, refill, row, say, SVG, table } from "../dom.js";
 import { duration, plural, when } from "../format.js";
 import { View } from "../loading.js";
 
@@ -48,8 +48,8 @@ export class Operations extends View {
     [this.verdict, this.asOf] = [h("p.verdict", { role: "status" }), h("p.facts")];
     const figures = (titles, charted) => Object.entries(titles).map(([name, title]) => [name, new Figure(title, charted)]);
     [this.hops, this.now] = [figures(HOPS, true), figures(NOW)];
-    const shown = (all) => h("dl.hops", {}, ...all.map(([, one]) => one.element));
-    this.list = h("button.quiet", { type: "button", hidden: true, onclick: () => this.letters() }, "List dead letters");
+    const shown = (all) => h("dl.hops", {}, all.map(([, one]) => one.element));
+    this.list = h("button.quiet", { hidden: true, onclick: () => this.letters() }, "List dead letters");
     [this.conditions, this.dead, this.body] = [h("ul.told"), h("ul.told"), h("tbody")];
     const columns = ["Process", "State", "Position", "Behind", "Sockets", "Memory"];
     this.box = h("input.search", { name: "event", autocomplete: "off", spellcheck: "false", required: true });
@@ -129,27 +129,22 @@ export class Operations extends View {
       ...now.conditions.map(({ summary, action }) => h("li", {}, summary, h("p", {}, action))),
       ...grown.map(({ summary, action, by }) => h("li", {}, `${summary.replace("{value}", number(by))} That is since this view was opened.`, h("p", {}, action))),
     );
-    this.body.replaceChildren(...now.processes.map((one) => this.row(one)));
+    refill(this.body, now.processes.map((one) => this.row(one)));
   }
 
   row({ name, up, late, heard, position, behind, sockets, memory_bytes }) {
     const silent = `silent for ${duration(heard)}`;
     const [mark, words] = up && !late ? ["successful", "up"] : up ? ["waiting", silent] : ["failed", `gone: ${silent}`];
-    const badge = h(`span.badge.is-${mark}`, {}, icon(mark), h("span", {}, words));
-    const cells = { Position: number(position), Behind: number(behind), Sockets: number(sockets), Memory: memory_bytes && `${number(memory_bytes / 2 ** 20)} MiB` };
-    const rest = Object.entries(cells).map(([label, text]) => h("td.tabular", { "data-label": label }, text || "–"));
-    return h("tr", {}, h("th", { scope: "row" }, name), h("td", { "data-label": "State" }, badge), ...rest);
+    const memory = memory_bytes && `${number(memory_bytes / 2 ** 20)} MiB`;
+    return row(name, { State: badge(mark, words), Position: number(position), Behind: number(behind), Sockets: number(sockets), Memory: memory });
   }
 
   async letters() {
-    try {
-      const { results } = await request("/api/v2/dead_letters/", { signal: this.leaving.signal });
-      const words = ({ group, id }) => `${group || "no group"} ${id ?? "without an id"}`;
-      const more = (one) => [one.time ? when(one.time) : "nobody knows when", plural(one.bytes, "byte"), ...one.messages.map(words)].join(" · ");
-      this.dead.replaceChildren(...results.map((one) => h("li", {}, `${one.name}: ${one.reason}`, h("p", {}, more(one)))));
-    } catch (error) {
-      if (error.name !== "AbortError") this.app.announce(`The dead letters were not listed: ${error.message}`, true);
-    }
+    const asked = () => request("/api/v2/dead_letters/", { signal: this.leaving.signal });
+    const { results } = (await this.app.act("The dead letters were not listed", asked)) ?? {};
+    const words = ({ group, id }) => `${group || "no group"} ${id ?? "without an id"}`;
+    const more = (one) => [one.time ? when(one.time) : "nobody knows when", plural(one.bytes, "byte"), ...one.messages.map(words)].join(" · ");
+    if (results) this.dead.replaceChildren(...results.map((one) => h("li", {}, `${one.name}: ${one.reason}`, h("p", {}, more(one)))));
   }
 
   async explain(event) {
