@@ -6,6 +6,7 @@ import { h, ring, say, stamp } from "./dom.js";
 import { plural } from "./format.js";
 import { listen } from "./keys.js";
 import { Loader } from "./loading.js";
+import { Account } from "./views/account.js";
 import { Connections } from "./views/connections.js";
 import { JobPage } from "./views/job.js";
 import { Jobs } from "./views/jobs.js";
@@ -16,7 +17,10 @@ import { Schedules } from "./views/schedules.js";
 const HISTORY = 30; // entries of the link's story
 const RESUMED = 10_000; // ms that "Resumed" stays
 
-const PLACES = { schedules: ["Schedules", Schedules], connections: ["Connections", Connections], operations: ["Operations", Operations] };
+const PLACES = { account: Account, connections: Connections, operations: Operations, schedules: Schedules };
+
+/** @returns {() => void} what ends it */
+const enrol = (handlers, handler) => (handlers.add(handler), () => handlers.delete(handler));
 
 const part = (id) => document.getElementById(id);
 
@@ -155,7 +159,7 @@ class App {
   enter(user, position) {
     this.user = user;
     document.body.dataset.user = user.is_superuser ? "known admin" : "known";
-    say(part("user"), user.username);
+    say(part("user").lastElementChild, user.username);
     this.want("control", { control: [`limit_reached_${user.id}`] });
     this.link.connect({ since: position });
     if (position === null) this.lookAgain();
@@ -240,15 +244,9 @@ class App {
     return this.sending;
   }
 
-  onReconnect(handler) {
-    this.reconnects.add(handler);
-    return () => this.reconnects.delete(handler);
-  }
+  onReconnect = (handler) => enrol(this.reconnects, handler);
 
-  onSecond(handler) {
-    this.seconds.add(handler);
-    return () => this.seconds.delete(handler);
-  }
+  onSecond = (handler) => enrol(this.seconds, handler);
 
   /** @param {string} text @param {boolean} [visible]  also shown for a while */
   announce(text, visible = false) {
@@ -293,6 +291,20 @@ class App {
    */
   confirm(question, yes, no) {
     return this.modal(stamp("question", { h2: question, "[value=no]": no, "[value=yes]": yes }));
+  }
+
+  /** Show a text to be read and copied. The focus goes back to where it was. */
+  show(title, note, text) {
+    const dialog = stamp("shown", { h2: title, ".facts": note, pre: text });
+    const copy = async () => {
+      const whole = dialog.querySelector("pre");
+      getSelection().selectAllChildren(whole);
+      // There is no clipboard for a page over plain HTTP, and it may be forbidden.
+      const copied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+      say(dialog.querySelector("[role=status]"), copied ? "Copied." : "It is selected: copy it by Ctrl+C.");
+    };
+    dialog.querySelector("[type=button]").addEventListener("click", copy);
+    return this.modal(dialog);
   }
 
   /** @param {HTMLDialogElement} dialog @returns {Promise<boolean>} whether it was answered with "yes" */
@@ -343,13 +355,12 @@ class App {
       return;
     }
     this.route = route;
-    for (const link of document.querySelectorAll("#nav a")) link.ariaCurrent = link.hash === `#/${place}` ? "page" : null;
+    for (const link of document.querySelectorAll("#nav a, #user")) link.ariaCurrent = link.hash === `#/${place}` ? "page" : null;
     if (Object.hasOwn(PLACES, place)) {
-      const [title, View] = PLACES[place];
       this.jobs?.destroy();
       this.jobs = null;
-      this.replace(new View(this));
-      this.title(title);
+      this.replace(new PLACES[place](this));
+      this.title(this.view.heading.textContent);
     } else {
       this.showJobs(id === undefined ? null : Number(id), query, params);
       this.keep();

@@ -30,7 +30,15 @@ export function h(selector, attributes = {}, ...children) {
 export function stamp(id, words = {}) {
   const copy = document.getElementById(id).content.firstElementChild.cloneNode(true);
   for (const [which, text] of Object.entries(words)) say(copy.querySelector(which), text);
+  for (const one of copy.querySelectorAll("[data-icon]")) one.prepend(icon(one.dataset.icon));
   return copy;
+}
+
+/** A view's `element` from its template, with its parts by their names. @param {Object<string, () => any>} clicks  on these */
+export function assemble(view, id, clicks = {}) {
+  view.element = stamp(id);
+  for (const part of view.element.querySelectorAll("[data-part]")) view[part.dataset.part] = part;
+  for (const [part, does] of Object.entries(clicks)) view[part].addEventListener("click", does);
 }
 
 /** Replace an element's text only where it differs: writing the same again would wake screen readers and layout. */
@@ -70,13 +78,7 @@ export function icon(name) {
   return svg;
 }
 
-/** @param {string} caption @param {string[]} columns @param {HTMLElement} body */
-export function table(caption, columns, body) {
-  const heads = columns.map((text) => h("th", { scope: "col" }, text));
-  return h("table", {}, h("caption.sr", {}, caption), h("thead", {}, h("tr", {}, heads)), body);
-}
-
-/** A row of it. @param {any} head @param {Object<string, any>} cells  by their columns; of what is "" nothing is known */
+/** A row of a table. @param {any} head @param {Object<string, any>} cells  by their columns; of what is "" nothing is known */
 export function row(head, cells) {
   const rest = Object.entries(cells).map(([column, cell]) => h("td", { "data-label": column }, cell || "–"));
   return h("tr", {}, h("th", { scope: "row" }, head), rest);

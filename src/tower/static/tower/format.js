@@ -8,7 +8,7 @@ export const FILTERS = Object.entries({ All: [], Active: ACTIVE, Successful: ["s
 
 export const isActive = (status) => ACTIVE.includes(status);
 
-const KINDS = {
+export const KINDS = {
   job: "Playbook run",
   ad_hoc_command: "Command",
   project_update: "Project update",
@@ -62,6 +62,15 @@ export function ago(iso, now) {
   }
   return seconds > 10 ? "in less than a minute" : "just now";
 }
+
+/** @param {string} day  "2026-11-01" @returns {?Date} when it begins, in the reader's own time; null: it is no day */
+export function midnight(day) {
+  const date = new Date(`${day}T00:00`);
+  return Number.isNaN(date.getTime()) ? null : date;
+}
+
+/** @returns {string} "1 Nov 2026" */
+export const dated = (day) => midnight(day).toLocaleDateString("en-GB", { dateStyle: "medium" });
 
 /** @returns {string} "23 Nov 2025, 14:03:09" in the reader's own time */
 export function when(iso) {

@@ -82,12 +82,14 @@ function* pieces(entries, before) {
 export class Output {
   /**
    * @param {{label: string, onfollow: (follows: boolean) => void, onnear: (where: "before"|"after"|"end") => void,
-   *   online: (number: number) => void, onunfold: (counter: number) => void}} options  `onnear`: more is wanted there;
-   *   `online`: a line's number was clicked; `onunfold`: what a heading has below it is wanted again
+   *   online: (number: number) => void, onmark: (line: ?HTMLElement) => void, onunfold: (counter: number) => void}} options
+   *   `onnear`: more is wanted there; `online`: a line's number was clicked; `onmark`: this line is pointed at, or none;
+   *   `onunfold`: what a heading has below it is wanted again
    */
-  constructor({ label, onfollow, onnear, online, onunfold }) {
+  constructor({ label, onfollow, onnear, online, onmark, onunfold }) {
     this.onfollow = onfollow;
     this.onnear = onnear;
+    this.onmark = onmark;
     this.onunfold = onunfold;
     this.filter = {}; // see `passes`; numbers of lines are then those that events say, or none
     this.folded = new Set(); // uuids of plays and tasks
@@ -127,7 +129,7 @@ export class Output {
     this._above = []; // what is still to be added
     this._below = [];
     this._wanted = "";
-    this._marked = null;
+    this._mark(null);
     this.content.replaceChildren();
     this.earlier.hidden = first <= 1;
     this._top = 0; // no scroll of the reader's
@@ -140,6 +142,12 @@ export class Output {
     if (this.last === 0) return;
     this._clear(1, 0);
     this.attached = false;
+  }
+
+  /** The event of the line that has the focus, or is pointed at. @returns {?number} its counter */
+  get pointed() {
+    const line = this.content.contains(document.activeElement) ? document.activeElement.closest(".ln") : this._marked;
+    return line?.isConnected ? Number(line.dataset.of) : null;
   }
 
   get filtered() {
@@ -453,6 +461,7 @@ export class Output {
     this._marked?.classList.remove("here");
     this._marked = line;
     line?.classList.add("here");
+    this.onmark(line);
     if (!globalThis.Highlight) return;
     const found = new Highlight();
     for (const child of line && this._word ? line.childNodes : []) {

@@ -2,7 +2,7 @@
 
 import { strip } from "../ansi.js";
 import { address, request } from "../api.js";
-import { badge, h, icon, owners, ring, say } from "../dom.js";
+import { assemble, badge, h, owners, ring, say } from "../dom.js";
 import { EventLog, lineCount } from "../eventlog.js";
 import { duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 import { store } from "../keys.js";
@@ -14,16 +14,14 @@ const PAGE_SIZE = 200;
 const HITS = 10_000; // of one answer: the API's
 const TYPED = 300; // ms: a word that is typed becomes one question
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
+const GATHER = 500; // ms from the word that somebody came or went to the question who watches,
+const CALM = 10_000; // … and at least from one question to the next
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
-const RESULTS = { "": "All", heading: "Plays and tasks", failed: "Failed", changed: "Changed", ok: "Ok", skipped: "Skipped" };
 const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
 const WRAP = "carillon.wrap";
-
-/** A button of a bar above the output. @param {Object<string, any>} about  attributes besides `onclick` */
-const tool = (name, words, onclick, about = {}) => h("button.tool", { ...about, onclick }, icon(name), words && h("span", {}, words));
 
 export class JobPage {
   /** @param {object} app @param {number} id @param {URLSearchParams} params  what to show of it, see `query` */
@@ -50,59 +48,38 @@ export class JobPage {
     this.looks = this.timer = 0;
     this.stop = new AbortController();
 
-    this.name = h("h1", { tabindex: -1 }, `Job ${id}`);
-    this.facts = h("p.facts");
-    this.state = h("span.slot");
-    this.took = h("span.took");
+    assemble(this, "job", {
+      cancel: () => app.cancel(this.job),
+      finding: () => this.toggleFind(),
+      failing: () => this.trouble(1),
+      wrap: () => this.toggleWrap(),
+      saver: () => this.save(),
+      follow: () => this.toggleFollow(),
+      previous: () => this.seek(-1),
+      next: () => this.seek(1),
+      inspector: () => this.inspect(),
+      resume: () => this.output.follow(true),
+    });
+    this.element.ariaLabel = `Job ${id}`;
+    say(this.name, `Job ${id}`);
     this.figures = new Map(FIGURES.map((key) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${key}`)]));
-    this.now = h("p.now");
-    this.cancel = h("button.quiet.cancel", { hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
+    this.figureBar.append(...this.figures.values());
+    this.box.addEventListener("keydown", (event) => this.entered(event));
+    this.box.addEventListener("input", () => this.typed());
+    for (const field of [this.result, this.host]) field.addEventListener("change", () => this.choose());
     this.output = new Output({
       label: `Output of job ${id}`,
       onfollow: (follows) => this.followed(follows),
       onnear: (where) => this.reach(where),
       online: (number) => this.point(number),
+      onmark: (line) => (this.inspector.hidden = !line),
       onunfold: (counter) => this.show(counter, { folded: true }),
     });
-    this.follow = tool("down", "Follow", () => this.toggleFollow(), { "aria-pressed": true });
-    this.wrap = tool("wrap", "Wrap", () => this.toggleWrap());
-    this.lines = h("span.count");
-    this.saver = tool("save", "Save", () => this.save(), { title: "Save the whole output as text", "aria-pressed": false });
-    const typing = { onkeydown: (event) => this.entered(event), oninput: () => this.typed() };
-    this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", ...typing });
-    this.found = h("span.found", { role: "status" });
-    const options = Object.entries(RESULTS).map(([value, label]) => h("option", { value }, label));
-    this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, options);
-    this.host = h("input.search", { "aria-label": "Of host", placeholder: "Host", autocapitalize: "none", onchange: () => this.choose() });
-    this.finder = h(
-      "div.toolbar.finder",
-      { role: "search", "aria-label": "The output", hidden: true },
-      this.box,
-      tool("up", "", () => this.seek(-1), { "aria-label": "Previous hit" }),
-      tool("down", "", () => this.seek(1), { "aria-label": "Next hit" }),
-      this.found,
-      this.result,
-      this.host,
-    );
-    this.finding = tool("find", "Find", () => this.toggleFind(), { "aria-expanded": false, title: "Search and filter" });
-    const failure = tool("next", "Failure", () => this.trouble(1), { title: "Next failure" });
-    this.resume = h("button.resume", { hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
+    this.outputBox.prepend(this.output.element);
     this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
     this.written = new Loader(app, "The output", () => this.fetch(), () => this.draw());
-    this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, [...this.figures.values()]);
-    const back = h("a.back", { href: "#/jobs", "aria-label": "Back to the list of jobs" }, icon("back"), h("span", {}, "Jobs"));
-    const title = h("div.job-title", {}, this.name, h("div.job-state", {}, this.state, this.took, this.cancel));
-    const tools = [this.now, this.lines, this.finding, failure, this.wrap, this.saver, this.follow];
-    this.element = h(
-      "section.job",
-      { "aria-label": `Job ${id}` },
-      h("header.job-head", {}, back, title, this.facts, this.figureBar),
-      h("div.toolbar", { role: "toolbar", "aria-label": "Output" }, tools),
-      this.finder,
-      this.asked.element,
-      this.written.element,
-      h("div.output-box", {}, this.output.element, this.resume),
-    );
+    this.present = new Loader(app, "", () => this.watch(), () => (this.watchers.hidden = this.present.knowledge.state !== "loaded"));
+    this.outputBox.before(this.asked.element, this.written.element);
     this.setWrap(store.get(WRAP, "yes") === "yes");
     this.read(params);
     this.offs = [
@@ -121,6 +98,8 @@ export class JobPage {
   destroy() {
     this.asked.destroy();
     this.written.destroy();
+    this.present.destroy();
+    clearTimeout(this.watching);
     this.stop.abort();
     this.hurry?.abort();
     clearTimeout(this.timer);
@@ -134,8 +113,37 @@ export class JobPage {
     this.family = this.job.event_family;
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
-    await this.app.want("job", { [this.family]: [this.id] });
+    await this.app.want("job", { [this.family]: [this.id], connections: ["changed"] });
+    this.watch();
+    const wait = () => Math.max(GATHER, this.watched + CALM - Date.now());
+    this.offs.push(this.app.link.on("connections", () => (this.watching ||= setTimeout(() => this.watch(Date.now()), wait()))));
     await this.fetch();
+  }
+
+  /** Who has this job open. @param {number} [now]  when somebody came or went: many may come, and each page that is open hears of it */
+  async watch(now = 0) {
+    [this.watching, this.watched] = [0, now];
+    const group = `${this.family}-${this.id}`;
+    const page = await this.present.attempt(() => request(address("/api/v2/connections/", { group, page_size: PAGE_SIZE }), { signal: this.stop.signal }));
+    if (!page) return;
+    const { id, is_superuser: all } = this.app.user;
+    const people = new Map([[id, "you"]]); // the server may not have noted yet that we came
+    for (const { user } of page.results) if (user.id !== id) people.set(user.id, user.username);
+    const [summary, names] = this.watchers.children;
+    say(summary, people.size === 1 ? "Watched by you" : `Watched by ${people.size}${page.next ? " or more" : ""}`);
+    say(names, `${[...people.values()].join(", ")}${all ? "" : ". Who shares no team with you is not counted."}`);
+  }
+
+  /** The event of the line that is pointed at, as the API has it. */
+  async inspect() {
+    const counter = this.output.pointed;
+    if (!counter) return this.app.announce("Point at a line first: click on its number.", true);
+    const event = await this.app.act(`Event ${counter} was not loaded`, async () => {
+      const [found] = (await this.events({ counter__gte: counter, page_size: 1 })).results;
+      if (found?.counter !== counter) throw new Error("The server does not have it any more.");
+      return found;
+    });
+    if (event) await this.app.show(`Event ${counter}`, "As the API has it.", JSON.stringify(event, null, 2));
   }
 
   async refresh() {
@@ -193,12 +201,8 @@ export class JobPage {
   arrived(event) {
     const relation = this.family.replace(/_events$/, "");
     if (event[relation] !== undefined && Number(event[relation]) !== this.id) return;
-    this.take([event]);
+    this.put(this.log.add([event]));
     if (this.log.gap()) this.look();
-  }
-
-  take(events) {
-    this.put(this.log.add(events));
   }
 
   put(due) {
@@ -272,7 +276,7 @@ export class JobPage {
       const { last } = this.log;
       let page = last > 0 && (await this.events({ counter__gt: last, count: "" }, signal));
       if (!page || page.count > FAR) page = await this.tail(last, signal);
-      this.take(page.results);
+      this.put(this.log.add(page.results));
       // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
       more = page.next && this.log.last > last;
     }
@@ -496,6 +500,7 @@ export class JobPage {
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
+    if (this.begun) this.watch();
     const [lines] = await Promise.all([this.begun && this.fetch(true), this.refresh()]);
     return lines ?? 0;
   }

@@ -1,24 +1,26 @@
 /** The list of jobs: states that change live, a filter, a search, a button to cancel. */
 
 import { address, request } from "../api.js";
-import { badge, h, owners, ring, say, tick } from "../dom.js";
+import { badge, h, ring, say, tick } from "../dom.js";
 import { View } from "../loading.js";
-import { FILTERS, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+import { FILTERS, KINDS, dated, duration, elapsed, isActive, kindName, midnight, plural, when } from "../format.js";
 
 const PAGE_SIZE = 50;
 const MAX_PAGE_SIZE = 200; // the API's
 const BURST = 5; // jobs that may come at once; more wait until they are asked for
 const GATHER = 300; // ms: a burst of news becomes one request
+const NARROWS = { owner: "Owner", team: "Team", kind: "Kind", since: "Since" }; // filters by what a job is, as the address has them
 const GRACE = 3000; // ms: a job that leaves the filter stays to be seen in its new state
 
 export class Jobs extends View {
   /** @param {object} app @param {string} [query]  what to show, see `query` */
   constructor(app, query = "") {
-    super(app, "jobs", "Jobs");
+    super(app, "jobs", { more: () => this.load(true), waiting: () => this.reveal() });
     this.jobs = new Map();
     this.rows = new Map();
     this.filter = FILTERS[0];
     this.search = "";
+    this.only = {}; // by the names of NARROWS: what is let through
     this.next = null;
     this.news = new Set();
     this.fresh = new Map(); // jobs that wait to be shown
@@ -27,25 +29,10 @@ export class Jobs extends View {
     this.pending = null; // what is asked for, to be stopped
 
     this.buttons = FILTERS.map((filter) => h("button.chip", { onclick: () => this.choose(filter) }, filter.label));
-    this.box = h("input.search", {
-      type: "search",
-      placeholder: "Search by name",
-      "aria-label": "Search jobs by name",
-      autocomplete: "off",
-      oninput: () => this.typed(),
-    });
-    this.list = h("ul.rows", { "aria-label": "Jobs" });
-    this.more = h("button.quiet.more", { hidden: true, onclick: () => this.load(true) }, "Show more");
-    this.waiting = h("button.quiet.more", { hidden: true, onclick: () => this.reveal() });
-    this.status = h("p.empty", { hidden: true });
-    const states = h("div.chips", { role: "group", "aria-label": "Filter by state" }, this.buttons);
-    this.element.className = "jobs";
-    this.element.append(
-      h("div.pane-head", {}, this.heading, this.box, states),
-      this.loader.element,
-      h("div.over", {}, this.waiting),
-      h("div.scroll", {}, this.list, this.status, this.more),
-    );
+    this.states.append(...this.buttons);
+    this.box.addEventListener("input", () => this.typed());
+    this.form.elements.kind.append(...Object.entries(KINDS).map(([value, words]) => h("option", { value }, words)));
+    this.form.addEventListener("change", () => this.narrow(Object.fromEntries(new FormData(this.form))));
     this.offs.push(app.link.on("jobs", (event) => this.told(event)), app.onReconnect(() => this.load()), app.onSecond(() => this.tick()));
     this.read(query);
     // What happens between the subscription and the first look is told; the other way round nobody would tell it.
@@ -65,7 +52,7 @@ export class Jobs extends View {
 
   /** What the list shows, as the address has it: "?status=failed&search=web". */
   get query() {
-    return address("", { status: this.filter === FILTERS[0] ? "" : this.filter.name, search: this.search });
+    return address("", { status: this.filter === FILTERS[0] ? "" : this.filter.name, search: this.search, ...this.only });
   }
 
   /** @param {string} query  as above @returns {boolean} whether that is something else than is shown */
@@ -74,12 +61,32 @@ export class Jobs extends View {
     const before = this.query;
     this.filter = FILTERS.find(({ name }) => name === wanted.get("status")) ?? FILTERS[0];
     this.search = this.box.value = wanted.get("search") ?? "";
+    for (const name of Object.keys(NARROWS)) this.only[name] = wanted.get(name) ?? "";
+    if (!midnight(this.only.since)) this.only.since = "";
     this.press();
     return this.query !== before;
   }
 
   press() {
     for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === this.filter));
+    for (const name of Object.keys(NARROWS)) this.form.elements[name].value = this.only[name];
+    this.set.replaceChildren(...Object.keys(NARROWS).filter((name) => this.only[name]).map((name) => this.chip(name)));
+  }
+
+  /** What is set, and the way to take it away. */
+  chip(name) {
+    const value = this.only[name];
+    const words = `${NARROWS[name]}: ${name === "kind" ? kindName(value) : name === "since" ? dated(value) : value}`;
+    const off = () => {
+      this.narrow({ [name]: "" });
+      this.narrower.firstElementChild.focus(); // what goes must not take the focus with it
+    };
+    return h("button.chip", { "aria-pressed": true, "aria-label": `Take away the filter ${words}`, onclick: off }, `${words} ×`);
+  }
+
+  narrow(values) {
+    Object.assign(this.only, values);
+    return this.choose(this.filter);
   }
 
   choose(filter) {
@@ -128,7 +135,9 @@ export class Jobs extends View {
   }
 
   address() {
-    return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, order_by: "-id" });
+    const { owner: owner__username, team: team__name, kind, since } = this.only;
+    const only = { kind, owner__username, team__name, created__gte: since && midnight(since).toISOString() };
+    return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, ...only, order_by: "-id" });
   }
 
   told(event) {
@@ -200,9 +209,9 @@ export class Jobs extends View {
     const { size } = this.fresh;
     this.waiting.hidden = size === 0;
     say(this.waiting, size >= this.size ? `${size} or more new jobs` : plural(size, "new job"));
-    const filtered = this.filter.states.length > 0 || this.search !== "";
     const none = this.jobs.size + size === 0 && this.loader.knowledge.known;
-    this.tell(!none ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
+    this.status.hidden = !none;
+    say(this.status, !none ? "" : this.query ? "No job matches." : "No jobs yet. Start one: make demo");
   }
 
   /** The reader asks for the new jobs. */
@@ -217,7 +226,12 @@ export class Jobs extends View {
 
   belongs(job) {
     const { states } = this.filter;
+    const { owner, team } = job.summary_fields ?? {};
+    const { since, ...only } = this.only;
+    const is = { owner: owner?.username, team: team?.name, kind: job.kind };
     return (
+      Object.entries(only).every(([name, value]) => !value || is[name] === value) &&
+      (!since || Date.parse(job.created) >= midnight(since)) &&
       (states.length === 0 || states.includes(job.status)) &&
       (this.search === "" || job.name.toLowerCase().includes(this.search.toLowerCase()))
     );
@@ -273,24 +287,25 @@ export class Jobs extends View {
     this.mark();
   }
 
-  tell(text) {
-    this.status.hidden = text === "";
-    say(this.status, text);
-  }
-
   row(job) {
     const row = {
       badge: badge(job.status),
       name: h("a.row-link", { href: `#/jobs/${job.id}` }),
-      kind: h("span.kind"),
-      owner: h("span.owner"),
+      kind: h("span.kind", {}, this.offer("kind", job.kind, kindName(job.kind))),
       started: h("time.started"),
       took: h("span.took"),
       cancel: h("button.quiet.cancel", { onclick: () => this.app.cancel(this.jobs.get(job.id)) }, "Cancel"),
     };
+    const { owner, team } = job.summary_fields ?? {};
+    row.owner = h("span.owner", {}, owner && this.offer("owner", owner.username), team && [" · ", this.offer("team", team.name)]);
     const title = h("span.title", {}, row.name, h("span.id", {}, `#${job.id}`));
     row.element = h("li.row", {}, h("span.slot", {}, row.badge), title, row.kind, row.owner, row.started, row.took, row.cancel);
     return row;
+  }
+
+  /** A word of a row that sets a filter when it is clicked; by keyboard the form does. */
+  offer(name, value, words = value) {
+    return h("span.offer", { title: `Show only ${words}`, onclick: () => this.narrow({ [name]: value }) }, words);
   }
 
   fill(row, job) {
@@ -302,8 +317,6 @@ export class Jobs extends View {
       row.badge = fresh;
     }
     say(row.name, job.name);
-    say(row.kind, kindName(job.kind ?? job.type));
-    say(row.owner, owners(job).join(" · "));
     // What goes must not take the focus with it.
     if (!isActive(job.status) && row.cancel === document.activeElement) row.name.focus({ preventScroll: true });
     row.cancel.hidden = !isActive(job.status);

@@ -1,16 +1,12 @@
 /** The schedules: what runs when, and whether it does. */
 
 import { request } from "../api.js";
-import { h, moment, owners, refill, row, table } from "../dom.js";
+import { h, moment, owners, refill, row } from "../dom.js";
 import { View } from "../loading.js";
 
 export class Schedules extends View {
   constructor(app) {
-    super(app, "schedules", "Schedules");
-    this.body = h("tbody");
-    this.empty = h("p.empty", { hidden: true }, "No schedules yet.");
-    this.table = table("Schedules", ["Name", "Rule", "Next run", "Owner", "On"], this.body);
-    this.element.append(this.loader.element, h("div.sheet", {}, this.table, this.empty));
+    super(app, "schedules");
     this.hear({ schedules: ["changed"] });
   }
 
