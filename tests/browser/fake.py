@@ -422,7 +422,6 @@ async def steer(order):
         STATE.failing[order["path"], order.get("of")] = order["times"]
     elif do == "watch":
         STATE.watching[f"job_events-{order['job']}"] = order["names"]
-        await tell({"group_name": "connections", "changed": True}, "connections-changed")
     elif do == "sessions":
         STATE.unlisted = order["unlisted"]
     elif do == "admin":

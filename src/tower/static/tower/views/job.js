@@ -14,8 +14,7 @@ const PAGE_SIZE = 200;
 const HITS = 10_000; // of one answer: the API's
 const TYPED = 300; // ms: a word that is typed becomes one question
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
-const GATHER = 500; // ms from the word that somebody came or went to the question who watches,
-const CALM = 10_000; // … and at least from one question to the next
+const WATCHED = 15_000; // ms from one question who watches to the next, while the page is looked at
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
 const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
@@ -99,7 +98,6 @@ export class JobPage {
     this.asked.destroy();
     this.written.destroy();
     this.present.destroy();
-    clearTimeout(this.watching);
     this.stop.abort();
     this.hurry?.abort();
     clearTimeout(this.timer);
@@ -113,16 +111,15 @@ export class JobPage {
     this.family = this.job.event_family;
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
-    await this.app.want("job", { [this.family]: [this.id], connections: ["changed"] });
+    await this.app.want("job", { [this.family]: [this.id] });
     this.watch();
-    const wait = () => Math.max(GATHER, this.watched + CALM - Date.now());
-    this.offs.push(this.app.link.on("connections", () => (this.watching ||= setTimeout(() => this.watch(Date.now()), wait()))));
+    this.offs.push(this.app.onSecond(() => Date.now() > this.watched + WATCHED && !this.present.knowledge.failing && this.watch()));
     await this.fetch();
   }
 
-  /** Who has this job open. @param {number} [now]  when somebody came or went: many may come, and each page that is open hears of it */
-  async watch(now = 0) {
-    [this.watching, this.watched] = [0, now];
+  /** Who has this job open. Asked now and then: told of each that comes or goes, many pages would hear of it all the time. */
+  async watch() {
+    this.watched = Date.now();
     const group = `${this.family}-${this.id}`;
     const page = await this.present.attempt(() => request(address("/api/v2/connections/", { group, page_size: PAGE_SIZE }), { signal: this.stop.signal }));
     if (!page) return;

@@ -85,7 +85,7 @@ export class Jobs extends View {
   }
 
   narrow(values) {
-    Object.assign(this.only, values);
+    for (const [name, value] of Object.entries(values)) this.only[name] = value.trim();
     return this.choose(this.filter);
   }
 
