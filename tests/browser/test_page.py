@@ -243,7 +243,7 @@ def test_filters_are_set_by_keyboard_and_hold_with_the_state(fake, page):
 
 
 def test_what_comes_live_is_let_through_as_the_filter_says(fake, page):
-    page.goto(f"{fake.url}/#/jobs?owner=ada&kind=job&since=2026-01-01")
+    page.goto(f"{fake.url}/#/jobs?owner=ada&kind=job,system_job&since=2026-01-01")
     expect(page.locator(".empty")).to_have_text("No job matches.")
     about = {"name": "New", "status": "new"}
     for number, more in enumerate(
@@ -604,6 +604,7 @@ def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_pa
     long_job.do("events", job=1, live=False, events=more[:4])
     long_job.do("events", job=1, events=more[4:])
     expect(page.locator(".count")).to_have_text("45,007 lines")
+    expect(last).to_have_attribute("data-n", "45007")  # added within the next frames
     assert shown(page)[-1] == 45_007
 
 

@@ -228,9 +228,10 @@ export class Jobs extends View {
     const { states } = this.filter;
     const { owner, team } = job.summary_fields ?? {};
     const { since, ...only } = this.only;
-    const is = { owner: owner?.username, team: team?.name, kind: job.kind };
+    const is = { owner: owner?.username, team: team?.name };
+    const fits = (name, value) => (name === "kind" ? value.split(",").includes(job.kind) : is[name] === value);
     return (
-      Object.entries(only).every(([name, value]) => !value || is[name] === value) &&
+      Object.entries(only).every(([name, value]) => !value || fits(name, value)) &&
       (!since || Date.parse(job.created) >= midnight(since)) &&
       (states.length === 0 || states.includes(job.status)) &&
       (this.search === "" || job.name.toLowerCase().includes(this.search.toLowerCase()))
