@@ -6,7 +6,15 @@ from rest_framework.permissions import AllowAny
 from rest_framework.routers import SimpleRouter
 
 from carillon.api import oidc
-from carillon.api.accounts import IndexView, LoginView, LogoutView, MeView, RootView, TokenViewSet
+from carillon.api.accounts import (
+    IndexView,
+    LoginView,
+    LogoutView,
+    MeView,
+    RootView,
+    SessionViewSet,
+    TokenViewSet,
+)
 from carillon.api.connections import ConnectionsView, upgrade_required
 from carillon.api.documents import AsyncAPIView
 from carillon.api.health import HealthView, PingView
@@ -16,6 +24,7 @@ from carillon.operations import DeadLettersView, ExplainView, OperationsView
 
 router = SimpleRouter()
 router.register("tokens", TokenViewSet, basename="token")
+router.register("sessions", SessionViewSet, basename="session")
 
 v2 = [
     path("", IndexView.as_view(), name="index"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.fields import DateTimeField
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -29,6 +31,9 @@ from tower.serializers import (
 )
 
 ORDERS = {"id", "name", "status", "kind", "created", "modified", "started", "finished"}
+JOB_NUMBERS = ("owner", "team")
+JOB_NAMES = ("owner__username", "team__name")
+JOB_TIMES = ("created__gte", "created__lt")
 EVENT_FILTERS = ("counter__gt", "counter__gte", "counter__lt", "counter__lte", "end_line__gte")
 EVENT_TEXTS = ("event", "host", "search")
 EVENT_ORDERS = ("counter", "-counter")
@@ -76,6 +81,18 @@ def words(request: Request, name: str, known: Any) -> list[str]:
     return found
 
 
+def moment(request: Request, name: str) -> datetime | None:
+    """The query parameter as a time, or None without it. Raises ValidationError (400)."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        found: datetime = DateTimeField().to_internal_value(text)
+    except (ValidationError, OverflowError):
+        raise ValidationError({name: [f"{text[:50]!r} is no date or time, as 2026-11-01T12:00Z"]}) from None
+    return found
+
+
 class JobViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.CreateModelMixin, viewsets.GenericViewSet
 ):
@@ -96,8 +113,15 @@ class JobViewSet(
             queryset = queryset.filter(status__in=statuses)
         if kinds := words(request, "kind", Kind.values):
             queryset = queryset.filter(kind__in=kinds)
-        if (owner := integer(request, "owner")) is not None:
-            queryset = queryset.filter(owner=owner)
+        for name in JOB_NUMBERS:
+            if (number := integer(request, name)) is not None:
+                queryset = queryset.filter(**{name: number})
+        for name in JOB_NAMES:
+            if text := request.query_params.get(name):
+                queryset = queryset.filter(**{name: text})
+        for name in JOB_TIMES:
+            if (time := moment(request, name)) is not None:
+                queryset = queryset.filter(**{name: time})
         if search := request.query_params.get("search", "").replace("\0", ""):
             queryset = queryset.filter(name__icontains=search)
         order = request.query_params.get("order_by", "-id")
@@ -111,7 +135,9 @@ class JobViewSet(
         parameters=[
             OpenApiParameter("status", str, description="comma list"),
             OpenApiParameter("kind", str, description="comma list"),
-            OpenApiParameter("owner", int),
+            *(OpenApiParameter(name, int) for name in JOB_NUMBERS),
+            *(OpenApiParameter(name, str, description="the name, whole") for name in JOB_NAMES),
+            *(OpenApiParameter(name, datetime, description="a date, or with a time") for name in JOB_TIMES),
             OpenApiParameter("search", str, description="part of the name"),
             OpenApiParameter("order_by", str, description="default -id"),
         ]

@@ -14,6 +14,8 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "mute", "mute": true}                              answer no subscription
     {"do": "session", "valid": false}                         end the login
     {"do": "admin", "is": false}                              who is logged in is an admin, or not
+    {"do": "watch", "job": 1, "names": ["ada"]}               who has a job open besides this browser
+    {"do": "sessions", "unlisted": "why"}                     sessions are kept so that nobody can list them
     {"do": "operations", "fields": {…}}                       other words of /operations/ from now on
     {"do": "fail", "path": "/api/v2/jobs/", "times": 1}       answer 502 to the next requests of a path
     {"do": "hold", "path": "…", "seconds": 2}                 keep the next answer of a path back for so long
@@ -77,7 +79,7 @@ def now():
     return datetime.now(UTC)
 
 
-def job(number, name, status, kind="job", ago=0, took=None, team=None):
+def job(number, name, status, kind="job", ago=0, took=None, team=None, owner="ringer"):
     started = now() - timedelta(seconds=ago)
     done = status not in ("new", "pending", "waiting", "running")
     return {
@@ -99,10 +101,24 @@ def job(number, name, status, kind="job", ago=0, took=None, team=None):
         "event_family": f"{kind}_events",
         "related": {},
         "summary_fields": {
-            "owner": {"id": 1, "username": "ringer"},
+            "owner": {"id": 1, "username": owner},
             "team": team and {"id": 1, "name": team},
         },
     }
+
+
+def token(number, description, **fields):
+    about = {"scope": "read write", "expires": (now() + timedelta(days=30)).isoformat(), "last_used": None}
+    made = (now() - timedelta(days=2)).isoformat()
+    return {"id": number, "description": description, "created": made, **about, **fields}
+
+
+def session(number, client, address, hours, current=False):
+    since, expires = now() - timedelta(hours=hours), now() + timedelta(hours=8 - hours)
+    return {
+        "id": number, "since": since.isoformat(), "expires": expires.isoformat(),
+        "address": address, "client": client, "current": current,
+    }  # fmt: skip
 
 
 class State:
@@ -115,6 +131,17 @@ class State:
         self.muted = False
         self.failing = {}
         self.holding = {}
+        self.watching = {}
+        self.unlisted = ""
+        self.tokens = [
+            token(2, "Backup", last_used=(now() - timedelta(hours=3)).isoformat()),
+            token(1, "", scope="read", expires=None),
+        ]
+        self.sessions = [
+            session(7, "Mozilla/5.0 Chrome/140.0", "192.0.2.7", 1, current=True),
+            session(6, "Mozilla/5.0 Firefox/140.0", "192.0.2.9", 2),
+            session(5, "awxkit", "192.0.2.10", 5),
+        ]
         self.log = None  # [group, event], in order: positions are its lengths
         self.oldest = 0
         self.sockets = {}
@@ -165,7 +192,31 @@ def listing(query):
     states = [state for state in query.get("status", [""])[0].split(",") if state]
     search = query.get("search", [""])[0].lower()
     rows = sorted(STATE.jobs.values(), key=lambda one: -one["id"])
-    return [one for one in rows if (not states or one["status"] in states) and search in one["name"].lower()]
+    rows = [one for one in rows if (not states or one["status"] in states) and search in one["name"].lower()]
+    for name, [value] in query.items():
+        if name in JOB_FILTERS:
+            rows = [one for one in rows if JOB_FILTERS[name](one, value)]
+    return rows
+
+
+JOB_FILTERS = {
+    "kind": lambda one, value: one["kind"] in value.split(","),
+    "owner__username": lambda one, value: one["summary_fields"]["owner"]["username"] == value,
+    "team__name": lambda one, value: (one["summary_fields"]["team"] or {}).get("name") == value,
+    "created__gte": lambda one, value: (
+        datetime.fromisoformat(one["created"]) >= datetime.fromisoformat(value)
+    ),
+}
+
+
+def connections(query):
+    """Of this user's sockets, and of who watches besides."""
+    group = query.get("group", [None])[0]
+    mine = [socket for socket in STATE.sockets.values() if group is None or group in socket.groups]
+    people = [(1, "ringer")] * len(mine)
+    people += list(enumerate(STATE.watching.get(group, []), 2))
+    about = {"since": now().isoformat(), "address": "192.0.2.7", "client": "Mozilla/5.0 Chrome/140.0"}
+    return [{"user": {"id": number, "username": name}, **about} for number, name in people]
 
 
 FILTERS = {
@@ -369,6 +420,10 @@ async def steer(order):
         STATE.muted = order["mute"]
     elif do == "fail":
         STATE.failing[order["path"], order.get("of")] = order["times"]
+    elif do == "watch":
+        STATE.watching[f"job_events-{order['job']}"] = order["names"]
+    elif do == "sessions":
+        STATE.unlisted = order["unlisted"]
     elif do == "admin":
         STATE.admin = order["is"]
     elif do == "operations":
@@ -385,6 +440,16 @@ async def steer(order):
         for socket in list(STATE.sockets.values()):
             await socket.send({"type": "websocket.close", "code": 4408})
         STATE.__init__()
+
+
+def make_token(asked):
+    if "publish" in asked["scope"]:
+        return 400, {"scope": ["only who may publish may make a token with the scope publish"]}
+    made = token(
+        max((one["id"] for one in STATE.tokens), default=0) + 1, **asked | {"created": now().isoformat()}
+    )
+    STATE.tokens.insert(0, made)
+    return 201, made | {"token": "car_" + "x" * 43}
 
 
 async def answer(method, path, query, body):
@@ -455,16 +520,26 @@ async def answer(method, path, query, body):
             hops = [("position", "19a8:105"), ("the queue", "taken off: the row has 19a8:110")]
             return 200, {"hops": [{"name": name, "text": text} for name, text in hops]}
         case ["connections"]:
-            rows = [
-                {
-                    "user": {"id": 1, "username": "ringer"},
-                    "since": now().isoformat(),
-                    "address": "192.0.2.7",
-                    "client": "Mozilla/5.0 Chrome/140.0",
-                }
-                for _ in STATE.sockets
-            ]
-            return 200, rows
+            return 200, page_of(connections(query), query)
+        case ["tokens"] if method == "POST":
+            return make_token(json.loads(body))
+        case ["tokens"]:
+            return 200, page_of(STATE.tokens, query)
+        case ["tokens", number]:
+            STATE.tokens = [one for one in STATE.tokens if one["id"] != int(number)]
+            return 204, None
+        case ["sessions", *_] if STATE.unlisted:
+            return 404, {"detail": STATE.unlisted}
+        case ["sessions"]:
+            return 200, page_of(STATE.sessions, query)
+        case ["sessions", "end_others"]:
+            kept = [one for one in STATE.sessions if one["current"]]
+            ended = len(STATE.sessions) - len(kept)
+            STATE.sessions = kept
+            return 200, {"ended": ended}
+        case ["sessions", number]:
+            STATE.sessions = [one for one in STATE.sessions if one["id"] != int(number)]
+            return 204, None
     return 404, {"detail": "Not found."}
 
 
@@ -492,7 +567,7 @@ async def http(scope, receive, send):
         if STATE.log is not None:
             headers.append((b"x-carillon-position", position().encode()))
         status, data = await answer(scope["method"], path, query, body)
-        kind, content = "application/json", json.dumps(data).encode()
+        kind, content = "application/json", b"" if status == 204 else json.dumps(data).encode()
     headers.append((b"content-type", kind.encode()))
     await asyncio.sleep(max(STATE.holding.pop((path, of), 0) for of in (None, *query)))
     await send({"type": "http.response.start", "status": status, "headers": headers})

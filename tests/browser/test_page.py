@@ -1,7 +1,9 @@
 """The page in Chromium, against a server that can be told what to do."""
 
+import json
 import re
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import expect
@@ -179,6 +181,98 @@ def test_the_filter_and_the_search_are_in_the_address(fake, page):
     expect(page.get_by_label("Search jobs by name")).to_have_value("roll")
     page.evaluate("location.hash = '#/jobs?status=failed'")
     expect(names).to_have_text(["Fetch site playbooks"])
+
+
+def more_jobs(fake):
+    """Of others, before this month's."""
+    for number, owner, team, kind, days in (
+        (10, "ada", "Storage", "job", 400),
+        (11, "ada", None, "ad_hoc_command", 0),
+        (12, "bob", "Platform", "job", 0),
+    ):
+        fields = {"number": number, "name": f"Job {number}", "status": "successful", "ago": days * 86_400}
+        fake.do("job", quiet=True, fields={**fields, "owner": owner, "team": team, "kind": kind})
+
+
+def test_a_click_on_what_a_job_is_shows_only_such_and_a_chip_takes_it_away(fake, page):
+    more_jobs(fake)
+    page.reload()
+    names = page.locator(".row-link")
+    page.locator(".row", has_text="Job 10").get_by_text("ada").click()
+    expect(names).to_have_text(["Job 11", "Job 10"])
+    expect(page).to_have_url(re.compile(r"/#/jobs\?owner=ada$"))
+    page.locator(".row", has_text="Job 10").get_by_text("Playbook run").click()
+    expect(names).to_have_text(["Job 10"])
+    expect(page).to_have_url(re.compile(r"\?owner=ada&kind=job$"))
+    page.reload()
+    expect(names).to_have_text(["Job 10"])
+    chip = page.get_by_role("button", name="Take away the filter Owner: ada")
+    chip.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".narrower summary")).to_be_focused()
+    expect(chip).to_have_count(0)
+    expect(names).to_have_text(["Job 12", "Job 10", "Rotate certificates", "Roll out the web tier"])
+    page.locator(".row", has_text="Job 12").get_by_text("Platform").click()
+    expect(names).to_have_text(["Job 12", "Roll out the web tier"])
+    page.get_by_role("link", name="Job 12").click()
+    expect(page.get_by_role("heading", name="Job 12")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/#/jobs/12\?team=Platform&kind=job$"))
+
+
+def test_filters_are_set_by_keyboard_and_hold_with_the_state(fake, page):
+    more_jobs(fake)
+    page.reload()
+    expect(page.locator(".row")).to_have_count(8)
+    page.locator(".narrower summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.type("ada")
+    page.keyboard.press("Enter")
+    names = page.locator(".row-link")
+    expect(names).to_have_text(["Job 11", "Job 10"])
+    page.get_by_label("Since").fill("2026-01-01")
+    expect(page).to_have_url(re.compile(r"\?owner=ada&since=2026-01-01$"))
+    expect(names).to_have_text(["Job 11"])
+    expect(page.get_by_role("button", name="Take away the filter Since: 1 Jan 2026")).to_be_visible()
+    page.get_by_role("button", name="Failed").click()
+    expect(page.locator(".empty")).to_have_text("No job matches.")
+    page.get_by_role("button", name="All").click()
+    expect(names).to_have_text(["Job 11"])
+    page.get_by_label("Kind").select_option("Playbook run")
+    expect(page.locator(".empty")).to_have_text("No job matches.")
+
+
+def test_what_comes_live_is_let_through_as_the_filter_says(fake, page):
+    page.goto(f"{fake.url}/#/jobs?owner=ada&kind=job,system_job&since=2026-01-01")
+    expect(page.locator(".empty")).to_have_text("No job matches.")
+    about = {"name": "New", "status": "new"}
+    for number, more in enumerate(
+        (
+            {"owner": "bob"},
+            {"owner": "ada", "kind": "ad_hoc_command"},
+            {"owner": "ada", "ago": 500 * 86_400},
+            {"owner": "ada", "name": "Hers"},
+        ),
+        20,
+    ):
+        fake.do("job", fields={**about, "number": number, **more})
+    expect(page.locator(".row-link")).to_have_text(["Hers"])
+    quiet(page)
+    expect(page.locator(".row-link")).to_have_text(["Hers"])
+
+
+def test_a_filter_that_the_server_does_not_know_is_said_once(fake, open_page):
+    watched = open_page()
+    watched.expect("400")
+    page = watched.page
+    wrong = {"kind": ["unknown: sonata; choose from job"]}
+    page.route("**/api/v2/jobs/?*kind=sonata*", lambda route: route.fulfill(status=400, json=wrong))
+    page.goto(f"{fake.url}/#/jobs?kind=sonata&since=soon")
+    expect(page.locator(".jobs").get_by_role("alert")).to_have_text("unknown: sonata; choose from job")
+    expect(page.get_by_role("button", name="Ask again")).to_be_hidden()
+    page.get_by_role("button", name="Take away the filter Kind: sonata").click()
+    expect(page.locator(".row")).to_have_count(5)
+    expect(page).to_have_url(re.compile(r"/#/jobs$"))
 
 
 def test_an_unknown_job_is_one_message_and_no_figures(fake, open_page):
@@ -510,6 +604,7 @@ def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_pa
     long_job.do("events", job=1, live=False, events=more[:4])
     long_job.do("events", job=1, events=more[4:])
     expect(page.locator(".count")).to_have_text("45,007 lines")
+    expect(last).to_have_attribute("data-n", "45007")  # added within the next frames
     assert shown(page)[-1] == 45_007
 
 
@@ -740,6 +835,91 @@ def test_saving_says_how_far_it_is_and_can_be_stopped(long_page):
     text = Path(download.value.path()).read_text()
     assert text == "".join(f"line {number}\n" for number in range(1, LONG + 1))
     expect(page.locator(".count")).to_have_text("45,000 lines")
+
+
+# Who watches -------------------------------------------------------------------------------------
+
+
+def test_who_watches_is_told_and_who_comes(fake, open_page):
+    page = open_page().page
+    page.clock.install()
+    asked = []
+    page.on("request", lambda request: "connections/" in request.url and asked.append(request.url))
+    page.goto(f"{fake.url}/#/jobs/1")
+    watchers = page.locator(".watchers")
+    expect(watchers.locator("summary")).to_have_text("Watched by you")
+    quiet(page)
+    before = len(asked)
+    fake.do("watch", job=1, names=["ada", "bob"])
+    page.clock.fast_forward(16_000)
+    expect(watchers.locator("summary")).to_have_text("Watched by 3")
+    expect(watchers.locator("p")).to_be_hidden()
+    watchers.locator("summary").focus()
+    page.keyboard.press("Enter")
+    expect(watchers.locator("p")).to_have_text("you, ada, bob")
+    assert len(asked) == before + 1
+    assert "group=job_events-1" in asked[0]
+
+
+def test_who_is_no_admin_is_told_that_others_may_be_there(fake, open_page):
+    fake.do("admin", **{"is": False})
+    page = at_job(fake, open_page, 1, "Waiting for output")
+    expect(page.locator(".watchers p")).to_have_text("you. Who shares no team with you is not counted.")
+
+
+def test_who_watches_is_not_claimed_while_it_is_not_known(fake, open_page):
+    fake.do("fail", path="/api/v2/connections/", times=1000)
+    page = at_job(fake, open_page, 1, "Waiting for output")
+    expect(page.locator(".watchers")).to_be_hidden()
+    fake.do("fail", path="/api/v2/connections/", times=0)
+    expect(page.locator(".watchers")).to_have_text(re.compile("^Watched by you"), timeout=15_000)
+
+
+# One event as JSON -------------------------------------------------------------------------------
+
+
+def test_an_event_is_shown_as_the_api_has_it(fake, job_page):
+    page = job_page
+    page.keyboard.press("e")
+    expect(page.locator("#toast")).to_have_text("Point at a line first: click on its number.")
+    more = {"event_data": {"host": "web1", "res": {"msg": "<b>no</b>"}}}
+    fake.do("events", job=1, events=[*lines(1, 3), event(4, "one\ntwo", event="runner_on_ok", **more)])
+    expect(page.locator(".ln")).to_have_count(5)
+    button = page.get_by_role("button", name="Event", exact=True)
+    expect(button).to_be_hidden()
+    page.locator(".ln").last.click(position={"x": 20, "y": 8})
+    button.click()
+    shown = page.get_by_role("dialog", name="Event 4")
+    text = shown.locator("pre").text_content()
+    assert json.loads(text)["event_data"] == more["event_data"]
+    assert text.splitlines()[1].startswith("  ")
+    page.keyboard.press("Escape")
+    expect(shown).to_have_count(0)
+    expect(button).to_be_focused()
+    # By keyboard alone: a link to a line, and a key.
+    page.evaluate("location.hash = '#/jobs/1?line=2'")
+    expect(page.locator(".ln.here")).to_have_text("ok: [host-2]")
+    page.locator(".output").focus()
+    page.keyboard.press("e")
+    expect(page.get_by_role("dialog", name="Event 2")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(".output")).to_be_focused()
+
+
+def test_an_event_that_cannot_be_had_is_no_dialog(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 3))
+    page = at_job(fake, open_page, 1, "3 lines")
+    page.locator(".ln").first.click(position={"x": 20, "y": 8})
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    page.keyboard.press("e")
+    toast = page.locator("#toast")
+    expect(toast).to_have_text("Event 1 was not loaded: The server cannot answer right now (502).")
+    nothing = {"count": None, "next": None, "previous": None, "results": []}
+    page.route("**/jobs/1/events/?*", lambda route: route.fulfill(json=nothing))
+    page.keyboard.press("e")
+    expect(toast).to_have_text("Event 1 was not loaded: The server does not have it any more.")
+    expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 # The link -----------------------------------------------------------------------------------------
@@ -1220,11 +1400,11 @@ def test_the_whole_page_is_walked_by_keyboard(fake, page):
     page.keyboard.press("Tab")
     assert focused(page) == "Search jobs by name"
     reached = []
-    for _ in range(9):
+    for _ in range(10):
         page.keyboard.press("Tab")
         reached.append(focused(page))
-    assert reached[:5] == ["All", "Active", "Successful", "Failed", "Canceled"]
-    assert reached[5:] == [
+    assert reached[:6] == ["All", "Active", "Successful", "Failed", "Canceled", "Filter"]
+    assert reached[6:] == [
         "Ping all hosts",
         "Rotate certificates",
         "Cancel Rotate certificates",
@@ -1283,7 +1463,13 @@ def test_what_counts_down_is_not_read_aloud_and_the_focus_outlives_the_button(fa
 
 
 def test_places_have_shortcuts_and_titles(page):
-    for key, name in (("s", "Schedules"), ("c", "Connections"), ("o", "Operations"), ("j", "Jobs")):
+    for key, name in (
+        ("s", "Schedules"),
+        ("c", "Connections"),
+        ("a", "Account"),
+        ("o", "Operations"),
+        ("j", "Jobs"),
+    ):
         page.keyboard.press("g")
         page.keyboard.press(key)
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_focused()
@@ -1309,7 +1495,7 @@ def test_who_is_connected(page):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(
-    "place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"]
+    "place", ["login", "#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/account", "#/operations"]
 )
 def test_names_and_contrast(fake, open_page, theme, place):
     watched = open_page(color_scheme=theme)
@@ -1334,7 +1520,9 @@ def test_names_and_contrast(fake, open_page, theme, place):
     assert poor(page) == []
 
 
-@pytest.mark.parametrize("place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/operations"])
+@pytest.mark.parametrize(
+    "place", ["#/jobs", "#/jobs/1", "#/schedules", "#/connections", "#/account", "#/operations"]
+)
 def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
     fake.do("events", job=1, events=[event(1, "a-very-long-word" * 40), *lines(2, 40)])
     page = open_page(390, 844, is_mobile=True, has_touch=True).page
@@ -1350,17 +1538,17 @@ def test_nothing_sticks_out_on_a_phone(fake, open_page, place):
     assert wide == []
 
 
+TEAM = "Platform and infrastructure engineering, Northern Europe"
 SIZES = [(320, 568), *((width, 844) for width in (320, 375, 414, 600, 760, 800, 900, 1000, 1200, 1440))]
 
 
 @pytest.fixture
 def wordy_job(fake):
     """Job 6: all that is said of it is long."""
-    team = "Platform and infrastructure engineering, Northern Europe"
     name = "Roll out the web tier to all of the regions and their edge caches"
     name += ", with a migration of the database first"
     fake.do(
-        "job", fields={"number": 6, "name": name, "status": "running", "ago": 40_000, "team": team, "took": 1}
+        "job", fields={"number": 6, "name": name, "status": "running", "ago": 40_000, "team": TEAM, "took": 1}
     )
     task = "Install the packages of the web tier from the mirror of the region"
     fake.do(
@@ -1379,6 +1567,11 @@ PLACES = {
     "found": "jobs/6?find=ok",
     "schedules": "schedules",
     "connections": "connections",
+    "account": "account",
+    "token": "account",
+    "narrowed": "jobs?"
+    + urlencode({"owner": "ringer", "team": TEAM, "kind": "ad_hoc_command", "since": "2025-01-01"}),
+    "event": "jobs/6?line=9",
     "operations": "operations",
     "login": "",
     "help": "jobs",
@@ -1400,7 +1593,17 @@ def show(fake, watched, place, name):
     else:
         expect(words(page)).to_have_text(CONNECTED)
     quiet(page)
-    if place == "found":
+    if place == "token":
+        page.get_by_label("Description").fill("Nightly report of the web tier, for operations")
+        page.get_by_role("button", name="Make a token").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+    elif place == "narrowed":
+        page.locator(".narrower summary").click()
+    elif place == "event":
+        expect(page.locator(".ln.here")).to_be_visible()
+        page.keyboard.press("e")
+        expect(page.get_by_role("dialog", name="Event 9")).to_be_visible()
+    elif place == "found":
         expect(page.locator(".ln.here")).to_be_visible()
     elif place == "help":
         page.get_by_role("button", name="Help").click()

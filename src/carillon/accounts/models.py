@@ -109,11 +109,15 @@ _ACTIVE_USERS = f"SELECT * FROM {get_user_model()._meta.db_table} WHERE is_activ
 
 
 class UserSession(models.Model):
-    """Which of Django's sessions belongs to whom, oldest first: for the setting SESSIONS_PER_USER."""
+    """Which of Django's sessions belongs to whom: for the setting SESSIONS_PER_USER, and to be listed."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     session = models.OneToOneField(Session, on_delete=models.CASCADE, related_name="+")
     created = models.DateTimeField(auto_now_add=True)
+    # Where from and with what its login was. The database has a default, too: hosts that are not upgraded yet
+    # log people in meanwhile.
+    address = models.CharField(max_length=64, blank=True, default="", db_default="")
+    client = models.CharField(max_length=200, blank=True, default="", db_default="")
 
     def __str__(self) -> str:
         return f"session of user {self.user_id}"

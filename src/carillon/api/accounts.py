@@ -1,4 +1,4 @@
-"""Log in and out, who am I, and tokens."""
+"""Log in and out, who am I, tokens, and sessions."""
 
 from __future__ import annotations
 
@@ -12,24 +12,33 @@ from django.http import HttpResponse, HttpResponseRedirect
 from django.middleware.csrf import get_token
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, get_resolver, get_script_prefix, reverse
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
-from rest_framework.exceptions import PermissionDenied
+from rest_framework.decorators import action
+from rest_framework.exceptions import NotFound, PermissionDenied
 from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from carillon.accounts import sessions
 from carillon.accounts.jwts import AccessToken
-from carillon.accounts.models import ApiToken
+from carillon.accounts.models import ApiToken, UserSession
 from carillon.api import oidc
 from carillon.api.addresses import api, safe_target
 from carillon.api.parsers import JSONParser
-from carillon.api.serializers import CredentialsSerializer, TokenSerializer, UserSerializer
+from carillon.api.serializers import (
+    CredentialsSerializer,
+    EndedSerializer,
+    SessionSerializer,
+    TokenSerializer,
+    UserSerializer,
+)
 
 # awxkit reads from this header which cookie is the session's.
 SESSION_COOKIE_HEADER = "X-API-Session-Cookie-Name"
@@ -171,3 +180,34 @@ class TokenViewSet(
 
     def get_queryset(self) -> Any:
         return ApiToken.objects.filter(user=self.request.user).order_by("-id")
+
+
+class SessionViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, viewsets.GenericViewSet):
+    """One's own sessions, newest first, each by where its login was from. 404 where SESSION_ENGINE keeps them
+    so that nobody can list them."""
+
+    serializer_class = SessionSerializer
+    queryset = UserSession.objects.none()
+    lookup_value_regex = "[0-9]{1,18}"
+
+    def get_queryset(self) -> Any:
+        if not sessions.are_rows():
+            raise NotFound(
+                f"Sessions cannot be listed here: {settings.SESSION_ENGINE} keeps none of them as rows. "
+                "Each ends when its browser logs out, or in time."
+            )
+        mine = UserSession.objects.filter(user=self.request.user, session__expire_date__gt=timezone.now())
+        return mine.select_related("session").order_by("-created", "-pk")
+
+    def perform_destroy(self, instance: UserSession) -> None:
+        """It ends at once, and the sockets that came in by it."""
+        sessions.end_rows([instance.session_id])
+
+    @extend_schema(request=None, responses={200: EndedSerializer, 404: dict})
+    @action(detail=False, methods=["post"])
+    def end_others(self, request: Request) -> Response:
+        """Ends all but the one of this request; of a request by a token, all."""
+        others = self.get_queryset().exclude(session=request.session.session_key)
+        keys = list(others.values_list("session_id", flat=True))
+        sessions.end_rows(keys)
+        return Response({"ended": len(keys)})

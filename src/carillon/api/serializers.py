@@ -10,7 +10,7 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from carillon.accounts import tokens
-from carillon.accounts.models import ApiToken, Team
+from carillon.accounts.models import ApiToken, Team, UserSession
 from carillon.accounts.permissions import may_publish
 from carillon.api import quotas
 from carillon.conf import conf
@@ -85,6 +85,23 @@ class TokenSerializer(serializers.ModelSerializer):
         row, token = ApiToken.issue(user, parent=parent, **validated_data)
         row.token = token
         return row
+
+
+class SessionSerializer(serializers.ModelSerializer):
+    since = serializers.DateTimeField(source="created", read_only=True)
+    expires = serializers.DateTimeField(source="session.expire_date", read_only=True)
+    current = serializers.SerializerMethodField(help_text="Whether it is the one of this request.")
+
+    class Meta:
+        model = UserSession
+        fields = ("id", "since", "expires", "address", "client", "current")
+
+    def get_current(self, entry: UserSession) -> bool:
+        return entry.session_id == self.context["request"].session.session_key
+
+
+class EndedSerializer(serializers.Serializer):
+    ended = serializers.IntegerField(help_text="How many there were.")
 
 
 class CredentialsSerializer(serializers.Serializer):

@@ -31,9 +31,13 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
     with transaction.atomic():
         # One login at a time per user: two at once would each count without the other.
         get_user_model().objects.select_for_update(no_key=True).get(pk=user.pk)
-        UserSession.objects.get_or_create(
-            session_id=request.session.session_key, defaults={"user_id": user.pk}
-        )
+        meta = request.META
+        about = {
+            "user_id": user.pk,
+            "address": meta.get("REMOTE_ADDR", "")[:64],
+            "client": meta.get("HTTP_USER_AGENT", "")[:200].replace("\0", ""),
+        }
+        UserSession.objects.get_or_create(session_id=request.session.session_key, defaults=about)
         limit = conf.SESSIONS_PER_USER
         if limit < 0:
             return

@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import { PLAIN, colour256, parse, parseLine, sgr, strip } from "../../../src/tower/static/tower/ansi.js";
 import { EventLog, lineCount, numbered, numberedBefore } from "../../../src/tower/static/tower/eventlog.js";
-import { ago, duration, elapsed } from "../../../src/tower/static/tower/format.js";
+import { ago, duration, elapsed, midnight, program } from "../../../src/tower/static/tower/format.js";
 import { Knowledge } from "../../../src/tower/static/tower/knowledge.js";
 import { Tally } from "../../../src/tower/static/tower/tally.js";
 
@@ -223,8 +223,17 @@ test("what a view knows: nothing is claimed before it was loaded, and each failu
   assert.equal(known.words("The list"), `The list is not loaded: ${bad.message}`);
 });
 
+test("a day and a program in words", () => {
+  const begins = midnight("2026-11-01");
+  assert.deepEqual([begins.getFullYear(), begins.getMonth(), begins.getDate(), begins.getHours()], [2026, 10, 1, 0]);
+  for (const none of ["", "soon", "2026-13-01", "2026-11-01T12:00"]) assert.equal(midnight(none), null);
+  assert.equal(program("Mozilla/5.0 (X11) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0"), "Edge");
+  assert.equal(program("awxkit/1 like Chrome/140.0"), "awxkit/1 like Chrome/140.0");
+  assert.equal(program(""), "–");
+});
+
 test("what a view knows: nobody asks again where the answer would be the same", () => {
-  for (const status of [401, 403, 404]) {
+  for (const status of [400, 401, 403, 404]) {
     const known = new Knowledge();
     assert.equal(known.fail({ message: "There is no job 9.", status }, 0), null);
     assert.deepEqual([known.words("Job 9"), known.next(0), known.settled], ["There is no job 9.", "", true]);

@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.sessions.models import Session
 from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
@@ -252,6 +253,76 @@ class TestTokens:
             people.client(people.ann).post("/api/v2/tokens/", {"scope": scope}, format="json").status_code
             == 400
         )
+
+
+class TestSessions:
+    def listed(self, browser):
+        return browser.http.get("/api/v2/sessions/").json()["results"]
+
+    def test_life(self, people, sent, commits):
+        first, second, other = Browser(), Browser(), Browser()
+        with commits():
+            first.log_in("ann", headers={"User-Agent": "awxkit\t1" + "x" * 300})
+            second.log_in("ann")
+            other.log_in("ben")
+        new, old = self.listed(second)
+        assert [row["current"] for row in (new, old)] == [True, False]
+        assert [row["current"] for row in self.listed(first)] == [False, True]
+        assert old["address"] == "127.0.0.1"
+        assert old["client"] == ("awxkit\t1" + "x" * 300)[:200]
+        assert old["since"] < new["since"] < new["expires"]
+        assert set(old) == {"id", "since", "expires", "address", "client", "current"}  # and no key
+        with commits():
+            gone = second.http.delete(f"/api/v2/sessions/{old['id']}/", headers={"X-CSRFToken": second.csrf})
+        assert gone.status_code == 204
+        assert first.http.get("/api/v2/me/").status_code == 401
+        assert self.listed(second) == [new]
+        assert json.loads(sent.messages[-1]["text"])["users"] == [people.ann.pk]  # its sockets end
+
+    def test_all_others(self, people):
+        browsers = [Browser() for _ in range(3)]
+        for browser in browsers:
+            browser.log_in("ann")
+        other = Browser()
+        other.log_in("ben")
+        path, kind = "/api/v2/sessions/end_others/", "application/json"
+        assert browsers[1].http.post(path, content_type=kind).status_code == 403  # forged
+        answer = browsers[1].http.post(path, content_type=kind, headers={"X-CSRFToken": browsers[1].csrf})
+        assert (answer.status_code, answer.json()) == (200, {"ended": 2})
+        assert [one.http.get("/api/v2/me/").status_code for one in browsers] == [401, 200, 401]
+        # A token is no session: to it, all are others.
+        assert people.client(people.ann).post(path).json() == {"ended": 1}
+        assert other.http.get("/api/v2/me/").status_code == 200
+
+    def test_somebody_else_s_are_not_there(self, people):
+        Browser().log_in("ben")
+        entry = UserSession.objects.get()
+        for user in (people.ann, people.root):
+            client = people.client(user)
+            assert client.delete(f"/api/v2/sessions/{entry.pk}/").status_code == 404
+            assert client.get("/api/v2/sessions/").json()["results"] == []
+        assert UserSession.objects.exists()
+
+    def test_what_has_expired_is_none(self, people):
+        Browser().log_in("ann")
+        Session.objects.update(expire_date=timezone.now() - timedelta(seconds=1))
+        assert people.client(people.ann).get("/api/v2/sessions/").json()["count"] == 0
+
+    def test_a_token_s_scope_counts(self, people):
+        reader = people.client(people.ann, scope="read")
+        assert reader.get("/api/v2/sessions/").status_code == 200
+        assert reader.post("/api/v2/sessions/end_others/").status_code == 403
+
+    def test_where_they_are_no_rows_it_says_so(self, people, settings):
+        settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+        client = people.client(people.ann)
+        for answer in (
+            client.get("/api/v2/sessions/"),
+            client.delete("/api/v2/sessions/1/"),
+            client.post("/api/v2/sessions/end_others/"),
+        ):
+            assert answer.status_code == 404
+            assert "signed_cookies keeps none of them as rows" in answer.json()["detail"]
 
 
 class TestCommands:

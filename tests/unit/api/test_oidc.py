@@ -188,12 +188,12 @@ def test_there_is_none_unless_it_is_said(browser):
     assert browser.get(START).status_code == 404
     assert browser.get(BACK).status_code == 404
     assert browser.post(OUT).status_code == 404
-    assert b"data-sign-on" not in browser.get("/").content
+    assert b"Log in by" not in browser.get("/").content
 
 
 def test_the_page_has_a_link(provider, browser, settings):
     configure(settings, provider.url, OIDC_NAME='Keycloak "<1>"')
-    assert b'data-sign-on="Keycloak &quot;&lt;1&gt;&quot;"' in browser.get("/").content
+    assert b"Log in by Keycloak &quot;&lt;1&gt;&quot;" in browser.get("/").content
 
 
 @pytest.mark.parametrize("method", ["post", "put", "delete", "head"])

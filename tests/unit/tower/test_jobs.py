@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
@@ -119,6 +120,15 @@ class TestJobs:
         assert names("search=THR") == ["Three"]
         assert names(f"owner={people.ben.pk}") == []
         assert names("page_size=1&page=2") == ["two"]
+        make(people, "ben", name="four", team=people.team)
+        make(people, name="old", created=datetime(2026, 10, 31, 23, 59, tzinfo=UTC))
+        assert names("owner__username=ben") == names("team__name=ringers") == ["four"]
+        assert names(f"team={people.team.pk}&owner__username=ben") == ["four"]
+        assert names("owner__username=an") == names("team=0") == names("team__name=%00") == []
+        assert "old" not in names("created__gte=2026-11-01")
+        assert names("created__lt=2026-11-01") == names("created__lt=2026-10-31T23:59:01Z") == ["old"]
+        for wrong in ("team=x", "created__gte=", "created__lt=soon", "created__gte=2026-11-31"):
+            assert client.get(f"/api/v2/jobs/?{wrong}").status_code == 400, wrong
         for wrong in ("status=x", "kind=x", "owner=x", "order_by=owner__password", "page=9"):
             assert client.get(f"/api/v2/jobs/?{wrong}").status_code in (400, 404), wrong
 

@@ -2,10 +2,11 @@
 
 import { BASE, address, look, request } from "./api.js";
 import { Carillon, describe } from "../carillon/carillon.js";
-import { h, ring, say } from "./dom.js";
+import { h, ring, say, stamp } from "./dom.js";
 import { plural } from "./format.js";
 import { listen } from "./keys.js";
 import { Loader } from "./loading.js";
+import { Account } from "./views/account.js";
 import { Connections } from "./views/connections.js";
 import { JobPage } from "./views/job.js";
 import { Jobs } from "./views/jobs.js";
@@ -16,7 +17,10 @@ import { Schedules } from "./views/schedules.js";
 const HISTORY = 30; // entries of the link's story
 const RESUMED = 10_000; // ms that "Resumed" stays
 
-const PLACES = { schedules: ["Schedules", Schedules], connections: ["Connections", Connections], operations: ["Operations", Operations] };
+const PLACES = { account: Account, connections: Connections, operations: Operations, schedules: Schedules };
+
+/** @returns {() => void} what ends it */
+const enrol = (handlers, handler) => (handlers.add(handler), () => handlers.delete(handler));
 
 const part = (id) => document.getElementById(id);
 
@@ -65,14 +69,9 @@ class Link {
     this.draw();
   }
 
-  /** @param {number} events  that the link itself brought of what was missed */
-  recovered(events) {
-    this.noted(events > 0 ? `Resumed: ${plural(events, "missed event")} received` : "Resumed: nothing missed");
-  }
-
-  /** @param {number} lines  fetched of what was missed */
-  resumed(lines) {
-    this.noted(lines > 0 ? `Resumed: ${plural(lines, "missed line")} fetched` : "Resumed: nothing missed");
+  /** @param {number} count  of what was missed @param {string} what  "missed event" @param {string} how  it came */
+  resumed(count, what, how) {
+    this.noted(count > 0 ? `Resumed: ${plural(count, what)} ${how}` : "Resumed: nothing missed");
   }
 
   noted(note) {
@@ -118,7 +117,7 @@ class App {
     this.link.on("control", () => this.begin());
     // Recovered, the events themselves have told everything; else each view fetches what it shows.
     this.link.onreconnect = ({ recovered, events }) =>
-      recovered && this.loaded ? this.indicator.recovered(events) : this.resumed();
+      recovered && this.loaded ? this.indicator.resumed(events, "missed event", "received") : this.resumed();
     this.stage = part("main");
     part("logout").addEventListener("click", () => this.logout());
     globalThis.addEventListener("hashchange", () => this.user && this.go());
@@ -160,7 +159,7 @@ class App {
   enter(user, position) {
     this.user = user;
     document.body.dataset.user = user.is_superuser ? "known admin" : "known";
-    say(part("user"), user.username);
+    say(part("user").lastElementChild, user.username);
     this.want("control", { control: [`limit_reached_${user.id}`] });
     this.link.connect({ since: position });
     if (position === null) this.lookAgain();
@@ -220,7 +219,7 @@ class App {
     const fetched = lines > 0 ? `${plural(lines, "missed line")} fetched, ` : "";
     const broken = results.some(({ status }) => status === "rejected");
     if (broken || !this.loaded) this.indicator.noted(`Connected again: ${fetched}not all could be loaded yet`);
-    else if (before) this.indicator.resumed(lines);
+    else if (before) this.indicator.resumed(lines, "missed line", "fetched");
     else this.indicator.noted("Connected again: all is loaded");
   }
 
@@ -245,15 +244,9 @@ class App {
     return this.sending;
   }
 
-  onReconnect(handler) {
-    this.reconnects.add(handler);
-    return () => this.reconnects.delete(handler);
-  }
+  onReconnect = (handler) => enrol(this.reconnects, handler);
 
-  onSecond(handler) {
-    this.seconds.add(handler);
-    return () => this.seconds.delete(handler);
-  }
+  onSecond = (handler) => enrol(this.seconds, handler);
 
   /** @param {string} text @param {boolean} [visible]  also shown for a while */
   announce(text, visible = false) {
@@ -267,11 +260,22 @@ class App {
   }
 
   failed(error) {
+    if (error.name === "AbortError") return; // nobody wants it any more
     if (error.status === 401 && this.user) {
       this.link.close();
       this.ask("Your login has ended. Log in to go on.");
     } else if (error.status !== 0 || this.link.link.state === "connected") {
       this.announce(error.message, true);
+    }
+  }
+
+  /** Do what was asked for. @param {string} failed  what is said where that fails @param {() => Promise<any>} doing */
+  async act(failed, doing) {
+    try {
+      return await doing();
+    } catch (error) {
+      if (error.name !== "AbortError") this.announce(`${failed}: ${error.message}`, true);
+      return undefined;
     }
   }
 
@@ -286,33 +290,34 @@ class App {
    * @returns {Promise<boolean>}
    */
   confirm(question, yes, no) {
-    const heading = h("h2", { id: "question" }, question);
-    const form = h(
-      "form",
-      { method: "dialog" },
-      h("button.quiet", { type: "submit", value: "no", autofocus: true }, no),
-      " ",
-      h("button.primary", { type: "submit", value: "yes" }, yes),
-    );
-    const dialog = h("dialog.card", { "aria-labelledby": "question" }, heading, form);
+    return this.modal(stamp("question", { h2: question, "[value=no]": no, "[value=yes]": yes }));
+  }
+
+  /** Show a text to be read and copied. The focus goes back to where it was. */
+  show(title, note, text) {
+    const dialog = stamp("shown", { h2: title, ".facts": note, pre: text });
+    const copy = async () => {
+      const whole = dialog.querySelector("pre");
+      getSelection().selectAllChildren(whole);
+      // There is no clipboard for a page over plain HTTP, and it may be forbidden.
+      const copied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+      say(dialog.querySelector("[role=status]"), copied ? "Copied." : "It is selected: copy it by Ctrl+C.");
+    };
+    dialog.querySelector("[type=button]").addEventListener("click", copy);
+    return this.modal(dialog);
+  }
+
+  /** @param {HTMLDialogElement} dialog @returns {Promise<boolean>} whether it was answered with "yes" */
+  modal(dialog) {
     document.body.append(dialog);
     dialog.showModal();
-    return new Promise((resolve) =>
-      dialog.addEventListener("close", () => {
-        dialog.remove();
-        resolve(dialog.returnValue === "yes");
-      }),
-    );
+    return new Promise((resolve) => dialog.addEventListener("close", () => resolve((dialog.remove(), dialog.returnValue === "yes"))));
   }
 
   async cancel(job) {
     if (!(await this.confirm(`Cancel ${job.name}?`, "Cancel job", "Keep it running"))) return;
-    try {
-      await request(`/api/v2/jobs/${job.id}/cancel/`, { method: "POST" });
-      this.announce(`${job.name}: asked to stop`);
-    } catch (error) {
-      this.announce(`${job.name} was not canceled: ${error.message}`, true);
-    }
+    const asked = () => request(`/api/v2/jobs/${job.id}/cancel/`, { method: "POST" });
+    if (await this.act(`${job.name} was not canceled`, asked)) this.announce(`${job.name}: asked to stop`);
   }
 
   // Where we are ---------------------------------------------------------------------------------------------------
@@ -350,16 +355,12 @@ class App {
       return;
     }
     this.route = route;
-    for (const link of document.querySelectorAll("#nav a")) {
-      if (link.hash === `#/${place}`) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
-    }
+    for (const link of document.querySelectorAll("#nav a, #user")) link.ariaCurrent = link.hash === `#/${place}` ? "page" : null;
     if (Object.hasOwn(PLACES, place)) {
-      const [title, View] = PLACES[place];
       this.jobs?.destroy();
       this.jobs = null;
-      this.replace(new View(this));
-      this.title(title);
+      this.replace(new PLACES[place](this));
+      this.title(this.view.heading.textContent);
     } else {
       this.showJobs(id === undefined ? null : Number(id), query, params);
       this.keep();

@@ -1,17 +1,20 @@
 /** Making elements. Text is always text: nothing here parses markup. */
 
+import { ago, when } from "./format.js";
+
 export const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * @param {string} selector  "button.quiet": a tag and classes
+ * @param {string} selector  "button.quiet": a tag and classes; a button sends no form unless it says so
  * @param {Object<string, any>} [attributes]  `onclick` and the like are listeners; false, null and undefined are left out
- * @param {...(Node | string | null | undefined | false)} children
+ * @param {...any} children  nodes, texts, and lists of them; null, undefined and false are left out
  * @returns {HTMLElement}
  */
 export function h(selector, attributes = {}, ...children) {
   const [tag, ...classes] = selector.split(".");
   const element = document.createElement(tag);
   if (classes.length > 0) element.className = classes.join(" ");
+  if (tag === "button") element.type = "button";
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name.startsWith("aria-")) element.setAttribute(name, String(value)); // "false" is a value there
@@ -19,8 +22,23 @@ export function h(selector, attributes = {}, ...children) {
       element.setAttribute(name, value === true ? "" : String(value));
     }
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat().filter((child) => (child ?? false) !== false));
   return element;
+}
+
+/** A copy of one of the page's templates. @param {Object<string, string>} [words]  of what is in it, by selector */
+export function stamp(id, words = {}) {
+  const copy = document.getElementById(id).content.firstElementChild.cloneNode(true);
+  for (const [which, text] of Object.entries(words)) say(copy.querySelector(which), text);
+  for (const one of copy.querySelectorAll("[data-icon]")) one.prepend(icon(one.dataset.icon));
+  return copy;
+}
+
+/** A view's `element` from its template, with its parts by their names. @param {Object<string, () => any>} clicks  on these */
+export function assemble(view, id, clicks = {}) {
+  view.element = stamp(id);
+  for (const part of view.element.querySelectorAll("[data-part]")) view[part.dataset.part] = part;
+  for (const [part, does] of Object.entries(clicks)) view[part].addEventListener("click", does);
 }
 
 /** Replace an element's text only where it differs: writing the same again would wake screen readers and layout. */
@@ -60,15 +78,34 @@ export function icon(name) {
   return svg;
 }
 
-/** @param {string} caption @param {string[]} columns @param {HTMLElement} body */
-export function table(caption, columns, body) {
-  const heads = columns.map((text) => h("th", { scope: "col" }, text));
-  return h("table", {}, h("caption.sr", {}, caption), h("thead", {}, h("tr", {}, ...heads)), body);
+/** A row of a table. @param {any} head @param {Object<string, any>} cells  by their columns; of what is "" nothing is known */
+export function row(head, cells) {
+  const rest = Object.entries(cells).map(([column, cell]) => h("td", { "data-label": column }, cell || "–"));
+  return h("tr", {}, h("th", { scope: "row" }, head), rest);
 }
 
+/** All rows anew. The focus stays at the control with the same `data-key`; what goes must not take it along. */
+export function refill(body, rows) {
+  const key = body.contains(document.activeElement) && document.activeElement.dataset.key;
+  body.replaceChildren(...rows);
+  if (!key) return;
+  const kept = body.querySelector(`[data-key="${CSS.escape(key)}"]`) ?? body.closest("section").querySelector("h1");
+  kept.focus({ preventScroll: true });
+}
+
+/** A time, in words that `tick` keeps true. @param {?string} iso  null: never */
+export const moment = (iso) => iso && h("time", { datetime: iso, title: when(iso) }, ago(iso, Date.now()));
+
+export function tick(element) {
+  for (const time of element.querySelectorAll("time")) say(time, ago(time.dateTime, Date.now()));
+}
+
+/** Who owns something, and which team's it is. */
+export const owners = ({ summary_fields: { owner, team } = {} }) => [owner?.username, team?.name].filter(Boolean);
+
 /** A state as icon and word. */
-export function badge(status) {
-  return h(`span.badge.is-${status}`, {}, icon(status), h("span", {}, status));
+export function badge(status, words = status) {
+  return h(`span.badge.is-${status}`, {}, icon(status), h("span", {}, words));
 }
 
 const calm = globalThis.matchMedia?.("(prefers-reduced-motion: reduce)");

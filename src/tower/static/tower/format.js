@@ -8,7 +8,7 @@ export const FILTERS = Object.entries({ All: [], Active: ACTIVE, Successful: ["s
 
 export const isActive = (status) => ACTIVE.includes(status);
 
-const KINDS = {
+export const KINDS = {
   job: "Playbook run",
   ad_hoc_command: "Command",
   project_update: "Project update",
@@ -63,16 +63,27 @@ export function ago(iso, now) {
   return seconds > 10 ? "in less than a minute" : "just now";
 }
 
+/** @param {string} day  "2026-11-01" @returns {?Date} when it begins, in the reader's own time; null: it is no day */
+export function midnight(day) {
+  const date = new Date(`${day}T00:00`);
+  return Number.isNaN(date.getTime()) ? null : date;
+}
+
+/** @returns {string} "1 Nov 2026" */
+export const dated = (day) => midnight(day).toLocaleDateString("en-GB", { dateStyle: "medium" });
+
 /** @returns {string} "23 Nov 2025, 14:03:09" in the reader's own time */
 export function when(iso) {
-  return new Date(iso).toLocaleString("en-GB", {
-    day: "numeric",
-    month: "short",
-    year: "numeric",
-    hour: "2-digit",
-    minute: "2-digit",
-    second: "2-digit",
-  });
+  return new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+}
+
+// In this order: each of them says the names of those behind it, too.
+const BROWSERS = { "Edg/": "Edge", "OPR/": "Opera", "Chrome/": "Chrome", "Firefox/": "Firefox", "Safari/": "Safari" };
+
+/** @param {string} client  its User-Agent @returns {string} a browser's name, or what a program calls itself */
+export function program(client) {
+  const known = Object.keys(BROWSERS).find((mark) => client.includes(mark));
+  return known && client.startsWith("Mozilla/") ? BROWSERS[known] : client.slice(0, 60) || "–";
 }
 
 export const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;

@@ -48,7 +48,7 @@ export function listen(app) {
   enabled.addEventListener("change", () => store.set("carillon.shortcuts", enabled.checked ? "on" : "off"));
 
   const visit = (place) => () => (location.hash = `#/${place}`);
-  const places = { j: visit("jobs"), s: visit("schedules"), c: visit("connections"), o: () => app.user.is_superuser && visit("operations")() };
+  const places = { j: visit("jobs"), s: visit("schedules"), c: visit("connections"), a: visit("account"), o: () => app.user.is_superuser && visit("operations")() };
   const keys = {
     "?": open,
     t: turn,
@@ -57,6 +57,7 @@ export function listen(app) {
     k: () => app.jobs?.step(-1),
     f: () => app.view?.toggleFollow?.(),
     w: () => app.view?.toggleWrap?.(),
+    e: () => app.view?.inspect?.(),
     n: () => app.view?.trouble?.(1),
     p: () => app.view?.trouble?.(-1),
   };

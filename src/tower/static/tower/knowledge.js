@@ -6,7 +6,7 @@
  */
 
 export const PAUSES = [1, 2, 4, 8, 15, 30]; // seconds before each next try
-const FINAL = [401, 403, 404]; // asking again would not change the answer
+const FINAL = [400, 401, 403, 404]; // asking again would not change the answer
 
 export class Knowledge {
   constructor() {

@@ -1,6 +1,6 @@
 /** Asks for what a view shows, asks again when that failed, and says so: what is known meanwhile is `knowledge.js`'s. */
 
-import { h, say } from "./dom.js";
+import { assemble, h, say, tick } from "./dom.js";
 import { Knowledge } from "./knowledge.js";
 
 const GATHER = 500; // ms: a burst of news becomes one request
@@ -22,7 +22,7 @@ export class Loader {
     // Read aloud when it changes. What counts down stands outside, or it would be read every second.
     this.text = h("span", { role: "alert" });
     this.next = h("span");
-    this.button = h("button.quiet", { type: "button", onclick: () => again() }, "Ask again");
+    this.button = h("button.quiet", { onclick: () => again() }, "Ask again");
     this.element = h("p.problem", { hidden: true }, this.text, " ", this.next, " ", this.button);
     this.off = app.onSecond(() => this.draw());
   }
@@ -72,12 +72,12 @@ export class Loader {
 
 /** A view that is one thing to load, and to load again when there is news of it. */
 export class View {
-  /** @param {object} app @param {string} name  of its place and of what it hears @param {string} title @param {string} [what]  is shown, see `Loader` */
-  constructor(app, name, title, what = "The list", onchange = undefined) {
-    Object.assign(this, { app, name, timer: 0, offs: [] });
+  /** @param {object} app @param {string} name  of its template and of what it hears @param {Object<string, () => any>} [clicks]  see `assemble` @param {string} [what]  is shown, see `Loader` */
+  constructor(app, name, clicks = {}, what = "The list", onchange = undefined) {
+    Object.assign(this, { app, name, timer: 0, offs: [app.onSecond(() => tick(this.element))] });
     this.loader = new Loader(app, what, () => this.load(), onchange);
-    this.heading = h("h1", { id: `${name}-heading`, tabindex: -1 }, title);
-    this.element = h("section.page", { "aria-labelledby": `${name}-heading` }, this.heading);
+    assemble(this, name, clicks);
+    this.loading.replaceWith(this.loader.element);
   }
 
   /** Told of changes, and then the first look. @param {Object<string, string[]>} groups  of one family */

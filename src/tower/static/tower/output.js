@@ -82,12 +82,14 @@ function* pieces(entries, before) {
 export class Output {
   /**
    * @param {{label: string, onfollow: (follows: boolean) => void, onnear: (where: "before"|"after"|"end") => void,
-   *   online: (number: number) => void, onunfold: (counter: number) => void}} options  `onnear`: more is wanted there;
-   *   `online`: a line's number was clicked; `onunfold`: what a heading has below it is wanted again
+   *   online: (number: number) => void, onmark: (line: ?HTMLElement) => void, onunfold: (counter: number) => void}} options
+   *   `onnear`: more is wanted there; `online`: a line's number was clicked; `onmark`: this line is pointed at, or none;
+   *   `onunfold`: what a heading has below it is wanted again
    */
-  constructor({ label, onfollow, onnear, online, onunfold }) {
+  constructor({ label, onfollow, onnear, online, onmark, onunfold }) {
     this.onfollow = onfollow;
     this.onnear = onnear;
+    this.onmark = onmark;
     this.onunfold = onunfold;
     this.filter = {}; // see `passes`; numbers of lines are then those that events say, or none
     this.folded = new Set(); // uuids of plays and tasks
@@ -127,7 +129,7 @@ export class Output {
     this._above = []; // what is still to be added
     this._below = [];
     this._wanted = "";
-    this._marked = null;
+    this._mark(null);
     this.content.replaceChildren();
     this.earlier.hidden = first <= 1;
     this._top = 0; // no scroll of the reader's
@@ -140,6 +142,12 @@ export class Output {
     if (this.last === 0) return;
     this._clear(1, 0);
     this.attached = false;
+  }
+
+  /** The event of the line that has the focus, or is pointed at. @returns {?number} its counter */
+  get pointed() {
+    const line = this.content.contains(document.activeElement) ? document.activeElement.closest(".ln") : this._marked;
+    return line?.isConnected ? Number(line.dataset.of) : null;
   }
 
   get filtered() {
@@ -255,11 +263,11 @@ export class Output {
     this._frame = this._timer = 0;
     const until = performance.now() + budget;
     let done = 0;
-    while (done < this._below.length && performance.now() < until) this._append(this._below[done++]);
+    while (done < this._below.length && performance.now() < until) this._insert(this._below[done++], "append");
     this._below.splice(0, done);
     if (this._above.length > 0) {
       this._still(() => {
-        do this._prepend(this._above.pop());
+        do this._insert(this._above.pop(), "prepend");
         while (this._above.length > 0 && performance.now() < until);
       });
     }
@@ -334,7 +342,7 @@ export class Output {
   /** A button that folds what is below a heading. Its duration is known when the next one is there, see `_clock`. */
   _heading(event) {
     this._clocked = false;
-    const button = h("button.fold", { type: "button", hidden: !event.uuid || event.event === "playbook_on_stats", "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
+    const button = h("button.fold", { hidden: !event.uuid || event.event === "playbook_on_stats", "aria-expanded": !this.folded.has(event.uuid), onclick: () => this._fold(button) });
     return Object.assign(button, { event, begun: Date.parse(event.created) });
   }
 
@@ -374,33 +382,21 @@ export class Output {
     this._clocked = true;
   }
 
-  _append(piece) {
+  /** @param {"append"|"prepend"} where */
+  _insert(piece, where) {
     const nodes = this._nodes(piece);
     if (nodes.length === 0) return;
-    let chunk = this.content.lastElementChild;
+    const [edge, inner] = where === "append" ? ["lastElementChild", "previousElementSibling"] : ["firstElementChild", "nextElementSibling"];
+    let chunk = this.content[edge];
     if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
       // Not the one that was just filled: it is being looked at, and would be blank for a frame.
-      chunk?.previousElementSibling?.classList.add("far");
+      chunk?.[inner]?.classList.add("far");
       chunk = h("div.chunk");
-      chunk.piece = piece;
-      this.content.append(chunk);
+      this.content[where](chunk);
     }
+    if (where === "prepend" || !chunk.piece) chunk.piece = piece; // its first one
     this._lines += nodes.length;
-    chunk.append(...nodes);
-  }
-
-  _prepend(piece) {
-    const nodes = this._nodes(piece);
-    if (nodes.length === 0) return;
-    let chunk = this.content.firstElementChild;
-    if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
-      chunk?.nextElementSibling?.classList.add("far");
-      chunk = h("div.chunk");
-      this.content.prepend(chunk);
-    }
-    chunk.piece = piece;
-    this._lines += nodes.length;
-    chunk.prepend(...nodes);
+    chunk[where](...nodes);
   }
 
   /** Let go of what is farthest from the reader. An event is let go whole: what is asked for again is whole events. */
@@ -465,6 +461,7 @@ export class Output {
     this._marked?.classList.remove("here");
     this._marked = line;
     line?.classList.add("here");
+    this.onmark(line);
     if (!globalThis.Highlight) return;
     const found = new Highlight();
     for (const child of line && this._word ? line.childNodes : []) {

@@ -54,14 +54,7 @@ export class Tally {
   _stats(data) {
     this.final = true;
     this.task = "";
-    this.counts = {
-      ok: sum(data.ok),
-      changed: sum(data.changed),
-      failed: sum(data.failures),
-      unreachable: sum(data.dark ?? data.unreachable),
-      skipped: sum(data.skipped),
-      rescued: sum(data.rescued),
-      ignored: sum(data.ignored),
-    };
+    const hosts = { ...data, failed: data.failures, unreachable: data.dark ?? data.unreachable };
+    for (const name of Object.keys(this.counts)) this.counts[name] = sum(hosts[name]);
   }
 }

@@ -2,7 +2,7 @@
 
 import { strip } from "../ansi.js";
 import { address, request } from "../api.js";
-import { badge, h, icon, ring, say } from "../dom.js";
+import { assemble, badge, h, owners, ring, say } from "../dom.js";
 import { EventLog, lineCount } from "../eventlog.js";
 import { duration, elapsed, isActive, kindName, plural, when } from "../format.js";
 import { store } from "../keys.js";
@@ -14,9 +14,9 @@ const PAGE_SIZE = 200;
 const HITS = 10_000; // of one answer: the API's
 const TYPED = 300; // ms: a word that is typed becomes one question
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
+const WATCHED = 15_000; // ms from one question who watches to the next, while the page is looked at
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
-const RESULTS = { "": "All", heading: "Plays and tasks", failed: "Failed", changed: "Changed", ok: "Ok", skipped: "Skipped" };
 const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
 const ALWAYS = new Set(["ok", "changed", "failed"]);
 
@@ -44,80 +44,41 @@ export class JobPage {
     this.reading = null; // the fetch under way
     this.hurry = null; // what stops it, to begin anew
     this.again = false;
-    this.looks = 0;
-    this.timer = 0;
+    this.looks = this.timer = 0;
     this.stop = new AbortController();
 
-    this.name = h("h1", { tabindex: -1 }, `Job ${id}`);
-    this.facts = h("p.facts");
-    this.state = h("span.slot");
-    this.took = h("span.took");
+    assemble(this, "job", {
+      cancel: () => app.cancel(this.job),
+      finding: () => this.toggleFind(),
+      failing: () => this.trouble(1),
+      wrap: () => this.toggleWrap(),
+      saver: () => this.save(),
+      follow: () => this.toggleFollow(),
+      previous: () => this.seek(-1),
+      next: () => this.seek(1),
+      inspector: () => this.inspect(),
+      resume: () => this.output.follow(true),
+    });
+    this.element.ariaLabel = `Job ${id}`;
+    say(this.name, `Job ${id}`);
     this.figures = new Map(FIGURES.map((key) => [key, h(`span.figure.is-${key}`, {}, h("b", {}, "–"), ` ${key}`)]));
-    this.now = h("p.now");
-    this.cancel = h("button.quiet.cancel", { type: "button", hidden: true, onclick: () => app.cancel(this.job) }, "Cancel job");
+    this.figureBar.append(...this.figures.values());
+    this.box.addEventListener("keydown", (event) => this.entered(event));
+    this.box.addEventListener("input", () => this.typed());
+    for (const field of [this.result, this.host]) field.addEventListener("change", () => this.choose());
     this.output = new Output({
       label: `Output of job ${id}`,
       onfollow: (follows) => this.followed(follows),
       onnear: (where) => this.reach(where),
       online: (number) => this.point(number),
+      onmark: (line) => (this.inspector.hidden = !line),
       onunfold: (counter) => this.show(counter, { folded: true }),
     });
-    this.follow = h("button.tool", { type: "button", "aria-pressed": true, onclick: () => this.toggleFollow() }, icon("down"), "Follow");
-    this.wrap = h("button.tool", { type: "button", onclick: () => this.toggleWrap() }, icon("wrap"), "Wrap");
-    this.lines = h("span.count");
-    this.saver = h(
-      "button.tool",
-      { type: "button", title: "Save the whole output as text", "aria-pressed": false, onclick: () => this.save() },
-      icon("save"),
-      h("span", {}, "Save"),
-    );
-    this.box = h("input.search", { type: "search", "aria-label": "Search the output", placeholder: "Search", onkeydown: ({ key, shiftKey }) => key === "Enter" && (this.hits?.search === this.box.value ? this.seek(shiftKey ? -1 : 1) : this.search()), oninput: () => this.typed() });
-    this.found = h("span.found", { role: "status" });
-    const options = Object.entries(RESULTS).map(([value, label]) => h("option", { value }, label));
-    this.result = h("select.search", { "aria-label": "Show", onchange: () => this.choose() }, ...options);
-    this.host = h("input.search", { "aria-label": "Of host", placeholder: "Host", autocapitalize: "none", onchange: () => this.choose() });
-    this.finder = h(
-      "div.toolbar.finder",
-      { role: "search", "aria-label": "The output", hidden: true },
-      this.box,
-      h("button.tool", { type: "button", "aria-label": "Previous hit", onclick: () => this.seek(-1) }, icon("up")),
-      h("button.tool", { type: "button", "aria-label": "Next hit", onclick: () => this.seek(1) }, icon("down")),
-      this.found,
-      this.result,
-      this.host,
-    );
-    this.finding = h("button.tool", { type: "button", "aria-expanded": false, title: "Search and filter", onclick: () => this.toggleFind() }, icon("find"), "Find");
-    this.resume = h("button.resume", { type: "button", hidden: true, onclick: () => this.output.follow(true) }, icon("down"), "Follow again");
+    this.outputBox.prepend(this.output.element);
     this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
     this.written = new Loader(app, "The output", () => this.fetch(), () => this.draw());
-    this.figureBar = h("div.figures", { "aria-label": "Results so far", role: "group" }, ...this.figures.values());
-    this.element = h(
-      "section.job",
-      { "aria-label": `Job ${id}` },
-      h(
-        "header.job-head",
-        {},
-        h("a.back", { href: "#/jobs", "aria-label": "Back to the list of jobs" }, icon("back"), h("span", {}, "Jobs")),
-        h("div.job-title", {}, this.name, h("div.job-state", {}, this.state, this.took, this.cancel)),
-        this.facts,
-        this.figureBar,
-      ),
-      h(
-        "div.toolbar",
-        { role: "toolbar", "aria-label": "Output" },
-        this.now,
-        this.lines,
-        this.finding,
-        h("button.tool", { type: "button", title: "Next failure", onclick: () => this.trouble(1) }, icon("next"), "Failure"),
-        this.wrap,
-        this.saver,
-        this.follow,
-      ),
-      this.finder,
-      this.asked.element,
-      this.written.element,
-      h("div.output-box", {}, this.output.element, this.resume),
-    );
+    this.present = new Loader(app, "", () => this.watch(), () => (this.watchers.hidden = this.present.knowledge.state !== "loaded"));
+    this.outputBox.before(this.asked.element, this.written.element);
     this.setWrap(store.get(WRAP, "yes") === "yes");
     this.read(params);
     this.offs = [
@@ -136,6 +97,7 @@ export class JobPage {
   destroy() {
     this.asked.destroy();
     this.written.destroy();
+    this.present.destroy();
     this.stop.abort();
     this.hurry?.abort();
     clearTimeout(this.timer);
@@ -150,7 +112,35 @@ export class JobPage {
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
+    this.watch();
+    this.offs.push(this.app.onSecond(() => Date.now() > this.watched + WATCHED && !this.present.knowledge.failing && this.watch()));
     await this.fetch();
+  }
+
+  /** Who has this job open. Asked now and then: told of each that comes or goes, many pages would hear of it all the time. */
+  async watch() {
+    this.watched = Date.now();
+    const group = `${this.family}-${this.id}`;
+    const page = await this.present.attempt(() => request(address("/api/v2/connections/", { group, page_size: PAGE_SIZE }), { signal: this.stop.signal }));
+    if (!page) return;
+    const { id, is_superuser: all } = this.app.user;
+    const people = new Map([[id, "you"]]); // the server may not have noted yet that we came
+    for (const { user } of page.results) if (user.id !== id) people.set(user.id, user.username);
+    const [summary, names] = this.watchers.children;
+    say(summary, people.size === 1 ? "Watched by you" : `Watched by ${people.size}${page.next ? " or more" : ""}`);
+    say(names, `${[...people.values()].join(", ")}${all ? "" : ". Who shares no team with you is not counted."}`);
+  }
+
+  /** The event of the line that is pointed at, as the API has it. */
+  async inspect() {
+    const counter = this.output.pointed;
+    if (!counter) return this.app.announce("Point at a line first: click on its number.", true);
+    const event = await this.app.act(`Event ${counter} was not loaded`, async () => {
+      const [found] = (await this.events({ counter__gte: counter, page_size: 1 })).results;
+      if (found?.counter !== counter) throw new Error("The server does not have it any more.");
+      return found;
+    });
+    if (event) await this.app.show(`Event ${counter}`, "As the API has it.", JSON.stringify(event, null, 2));
   }
 
   async refresh() {
@@ -171,10 +161,9 @@ export class JobPage {
     const before = this.job;
     this.job = job;
     say(this.name, job.name);
-    const { owner, team } = job.summary_fields ?? {};
-    const facts = [`#${job.id}`, kindName(job.kind ?? job.type), owner?.username, team?.name];
+    const facts = [`#${job.id}`, kindName(job.kind ?? job.type), ...owners(job)];
     if (job.started) facts.push(`started ${when(job.started)}`);
-    say(this.facts, facts.filter(Boolean).join(" · "));
+    say(this.facts, facts.join(" · "));
     // What goes must not take the focus with it.
     if (!isActive(job.status) && this.cancel === document.activeElement) this.name.focus({ preventScroll: true });
     this.cancel.hidden = !isActive(job.status);
@@ -209,12 +198,8 @@ export class JobPage {
   arrived(event) {
     const relation = this.family.replace(/_events$/, "");
     if (event[relation] !== undefined && Number(event[relation]) !== this.id) return;
-    this.take([event]);
+    this.put(this.log.add([event]));
     if (this.log.gap()) this.look();
-  }
-
-  take(events) {
-    this.put(this.log.add(events));
   }
 
   put(due) {
@@ -288,7 +273,7 @@ export class JobPage {
       const { last } = this.log;
       let page = last > 0 && (await this.events({ counter__gt: last, count: "" }, signal));
       if (!page || page.count > FAR) page = await this.tail(last, signal);
-      this.take(page.results);
+      this.put(this.log.add(page.results));
       // No further, though there is more: even the server has a gap here (yet). Do not ask the same for ever.
       more = page.next && this.log.last > last;
     }
@@ -339,7 +324,6 @@ export class JobPage {
       await this[where]();
       this.reaching = false;
     } catch (error) {
-      if (error.name === "AbortError") return;
       this.app.failed(error);
       setTimeout(() => {
         this.reaching = false;
@@ -409,8 +393,7 @@ export class JobPage {
       if (!whole && !(await this.open({ end_line__gte: line }))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
-      return;
+      return this.app.failed(error);
     }
     if (this.output.holds(line)) this.output.show({ line });
     else this.app.announce(`Line ${line.toLocaleString("en")} was not found in this output.`, true);
@@ -468,6 +451,13 @@ export class JobPage {
     if (this.box.value) this.seek(1, false);
   }
 
+  /** Enter goes on to the next hit, or begins at once. */
+  entered({ key, shiftKey }) {
+    if (key !== "Enter") return;
+    if (this.hits?.search === this.box.value) this.seek(shiftKey ? -1 : 1);
+    else this.search();
+  }
+
   typed() {
     clearTimeout(this.typing);
     this.typing = setTimeout(() => this.search(), TYPED);
@@ -497,8 +487,7 @@ export class JobPage {
       if (!holds(hits)) hits = await asked(Math.floor(at / HITS) * HITS);
       if (!holds(hits) && at > 0) hits = await asked((at = 0));
     } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
-      return;
+      return this.app.failed(error);
     }
     if (number !== this.seeking) return;
     this.hits = { ...hits, at };
@@ -508,6 +497,7 @@ export class JobPage {
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {
+    if (this.begun) this.watch();
     const [lines] = await Promise.all([this.begun && this.fetch(true), this.refresh()]);
     return lines ?? 0;
   }
@@ -569,14 +559,11 @@ export class JobPage {
     try {
       const found = (await next(beyond)) ?? (this.failure && (await next({})));
       if (turn !== this.turn) return;
-      if (!found) {
-        this.app.announce("No failure in this output.", true);
-        return;
-      }
+      if (!found) return this.app.announce("No failure in this output.", true);
       if (!["", "failed"].includes(this.result.value)) this.filter({ host: this.host.value });
       await this.show((this.failure = found.counter));
     } catch (error) {
-      if (error.name !== "AbortError") this.app.failed(error);
+      this.app.failed(error);
     }
   }
 
@@ -594,10 +581,7 @@ export class JobPage {
     this.saves({ stop, percent: 0 });
     try {
       for (let more = true; more; ) {
-        const page = await request(
-          address(`/api/v2/jobs/${this.id}/events/`, { counter__gt: String(end), page_size: PAGE_SIZE }),
-          { signal },
-        );
+        const page = await this.events({ counter__gt: String(end), count: "" }, signal);
         for (const event of page.results) {
           const count = lineCount(event);
           if (event.stdout || count) parts.push(`${strip(event.stdout, count)}\n`);

@@ -1,86 +1,58 @@
 /** The list of jobs: states that change live, a filter, a search, a button to cancel. */
 
 import { address, request } from "../api.js";
-import { badge, h, icon, ring, say } from "../dom.js";
-import { Loader } from "../loading.js";
-import { FILTERS, ago, duration, elapsed, isActive, kindName, plural, when } from "../format.js";
+import { badge, h, ring, say, tick } from "../dom.js";
+import { View } from "../loading.js";
+import { FILTERS, KINDS, dated, duration, elapsed, isActive, kindName, midnight, plural, when } from "../format.js";
 
 const PAGE_SIZE = 50;
 const MAX_PAGE_SIZE = 200; // the API's
 const BURST = 5; // jobs that may come at once; more wait until they are asked for
 const GATHER = 300; // ms: a burst of news becomes one request
+const NARROWS = { owner: "Owner", team: "Team", kind: "Kind", since: "Since" }; // filters by what a job is, as the address has them
 const GRACE = 3000; // ms: a job that leaves the filter stays to be seen in its new state
 
-export class Jobs {
+export class Jobs extends View {
   /** @param {object} app @param {string} [query]  what to show, see `query` */
   constructor(app, query = "") {
-    this.app = app;
+    super(app, "jobs", { more: () => this.load(true), waiting: () => this.reveal() });
     this.jobs = new Map();
     this.rows = new Map();
     this.filter = FILTERS[0];
     this.search = "";
+    this.only = {}; // by the names of NARROWS: what is let through
     this.next = null;
     this.news = new Set();
     this.fresh = new Map(); // jobs that wait to be shown
     this.shown = null; // the query that the rows answer
     this.size = PAGE_SIZE; // rows to ask for: a list that was expanded stays so
-    this.timer = 0;
     this.pending = null; // what is asked for, to be stopped
 
-    this.buttons = FILTERS.map((filter) =>
-      h("button.chip", { type: "button", "aria-pressed": filter === this.filter, onclick: () => this.choose(filter) }, filter.label),
-    );
-    this.box = h("input.search", {
-      type: "search",
-      placeholder: "Search by name",
-      "aria-label": "Search jobs by name",
-      autocomplete: "off",
-      oninput: () => {
-        clearTimeout(this.typing);
-        this.typing = setTimeout(() => this.choose(this.filter), GATHER);
-      },
-    });
-    this.list = h("ul.rows", { "aria-label": "Jobs" });
-    this.more = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.load(true) }, "Show more");
-    this.waiting = h("button.quiet.more", { type: "button", hidden: true, onclick: () => this.reveal() });
-    this.status = h("p.empty", { hidden: true });
-    this.loader = new Loader(app, "The list", () => this.load());
-    this.heading = h("h1", { tabindex: -1 }, "Jobs");
-    this.element = h(
-      "section.jobs",
-      { "aria-labelledby": "jobs-heading" },
-      h("div.pane-head", {}, this.heading, this.box, h("div.chips", { role: "group", "aria-label": "Filter by state" }, ...this.buttons)),
-      this.loader.element,
-      h("div.over", {}, this.waiting),
-      h("div.scroll", {}, this.list, this.status, this.more),
-    );
-    this.heading.id = "jobs-heading";
-    this.offs = [
-      app.link.on("jobs", (event) => this.hear(event)),
-      app.onReconnect(() => this.load()),
-      app.onSecond(() => this.tick()),
-    ];
+    this.buttons = FILTERS.map((filter) => h("button.chip", { onclick: () => this.choose(filter) }, filter.label));
+    this.states.append(...this.buttons);
+    this.box.addEventListener("input", () => this.typed());
+    this.form.elements.kind.append(...Object.entries(KINDS).map(([value, words]) => h("option", { value }, words)));
+    this.form.addEventListener("change", () => this.narrow(Object.fromEntries(new FormData(this.form))));
+    this.offs.push(app.link.on("jobs", (event) => this.told(event)), app.onReconnect(() => this.load()), app.onSecond(() => this.tick()));
     this.read(query);
     // What happens between the subscription and the first look is told; the other way round nobody would tell it.
     app.want("jobs", { jobs: ["status_changed", "summary"] }).then(() => this.load());
   }
 
-  get loaded() {
-    return this.loader.knowledge.settled;
-  }
-
   destroy() {
-    this.loader.destroy();
-    clearTimeout(this.timer);
+    super.destroy();
     clearTimeout(this.typing);
     this.pending?.abort();
-    for (const off of this.offs) off();
-    this.app.want("jobs", null);
+  }
+
+  typed() {
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.choose(this.filter), GATHER);
   }
 
   /** What the list shows, as the address has it: "?status=failed&search=web". */
   get query() {
-    return address("", { status: this.filter === FILTERS[0] ? "" : this.filter.name, search: this.search });
+    return address("", { status: this.filter === FILTERS[0] ? "" : this.filter.name, search: this.search, ...this.only });
   }
 
   /** @param {string} query  as above @returns {boolean} whether that is something else than is shown */
@@ -89,12 +61,32 @@ export class Jobs {
     const before = this.query;
     this.filter = FILTERS.find(({ name }) => name === wanted.get("status")) ?? FILTERS[0];
     this.search = this.box.value = wanted.get("search") ?? "";
+    for (const name of Object.keys(NARROWS)) this.only[name] = wanted.get(name) ?? "";
+    if (!midnight(this.only.since)) this.only.since = "";
     this.press();
     return this.query !== before;
   }
 
   press() {
     for (const [index, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(FILTERS[index] === this.filter));
+    for (const name of Object.keys(NARROWS)) this.form.elements[name].value = this.only[name];
+    this.set.replaceChildren(...Object.keys(NARROWS).filter((name) => this.only[name]).map((name) => this.chip(name)));
+  }
+
+  /** What is set, and the way to take it away. */
+  chip(name) {
+    const value = this.only[name];
+    const words = `${NARROWS[name]}: ${name === "kind" ? kindName(value) : name === "since" ? dated(value) : value}`;
+    const off = () => {
+      this.narrow({ [name]: "" });
+      this.narrower.firstElementChild.focus(); // what goes must not take the focus with it
+    };
+    return h("button.chip", { "aria-pressed": true, "aria-label": `Take away the filter ${words}`, onclick: off }, `${words} ×`);
+  }
+
+  narrow(values) {
+    for (const [name, value] of Object.entries(values)) this.only[name] = value.trim();
+    return this.choose(this.filter);
   }
 
   choose(filter) {
@@ -143,14 +135,14 @@ export class Jobs {
   }
 
   address() {
-    return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, order_by: "-id" });
+    const { owner: owner__username, team: team__name, kind, since } = this.only;
+    const only = { kind, owner__username, team__name, created__gte: since && midnight(since).toISOString() };
+    return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, ...only, order_by: "-id" });
   }
 
-  hear(event) {
+  told(event) {
     const job = this.jobs.get(event.unified_job_id);
-    if (job && event.status) {
-      this.update({ ...job, status: event.status, finished: event.finished ?? job.finished });
-    }
+    if (job && event.status) this.update({ ...job, status: event.status, finished: event.finished ?? job.finished });
     // The event says the state; started, elapsed and, of a job not seen before, everything else is asked for.
     this.news.add(event.unified_job_id);
     this.gather();
@@ -217,9 +209,9 @@ export class Jobs {
     const { size } = this.fresh;
     this.waiting.hidden = size === 0;
     say(this.waiting, size >= this.size ? `${size} or more new jobs` : plural(size, "new job"));
-    const filtered = this.filter.states.length > 0 || this.search !== "";
     const none = this.jobs.size + size === 0 && this.loader.knowledge.known;
-    this.tell(!none ? "" : filtered ? "No job matches." : "No jobs yet. Start one: make demo");
+    this.status.hidden = !none;
+    say(this.status, !none ? "" : this.query ? "No job matches." : "No jobs yet. Start one: make demo");
   }
 
   /** The reader asks for the new jobs. */
@@ -234,7 +226,13 @@ export class Jobs {
 
   belongs(job) {
     const { states } = this.filter;
+    const { owner, team } = job.summary_fields ?? {};
+    const { since, ...only } = this.only;
+    const is = { owner: owner?.username, team: team?.name };
+    const fits = (name, value) => (name === "kind" ? value.split(",").includes(job.kind) : is[name] === value);
     return (
+      Object.entries(only).every(([name, value]) => !value || fits(name, value)) &&
+      (!since || Date.parse(job.created) >= midnight(since)) &&
       (states.length === 0 || states.includes(job.status)) &&
       (this.search === "" || job.name.toLowerCase().includes(this.search.toLowerCase()))
     );
@@ -256,15 +254,15 @@ export class Jobs {
     if (before && before.status !== job.status) {
       const row = this.rows.get(job.id);
       if (row) ring(row.badge.firstElementChild);
-      if (!this.belongs(job)) {
-        setTimeout(() => {
-          const now = this.jobs.get(job.id);
-          if (!now || this.belongs(now)) return;
-          this.jobs.delete(job.id);
-          this.draw();
-        }, GRACE);
-      }
+      if (!this.belongs(job)) setTimeout(() => this.leave(job.id), GRACE);
     }
+  }
+
+  leave(id) {
+    const job = this.jobs.get(id);
+    if (!job || this.belongs(job)) return;
+    this.jobs.delete(id);
+    this.draw();
   }
 
   /** Rows are kept and moved, never made anew: focus and scroll position stay. */
@@ -290,35 +288,25 @@ export class Jobs {
     this.mark();
   }
 
-  tell(text) {
-    this.status.hidden = text === "";
-    say(this.status, text);
-  }
-
   row(job) {
     const row = {
       badge: badge(job.status),
       name: h("a.row-link", { href: `#/jobs/${job.id}` }),
-      id: h("span.id", {}, `#${job.id}`),
-      kind: h("span.kind"),
-      owner: h("span.owner"),
+      kind: h("span.kind", {}, this.offer("kind", job.kind, kindName(job.kind))),
       started: h("time.started"),
       took: h("span.took"),
-      cancel: h("button.quiet.cancel", { type: "button", onclick: () => this.app.cancel(this.jobs.get(job.id)) }, "Cancel"),
+      cancel: h("button.quiet.cancel", { onclick: () => this.app.cancel(this.jobs.get(job.id)) }, "Cancel"),
     };
-    row.slot = h("span.slot", {}, row.badge);
-    row.element = h(
-      "li.row",
-      {},
-      row.slot,
-      h("span.title", {}, row.name, row.id),
-      row.kind,
-      row.owner,
-      row.started,
-      row.took,
-      row.cancel,
-    );
+    const { owner, team } = job.summary_fields ?? {};
+    row.owner = h("span.owner", {}, owner && this.offer("owner", owner.username), team && [" · ", this.offer("team", team.name)]);
+    const title = h("span.title", {}, row.name, h("span.id", {}, `#${job.id}`));
+    row.element = h("li.row", {}, h("span.slot", {}, row.badge), title, row.kind, row.owner, row.started, row.took, row.cancel);
     return row;
+  }
+
+  /** A word of a row that sets a filter when it is clicked; by keyboard the form does. */
+  offer(name, value, words = value) {
+    return h("span.offer", { title: `Show only ${words}`, onclick: () => this.narrow({ [name]: value }) }, words);
   }
 
   fill(row, job) {
@@ -330,9 +318,6 @@ export class Jobs {
       row.badge = fresh;
     }
     say(row.name, job.name);
-    say(row.kind, kindName(job.kind ?? job.type));
-    const { owner, team } = job.summary_fields ?? {};
-    say(row.owner, [owner?.username, team?.name].filter(Boolean).join(" · "));
     // What goes must not take the focus with it.
     if (!isActive(job.status) && row.cancel === document.activeElement) row.name.focus({ preventScroll: true });
     row.cancel.hidden = !isActive(job.status);
@@ -340,17 +325,12 @@ export class Jobs {
     const since = job.started ?? job.created;
     row.started.dateTime = since;
     row.started.title = when(since);
-    this.clock(row, job, Date.now());
-  }
-
-  clock(row, job, now) {
-    say(row.started, ago(job.started ?? job.created, now));
-    say(row.took, duration(elapsed(job, now)));
+    tick(row.element);
+    say(row.took, duration(elapsed(job, Date.now())));
   }
 
   tick() {
-    const now = Date.now();
-    for (const [id, row] of this.rows) this.clock(row, this.jobs.get(id), now);
+    for (const [id, row] of this.rows) say(row.took, duration(elapsed(this.jobs.get(id), Date.now())));
   }
 
   /** Which job is open beside the list. */
@@ -360,10 +340,7 @@ export class Jobs {
   }
 
   mark() {
-    for (const [id, row] of this.rows) {
-      if (id === this.current) row.name.setAttribute("aria-current", "page");
-      else row.name.removeAttribute("aria-current");
-    }
+    for (const [id, row] of this.rows) row.name.ariaCurrent = id === this.current ? "page" : null;
   }
 
   /** Move the focus along the list. */

@@ -1,38 +1,22 @@
 /** The way in. */
 
-import { request } from "../api.js";
-import { h, say } from "../dom.js";
+import { address, request } from "../api.js";
+import { say, stamp } from "../dom.js";
 
 export class Login {
   /** @param {{reason: string, onlogin: () => Promise<void>}} options  reason: why one has to log in again; may be "" */
   constructor({ reason, onlogin }) {
     this.onlogin = onlogin;
-    this.username = h("input", { id: "username", name: "username", autocomplete: "username", autocapitalize: "none", spellcheck: "false", required: true });
-    this.password = h("input", { id: "password", name: "password", type: "password", autocomplete: "current-password", required: true });
-    this.problem = h("p.problem", { role: "alert", hidden: true });
-    this.button = h("button.primary", { type: "submit" }, "Log in");
-    const { signOn } = document.body.dataset; // there is an OpenID provider, and it is called so
-    this.element = h(
-      "section.login",
-      { "aria-labelledby": "login-heading" },
-      h(
-        "form",
-        { onsubmit: (event) => this.submit(event) },
-        h("h1", { id: "login-heading", tabindex: -1 }, "Log in"),
-        h("p.lead", {}, reason || "Every job, heard the moment it happens."),
-        h("label", { for: "username" }, "Username"),
-        this.username,
-        h("label", { for: "password" }, "Password"),
-        this.password,
-        this.problem,
-        this.button,
-        signOn && h("p", {}, h("a", { href: `api/login/oidc/?next=${encodeURIComponent(location.pathname + location.hash)}` }, `Log in by ${signOn}`)),
-      ),
-    );
+    this.element = stamp("login", reason && { ".lead": reason });
+    this.form = this.element.querySelector("form");
+    this.form.addEventListener("submit", (event) => this.submit(event));
+    [this.problem, this.button] = ["[role=alert]", "[type=submit]"].map((what) => this.form.querySelector(what));
+    const elsewhere = this.form.querySelector("a"); // if there is an OpenID provider
+    elsewhere?.setAttribute("href", address(elsewhere.getAttribute("href"), { next: location.pathname + location.hash }));
   }
 
   focus() {
-    this.username.focus();
+    this.form.elements.username.focus();
   }
 
   destroy() {}
@@ -43,14 +27,11 @@ export class Login {
     this.button.disabled = true;
     this.problem.hidden = true;
     try {
-      await request("/api/login/", {
-        method: "POST",
-        form: { username: this.username.value, password: this.password.value },
-      });
+      await request("/api/login/", { method: "POST", form: Object.fromEntries(new FormData(this.form)) });
     } catch (error) {
       say(this.problem, error.status === 401 ? "Username or password is wrong." : error.message);
       this.problem.hidden = false;
-      this.password.select();
+      this.form.elements.password.select();
       return;
     } finally {
       this.button.disabled = false;

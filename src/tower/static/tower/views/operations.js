@@ -1,7 +1,7 @@
 /** Operations, for admins: whether events flow, what waits, and where one event is. */
 
 import { address, request } from "../api.js";
-import { h, icon, say, SVG, table } from "../dom.js";
+import { badge, h, icon, refill, row, say, SVG } from "../dom.js";
 import { duration, plural, when } from "../format.js";
 import { View } from "../loading.js";
 
@@ -39,37 +39,17 @@ class Figure {
 
 export class Operations extends View {
   constructor(app) {
-    super(app, "operations", "Operations", "The view", () => this.judge());
+    super(app, "operations", { list: () => this.letters() }, "The view", () => this.judge());
+    this.form.addEventListener("submit", (event) => this.explain(event));
     this.answer = null;
     this.answered = this.asked = 0;
     this.busy = false;
     this.first = new Map(); // of each host that has answered: what its counters were
     this.leaving = new AbortController();
-    [this.verdict, this.asOf] = [h("p.verdict", { role: "status" }), h("p.facts")];
     const figures = (titles, charted) => Object.entries(titles).map(([name, title]) => [name, new Figure(title, charted)]);
     [this.hops, this.now] = [figures(HOPS, true), figures(NOW)];
-    const shown = (all) => h("dl.hops", {}, ...all.map(([, one]) => one.element));
-    this.list = h("button.quiet", { type: "button", hidden: true, onclick: () => this.letters() }, "List dead letters");
-    [this.conditions, this.dead, this.body] = [h("ul.told"), h("ul.told"), h("tbody")];
-    const columns = ["Process", "State", "Position", "Behind", "Sockets", "Memory"];
-    this.box = h("input.search", { name: "event", autocomplete: "off", spellcheck: "false", required: true });
-    [this.story, this.problem] = [h("dl.story"), h("p.problem", { role: "alert", hidden: true })];
-    this.element.append(
-      this.asOf,
-      this.loader.element,
-      this.verdict,
-      this.conditions,
-      shown(this.hops),
-      shown(this.now),
-      this.list,
-      this.dead,
-      h("h2", {}, "Processes"),
-      h("div.sheet", {}, table("Processes", columns, this.body)),
-      h("h2", {}, "One event"),
-      h("form.inspect", { onsubmit: (event) => this.explain(event) }, h("label", {}, "Position or id", this.box), h("button.primary", { type: "submit" }, "Explain")),
-      this.problem,
-      this.story,
-    );
+    this.rates.append(...this.hops.map(([, one]) => one.element));
+    this.amounts.append(...this.now.map(([, one]) => one.element));
     this.offs.push(app.onReconnect(() => this.loader.knowledge.failing && this.load()), app.onSecond(() => this.tick()));
     this.judge();
     this.load();
@@ -129,27 +109,22 @@ export class Operations extends View {
       ...now.conditions.map(({ summary, action }) => h("li", {}, summary, h("p", {}, action))),
       ...grown.map(({ summary, action, by }) => h("li", {}, `${summary.replace("{value}", number(by))} That is since this view was opened.`, h("p", {}, action))),
     );
-    this.body.replaceChildren(...now.processes.map((one) => this.row(one)));
+    refill(this.body, now.processes.map((one) => this.row(one)));
   }
 
   row({ name, up, late, heard, position, behind, sockets, memory_bytes }) {
     const silent = `silent for ${duration(heard)}`;
     const [mark, words] = up && !late ? ["successful", "up"] : up ? ["waiting", silent] : ["failed", `gone: ${silent}`];
-    const badge = h(`span.badge.is-${mark}`, {}, icon(mark), h("span", {}, words));
-    const cells = { Position: number(position), Behind: number(behind), Sockets: number(sockets), Memory: memory_bytes && `${number(memory_bytes / 2 ** 20)} MiB` };
-    const rest = Object.entries(cells).map(([label, text]) => h("td.tabular", { "data-label": label }, text || "–"));
-    return h("tr", {}, h("th", { scope: "row" }, name), h("td", { "data-label": "State" }, badge), ...rest);
+    const memory = memory_bytes && `${number(memory_bytes / 2 ** 20)} MiB`;
+    return row(name, { State: badge(mark, words), Position: number(position), Behind: number(behind), Sockets: number(sockets), Memory: memory });
   }
 
   async letters() {
-    try {
-      const { results } = await request("/api/v2/dead_letters/", { signal: this.leaving.signal });
-      const words = ({ group, id }) => `${group || "no group"} ${id ?? "without an id"}`;
-      const more = (one) => [one.time ? when(one.time) : "nobody knows when", plural(one.bytes, "byte"), ...one.messages.map(words)].join(" · ");
-      this.dead.replaceChildren(...results.map((one) => h("li", {}, `${one.name}: ${one.reason}`, h("p", {}, more(one)))));
-    } catch (error) {
-      if (error.name !== "AbortError") this.app.announce(`The dead letters were not listed: ${error.message}`, true);
-    }
+    const asked = () => request("/api/v2/dead_letters/", { signal: this.leaving.signal });
+    const { results } = (await this.app.act("The dead letters were not listed", asked)) ?? {};
+    const words = ({ group, id }) => `${group || "no group"} ${id ?? "without an id"}`;
+    const more = (one) => [one.time ? when(one.time) : "nobody knows when", plural(one.bytes, "byte"), ...one.messages.map(words)].join(" · ");
+    if (results) this.dead.replaceChildren(...results.map((one) => h("li", {}, `${one.name}: ${one.reason}`, h("p", {}, more(one)))));
   }
 
   async explain(event) {
