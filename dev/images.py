@@ -12,26 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dev import base_image, process
-from dev.config import ROOT, TAG, Config
+from dev.config import ROOT, Config
 from dev.output import progress, step, timed
 
 LABEL = "carillon.inputs"
+BUILT = "-built"  # of production: what it runs has the name alone
+LATEST = (
+    "dev"  # of development's images, whichever stack has built it last: for tests and benchmarks without one
+)
 _BUILD_SECONDS = 1500
 
 
 @dataclass(frozen=True)
 class Image:
-    """`inputs` are files and folders of the checkout: a change in one of them means a new build."""
+    """`inputs` are files and folders of the checkout: a change in one of them means a new build. `suffix` of its
+    tag, which is the name of the stack: two checkouts that run side by side share none.
+    """
 
     name: str
     inputs: tuple[str, ...]
     target: str | None = None
     python_packages: bool = False
-    tag_suffix: str = TAG
+    suffix: str = ""
 
-    @property
-    def tag(self) -> str:
-        return f"carillon/{self.name}:{self.tag_suffix}"
+    def tag(self, config: Config) -> str:
+        return f"carillon/{self.name}:{config.project}{self.suffix}"
 
 
 IMAGES = (
@@ -58,23 +63,30 @@ IMAGES = (
 )
 
 
-def present(chosen: tuple[Image, ...] = IMAGES) -> bool:
+def present(config: Config, chosen: tuple[Image, ...] = IMAGES) -> bool:
     """All images are there, of whatever age. False, too, when no engine answers."""
+    tags = [image.tag(config) for image in chosen]
     try:
-        return process.ask(["docker", "image", "inspect", *(image.tag for image in chosen)]).returncode == 0
+        return process.ask(["docker", "image", "inspect", *tags]).returncode == 0
     except FileNotFoundError:
         return False
 
 
 def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = False) -> None:
-    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`.
+    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`. What another
+    stack has built of the same files is taken.
 
     Raises `Failure` with the end of a build's log.
     """
     base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
     wanted = {image: fingerprint(image.inputs, base) for image in chosen}
-    current = _labels(chosen)
-    stale = [image for image in chosen if fresh or current.get(image.tag) != wanted[image]]
+    current = _labels(config, chosen)
+    stale = [
+        image
+        for image in chosen
+        if fresh
+        or not (current.get(image.tag(config)) == wanted[image] or _taken(image, wanted[image], config))
+    ]
     if not stale:
         return
     step(f"Building the images {', '.join(image.name for image in stale)}")
@@ -96,9 +108,24 @@ def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def _labels(chosen: tuple[Image, ...]) -> dict[str, str]:
+def _taken(image: Image, label: str, config: Config) -> bool:
+    query = ["docker", "image", "ls", "--quiet", "--filter", f"label={LABEL}={label}"]
+    found = process.ask([*query, "--filter", f"reference=carillon/{image.name}"]).stdout.split()
+    return bool(found) and process.ask(["docker", "tag", found[0], image.tag(config)]).returncode == 0
+
+
+def forget(config: Config) -> None:
+    """The names of a stack's images go, and what no other stack is made from."""
+    query = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]
+    for suffix in ("", BUILT, "-before"):
+        query += ["--filter", f"reference=carillon/*:{config.project}{suffix}"]
+    if tags := process.ask(query).stdout.split():
+        process.ask(["docker", "image", "rm", *tags])
+
+
+def _labels(config: Config, chosen: tuple[Image, ...]) -> dict[str, str]:
     """Tag to the fingerprint that it was built with."""
-    answer = process.ask(["docker", "image", "inspect", *(image.tag for image in chosen)])
+    answer = process.ask(["docker", "image", "inspect", *(image.tag(config) for image in chosen)])
     return {
         tag: (item["Config"].get("Labels") or {}).get(LABEL, "")
         for item in json.loads(answer.stdout or "[]")
@@ -126,7 +153,8 @@ def build(
     ]
     command += [
         "--tag",
-        image.tag,
+        image.tag(config),
+        *([] if image.suffix else ["--tag", f"carillon/{image.name}:{LATEST}"]),
         "--label",
         f"{LABEL}={label}",
         "--build-arg",

@@ -27,10 +27,10 @@ def held(config: Config) -> bool:
     return (config.state / _HELD).exists()
 
 
-def built() -> dict[str, str]:
+def built(config: Config) -> dict[str, str]:
     """The images of the checkout, by their names."""
     return {
-        image.name: _docker("image", "inspect", "--format", "{{.Id}}", image.tag)
+        image.name: _docker("image", "inspect", "--format", "{{.Id}}", image.tag(config))
         for image in production.IMAGES
     }
 
@@ -111,7 +111,7 @@ def prune(config: Config) -> str:
 def upgrade(config: Config) -> None:
     """The checkout's release; the images that ran are kept for a rollback."""
     production.build(config)
-    new = built()
+    new = built(config)
     running, file = _running(config), config.state / _BEFORE
     last = json.loads(file.read_text()) if file.exists() else {"from": {}, "to": {}}
     if running and begins(running, new, **{f"last_{end}": images for end, images in last.items()}):

@@ -166,7 +166,7 @@ def test_state_and_names_are_the_repositorys_own(site):
         from dev import config, images, production
         here, live = config.load(), production.load()
         print(here.project, here.state, live.project)
-        print(images.IMAGES[0].tag, production.IMAGES[0].tag, here.compose_environment()["CARILLON_TAG"])
+        print(images.IMAGES[0].tag(here), production.IMAGES[0].tag(live))
     """
     folder = site / "My_Site"
     done = subprocess.run(
@@ -175,7 +175,7 @@ def test_state_and_names_are_the_repositorys_own(site):
     )  # fmt: skip
     assert done.stdout.split() == [
         *("my-site", f"{folder}/.dev", "my-site-production"),
-        *("carillon/app:my-site", "carillon/app:my-site-production", "my-site"),
+        *("carillon/app:my-site", "carillon/app:my-site-production-built"),
     ]
 
 
