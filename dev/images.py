@@ -17,16 +17,15 @@ from dev.output import progress, step, timed
 
 LABEL = "carillon.inputs"
 BUILT = "-built"  # of production: what it runs has the name alone
-LATEST = (
-    "dev"  # of development's images, whichever stack has built it last: for tests and benchmarks without one
-)
+# Of development's images, whichever stack built it last: for tests and benchmarks that have no stack.
+LATEST = "dev"
 _BUILD_SECONDS = 1500
 
 
 @dataclass(frozen=True)
 class Image:
-    """`inputs` are files and folders of the checkout: a change in one of them means a new build. `suffix` of its
-    tag, which is the name of the stack: two checkouts that run side by side share none.
+    """`inputs` are files and folders of the checkout: a change in one of them means a new build. `suffix` of
+    its tag, which is the name of the stack: two checkouts that run side by side share none.
     """
 
     name: str
@@ -73,20 +72,16 @@ def present(config: Config, chosen: tuple[Image, ...] = IMAGES) -> bool:
 
 
 def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = False) -> None:
-    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`. What another
-    stack has built of the same files is taken.
+    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`. What
+    another stack has built of the same files is taken.
 
     Raises `Failure` with the end of a build's log.
     """
     base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
     wanted = {image: fingerprint(image.inputs, base) for image in chosen}
     current = _labels(config, chosen)
-    stale = [
-        image
-        for image in chosen
-        if fresh
-        or not (current.get(image.tag(config)) == wanted[image] or _taken(image, wanted[image], config))
-    ]
+    stale = [image for image in chosen if fresh or current.get(image.tag(config)) != wanted[image]]
+    stale = [image for image in stale if fresh or not _taken(image, wanted[image], config)]
     if not stale:
         return
     step(f"Building the images {', '.join(image.name for image in stale)}")

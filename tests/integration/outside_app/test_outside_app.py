@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -229,8 +230,8 @@ EVENTS = 200
 
 
 def hear(stack, line, poster):
-    """What a client hears of a stream of events that it is cut off from for two seconds. It comes back, with its
-    position where it has one."""
+    """What a client hears of a stream of events that it is cut off from for two seconds. It comes back, with
+    its position where it has one."""
     host, port = stack.address()
     tls, over = for_threads(stack.tls()), threading.Event()
     heard, breaks, since, written = [], 0, "", None
@@ -302,3 +303,77 @@ def test_after_a_cut_of_two_seconds_all_of_a_resumable_consumer_s_are_delivered(
     heard, breaks = hear(stack, line, poster)
     assert breaks
     assert heard == list(range(EVENTS)), f"{len(set(heard))} of {EVENTS}"
+
+
+LIVE = """
+import asyncio
+
+from django.core.files.storage import default_storage
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+
+
+async def ticks(request):
+    async def parts():
+        yield f"{type(request).__name__}\\n"
+        await asyncio.sleep(2)
+        yield "and on\\n"
+
+    return StreamingHttpResponse(parts(), headers={"X-Accel-Buffering": "no"})
+
+
+@csrf_exempt
+def keep(request):
+    name = default_storage.save("bells/ring.png", request.FILES["picture"])
+    return HttpResponse(default_storage.url(name))
+
+
+def fail(request):
+    raise RuntimeError("the clapper is off")
+
+
+urlpatterns = [path("live/ticks/", ticks), path("keep/", keep), path("fail/", fail)]
+"""
+
+
+@long
+def test_an_async_view_an_upload_and_the_debug_page(site, make, stack):
+    toml, urls = site / "src/project/carillon.toml", site / "src/project/urls.py"
+    toml.write_text(f'http_prefixes = ["/live/"]\nupload_mebibytes = 3\n{toml.read_text()}')
+    (site / "src/chat/live.py").write_text(LIVE)
+    urls.write_text(
+        urls.read_text().replace("urlpatterns = [", 'urlpatterns = [path("", include("chat.live")),', 1)
+    )
+    make("dev")
+    opener = urllib.request.build_opener(
+        urllib.request.HTTPSHandler(context=stack.tls()), urllib.request.ProxyHandler({})
+    )
+    url = stack.values["CARILLON_URL"]
+
+    def streams():
+        with opener.open(f"{url}/live/ticks/", timeout=20) as answer:
+            begun = time.monotonic()
+            assert answer.readline() == b"ASGIRequest\n"  # by daphne
+            assert time.monotonic() - begun < 1.5
+            return answer.readline() == b"and on\n"
+
+    wait("daphne answers, part by part", streams, 60)
+
+    def upload(size):
+        head = b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n\r\n'
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        body = head + b"p" * size + b"\r\n--x--\r\n"
+        with opener.open(urllib.request.Request(f"{url}/keep/", body, headers), timeout=20) as answer:
+            return answer.read().decode()
+
+    where = wait("uwsgi takes an upload", lambda: upload(2 << 20), 60)
+    assert where.startswith("/media/bells/ring")
+    with opener.open(url + where, timeout=20) as answer:
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"p" * (2 << 20), "image/png")
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        upload(4 << 20)
+    for accept, words in (("text/html", "RuntimeError at /fail/"), ("*/*", "the server&#x27;s log")):
+        with pytest.raises(urllib.error.HTTPError, match="500") as error:
+            opener.open(urllib.request.Request(f"{url}/fail/", headers={"Accept": accept}), timeout=20)
+        assert words.replace("&#x27;", "'") in error.value.read().decode()

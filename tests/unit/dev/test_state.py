@@ -5,11 +5,13 @@ import json
 import re
 import stat
 import subprocess
+from dataclasses import replace
+from fnmatch import fnmatch
 
 import pytest
 from cryptography import x509
 
-from dev import account, certificates, config, images, process, secret_files, stack, testing
+from dev import account, certificates, config, images, process, production, secret_files, stack, testing
 from dev.output import Failure
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
