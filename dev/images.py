@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dev import base_image, process
 from dev.config import ROOT, Config
-from dev.output import progress, step, timed
+from dev.output import Failure, progress, step, timed
 
 LABEL = "carillon.inputs"
 BUILT = "-built"  # of production: what it runs has the name alone
@@ -168,15 +168,24 @@ def build(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"):
         if name in os.environ:
             command += ["--build-arg", name]
+    log = config.logs / f"build-{image.name}.log"
     with timed() as seconds:
-        process.work(
-            [*command, str(source)],
-            what=f"image {image.name}",
-            log=config.logs / f"build-{image.name}.log",
-            seconds=_BUILD_SECONDS,
-            env={"DOCKER_BUILDKIT": "1"},
-            hint="Does the network need a CA of its own? Then set CA_BUNDLE=…",
-        )
+        try:
+            process.work(
+                [*command, str(source)],
+                what=f"image {image.name}",
+                log=log,
+                seconds=_BUILD_SECONDS,
+                env={"DOCKER_BUILDKIT": "1"},
+                hint="Does the network need a CA of its own? Then set CA_BUNDLE=…",
+            )
+        except Failure as failure:
+            from dev import bundle  # it is made of images, too
+
+            said = log.read_text(errors="replace") if image.python_packages and log.exists() else ""
+            if why := bundle.release_module(source).without_wheel(said, "the Python of the image"):
+                raise Failure(why, failure.details) from None
+            raise
     progress(f"image {image.name}: built in {seconds[0]:.0f} s")
 
 

@@ -12,6 +12,9 @@ from importlib import util
 
 import pytest
 
+from dev import images
+from dev.config import load
+from dev.output import Failure
 from tests.unit.production.test_control_node import ANSIBLE
 from tests.unit.production.test_secrets import filters
 
@@ -165,6 +168,42 @@ def test_a_release_that_is_held_is_found_and_not_built(checkout):
     assert (held["id"], held["own"], held["changed"]) == ("0.9-abc", False, False)
     assert held["archive"] == str(checkout / "cache/carillon-0.9-abc-3.13-x86_64.tar")
     assert not (checkout / "cache").exists()
+
+
+PIP = """WARNING: Discarding https://index.test/a.whl
+ERROR: Could not find a version that satisfies the requirement python-bells==1.0 (from versions: none)
+ERROR: No matching distribution found for python-bells==1.0
+"""
+
+
+def test_a_package_without_a_wheel_is_named_with_what_to_do(tmp_path, monkeypatch):
+    """Also one that has wheels, and none for the hosts' Python."""
+    done = subprocess.CompletedProcess([], 1, "", PIP)
+    monkeypatch.setattr(release.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RuntimeError) as error:
+        release.download(tmp_path / "lock", tmp_path, "3.9", "aarch64")
+    assert str(error.value).startswith(
+        "python-bells==1.0 has no wheel for Python 3.9 on Linux aarch64, and nothing is compiled here: name a"
+    )
+    assert "\n" not in str(error.value)
+    done.stderr = "WARNING: Retrying (Retry(total=0)) after connection broken\n" + PIP
+    with pytest.raises(RuntimeError, match="pip download failed"):
+        release.download(tmp_path / "lock", tmp_path, "3.9", "aarch64")
+
+
+def test_an_image_says_so_too(tmp_path, monkeypatch):
+    config = load({"CARILLON_STATE": str(tmp_path)})
+
+    def work(*_, log, **__):
+        log.parent.mkdir()
+        log.write_text(f"#12 1.0 {PIP}")
+        raise Failure("image app failed", ["the end of it"])
+
+    monkeypatch.setattr(images.process, "work", work)
+    said = r"^python-bells==1.0 has no wheel for the Python of the image, .*src/"
+    with pytest.raises(Failure, match=said) as error:
+        images.build(images.IMAGES[0], "label", config)
+    assert error.value.details == ["the end of it"]
 
 
 def test_wheels_are_fetched_once_and_anew_where_one_is_not_the_locks(tmp_path, monkeypatch):
