@@ -193,7 +193,7 @@ def test_hosts_have_what_is_declared(tmp_path):
         {"ansible.builtin.copy": {"content": f"{{{{ {content} }}}}", "dest": f"{tmp_path}/site.conf"}},
         {
             "ansible.builtin.copy": {
-                "content": "{{ nginx_site | combine(nginx_declared.site) | to_json }}",
+                "content": "{{ nginx_whole_site | to_json }}",
                 "dest": f"{tmp_path}/values",
             }
         },
