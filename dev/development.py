@@ -42,6 +42,7 @@ def up(config: Config, *, orphans: bool = False) -> dict[str, str]:
         renewed = certificates.ensure(config.certificates)
         project.compose(config)
         renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
+        renewed |= project.locations(config.state / "nginx" / "site.d")
         stack.up(config, renew=["nginx"] if renewed else [], orphans=orphans)
         return account.ensure(config)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dev import base_image, development, images, secret_files, stack
+from dev import base_image, development, images, project, secret_files, stack
 from dev import config as configuration
 from dev.config import HOME, NAME, ROOT, Config
 from dev.output import say, timed
@@ -79,6 +79,7 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
             secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)
         site = config.state / "nginx" / "site.conf"
         renewed = site_file.write(_SITE, site, redirect_port=config.https_port)
+        renewed |= project.locations(site.with_name("site.d"))
         reload = server_certificate.place(config, certificate)
         stack.up(config, renew=["nginx"] if renewed else [])
         if reload and not renewed:

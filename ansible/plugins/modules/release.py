@@ -58,6 +58,7 @@ INPUTS = (
     *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
 DECLARED = "src/project/carillon.toml"
+LOCATIONS = "src/project/nginx"  # the project's own
 OWN = ("src/asgi_amqp", "src/carillon", ".")  # each becomes a wheel; own.in: what the last needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
@@ -108,6 +109,8 @@ def settings(source: Path) -> list[tuple[Path, str]]:
         name = path.relative_to(source)
         if str(name) == DECLARED:
             found.append((path, f"etc/nginx/{name.name}"))  # nginx's site file is made from it
+        if str(name.parent) == LOCATIONS and name.suffix == ".conf":
+            found.append((path, f"etc/nginx/site.d/{name.name}"))
         if name.parts[0] in ("supervisord", "nginx"):
             found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
     return found

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.front import Front
 from dev import project, site_file
@@ -187,10 +188,13 @@ def test_hosts_have_what_is_declared(tmp_path):
     declared = tmp_path / "src/project/carillon.toml"
     declared.parent.mkdir(parents=True)
     declared.write_text(tree.WORDS)
+    (tmp_path / "src/project/nginx").mkdir()
+    (tmp_path / "src/project/nginx/bells.conf").write_text("location /bells/ { return 204; }")
     (tmp_path / "src/carillon").symlink_to(tree.CHECKOUT / "src/carillon")
     content = "(nginx_files | selectattr('dest', 'equalto', '/etc/nginx/carillon/site.conf') | first).content"
     tasks = [
         {"ansible.builtin.copy": {"content": f"{{{{ {content} }}}}", "dest": f"{tmp_path}/site.conf"}},
+        {"ansible.builtin.copy": {"content": "{{ nginx_files | to_json }}", "dest": f"{tmp_path}/files"}},
         {
             "ansible.builtin.copy": {
                 "content": "{{ nginx_whole_site | to_json }}",
@@ -224,6 +228,8 @@ def test_hosts_have_what_is_declared(tmp_path):
     values = json.loads((tmp_path / "values").read_text())
     assert values["websocket_prefixes"] == ["/ws/", "/live/feed-2/"]
     assert values["http_prefixes"] == ["/stream/", "/live/page/"]
+    files = {file["dest"]: file.get("content") for file in json.loads((tmp_path / "files").read_text())}
+    assert files["/etc/nginx/carillon/site.d/bells.conf"] == "location /bells/ { return 204; }"
     text = (tmp_path / "site.conf").read_text()
     assert text == site_file.render(values, TEMPLATE)
     assert text.count("    location ~ ^/ws/[A-Za-z0-9._~@:+/-]*$ { include") == 1
@@ -254,3 +260,26 @@ def test_the_benchmark_s_clients_come_from_one_address():
     rendered = Path(front._folder.name, "site.conf").read_text()
     front._folder.cleanup()
     assert 'map "" $carillon_client_limits { default 0; }' in rendered
+
+
+def test_development_and_containers_have_the_project_s_locations(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "LOCATIONS", tmp_path / "theirs")
+    there = tmp_path / "site.d"
+    assert not project.locations(there)
+    assert list(there.iterdir()) == []
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "bells.conf").write_text("location /bells/ { return 204; }")
+    (tmp_path / "theirs" / "notes.txt").touch()
+    assert project.locations(there)
+    assert not project.locations(there)
+    (file,) = there.iterdir()
+    assert (file.name, file.read_text()) == ("bells.conf", "location /bells/ { return 204; }")
+    assert (there.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o755, 0o644)
+    (tmp_path / "theirs" / "bells.conf").unlink()
+    assert project.locations(there)
+    assert list(there.iterdir()) == []
+    for name in ("dev", "production"):
+        services = yaml.safe_load((tree.CHECKOUT / f"compose/{name}.yml").read_text())["services"]
+        mounts = json.dumps(services["nginx"]["volumes"])
+        assert "/nginx/site.d" in mounts
+        assert "/etc/nginx/carillon/site.d" in mounts

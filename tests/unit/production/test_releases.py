@@ -67,6 +67,9 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / "nginx" / name).write_text(name)
     (tmp_path / release.DECLARED).parent.mkdir()
     (tmp_path / release.DECLARED).write_text("websocket_prefixes = []")
+    (tmp_path / release.LOCATIONS).mkdir()
+    (tmp_path / release.LOCATIONS / "bells.conf").write_text("location /bells/ { return 204; }")
+    (tmp_path / release.LOCATIONS / "notes.txt").write_text("of no use to nginx")
     (tmp_path / "src/carillon/process").mkdir()
     shutil.copy(MODULE.parents[3] / "src/carillon/process/declared.py", tmp_path / "src/carillon/process")
     wheels = tmp_path / "wheels"
@@ -78,7 +81,11 @@ def checkout(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf", "src/project/carillon.toml"]
+    "changed",
+    [
+        *("supervisord/uwsgi.ini", "nginx/snippets/routes.conf", "src/project/carillon.toml"),
+        "src/project/nginx/bells.conf",
+    ],
 )
 def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, changed):
     before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
@@ -87,15 +94,17 @@ def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, chan
     assert name != before
     with tarfile.open(archive) as tar:
         members = {member.name.removeprefix(f"{name}/"): member for member in tar.getmembers()}
-        where = {"uwsgi.ini": "etc/uwsgi.ini", "carillon.toml": "etc/nginx/carillon.toml"}.get(
-            changed.rpartition("/")[2], f"etc/{changed}"
-        )
+        where = {
+            "uwsgi.ini": "etc/uwsgi.ini",
+            "carillon.toml": "etc/nginx/carillon.toml",
+            "bells.conf": "etc/nginx/site.d/bells.conf",
+        }.get(changed.rpartition("/")[2], f"etc/{changed}")
         assert tar.extractfile(members[where]).read() == b"# another"
     assert set(members) == {
         *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
         *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
         *("etc/nginx/nginx.conf", "etc/nginx/snippets/routes.conf", "etc/nginx/sites/site.conf.j2"),
-        "etc/nginx/carillon.toml",
+        *("etc/nginx/carillon.toml", "etc/nginx/site.d/bells.conf"),
     }
     assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
 
