@@ -338,13 +338,15 @@ urlpatterns = [path("live/ticks/", ticks), path("keep/", keep), path("fail/", fa
 
 
 @long
-def test_an_async_view_an_upload_and_the_debug_page(site, make, stack):
+def test_an_async_view_a_location_an_upload_and_the_debug_page(site, make, stack):
     toml, urls = site / "src/project/carillon.toml", site / "src/project/urls.py"
     toml.write_text(f'http_prefixes = ["/live/"]\nupload_mebibytes = 3\n{toml.read_text()}')
     (site / "src/chat/live.py").write_text(LIVE)
     urls.write_text(
         urls.read_text().replace("urlpatterns = [", 'urlpatterns = [path("", include("chat.live")),', 1)
     )
+    (site / "src/project/nginx").mkdir()
+    (site / "src/project/nginx/old.conf").write_text('location = /old/ { return 200 "moved\\n"; }')
     make("dev")
     opener = urllib.request.build_opener(
         urllib.request.HTTPSHandler(context=stack.tls()), urllib.request.ProxyHandler({})
@@ -358,6 +360,8 @@ def test_an_async_view_an_upload_and_the_debug_page(site, make, stack):
             assert time.monotonic() - begun < 1.5
             return answer.readline() == b"and on\n"
 
+    with opener.open(f"{url}/old/", timeout=20) as answer:
+        assert answer.read() == b"moved\n"
     wait("daphne answers, part by part", streams, 60)
 
     def upload(size):
