@@ -51,8 +51,14 @@ async def wait(request):
     await asyncio.sleep(60)
 
 
+async def fail(request):
+    raise RuntimeError("the clapper is off")
+
+
+handler500 = carillon_urls.handler500
 urlpatterns = [
     path("live/ask/", ask, name="ask"),
+    path("live/fail/", fail),
     path("live/count/", count),
     path("live/wait/", wait),
     path("other/ask/", ask),
@@ -117,6 +123,13 @@ async def test_below_the_path_that_a_proxy_shows():
     status, body = await http_("/bells/live/ask/", root="/bells")
     assert (status, json.loads(body)["here"]) == (200, "/bells/live/ask/")
     assert (await http_("/bells/live/whose/tower/", root="/bells"))[0] == 200
+
+
+async def test_an_async_view_that_fails_has_the_debug_page_too(settings):
+    assert (await http_("/live/fail/", accept="text/html"))[0] == 500
+    settings.CARILLON = {**settings.CARILLON, "DEBUG_PAGE": True}
+    status, body = await http_("/live/fail/", accept="text/html")
+    assert (status, "RuntimeError at /live/fail/" in body) == (500, True)
 
 
 @pytest.mark.parametrize("where", ["/other/ask/", "/", "/live", "/livefoo/", "/websocket/live/"])
