@@ -17,7 +17,7 @@ from dev.output import Failure, progress, step, timed
 
 LABEL = "carillon.inputs"
 BUILT = "-built"  # of production: what it runs has the name alone
-# Of development's images, whichever stack built it last: for tests and benchmarks that have no stack.
+# Of what development runs, whichever stack built it last: for tests and benchmarks that have no stack.
 LATEST = "dev"
 _BUILD_SECONDS = 1500
 
@@ -36,6 +36,11 @@ class Image:
 
     def tag(self, config: Config) -> str:
         return f"carillon/{self.name}:{config.project}{self.suffix}"
+
+    def tags(self, config: Config) -> list[str]:
+        """All that it is called. But for the application's, production's images are development's."""
+        same = not self.suffix or (self.suffix == BUILT and self.target is None)
+        return [self.tag(config), *([f"carillon/{self.name}:{LATEST}"] if same else [])]
 
 
 IMAGES = (
@@ -106,7 +111,9 @@ def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
 def _taken(image: Image, label: str, config: Config) -> bool:
     query = ["docker", "image", "ls", "--quiet", "--filter", f"label={LABEL}={label}"]
     found = process.ask([*query, "--filter", f"reference=carillon/{image.name}"]).stdout.split()
-    return bool(found) and process.ask(["docker", "tag", found[0], image.tag(config)]).returncode == 0
+    return bool(found) and all(
+        process.ask(["docker", "tag", found[0], tag]).returncode == 0 for tag in image.tags(config)
+    )
 
 
 def forget(config: Config) -> None:
@@ -146,15 +153,9 @@ def build(
         "--file",
         str(source / f"images/{image.name}/Dockerfile"),
     ]
-    command += [
-        "--tag",
-        image.tag(config),
-        *([] if image.suffix else ["--tag", f"carillon/{image.name}:{LATEST}"]),
-        "--label",
-        f"{LABEL}={label}",
-        "--build-arg",
-        f"VERSION={version(source)}",
-    ]
+    for tag in image.tags(config):
+        command += ["--tag", tag]
+    command += ["--label", f"{LABEL}={label}", "--build-arg", f"VERSION={version(source)}"]
     if fresh:
         command += ["--no-cache"]
     if when is not None:

@@ -181,7 +181,7 @@ def test_stacks_share_no_name_of_an_image_and_build_nothing_twice(settings, monk
     assert engine.has[image.tag(settings)] == label
     images.ensure(settings, (image,))
     images.forget(settings)
-    assert set(engine.has) == {image.tag(other), "carillon/nginx:carillon-third"}
+    assert set(engine.has) == {image.tag(other), "carillon/nginx:carillon-third", "carillon/nginx:dev"}
     built = []
     engine.has = {image.tag(other): "of before"}
     monkeypatch.setattr(images, "build", lambda image, *_, **__: built.append(image))
@@ -193,6 +193,13 @@ def test_stacks_share_no_name_of_an_image_and_build_nothing_twice(settings, monk
 def test_production_s_images_are_called_after_its_stack(settings):
     (tag,) = {image.tag(settings).partition(":")[2] for image in production.IMAGES}
     assert tag == f"{settings.project}{images.BUILT}"
+    # For tests without a stack of their own. Production's application is not development's.
+    latest = {
+        image.name for image in production.IMAGES if f"carillon/{image.name}:dev" in image.tags(settings)
+    }
+    assert latest == {"nginx", "rabbitmq", "postgresql"}
+    (released,) = {len(replace(image, suffix="-release-1").tags(settings)) for image in production.IMAGES}
+    assert released == 1
 
 
 def test_every_input_of_an_image_exists():
