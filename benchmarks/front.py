@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks import observed
+from carillon.process import declared
 from dev import certificates, site_file
 
 IMAGE = "carillon/nginx:dev"
@@ -34,7 +35,7 @@ class Front:
         # As `make dev` has it, but for the addresses.
         values = site_file.read(site_file.TEMPLATE.parent / "development.yml")
         values |= {"uwsgi": ["127.0.0.1:9"], "daphne": [f"127.0.0.1:{upstream}"], "resolver": None}
-        values |= {"access_log": "/dev/null", "websocket_prefixes": []}
+        values |= {"access_log": "/dev/null", **declared.site(declared.Declared())}
         values["client_limits"] = False  # all clients come from one address
         values["https"]["listen"] = [f"127.0.0.1:{port}"]
         values["http"]["listen"] = [f"127.0.0.2:{port}"]

@@ -57,7 +57,7 @@ def write(
     `cache` and `wheels` keep releases and wheels. With `when` it is the same to the byte, as in `ensure` of
     Ansible's module.
     """
-    module = _release_module(source)
+    module = release_module(source)
     try:
         releases = [module.ensure(source, cache, *machine, wheels=wheels, when=when) for machine in machines]
         tools = {
@@ -86,7 +86,7 @@ def hosts(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return found
 
 
-def _release_module(source: Path) -> ModuleType:
+def release_module(source: Path) -> ModuleType:
     """Ansible's module of that name: it alone knows what a release is made of."""
     path = source / "ansible/plugins/modules/release.py"
     spec = util.spec_from_file_location(path.stem, path)

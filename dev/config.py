@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 YOURS = Path(os.environ["CARILLON_YOURS"]).resolve() if os.environ.get("CARILLON_YOURS") else None
 # Where state and private environments lie: not in a checkout that another version replaces.
 HOME = YOURS or ROOT
-# What stacks are called, and the tag of development's images: two repositories share neither.
+# What stacks are called, and with them their images: two repositories share neither.
 NAME = (re.sub("[^a-z0-9]+", "-", YOURS.name.lower()).strip("-") or "yours") if YOURS else "carillon"
-TAG = NAME if YOURS else "dev"
 COMPOSE_FILE = ROOT / "compose" / "dev.yml"
 OBSERVABILITY = ROOT / "compose" / "observability.yml"
 """Beside a stack, when it is observed."""
@@ -101,7 +100,6 @@ class Config:
         return {
             "CARILLON_PROJECT": self.project,
             "CARILLON_STATE": str(self.state),
-            "CARILLON_TAG": TAG,
             "CARILLON_LISTEN": self.listen,
             **{name: str(port) for name, port in self.ports.items()},
             **self.settings,

@@ -18,7 +18,7 @@ TOOLS_LOCK = "requirements/tools.txt"
 def prepare(config: Config, chosen: tuple[images.Image, ...] = images.IMAGES) -> None:
     """What can be done with the system's own Python: preflight (for `chosen` images), the engine."""
     ready = engine.check()
-    preflight.check(config, images_present=ready and images.present(chosen))
+    preflight.check(config, images_present=ready and images.present(config, chosen))
     # Nothing has been touched up to here.
     secret_files.private_directory(config.state)
     engine.ensure(config)
@@ -42,6 +42,7 @@ def up(config: Config, *, orphans: bool = False) -> dict[str, str]:
         renewed = certificates.ensure(config.certificates)
         project.compose(config)
         renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
+        renewed |= project.locations(config.state / "nginx" / "site.d")
         stack.up(config, renew=["nginx"] if renewed else [], orphans=orphans)
         return account.ensure(config)
 
@@ -102,9 +103,10 @@ def _shown(path: Path) -> str:
 
 
 def clean(config: Config) -> None:
-    """Containers, volumes and the state directory go. Images stay: they hold nothing of yours."""
+    """Containers, volumes, the names of their images and the state directory go."""
     if engine.state()[0] is engine.State.READY:
         stack.down(config, volumes=True)
+        images.forget(config)
     elif config.state.exists():
         say("    no engine answers: containers and volumes, if there are any, stay")
     if not (config.state / "secrets").is_dir() and config.state.exists() and config.state.name[:4] != ".dev":

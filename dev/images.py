@@ -12,26 +12,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dev import base_image, process
-from dev.config import ROOT, TAG, Config
-from dev.output import progress, step, timed
+from dev.config import ROOT, Config
+from dev.output import Failure, progress, step, timed
 
 LABEL = "carillon.inputs"
+BUILT = "-built"  # of production: what it runs has the name alone
+# Of what development runs, whichever stack built it last: for tests and benchmarks that have no stack.
+LATEST = "dev"
 _BUILD_SECONDS = 1500
 
 
 @dataclass(frozen=True)
 class Image:
-    """`inputs` are files and folders of the checkout: a change in one of them means a new build."""
+    """`inputs` are files and folders of the checkout: a change in one of them means a new build. `suffix` of
+    its tag, which is the name of the stack: two checkouts that run side by side share none.
+    """
 
     name: str
     inputs: tuple[str, ...]
     target: str | None = None
     python_packages: bool = False
-    tag_suffix: str = TAG
+    suffix: str = ""
 
-    @property
-    def tag(self) -> str:
-        return f"carillon/{self.name}:{self.tag_suffix}"
+    def tag(self, config: Config) -> str:
+        return f"carillon/{self.name}:{config.project}{self.suffix}"
+
+    def tags(self, config: Config) -> list[str]:
+        """All that it is called. But for the application's, production's images are development's."""
+        same = not self.suffix or (self.suffix == BUILT and self.target is None)
+        return [self.tag(config), *([f"carillon/{self.name}:{LATEST}"] if same else [])]
 
 
 IMAGES = (
@@ -58,23 +67,26 @@ IMAGES = (
 )
 
 
-def present(chosen: tuple[Image, ...] = IMAGES) -> bool:
+def present(config: Config, chosen: tuple[Image, ...] = IMAGES) -> bool:
     """All images are there, of whatever age. False, too, when no engine answers."""
+    tags = [image.tag(config) for image in chosen]
     try:
-        return process.ask(["docker", "image", "inspect", *(image.tag for image in chosen)]).returncode == 0
+        return process.ask(["docker", "image", "inspect", *tags]).returncode == 0
     except FileNotFoundError:
         return False
 
 
 def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = False) -> None:
-    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`.
+    """Build what is missing or out of date, two at a time; all, and without a cache, when `fresh`. What
+    another stack has built of the same files is taken.
 
     Raises `Failure` with the end of a build's log.
     """
     base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
     wanted = {image: fingerprint(image.inputs, base) for image in chosen}
-    current = _labels(chosen)
-    stale = [image for image in chosen if fresh or current.get(image.tag) != wanted[image]]
+    current = _labels(config, chosen)
+    stale = [image for image in chosen if fresh or current.get(image.tag(config)) != wanted[image]]
+    stale = [image for image in stale if fresh or not _taken(image, wanted[image], config)]
     if not stale:
         return
     step(f"Building the images {', '.join(image.name for image in stale)}")
@@ -96,9 +108,26 @@ def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def _labels(chosen: tuple[Image, ...]) -> dict[str, str]:
+def _taken(image: Image, label: str, config: Config) -> bool:
+    query = ["docker", "image", "ls", "--quiet", "--filter", f"label={LABEL}={label}"]
+    found = process.ask([*query, "--filter", f"reference=carillon/{image.name}"]).stdout.split()
+    return bool(found) and all(
+        process.ask(["docker", "tag", found[0], tag]).returncode == 0 for tag in image.tags(config)
+    )
+
+
+def forget(config: Config) -> None:
+    """The names of a stack's images go, and what no other stack is made from."""
+    query = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]
+    for suffix in ("", BUILT, "-before"):
+        query += ["--filter", f"reference=carillon/*:{config.project}{suffix}"]
+    if tags := process.ask(query).stdout.split():
+        process.ask(["docker", "image", "rm", *tags])
+
+
+def _labels(config: Config, chosen: tuple[Image, ...]) -> dict[str, str]:
     """Tag to the fingerprint that it was built with."""
-    answer = process.ask(["docker", "image", "inspect", *(image.tag for image in chosen)])
+    answer = process.ask(["docker", "image", "inspect", *(image.tag(config) for image in chosen)])
     return {
         tag: (item["Config"].get("Labels") or {}).get(LABEL, "")
         for item in json.loads(answer.stdout or "[]")
@@ -124,14 +153,9 @@ def build(
         "--file",
         str(source / f"images/{image.name}/Dockerfile"),
     ]
-    command += [
-        "--tag",
-        image.tag,
-        "--label",
-        f"{LABEL}={label}",
-        "--build-arg",
-        f"VERSION={version(source)}",
-    ]
+    for tag in image.tags(config):
+        command += ["--tag", tag]
+    command += ["--label", f"{LABEL}={label}", "--build-arg", f"VERSION={version(source)}"]
     if fresh:
         command += ["--no-cache"]
     if when is not None:
@@ -145,15 +169,24 @@ def build(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"):
         if name in os.environ:
             command += ["--build-arg", name]
+    log = config.logs / f"build-{image.name}.log"
     with timed() as seconds:
-        process.work(
-            [*command, str(source)],
-            what=f"image {image.name}",
-            log=config.logs / f"build-{image.name}.log",
-            seconds=_BUILD_SECONDS,
-            env={"DOCKER_BUILDKIT": "1"},
-            hint="Does the network need a CA of its own? Then set CA_BUNDLE=…",
-        )
+        try:
+            process.work(
+                [*command, str(source)],
+                what=f"image {image.name}",
+                log=log,
+                seconds=_BUILD_SECONDS,
+                env={"DOCKER_BUILDKIT": "1"},
+                hint="Does the network need a CA of its own? Then set CA_BUNDLE=…",
+            )
+        except Failure as failure:
+            from dev import bundle  # it is made of images, too
+
+            said = log.read_text(errors="replace") if image.python_packages and log.exists() else ""
+            if why := bundle.release_module(source).without_wheel(said, "the Python of the image"):
+                raise Failure(why, failure.details) from None
+            raise
     progress(f"image {image.name}: built in {seconds[0]:.0f} s")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from dev import yours
 from dev.config import ROOT
 from dev.testing import Suite
 
@@ -23,7 +24,7 @@ _CONFIGURATION = (
 def sources() -> list[Suite]:
     """Those that are no tests."""
     return [
-        Suite("ruff", ("ruff", "check", ".")),
+        Suite("ruff", ("ruff", "check", ".", *(f"--extend-exclude=src/{name}" for name in theirs()))),
         Suite("mypy", ("mypy",)),
         Suite("imports", ("lint-imports", "--no-cache"), environ=(("PYTHONPATH", "src"),)),
         Suite("yamllint", ("yamllint", "--strict", ".")),
@@ -34,6 +35,14 @@ def sources() -> list[Suite]:
 
 def everything() -> list[Suite]:
     return [*sources(), Suite("configuration", ("pytest", "-q", *_CONFIGURATION))]
+
+
+def theirs(root: Path = ROOT) -> list[str]:
+    """A team's packages beside Carillon's: its code has its own rules."""
+    ours = {*yours.CARILLONS, "project"}
+    return sorted(
+        path.parent.name for path in (root / "src").glob("*/__init__.py") if path.parent.name not in ours
+    )
 
 
 def shell_scripts(root: Path = ROOT) -> list[str]:

@@ -15,6 +15,8 @@ from dev.output import Failure, progress, say, step
 
 _DUMP_SECONDS = 3600
 _RESTORED = "carillon_restored"
+_MEDIA = "media.tar"
+_UPLOADS = ("--directory", "/var/lib/carillon/media")
 # Since a rollback: it is kept to. And the images that ran when the last upgrade began.
 _HELD = "held"
 _BEFORE = "before.json"
@@ -25,10 +27,10 @@ def held(config: Config) -> bool:
     return (config.state / _HELD).exists()
 
 
-def built() -> dict[str, str]:
+def built(config: Config) -> dict[str, str]:
     """The images of the checkout, by their names."""
     return {
-        image.name: _docker("image", "inspect", "--format", "{{.Id}}", image.tag)
+        image.name: _docker("image", "inspect", "--format", "{{.Id}}", image.tag(config))
         for image in production.IMAGES
     }
 
@@ -40,7 +42,7 @@ def use(config: Config, chosen: dict[str, str], tag: str = "") -> None:
 
 
 def backup(config: Config, folder: Path | None = None) -> Path:
-    """The database and the secrets in a folder of the state directory, 0700; its path."""
+    """The database, the uploads and the secrets in a folder of the state directory, 0700; its path."""
     where = folder or config.state / "backups" / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
     partial = where.with_name(f".unfinished-{where.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -49,6 +51,9 @@ def backup(config: Config, folder: Path | None = None) -> Path:
         _postgresql(
             config, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", "carillon", stdout=file
         )
+    # After the database: whatever its rows name is there by then.
+    with (partial / _MEDIA).open("wb") as file:
+        _streamed(config, "app", "tar", "--create", *_UPLOADS, ".", stdout=file)
     shutil.copytree(config.secrets, partial / "secrets")
     shutil.copyfile(config.project_settings, partial / "project.env")
     partial.rename(where)
@@ -79,6 +84,10 @@ def restore(config: Config, folder: Path) -> None:
     for command in (["migrate"], ["check"]):
         run = ("run", "--rm", "--no-deps", "-T", "--env", f"CARILLON_DATABASE_NAME={_RESTORED}", "migrate")
         stack.compose(config, *run, *command, seconds=600)
+    # Beside what is there: what was uploaded since stays. A backup of before there were uploads has none.
+    if (folder / _MEDIA).is_file():
+        with (folder / _MEDIA).open("rb") as file:
+            _streamed(config, "app", "tar", "--extract", *_UPLOADS, stdin=file)
     step("Changing the names")
     kept = f"carillon_before_{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     stack.compose(config, "stop", "app", seconds=120)
@@ -102,7 +111,7 @@ def prune(config: Config) -> str:
 def upgrade(config: Config) -> None:
     """The checkout's release; the images that ran are kept for a rollback."""
     production.build(config)
-    new = built()
+    new = built(config)
     running, file = _running(config), config.state / _BEFORE
     last = json.loads(file.read_text()) if file.exists() else {"from": {}, "to": {}}
     if running and begins(running, new, **{f"last_{end}": images for end, images in last.items()}):
@@ -207,8 +216,12 @@ def _sql(config: Config, *statements: str) -> str:
 def _postgresql(config: Config, program: str, *arguments: str, **streams) -> None:
     """A program of PostgreSQL's in its container, as its superuser, with a file for its input or output."""
     where = ("--host=/run/postgresql", "--username=postgres")
+    _streamed(config, "postgresql", program, *where, *arguments, **streams)
+
+
+def _streamed(config: Config, service: str, program: str, *arguments: str, **streams) -> None:
     done = subprocess.run(
-        stack.command(config, "exec", "-T", "postgresql", program, *where, *arguments),
+        stack.command(config, "exec", "-T", service, program, *arguments),
         stderr=subprocess.PIPE,
         env=stack.environment(config),
         timeout=_DUMP_SECONDS,

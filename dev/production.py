@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dev import base_image, development, images, secret_files, stack
+from dev import base_image, development, images, project, secret_files, stack
 from dev import config as configuration
-from dev.config import HOME, NAME, ROOT, TAG, YOURS, Config
+from dev.config import HOME, NAME, ROOT, Config
 from dev.output import say, timed
 
-_TAG = f"{TAG}-production" if YOURS else "production"
 PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
-# The application's has the release in it. Tags of their own: development's images follow the checkout that
-# `make dev` runs from.
+# The application's has the release in it.
 IMAGES = (
     images.Image(
         "app",
@@ -28,9 +26,9 @@ IMAGES = (
         ),
         target="production",
         python_packages=True,
-        tag_suffix=_TAG,
+        suffix=images.BUILT,
     ),
-    *(replace(image, tag_suffix=_TAG) for image in images.IMAGES if image.name != "app"),
+    *(replace(image, suffix=images.BUILT) for image in images.IMAGES if image.name != "app"),
 )
 
 
@@ -75,12 +73,13 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
         certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
         if not operations.held(config):
             build(config)
-            operations.use(config, operations.built())
+            operations.use(config, operations.built(config))
         development.ensure_secrets(config, anew=anew)
         if not (config.secrets / secret_files.FALLBACKS).exists():
             secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)
         site = config.state / "nginx" / "site.conf"
         renewed = site_file.write(_SITE, site, redirect_port=config.https_port)
+        renewed |= project.locations(site.with_name("site.d"))
         reload = server_certificate.place(config, certificate)
         stack.up(config, renew=["nginx"] if renewed else [])
         if reload and not renewed:

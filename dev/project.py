@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from carillon.process import declared as declaration
@@ -12,6 +13,8 @@ from dev.output import Failure
 # Where a container of development has a team's own `src`, before that of the checkout.
 _MOUNTED = "/opt/carillon/yours"
 FILE = ROOT / "src" / "project" / declaration.FILE
+# Its own locations of nginx, which every deployment includes.
+LOCATIONS = FILE.with_name("nginx")
 
 
 def declared() -> declaration.Declared:
@@ -20,6 +23,20 @@ def declared() -> declaration.Declared:
     if problems:
         raise Failure(problems[0], problems[1:])
     return found
+
+
+def locations(folder: Path) -> bool:
+    """They lie in `folder`, and nothing else does; False when it was so already."""
+    wanted = {path.name: path.read_bytes() for path in sorted(LOCATIONS.glob("*.conf"))}
+    there = {path.name: path.read_bytes() for path in folder.glob("*")}
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # nginx reads it, as another user
+    for name in there.keys() - wanted.keys():
+        (folder / name).unlink()
+    for name, content in wanted.items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o644)
+    return there != wanted
 
 
 def programs() -> set[str]:

@@ -4,7 +4,7 @@ Pure but for `read` and `write`. Ansible's template module makes the same bytes 
 
     python -m dev.site_file nginx/sites/development.yml .dev/nginx/site.conf
 
-The values, all required (`websocket_prefixes` come from src/project/carillon.toml, not from the file):
+The values, all required (those of `DECLARED` come from src/project/carillon.toml, not from the file):
 
     server_names     list of host names or addresses ("[::1]")
     https.listen     list of "port" or "address:port"; https.certificate, https.key: absolute paths
@@ -18,6 +18,8 @@ The values, all required (`websocket_prefixes` come from src/project/carillon.to
                      null: they are fixed, and there may be several
     prefix           "" or "/name": the path below which an outer proxy shows Carillon
     websocket_prefixes  list of "/name/": paths of the project's websockets, which go to daphne
+    http_prefixes    likewise of what it has daphne answer otherwise: async views, HTTP consumers
+    upload_mebibytes the largest body that Django is given, where a route has no limit of its own
     trusted_proxies  list of addresses or networks whose X-Forwarded-For and -Proto are believed
     proxy_protocol   true: those proxies balance TCP and speak the PROXY protocol; it names the client, and no
                      header is believed. Where a listener is a bare port, 127.0.0.1 has a way in without it
@@ -39,12 +41,13 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from carillon.process.declared import prefix_problems
+from carillon.process import declared as declaration
 from dev import project
 from dev.output import Failure
 
 TEMPLATE = Path(__file__).parent.parent / "nginx" / "sites" / "site.conf.j2"
 POLICIES = ("serve", "redirect")
+DECLARED = tuple(declaration.site(declaration.Declared()))
 HOST_NAME = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*"
@@ -75,7 +78,7 @@ def check(values) -> list[str]:
         "uwsgi_own": _own,
         "resolver": _resolver,
         "prefix": _prefix,
-        "websocket_prefixes": _websocket_prefixes,
+        **dict.fromkeys(DECLARED, _declared),
         "trusted_proxies": _each(_network, may_be_empty=True),
         "proxy_protocol": _flag,
         "http2_directive": _flag,
@@ -85,6 +88,7 @@ def check(values) -> list[str]:
         "status": _listen_or_nowhere,
     }
     _walk(tree, values, "", problems)
+    problems += declaration.site_problems(values) if isinstance(values, dict) else []
     if not problems and values["resolver"]:
         problems += [
             f"{name}: with a resolver there is one name, not {len(values[name])} (several: resolver: null)"
@@ -127,9 +131,9 @@ def write(values_file: Path, output: Path, *, redirect_port: int | None = None) 
     declared = project.declared()
     try:
         values = read(values_file)
-        if "websocket_prefixes" in values:
-            raise SiteFileError(f"websocket_prefixes: say it in {project.FILE}, for every deployment at once")
-        values["websocket_prefixes"] = list(declared.websocket_prefixes)
+        if said := [name for name in DECLARED if name in values]:
+            raise SiteFileError(f"{said[0]}: say it in {project.FILE}, for every deployment at once")
+        values |= declaration.site(declared)
         if redirect_port is not None:
             values["http"]["redirect_port"] = redirect_port
         text = render(values, TEMPLATE.read_text())
@@ -256,8 +260,9 @@ def _prefix(value):
     return []
 
 
-def _websocket_prefixes(value):
-    return [problem.partition(": ")[2] for problem in prefix_problems(value)]
+def _declared(_):
+    """`site_problems` looks at all of these together."""
+    return []
 
 
 def _seconds(value):

@@ -38,16 +38,17 @@ def build(source: Path, folder: Path, config: Config, version: str, when: int) -
     """An archive of each image in `folder`. Raises `Failure`."""
     base_image.ensure(config)
     for each in production.IMAGES:
-        image = replace(each, tag_suffix=f"release-{when}")
+        image = replace(each, suffix=f"-release-{when}")
+        tag = image.tag(config)
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".unfinished") as saved:
             try:
                 images.build(image, f"release {version}", config, fresh=True, source=source, when=when)
                 process.work(
-                    ["docker", "save", "--output", saved.name, image.tag],
-                    what=f"docker save {image.tag}", log=config.logs / "save.log", seconds=600,
+                    ["docker", "save", "--output", saved.name, tag],
+                    what=f"docker save {tag}", log=config.logs / "save.log", seconds=600,
                 )  # fmt: skip
             finally:
-                process.ask(["docker", "image", "rm", image.tag])
+                process.ask(["docker", "image", "rm", tag])
             archive = folder / f"carillon-{version}-image-{image.name}{SUFFIX}"
             write(Path(saved.name), archive, f"carillon/{image.name}:{version}", when)
         yield archive

@@ -152,6 +152,7 @@ def npm_package(source: Path, version: str, folder: Path, when: int) -> None:
         "package.json": (json.dumps(described, indent=2) + "\n").encode(),
         "README.md": (source / "release/npm/README.md").read_bytes(),
         "LICENSE": (source / "LICENSE").read_bytes(),
+        "carillon.d.ts": (source / "release/npm/carillon.d.ts").read_bytes(),
         "carillon.js": (source / "src/carillon/static/carillon/carillon.js").read_bytes(),
     }
     with tempfile.NamedTemporaryFile(suffix=".tar") as archive:

@@ -8,7 +8,7 @@ class CarillonConfig(AppConfig):
     name = "carillon"
 
     def ready(self) -> None:
-        from carillon import conf, tracing
+        from carillon import checks, conf, tracing  # noqa: F401  (checks: they are registered)
         from carillon.accounts import jwts, logins, sessions  # noqa: F401  (receivers of logins)
         from carillon.api import policy
         from carillon.metrics import shared

@@ -8,6 +8,7 @@ What differs between machines is in the environment instead (docs/reference/conf
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -143,8 +144,8 @@ DEFAULTS: dict[str, Any] = {
     "KEEP_TOKENS_DAYS": 90,
     "KEEP_TASKS_DAYS": 7,
     "KEEP_DEAD_LETTERS_DAYS": 30,
-    # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them.
-    # None: there are none.
+    # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them; and
+    # with `http_urlpatterns`, where it has HTTP consumers. None: there are none.
     "WEBSOCKET_URLCONF": None,
     # The Content-Security-Policy of pages: {"default-src": "'self'", …}. None: the one that nginx has.
     "CONTENT_SECURITY_POLICY": None,
@@ -153,6 +154,21 @@ DEFAULTS: dict[str, Any] = {
     # Threads of a process for synchronous code of these consumers (handlers, queries): none of Carillon's own
     # runs there. A connection keeps to one.
     "CONSUMER_THREADS": 4,
+    # Requests of Django's at a time in each daphne process, below the project's `http_prefixes`: each has a
+    # thread. Beyond it: 503.
+    "HTTP_REQUESTS": 200,
+    # Django's debug page for what fails, at a loopback address of this machine: development alone has it on.
+    "DEBUG_PAGE": False,
+}
+# Where None is a value, beside those whose default it is.
+_OPTIONAL = frozenset(("STREAM", *(name for name in DEFAULTS if name.startswith("KEEP_"))))
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    tuple: ((list, tuple, set, frozenset), "a list"),
+    dict: ((Mapping,), "a dictionary"),
 }
 
 
@@ -171,8 +187,21 @@ conf = Conf()
 
 
 def check() -> None:
-    """Raises ImproperlyConfigured for a name that is none: it would be ignored without a word."""
-    if unknown := sorted(set(getattr(settings, "CARILLON", {})) - DEFAULTS.keys()):
+    """Raises ImproperlyConfigured for a name that is none, which would be ignored without a word, and for a
+    value of another kind than the default's.
+    """
+    said = getattr(settings, "CARILLON", {})
+    if unknown := sorted(set(said) - DEFAULTS.keys()):
         raise ImproperlyConfigured(
             f"CARILLON has no setting {', '.join(unknown)}: there are {', '.join(sorted(DEFAULTS))}"
         )
+    for name, value in said.items():
+        default = DEFAULTS[name]
+        if default is None or (value is None and name in _OPTIONAL):
+            continue
+        types, words = _KINDS[type(default)]
+        if not isinstance(value, types) or (isinstance(value, bool) and type(default) is not bool):
+            raise ImproperlyConfigured(
+                f"CARILLON: {name} must be {words}, as {default!r} is, and not {value!r}: correct it in "
+                "settings.py"
+            )

@@ -7,7 +7,7 @@ env = environment.load()
 
 SECRET_KEY = env.secret_key
 SECRET_KEY_FALLBACKS = env.secret_key_fallbacks
-# Never on, not even in development: the debug page shows settings and requests to whoever meets an error.
+# Never on, not even in development, where the debug page alone is shown (DEBUG_PAGE of CARILLON).
 DEBUG = False
 ALLOWED_HOSTS = env.allowed_hosts
 
@@ -119,6 +119,7 @@ CARILLON = {
     "METRICS_ADDRESSES": env.metrics_addresses,
     "TRACES_ENDPOINT": env.traces_endpoint,
     "TRACES_RATIO": env.traces_ratio,
+    "DEBUG_PAGE": env.debug_page,
     **env.identity,
 }
 
@@ -197,6 +198,12 @@ SPECTACULAR_SETTINGS = {
 
 STATIC_URL = "/static/"
 STATIC_ROOT = env.static_root
+# What users upload: nginx serves it, from a folder that all processes share and a backup has.
+MEDIA_URL = "/media/"
+MEDIA_ROOT = "/var/lib/carillon/media"
+# nginx reads them as another user, whatever the umask of who writes.
+FILE_UPLOAD_PERMISSIONS = 0o644
+FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o755
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "carillon.api.static_storage.HashedStorage"},

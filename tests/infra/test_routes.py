@@ -17,8 +17,9 @@ from tests.infra.stack import wait
 TABLE = yaml.safe_load(Path(__file__).with_name("routes.yml").read_text())
 ROWS = TABLE["routes"] + [
     {**row, "path": row["path"].replace("{prefix}", prefix)}
-    for prefix in project.declared().websocket_prefixes
-    for row in TABLE["declared"]
+    for kind, rows in TABLE["declared"].items()
+    for prefix in getattr(project.declared(), kind)
+    for row in rows
 ]
 KEY = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
 # What a deployment says of itself: does plain HTTP redirect, and is HSTS sent over HTTPS?
@@ -38,6 +39,7 @@ KNOWN = {
     "redirect",
     "detail",
     "plain",
+    "csp",
 }
 
 
@@ -128,7 +130,7 @@ def upstream_of(line: str) -> str:
 
 
 def test_the_table_has_no_unknown_words():
-    for row in [*TABLE["routes"], *TABLE["declared"]]:
+    for row in [*TABLE["routes"], *(row for rows in TABLE["declared"].values() for row in rows)]:
         assert set(row) <= KNOWN, row
         assert {"path", "upstream", "status"} <= set(row), row
 
@@ -160,7 +162,8 @@ def test_route(asked, scheme, row):
         assert re.search(row["redirect"], answer.get("Location"))
     if answer.status == 101:
         return
-    for header, pattern in TABLE["always"].items():
+    own = {"Content-Security-Policy": row["csp"]} if "csp" in row else {}
+    for header, pattern in {**TABLE["always"], **own}.items():
         values = answer.all(header)
         assert len(values) == 1, f"{header}: {values}"
         assert re.search(pattern, values[0]) or row.get("headers", {}).get("Host"), f"{header}: {values[0]}"

@@ -131,7 +131,7 @@ def test_hardened_as_the_kernel_sees_it(stack, service):
 def test_the_source_and_the_secrets_are_read_only(stack):
     for service in ("uwsgi", "daphne", "runworker"):
         writable = {m["Destination"] for m in stack.inspect(service)["Mounts"] if m["RW"]}
-        assert writable <= {"/var/lib/carillon/static", "/run/carillon/metrics"}
+        assert writable <= {"/var/lib/carillon/static", "/var/lib/carillon/media", "/run/carillon/metrics"}
     assert not [m for m in stack.inspect("nginx")["Mounts"] if m["RW"]]
 
 

@@ -52,7 +52,8 @@ ALLOWED_FILES = {
 }
 # Names in a process's environment or in the file of settings. Values differ by nature.
 ALLOWED_ENVIRONMENT = {
-    "CARILLON_DEVELOPMENT": "development only: plain HTTP with cookies, the debug pages",
+    "CARILLON_DEVELOPMENT": "development only: plain HTTP with cookies, the debug page",
+    "CARILLON_DEVELOPMENT_LISTEN": "as above",
     "PYTHONPATH": "development only: the mounted checkout before the installed copy",
     "CARILLON_ON_FATAL": "the production container only: a program that is given up ends it",
     "SUPERVISOR_ENABLED": "supervisord tells its children; development has none",

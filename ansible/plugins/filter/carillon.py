@@ -149,7 +149,7 @@ def backup_made(name: str) -> int:
 
 
 def declared(file: str, source: str) -> dict:
-    """The prefixes that the project's `file` declares, and `problems` of all that it declares, one line each.
+    """What the project's `file` declares for nginx, as `site`, and `problems` of all that it declares: lines.
 
     The module of the checkout `source` reads it. Where there is no checkout, the file is that of a release,
     and was looked at when the release was made.
@@ -157,12 +157,14 @@ def declared(file: str, source: str) -> dict:
     path = Path(source) / "src/carillon/process/declared.py"
     if not path.is_file():
         text = Path(file).read_text(encoding="utf-8") if Path(file).is_file() else ""
-        return {"websocket_prefixes": tomllib.loads(text).get("websocket_prefixes", []), "problems": []}
+        said = tomllib.loads(text)
+        site = {"websocket_prefixes": [], "http_prefixes": [], "upload_mebibytes": 1}
+        return {"site": {key: said.get(key, value) for key, value in site.items()}, "problems": []}
     spec = util.spec_from_file_location("carillon_declared", path)
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found, problems = module.read(Path(file))
-    return {"websocket_prefixes": list(found.websocket_prefixes), "problems": problems}
+    return {"site": module.site(found), "problems": problems}
 
 
 class FilterModule:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,7 @@ INPUTS = (
     *("nginx/nginx.conf", "nginx/snippets", "nginx/pages", "nginx/sites/site.conf.j2"),
 )
 DECLARED = "src/project/carillon.toml"
+LOCATIONS = "src/project/nginx"  # the project's own
 OWN = ("src/asgi_amqp", "src/carillon", ".")  # each becomes a wheel; own.in: what the last needs
 SKIPPED = ("__pycache__", ".egg-info")
 PLATFORMS = (
@@ -107,6 +109,8 @@ def settings(source: Path) -> list[tuple[Path, str]]:
         name = path.relative_to(source)
         if str(name) == DECLARED:
             found.append((path, f"etc/nginx/{name.name}"))  # nginx's site file is made from it
+        if str(name.parent) == LOCATIONS and name.suffix == ".conf":
+            found.append((path, f"etc/nginx/site.d/{name.name}"))
         if name.parts[0] in ("supervisord", "nginx"):
             found.append((path, "etc/uwsgi.ini" if name.name == "uwsgi.ini" else f"etc/{name}"))
     return found
@@ -130,7 +134,18 @@ def readable(member: tarfile.TarInfo, when: int | None) -> tarfile.TarInfo:
     return member
 
 
-def pip(*arguments: str, **environ: str) -> None:
+def without_wheel(said: str, where: str) -> str | None:
+    """What pip says where the index has a package and no wheel of it that fits: a line with what to do."""
+    found = re.search(r"No matching distribution found for ([^\s;(]+)", said)
+    if not found or re.search(r"Retrying \(|SSLError|Connection (refused|reset)", said):
+        return None
+    return (
+        f"{found[1]} has no wheel for {where}, and nothing is compiled here: name a version that has one and "
+        "run `make lock`, or, where it is Python alone, put its package into src/ beside yours"
+    )
+
+
+def pip(*arguments: str, where: str = "this machine", **environ: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
         capture_output=True,
@@ -140,11 +155,14 @@ def pip(*arguments: str, **environ: str) -> None:
         umask=0o022,  # wheels keep the modes of what was built
     )
     if done.returncode:
+        if why := without_wheel(done.stderr, where):
+            raise RuntimeError(why)
         raise RuntimeError(f"pip {arguments[0]} failed: {done.stderr.strip()[-800:]}")
 
 
 def download(lock: Path, folder: Path, python: str, architecture: str) -> None:
     """The wheels of a lock for that Python on Linux, each checked by its hash."""
+    where = f"Python {python} on Linux {architecture}"
     pip(
         "download",
         "--require-hashes",
@@ -160,6 +178,7 @@ def download(lock: Path, folder: Path, python: str, architecture: str) -> None:
         *(f"--platform={tag}_{architecture}" for tag in PLATFORMS),
         "--requirement",
         str(lock),
+        where=where,
     )
 
 

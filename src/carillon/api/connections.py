@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
@@ -67,4 +67,4 @@ def upgrade_required(request: HttpRequest) -> HttpResponse:
     headers = {
         name: value for name, value in upgrade.HEADERS.items() if name != "Connection"
     }  # WSGI: hop by hop
-    return HttpResponse(upgrade.body(request.headers.get("Upgrade")), status=upgrade.STATUS, headers=headers)
+    return JsonResponse(upgrade.body(request.headers.get("Upgrade")), status=upgrade.STATUS, headers=headers)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from django.db import DataError
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.request import split_domain_port
 from django.shortcuts import render
 from django.urls import get_script_prefix
+from django.views.debug import technical_500_response
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
+from carillon.conf import conf
 from carillon.events import NotificationsUnavailable
 
 
@@ -45,14 +49,36 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """404: JSON below /api/, elsewhere a page for browsers and a sentence for programs."""
     if request.path_info.startswith("/api/"):
         return JsonResponse({"detail": "Not found. GET /api/v2/schema/ lists what there is."}, status=404)
-    if request.accepts("text/html") and "text/html" in request.headers.get("Accept", ""):
+    if _is_browser(request):
         return render(request, "carillon/404.html", {"home": get_script_prefix()}, status=404)
     return HttpResponse("Not found.\n", status=404, content_type="text/plain; charset=utf-8")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """500: the traceback is in the log, not in the answer."""
+    """500: the traceback is in the log, not in the answer. In development a browser of this machine is shown
+    Django's debug page.
+    """
+    kind, error, where = sys.exc_info()
+    if error is not None and _shows_debug_page(request):
+        page = technical_500_response(request, kind, error, where)
+        page["Content-Security-Policy"] = _OF_DEBUG_PAGE
+        return page
     return JsonResponse({"detail": "Internal error: the server's log has the details."}, status=500)
+
+
+# Its styles and its script are in it.
+_OF_DEBUG_PAGE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def _shows_debug_page(request: HttpRequest) -> bool:
+    """Also by the name that the browser was told: a tunnel from elsewhere has another."""
+    host, _ = split_domain_port(request.META.get("HTTP_HOST", ""))
+    loopback = host in ("localhost", "127.0.0.1", "[::1]")
+    return conf.DEBUG_PAGE and loopback and _is_browser(request)
+
+
+def _is_browser(request: HttpRequest) -> bool:
+    return request.accepts("text/html") and "text/html" in request.headers.get("Accept", "")
 
 
 _ERROR = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}

@@ -17,6 +17,7 @@ FILE = "carillon.toml"
 TAKEN = {
     "/api/": "uwsgi",
     "/events/": "the event stream",
+    "/media/": "the files that users have uploaded",
     "/nginx/": "nginx itself",
     "/static/": "the files that nginx serves",
 }
@@ -30,6 +31,10 @@ RESERVED = frozenset(
         "nginx-exporter",
     )
 )
+# Lists of paths, each with an example.
+LISTS = {"websocket_prefixes": "/ws/", "http_prefixes": "/live/"}
+# nginx keeps bodies in 160 MiB of memory, in containers (compose/).
+LARGEST_UPLOAD = 64
 MOST = 64  # of one process on a machine
 STOP_SECONDS = 30
 LONGEST_STOP = 60
@@ -53,8 +58,18 @@ class Process(NamedTuple):
 
 
 class Declared(NamedTuple):
+    """Paths that lead to daphne, by what they ask for, and what runs beside Carillon's own processes.
+    `upload_mebibytes`: the largest body of a request to Django, where no route has a limit of its own.
+    """
+
     websocket_prefixes: tuple[str, ...] = ()
+    http_prefixes: tuple[str, ...] = ()
+    upload_mebibytes: int = 1
     processes: dict[str, Process] = {}
+
+
+NONE = Declared()
+"""What is declared where there is no file."""
 
 
 def read(path: Path) -> tuple[Declared, list[str]]:
@@ -62,7 +77,7 @@ def read(path: Path) -> tuple[Declared, list[str]]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Declared(), []
+        return NONE, []
     except OSError as error:
         return Declared(), [f"{path}: cannot be read: {error.strerror}"]
     except ValueError as error:  # not TOML, or not UTF-8
@@ -72,49 +87,72 @@ def read(path: Path) -> tuple[Declared, list[str]]:
         for name in values
         if name not in Declared._fields
     ]
-    prefixes = values.get("websocket_prefixes", [])
     processes = values.get("processes", {})
-    problems += prefix_problems(prefixes)
+    problems += site_problems(values)
     problems += _process_problems(processes)
     if problems:
         return Declared(), [f"{path}: {problem}" for problem in problems]
     made = {
         name: Process(**{**entry, "command": tuple(entry["command"])}) for name, entry in processes.items()
     }
-    return Declared(tuple(prefixes), made), []
+    return Declared(**{**values, **{key: tuple(values.get(key, ())) for key in LISTS}, "processes": made}), []
 
 
-def prefix_problems(prefixes: Any) -> list[str]:
-    """What is wrong with the prefixes, each a line with what to do; empty when nginx can have them."""
-    if not isinstance(prefixes, list) or not all(isinstance(prefix, str) for prefix in prefixes):
-        return ['websocket_prefixes: must be a list of paths, such as ["/ws/"]']
+def site(declared: Declared) -> dict[str, Any]:
+    """What nginx's site file is made from."""
+    values = {key: value for key, value in declared._asdict().items() if key != "processes"}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def site_problems(values: dict[str, Any]) -> list[str]:
+    """What is wrong with what nginx is to have, each a line with what to do; empty when it can have it."""
     problems = []
-    for place, prefix in enumerate(prefixes):
-        if why := _problem(prefix, prefixes[:place]):
-            problems.append(f"websocket_prefixes: {prefix!r} {why}")
+    taken: list[tuple[str, str]] = []
+    for key, example in LISTS.items():
+        prefixes = values.get(key, [])
+        if not isinstance(prefixes, list) or not all(isinstance(prefix, str) for prefix in prefixes):
+            problems.append(f'{key}: must be a list of paths, such as ["{example}"]')
+            continue
+        for prefix in prefixes:
+            if why := _problem(prefix, key, taken):
+                problems.append(f"{key}: {prefix!r} {why}")
+            taken.append((prefix, key))
+    if why := _number_problem(values.get("upload_mebibytes", 1), LARGEST_UPLOAD):
+        problems.append(f"upload_mebibytes: {why}")
     return problems
 
 
-def _problem(prefix: str, before: list[str]) -> str | None:
+def _problem(prefix: str, key: str, before: list[tuple[str, str]]) -> str | None:
+    example = LISTS[key]
     if not prefix.strip("/"):
-        return "would take every page away from uwsgi: name a path for websockets alone, such as '/ws/'"
+        return f"would take every page away from uwsgi: name a path for these alone, such as {example!r}"
     slashed = f"/{prefix.strip('/')}/"
     if prefix != slashed and _PREFIX.fullmatch(slashed):
         return f"must begin and end with one slash: write {slashed!r}"
     if not _PREFIX.fullmatch(prefix):
         return (
-            "is a path and no pattern: between its slashes are letters, digits, '_' and '-', such as '/ws/'"
-            " (what follows it is the routing's to say)"
+            "is a path and no pattern: between its slashes are letters, digits, '_' and '-', such as"
+            f" {example!r} (what follows it is the routing's to say)"
         )
     if prefix.startswith(OWN):
-        return f"leads to daphne already, with all of {OWN}: leave it out"
+        if key == "websocket_prefixes":
+            return f"leads to daphne already, with all of {OWN}: leave it out"
+        return f"lies in {OWN}, where websockets are: choose another, such as {example!r}"
     for taken, whose in TAKEN.items():
         if prefix.startswith(taken):
-            return f"lies in {taken}, which leads to {whose}: choose another, such as '/ws/'"
-    for other in before:
+            return f"lies in {taken}, which leads to {whose}: choose another, such as {example!r}"
+    for other, claimed in before:
         if prefix.startswith(other) or other.startswith(prefix):
+            if claimed != key:
+                return f"overlaps with {other!r} of {claimed}: a path is for one of the two, so move one"
             return f"overlaps with {other!r}: keep the shorter one"
     return None
+
+
+def _number_problem(value: Any, most: int) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
+        return None
+    return f"must be a whole number from 1 to {most}, not {value!r}"
 
 
 def _process_problems(processes: Any) -> list[str]:
@@ -158,9 +196,8 @@ def _entry_problems(entry: dict[str, Any]) -> list[str]:
     elif not command[0] or any(not word.isprintable() for word in command):
         problems.append("command has an empty program, a line break or a control character: take it out")
     for key, most in (("number", MOST), ("stop_seconds", LONGEST_STOP)):
-        value = entry.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            problems.append(f"{key} must be a whole number from 1 to {most}, not {value!r}")
+        if why := _number_problem(entry.get(key, 1), most):
+            problems.append(f"{key} {why}")
     return problems
 
 

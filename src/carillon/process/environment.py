@@ -37,6 +37,7 @@ NAMES = frozenset(
         *SECRETS,
         *(f"{name}_FILE" for name in SECRETS),
         "CARILLON_DEVELOPMENT",
+        "CARILLON_DEVELOPMENT_LISTEN",
         "CARILLON_ALLOWED_HOSTS",
         "CARILLON_TRUSTED_ORIGINS",
         "CARILLON_DATABASE_HOST",
@@ -115,6 +116,7 @@ class Environment:
     secret_key: str = field(repr=False)
     secret_key_fallbacks: list[str] = field(repr=False)
     development: bool
+    debug_page: bool  # development, and nobody but this machine can reach it
     allowed_hosts: list[str]
     trusted_origins: list[str]
     database_host: str  # "sqlite" is an in-memory SQLite, for unit tests
@@ -279,6 +281,7 @@ def _read(read: _Reader) -> Environment:
         secret_key=secret_key,
         secret_key_fallbacks=[key.strip() for key in re.split(r"[,\n]", fallbacks) if key.strip()],
         development=development,
+        debug_page=_debug_page(read, development),
         allowed_hosts=read.items(
             "CARILLON_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]" if development else None, _host_problem
         ),
@@ -305,6 +308,19 @@ def _read(read: _Reader) -> Environment:
         identity=_identity(read),
         project=_project(read),
     )
+
+
+def _debug_page(read: _Reader, development: bool) -> bool:
+    """By the address that the stack's ports are published at: behind them all clients are one gateway."""
+    name = "CARILLON_DEVELOPMENT_LISTEN"
+    if not read.text(name, ""):
+        return False
+    if not development:
+        read.problems.append(f"{name} is for development alone: remove it")
+    try:
+        return development and ipaddress.ip_address(_address(read, name, "")).is_loopback
+    except ValueError:
+        return False
 
 
 def _identity(read: _Reader) -> dict[str, Any]:

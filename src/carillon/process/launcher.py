@@ -7,11 +7,15 @@ restart applies a changed configuration.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +40,13 @@ _PAUSE_SECONDS = 0.5
 _REPORT_SECONDS = 5
 
 
+# In a traceback: not the project's own.
+_FOREIGN = re.compile(
+    r"^<|/(?:src|site-packages)/(?:asgi_amqp|asgiref|carillon|channels|django|rest_framework)/"
+    r"|/python3[^/]*/(?!site-packages/)"
+)
+
+
 class NotReady(Exception):
     """Something that the process needs does not answer yet. The text says what and why, without a secret."""
 
@@ -48,7 +59,7 @@ def declared() -> declaration.Declared:
     """What the project declares, beside its settings. Raises ConfigurationError."""
     spec = find_spec(SETTINGS_MODULE.partition(".")[0])
     if spec is None or not spec.submodule_search_locations:  # Carillon without a project of this form
-        return declaration.Declared()
+        return declaration.NONE
     found, problems = declaration.read(Path(spec.submodule_search_locations[0]) / declaration.FILE)
     if problems:
         raise ConfigurationError(problems)
@@ -116,10 +127,10 @@ def run(process: str, environment: Environment, *, wait: bool = True) -> NoRetur
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
     command = argv(process, environment, socket_on_stdin=_is_socket(0))
     if wait:
-        await_ready([DATABASE, MIGRATIONS, BROKER], environment, process)
+        await_ready([PROJECT, DATABASE, MIGRATIONS, BROKER], environment, process)
     if process not in PROCESSES:
         os.environ[PROCESS_VARIABLE] = process
-        os.environ[SINCE_VARIABLE] = f"{time.monotonic():.3f}"
+        os.environ[SINCE_VARIABLE] = f"{time.monotonic():.6f}"
         # Where setproctitle is installed, Celery writes its title over the environment that `probe` reads.
         os.environ["SPT_NOENV"] = "1"
     # uWSGI would tell systemd of its own stop as if it were the whole service's, which is then killed.
@@ -181,11 +192,46 @@ def await_ready(
 
 
 def set_up() -> None:
-    """Django, with the project's settings."""
+    """Django, with the project's settings. Raises ConfigurationError where they cannot be loaded."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
-    import django
+    with _loading():
+        import django
 
-    django.setup()
+        django.setup()
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Whatever the project's code raises while it is imported is one line, and names the place."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not _FOREIGN.search(frame.filename)
+        ]
+        place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+        if isinstance(error, SyntaxError):
+            place = f"{error.filename}:{error.lineno}: "
+        what = f"{type(error).__name__}: {(str(error).strip() or 'no word').splitlines()[0]}"
+        remedy = "mend it"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = "correct the name, or add its package to the requirements and run `make lock`"
+        raise ConfigurationError([f"the project cannot be loaded: {place}{what}. To do: {remedy}"]) from error
+
+
+def _project(_: Environment) -> None:
+    """All of it that is imported before the first request. What is wrong there does not mend itself."""
+    set_up()
+    from django.conf import settings
+
+    with _loading():
+        for module in (settings.ROOT_URLCONF, getattr(settings, "CARILLON", {}).get("WEBSOCKET_URLCONF")):
+            if module:
+                import_module(module)
 
 
 def _database(environment: Environment) -> None:
@@ -248,6 +294,7 @@ def reason(error: Exception, environment: Environment) -> str:
     return text
 
 
+PROJECT = Check("the project", _project, "")
 DATABASE = Check(
     "the database",
     _database,
@@ -263,7 +310,7 @@ BROKER = Check(
 
 def check(environment: Environment) -> int:
     """Try everything once and say how it is. 0, or EXIT_NOT_READY at the first that does not answer."""
-    for item in (DATABASE, MIGRATIONS, BROKER):
+    for item in (PROJECT, DATABASE, MIGRATIONS, BROKER):
         try:
             item.probe(environment)
         except NotReady as problem:
@@ -285,5 +332,5 @@ def manage(arguments: list[str]) -> None:
 
 def migrate(environment: Environment) -> None:
     """Wait for the database and bring its tables up to date."""
-    await_ready([DATABASE], environment, "migrate")
+    await_ready([PROJECT, DATABASE], environment, "migrate")
     manage(["migrate", "--no-input", "--verbosity", "1"])

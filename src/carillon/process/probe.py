@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from carillon.process.environment import Environment
-from carillon.process.launcher import DAPHNE_PORT, PROCESS_VARIABLE, SINCE_VARIABLE, UWSGI_PORT
+from carillon.process.launcher import DAPHNE_PORT, PROCESS_VARIABLE, SINCE_VARIABLE, UWSGI_PORT, declared
 
 TIMEOUT_SECONDS = 4.0
 SETTLED_SECONDS = 5.0  # supervisord's startsecs
@@ -34,7 +34,7 @@ def probe(process: str, environment: Environment) -> str:
             return _daphne(environment)
         if process == "runworker":
             return _runworker(environment)
-        return _declared(process)
+        return _declared(process, environment)
     except OSError as error:
         raise NotServing(f"{process}: {error}") from None
 
@@ -76,21 +76,26 @@ def _runworker(environment: Environment) -> str:
     return f"runworker: {len(processes)} connected to the broker"
 
 
-def _declared(process: str) -> str:
-    """A process that the project has declared: it runs, and ends not as soon as it has begun. No more can be
-    said of it."""
-    ages = [
-        time.monotonic() - float(variables[SINCE_VARIABLE])
+def _declared(process: str, environment: Environment) -> str:
+    """A process that the project has declared: as many as there are to be run, and none that has just begun.
+    No more can be said of it.
+    """
+    # By when each began: its forks have its environment.
+    begun = {
+        variables[SINCE_VARIABLE]
         for variables in map(_environ, Path("/proc").glob("[0-9]*"))
         if variables.get(PROCESS_VARIABLE) == process
-    ]
-    if not ages:
-        raise NotServing(f"{process}: no such process")
-    if max(ages) < SETTLED_SECONDS:
+    }
+    # In development each is alone in its container.
+    wanted = 1 if environment.development else declared().processes[process].number
+    if len(begun) < wanted:
+        raise NotServing(f"{process}: {len(begun) or 'no'} such process of {wanted}: its log says why")
+    youngest = time.monotonic() - max(map(float, begun))
+    if youngest < SETTLED_SECONDS:
         raise NotServing(
-            f"{process}: runs for {max(ages):.0f} s, which says nothing before {SETTLED_SECONDS:g}"
+            f"{process}: runs for {youngest:.0f} s, which says nothing before {SETTLED_SECONDS:g}"
         )
-    return f"{process}: runs"
+    return f"{process}: {wanted} run"
 
 
 def _environ(process: Path) -> dict[str, str]:

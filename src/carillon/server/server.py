@@ -429,11 +429,16 @@ class CarillonServer(DeliveryServer):
 
     def begin(self) -> None:
         # Only now: they need Django's settings.
+        from django.core.checks import run_checks
+
         from carillon import tracing
         from carillon.conf import conf
         from carillon.fanout.station import station
         from carillon.metrics import shared
 
+        # Routes may have been edited since the last check.
+        for problem in run_checks(tags=["carillon"]):
+            logger.warning("%s. %s", problem.msg, problem.hint)
         self.write_budget = conf.SOCKET_BUFFER_BYTES
         self.inbound_messages = conf.SOCKET_INBOUND_MESSAGES
         self.inbound_bytes = conf.SOCKET_INBOUND_BYTES

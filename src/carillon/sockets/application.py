@@ -1,5 +1,5 @@
 """The ASGI application: the websocket on its path, the project's own consumers on all others that its routing
-has; plain HTTP gets a hint; the rest is turned away."""
+has, and the project's own HTTP where it declares some. Other HTTP gets a hint; the rest is turned away."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from carillon import logs
-from carillon.sockets import consumers, session, sse, upgrade
+from carillon.sockets import consumers, http, session, sse, upgrade
 
-NOT_FOUND = b'{"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}'
+NOT_FOUND = {"detail": "Not found here: there is a websocket at /websocket/ and a stream at /events/."}
 
 
 async def application(
@@ -36,6 +36,8 @@ async def _serve(
     elif scope["type"] == "http":
         if scope["path"] in sse.PATHS and scope["method"] == "GET":
             await sse.serve(scope, receive, send)
+        elif scope["path"].removeprefix(scope.get("root_path", "")).startswith(http.prefixes()):
+            await http.serve(scope, receive, send)
         else:
             await _plain_http(scope, send)
     else:
@@ -47,15 +49,6 @@ async def _plain_http(scope: Mapping[str, Any], send: Callable[[dict[str, Any]],
         said = next(
             (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"upgrade"), None
         )
-        status, headers, body = upgrade.STATUS, upgrade.HEADERS, upgrade.body(said)
+        await http.answer(send, upgrade.STATUS, upgrade.body(said), upgrade.HEADERS)
     else:
-        status, headers, body = 404, {"Content-Type": "application/json"}, NOT_FOUND
-    headers = {**headers, "Content-Length": str(len(body))}
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
+        await http.answer(send, 404, NOT_FOUND)

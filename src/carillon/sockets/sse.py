@@ -22,7 +22,7 @@ from django.db import Error
 from carillon.conf import conf
 from carillon.fanout.forms import Sse
 from carillon.fanout.station import StreamUnavailable
-from carillon.sockets import authentication, protocol
+from carillon.sockets import authentication, http, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.session import Close, Gone, Session, allowed_limits, count_refusal
 from carillon.sockets.sockets import sockets
@@ -30,7 +30,6 @@ from carillon.sockets.sockets import sockets
 logger = logging.getLogger(__name__)
 
 PATHS = ("/events", "/events/")
-AGAIN = 30  # seconds, of Retry-After: another stream of the user's has to end first, and nobody knows when
 
 Message = dict[str, Any]
 
@@ -82,7 +81,7 @@ class SseSession(Session):
         try:
             wanted = parse_query(self._query, self._last_event_id)
         except BadRequest as wrong:
-            await self._answer(400, {"detail": str(wrong)})
+            await http.answer(self.send, 400, {"detail": str(wrong)})
             return
         here = sockets()
         before = here.rights.changes
@@ -93,16 +92,11 @@ class SseSession(Session):
             here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
-            status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.TRY_LATER: 429}.get(refused.code, 401)
-            if isinstance(refused, authentication.IssuerAway):
-                status = 503
-            await self._answer(status, {"detail": refused.reason}, AGAIN if status == 429 else None)
+            await http.refuse(self.send, refused)
             return
         except (Error, StreamUnavailable, TimeoutError) as error:
             count_refusal(error)
-            await self._answer(
-                503, {"detail": "The server cannot reach its database or broker: try again later."}
-            )
+            await http.answer(self.send, 503, http.AWAY)
             return
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -138,14 +132,6 @@ class SseSession(Session):
                 at = f"id: {sockets().station.position}\n" if self.outlet.live else ""
                 self.outlet.put(f"{at}: still here\n\n".encode())
 
-    async def _answer(self, status: int, body: dict[str, Any], again: int | None = None) -> None:
-        data = json.dumps(body).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-        if again is not None:
-            headers.append((b"retry-after", str(again).encode()))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": data})
-
     def _text(self, text: str) -> None:
         frame = json.loads(text)
         if "recovered" in frame:
@@ -162,7 +148,7 @@ class SseSession(Session):
     async def _close(self, close: Close) -> None:
         self._ending = close
         if self.outlet is None:
-            await self._answer(503, {"detail": "try again later"})
+            await http.answer(self.send, 503, {"detail": "try again later"})
             return
         if close.error is not None:
             self._say("error_message", {"error": close.error})

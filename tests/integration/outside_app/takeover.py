@@ -16,12 +16,14 @@ ROOT = HERE.parents[2]
 BEFORE = HERE / "before"
 PATCH = HERE / "takeover.patch"
 MOST = 40
+# Afterwards: docs/how-to/resumable-consumer.md for its consumer of notifications, what emits, and the page.
+RESUMABLE = HERE / "resumable.patch"
 
 
-def changed() -> int:
+def changed(patch: Path = PATCH) -> int:
     """Lines that are taken away or added, in what `carillon new` has made and in what was copied. The lock is
     made, and not written."""
-    lines = PATCH.read_text().splitlines()
+    lines = patch.read_text().splitlines()
     return sum(line[:1] in ("+", "-") and line[:4] not in ("+++ ", "--- ") for line in lines)
 
 
@@ -31,10 +33,14 @@ def take_over(folder: Path) -> Path:
     shutil.rmtree(site / "src" / "chat")
     shutil.copytree(BEFORE / "chat", site / "src" / "chat")
     shutil.copy(BEFORE / "mysite" / "celery.py", site / "src" / "project")
-    subprocess.run(["git", "apply", "--unidiff-zero", str(PATCH)], cwd=site, check=True)
+    apply(site, PATCH)
     # As `make lock` has made it, which needs uv.
     shutil.copy(HERE / "requirements.txt", site)
     return site
+
+
+def apply(site: Path, patch: Path) -> None:
+    subprocess.run(["git", "apply", "--unidiff-zero", str(patch)], cwd=site, check=True)
 
 
 if __name__ == "__main__":

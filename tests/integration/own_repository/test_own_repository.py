@@ -54,9 +54,6 @@ def make(site):
         yield make
     finally:
         make("clean", must=False)
-        query = ["docker", "images", "--format", "{{.Repository}}:{{.Tag}}", "--filter"]
-        tags = subprocess.run([*query, f"reference=carillon/*:{PROJECT}"], capture_output=True, text=True)
-        subprocess.run(["docker", "image", "rm", *tags.stdout.split()], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def machine(tmp_path_factory) -> Machine:
         file.parent.chmod(0o755)
         must(
             *("run", "--detach", "--name", MIRROR, "--tmpfs", "/run/nginx:uid=10004"),
-            *("--volume", f"{file}:/proxy.conf:ro", "--entrypoint", "nginx", "carillon/nginx:production"),
+            *("--volume", f"{file}:/proxy.conf:ro", "--entrypoint", "nginx", "carillon/nginx:dev"),
             *("-e", "stderr", "-c", "/proxy.conf", "-g", "daemon off;"),
         )
         must("network", "connect", "--alias", "mirror", NAME, MIRROR)

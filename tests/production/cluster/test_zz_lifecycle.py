@@ -186,7 +186,7 @@ def test_managed_services_stand_in_for_hosts_of_ones_own(machines, playbook, sec
         # Their data is theirs to keep.
         backup = tmp_path / "backup"
         playbook("backup.yml", "-e", f"backup_dir={backup}", inventory=tmp_path / "hosts.yml")
-        assert {path.name for path in backup.iterdir()} == {"secrets.tar", "certificates.tar"}
+        assert {path.name for path in backup.iterdir()} == {"secrets.tar", "media.tar", "certificates.tar"}
         shutil.move(tmp_path / "secrets", tmp_path / "kept")
         playbook("restore.yml", "-e", f"restore_from={backup}", inventory=tmp_path / "hosts.yml")
     finally:

@@ -64,8 +64,16 @@ def test_rotated_secrets_are_new_and_sessions_last(stack, settings):
 
 def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings, tmp_path):
     job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
+    upload = "/var/lib/carillon/media/bells.txt"
+    inside(stack, "sh", "-c", f"echo rung > {upload}")
     folder = do(operations.backup, settings, tmp_path / "backup")
-    assert {path.name for path in folder.iterdir()} == {"database.dump", "secrets", "project.env"}
+    assert {path.name for path in folder.iterdir()} == {
+        "database.dump",
+        "media.tar",
+        "secrets",
+        "project.env",
+    }
+    inside(stack, "rm", upload)
     assert folder.stat().st_mode & 0o777 == 0o700
     first = images(stack)
     RELEASE_MARKER.write_text('"""Made by a test, which takes it away again."""\n')
@@ -88,6 +96,8 @@ def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings,
         assert images(stack) == first, "a restore is of the release that runs"
     finally:
         RELEASE_MARKER.unlink()
+    assert inside(stack, "cat", upload) == "rung\n"
+    inside(stack, "rm", upload)
     names = {row["name"] for row in stack.api("/api/v2/jobs/")["results"]}
     assert "after the backup" not in names
     assert stack.api(f"/api/v2/jobs/{job['id']}/")["name"] == "kept through the fire"

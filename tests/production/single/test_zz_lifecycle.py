@@ -200,6 +200,7 @@ def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
     healthy()
 
 
+UPLOAD = "/var/lib/carillon/media/bells.txt"
 POSTGRES = "runuser -u postgres -- "
 # The release before had no such app: its tables, with foreign keys to others', are not in its backups.
 OLDER = ("tower", "zero")
@@ -216,9 +217,11 @@ def backup(machine, stack, playbook, tmp_path):
     """A backup, of a job too, and that job's address."""
     job = stack.api("/api/v2/jobs/", {"name": "kept through the fire"})
     folder = tmp_path / "backup"
+    machine.run(f"runuser -u carillon -- sh -c 'echo rung > {UPLOAD}'")
     playbook("backup.yml", "-e", f"backup_dir={folder}")
+    machine.run(f"rm {UPLOAD}")
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
-        ("secrets.tar", "database.dump", "definitions.json", "certificates.tar"), "0o600"
+        ("secrets.tar", "database.dump", "media.tar", "definitions.json", "certificates.tar"), "0o600"
     )
     return folder, f"/api/v2/jobs/{job['id']}/"
 
@@ -246,6 +249,7 @@ def test_a_backup_of_the_release_before_is_restored(machine, stack, playbook, ol
     playbook("restore.yml", "-e", f"restore_from={folder}")
     print(f"restore: {time.monotonic() - start:.0f} s")
     healthy()
+    assert machine.run(f"stat --format %U {UPLOAD} && cat {UPLOAD}").split() == ["carillon", "rung"]
     # The release that is installed has made its tables; the token is the backup's.
     assert stack.api("/api/v2/jobs/")["results"] == []
     assert databases(machine) == {"carillon", "postgres"}

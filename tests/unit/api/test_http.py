@@ -8,15 +8,20 @@ from io import StringIO
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
+from django import urls
 from django.core.management import call_command
-from django.urls import clear_script_prefix, set_script_prefix
+from django.test import Client
+from django.urls import clear_script_prefix, clear_url_caches, set_script_prefix
 
+from carillon import urls as carillon_urls
 from carillon.api.static_storage import HashedStorage
 from carillon.sockets.application import application
 
+INTERNAL = {"detail": "Internal error: the server's log has the details."}
 
-async def http(path: str, headers=()) -> tuple[int, dict[str, str], dict]:
-    scope = {"type": "http", "method": "GET", "path": path, "headers": list(headers), "query_string": b""}
+
+async def http(where: str, headers=()) -> tuple[int, dict[str, str], dict]:
+    scope = {"type": "http", "method": "GET", "path": where, "headers": list(headers), "query_string": b""}
     communicator = ApplicationCommunicator(application, scope)
     start, body = await communicator.receive_output(), await communicator.receive_output()
     return (
@@ -72,6 +77,51 @@ def test_not_found_is_a_page_for_browsers(client):
     assert 'href="/static/carillon/error.css"' in page
     for program in ("*/*", "application/json"):
         assert client.get("/nonsense", headers={"Accept": program})["Content-Type"].startswith("text/plain")
+
+
+@pytest.fixture
+def fails(settings, monkeypatch):
+    """fails(host, accept) is the answer of a view that raises."""
+
+    def view(request):
+        raise RuntimeError("the clapper is off")
+
+    monkeypatch.setattr(carillon_urls, "urlpatterns", [urls.path("fails/", view)])
+    settings.ROOT_URLCONF = "carillon.urls"
+    clear_url_caches()
+
+    def fails(host="localhost", accept="text/html,*/*;q=0.8"):
+        client = Client(raise_request_exception=False)
+        return client.get("/fails/", headers={"host": host, "accept": accept})
+
+    yield fails
+    clear_url_caches()
+
+
+def test_in_development_a_browser_of_this_machine_has_the_debug_page(fails, settings):
+    settings.CARILLON = {**settings.CARILLON, "DEBUG_PAGE": True}
+    answer = fails()
+    page = answer.content.decode()
+    assert answer.status_code == 500
+    assert "the clapper is off" in page
+    assert "Traceback" in page
+    assert settings.SECRET_KEY not in page
+    assert "'unsafe-inline'" in answer["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("host", "accept"),
+    [("carillon.test", "text/html"), ("localhost", "*/*"), ("localhost", "application/json")],
+)
+def test_nobody_else_has_it(fails, settings, host, accept):
+    """What comes by another name comes from elsewhere; programs have JSON."""
+    settings.CARILLON = {**settings.CARILLON, "DEBUG_PAGE": True}
+    answer = fails(host, accept)
+    assert (answer.status_code, answer.json()) == (500, INTERNAL)
+
+
+def test_production_has_none(fails):
+    assert fails().json() == INTERNAL
 
 
 def test_the_index_names_every_route_that_needs_no_id(client):

@@ -32,7 +32,7 @@ def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
     """A new base, every image without the builder's cache, and then the upgrade that can be rolled back."""
     ran = []
     monkeypatch.setattr(process, "work", lambda command, **_: ran.append(command))
-    monkeypatch.setattr(images, "_labels", lambda chosen: {})
+    monkeypatch.setattr(images, "_labels", lambda config, chosen: {})
     monkeypatch.setattr(operations, "upgrade", lambda config: ran.append(["upgrade"]))
     answer = process.subprocess.CompletedProcess([], 0, "sha256:base", "")
     monkeypatch.setattr(process, "ask", lambda *_, **__: answer)
@@ -40,5 +40,5 @@ def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
     assert ran[0] == ["docker", "pull", base_image.IMAGE]
     assert ran[-1] == ["upgrade"]
     built = {command[command.index("--tag") + 1]: command for command in ran[1:-1]}
-    assert set(built) == {image.tag for image in production.IMAGES}
+    assert set(built) == {image.tag(settings) for image in production.IMAGES}
     assert all("--no-cache" in command for command in built.values())

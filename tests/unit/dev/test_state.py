@@ -5,11 +5,13 @@ import json
 import re
 import stat
 import subprocess
+from dataclasses import replace
+from fnmatch import fnmatch
 
 import pytest
 from cryptography import x509
 
-from dev import account, certificates, config, images, process, secret_files, stack, testing
+from dev import account, certificates, config, images, process, production, secret_files, stack, testing
 from dev.output import Failure
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -128,6 +130,76 @@ def test_fingerprint_sees_content_names_and_modes(tmp_path):
         assert found not in seen
         seen.add(found)
     assert images.fingerprint(["image"], "other base", tmp_path) not in seen
+
+
+class Engine:
+    """What docker is asked, and the images that it has: tag to the fingerprint of what they were built of."""
+
+    def __init__(self, has):
+        self.has = dict(has)
+        self.asked = []
+
+    def ask(self, command, **_):
+        self.asked.append(command)
+        told = ""
+        if command[:3] == ["docker", "image", "inspect"] and "--format" not in command:
+            told = json.dumps(
+                [
+                    {"RepoTags": [tag], "Config": {"Labels": {images.LABEL: self.has[tag]}}}
+                    for tag in command[3:]
+                    if tag in self.has
+                ]
+            )
+        elif command[:3] == ["docker", "image", "ls"]:
+            filters = [word.partition("=") for word in command if word.startswith(("label=", "reference="))]
+            label = next((value.rpartition("=")[2] for key, _, value in filters if key == "label"), None)
+            names = [value for key, _, value in filters if key == "reference"]
+            told = "\n".join(
+                tag
+                for tag, made in self.has.items()
+                if label in (None, made)
+                and any(fnmatch(tag, name) or tag.startswith(f"{name}:") for name in names)
+            )
+        elif command[:2] == ["docker", "tag"]:
+            self.has[command[3]] = self.has[command[2]]
+        elif command[:3] == ["docker", "image", "rm"]:
+            for tag in command[3:]:
+                del self.has[tag]
+        return process.subprocess.CompletedProcess(command, 0, told, "")
+
+
+def test_stacks_share_no_name_of_an_image_and_build_nothing_twice(settings, monkeypatch, capsys):
+    other = replace(settings, project="carillon-other")
+    image = images.Image("nginx", ("images/nginx",))
+    assert image.tag(settings) != image.tag(other)
+    assert image.tag(settings).endswith(f":{settings.compose_environment()['CARILLON_PROJECT']}")
+    label = images.fingerprint(image.inputs, "")
+    engine = Engine({image.tag(other): label, "carillon/nginx:carillon-third": "of other files"})
+    monkeypatch.setattr(process, "ask", engine.ask)
+    monkeypatch.setattr(images, "build", lambda image, *_, **__: pytest.fail(f"built {image.name}"))
+    images.ensure(settings, (image,))
+    assert engine.has[image.tag(settings)] == label
+    images.ensure(settings, (image,))
+    images.forget(settings)
+    assert set(engine.has) == {image.tag(other), "carillon/nginx:carillon-third", "carillon/nginx:dev"}
+    built = []
+    engine.has = {image.tag(other): "of before"}
+    monkeypatch.setattr(images, "build", lambda image, *_, **__: built.append(image))
+    images.ensure(settings, (image,))
+    assert built == [image]
+    assert engine.has == {image.tag(other): "of before"}
+
+
+def test_production_s_images_are_called_after_its_stack(settings):
+    (tag,) = {image.tag(settings).partition(":")[2] for image in production.IMAGES}
+    assert tag == f"{settings.project}{images.BUILT}"
+    # For tests without a stack of their own. Production's application is not development's.
+    latest = {
+        image.name for image in production.IMAGES if f"carillon/{image.name}:dev" in image.tags(settings)
+    }
+    assert latest == {"nginx", "rabbitmq", "postgresql"}
+    (released,) = {len(replace(image, suffix="-release-1").tags(settings)) for image in production.IMAGES}
+    assert released == 1
 
 
 def test_every_input_of_an_image_exists():

@@ -10,7 +10,7 @@ import pytest
 import setuptools
 
 from dev import __main__ as command
-from dev import project, yours
+from dev import linting, project, yours
 from dev.output import Failure
 
 ROOT = Path(__file__).parents[3]
@@ -166,7 +166,7 @@ def test_state_and_names_are_the_repositorys_own(site):
         from dev import config, images, production
         here, live = config.load(), production.load()
         print(here.project, here.state, live.project)
-        print(images.IMAGES[0].tag, production.IMAGES[0].tag, here.compose_environment()["CARILLON_TAG"])
+        print(images.IMAGES[0].tag(here), production.IMAGES[0].tag(live))
     """
     folder = site / "My_Site"
     done = subprocess.run(
@@ -175,7 +175,7 @@ def test_state_and_names_are_the_repositorys_own(site):
     )  # fmt: skip
     assert done.stdout.split() == [
         *("my-site", f"{folder}/.dev", "my-site-production"),
-        *("carillon/app:my-site", "carillon/app:my-site-production", "my-site"),
+        *("carillon/app:my-site", "carillon/app:my-site-production-built"),
     ]
 
 
@@ -208,3 +208,12 @@ def test_a_package_that_is_called_nearly_as_carillon_s_is_in_the_release(tmp_pat
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
     found = setuptools.find_packages(str(tmp_path), exclude=described["exclude"])
     assert sorted(found) == ["asgi_amqp_more", "carillon_site", "carillon_site.a"]
+
+
+def test_carillon_s_rules_are_for_carillon_s_code(tmp_path):
+    for name in (*yours.CARILLONS, "project", "chat"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        (tmp_path / "src" / name / "__init__.py").touch()
+    assert linting.theirs(tmp_path) == ["chat"]
+    (ruff,) = [suite for suite in linting.sources() if suite.name == "ruff"]
+    assert ruff.command == ("ruff", "check", ".")  # here are none

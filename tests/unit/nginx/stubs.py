@@ -43,7 +43,7 @@ class Uwsgi(socketserver.StreamRequestHandler):
 
 
 class Daphne(socketserver.StreamRequestHandler):
-    """Accepts every websocket handshake, then sends as JSON the request's head as it came."""
+    """Accepts every websocket handshake, then sends the request's head as JSON; likewise without one."""
 
     def handle(self):
         lines = []
@@ -57,8 +57,13 @@ class Daphne(socketserver.StreamRequestHandler):
             self.wfile.write(
                 b"HTTP/1.1 101 Stub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" + content + b"\n"
             )
-        else:
+        elif " /events/" in lines[0]:
             self.wfile.write(b"HTTP/1.1 500 Stub\r\nContent-Length: 0\r\n\r\n")
+        else:
+            self.wfile.write(
+                b"HTTP/1.1 200 Stub\r\nContent-Type: application/json\r\nX-Frame-Options: ALLOWALL\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+            )
 
 
 class Server(socketserver.ThreadingTCPServer):

@@ -602,6 +602,97 @@ def test_prefixes_below_the_path_that_a_proxy_in_front_shows(tmp_path, upstreams
             assert handshake(server, path)[1]["request"].startswith("GET /ws/chat/ ")
 
 
+@pytest.fixture(scope="module")
+def declared(tmp_path_factory, upstreams):
+    site = tree.values("development with prefixes") | upstreams
+    with running.nginx(tmp_path_factory.mktemp("nginx") / "etc", site) as server:
+        yield server
+
+
+def by_daphne(answer) -> tuple[str, dict]:
+    """The request line that its stub saw, and the headers by their names."""
+    assert answer.status == 200, answer
+    seen = json.loads(answer.body)
+    return seen["request"], {name.lower(): value for name, value in seen["headers"]}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/stream/", "/stream/tower.7/~a@b:c+d/?token=a", "/live/page/x"])
+def test_declared_http_goes_to_daphne_with_or_without_upgrade(declared, method, path):
+    claims = [("X-Forwarded-For", "1.2.3.4"), ("Daphne-Root-Path", "/x"), ("X-Forwarded-Host", "evil")]
+    for headers in ((), UPGRADE):
+        answer = declared.ask(
+            method, path, [*headers, *claims], b"abc" if method == "POST" else b"", tls=True
+        )
+        line, seen = by_daphne(answer)
+        assert line == f"{method} {path} HTTP/1.1"
+        assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("127.0.0.1", "https")
+        assert not {"upgrade", "daphne-root-path", "x-forwarded-host"} & seen.keys()
+        assert seen.get("content-length") == ("3" if method == "POST" else None)
+        assert {name: len(answer.all(name)) for name in SECURITY} == dict.fromkeys(SECURITY, 1)
+        assert answer.get("X-Frame-Options") == "DENY"
+
+
+def test_what_is_beside_declared_http_is_uwsgi_s(declared, development):
+    for path in ("/stream", "/streams/", "/live/", "/STREAM/", "/stream/a%20b", "/stream/%0d%0aX:1"):
+        variables(declared.ask("GET", path))
+    assert variables(development.ask("GET", "/stream/"))["PATH_INFO"] == "/stream/"
+
+
+def test_declared_http_below_the_path_that_a_proxy_in_front_shows(tmp_path, upstreams):
+    site = tree.values("development with prefixes") | upstreams | {"prefix": "/bells"}
+    with running.nginx(tmp_path / "etc", site) as server:
+        for path in ("/bells/stream/x/", "/stream/x/"):
+            line, seen = by_daphne(server.ask("GET", path))
+            assert (line, seen["daphne-root-path"]) == ("GET /bells/stream/x/ HTTP/1.1", "/bells")
+
+
+def test_declared_http_without_a_body_has_no_large_one_over_http2(declared):
+    assert json.loads(http2(declared, "GET", "/stream/x/"))["request"].startswith("GET /stream/x/ ")
+    assert "larger than 16 KiB" in json.loads(http2(declared, "GET", "/stream/x/", b"x" * 20_000))["detail"]
+    assert "POST /stream/x/ " in json.loads(http2(declared, "POST", "/stream/x/", b"x" * 20_000))["request"]
+
+
+def test_declared_http_while_daphne_is_away(tmp_path, upstreams):
+    dead = {"daphne": [f"127.0.0.1:{running.free_port()}"]}
+    with running.nginx(
+        tmp_path / "etc", tree.values("development with prefixes") | upstreams | dead
+    ) as server:
+        answer = server.ask("GET", "/stream/x/?token=s3cret")
+        assert (answer.status, answer.get("Content-Type")) == (502, "text/html; charset=utf-8")
+        assert "s3cret" not in (server.root / "access.log").read_text()
+
+
+def test_a_client_cannot_say_below_which_path_a_socket_lies(development):
+    """Routing would fail for it, with a traceback."""
+    for path in ("/websocket/", "/websocket/yours/"):
+        _, seen = handshake(development, path, [*UPGRADE, ("Daphne-Root-Path", "/x")])
+        assert "daphne-root-path" not in {name.lower() for name, _ in seen["headers"]}
+
+
+def test_uploads_as_large_as_is_declared(declared):
+    assert json.loads(declared.ask("POST", "/yours/", body=b"x" * (2 << 20)).body)["body"] == 2 << 20
+    answer = declared.ask("POST", "/yours/", [("Content-Length", str((2 << 20) + 1))])
+    assert (answer.status, "larger than 2 MiB." in json.loads(answer.body)["detail"]) == (413, True)
+    assert declared.ask("POST", "/api/login/", [("Content-Length", "16385")]).status == 413
+
+
+def test_what_users_have_uploaded_is_shown_and_runs_nothing(development):
+    media = development.root / "media"
+    (media / "bells").mkdir()
+    (media / "bells" / "a page.html").write_text("<script>alert(1)</script>")
+    answer = development.ask("GET", "/media/bells/a%20page.html")
+    assert (answer.status, answer.body) == (200, b"<script>alert(1)</script>")
+    assert answer.get("Cache-Control") == "no-cache"
+    assert "default-src 'none'" in answer.get("Content-Security-Policy")
+    assert "; sandbox;" in answer.get("Content-Security-Policy")
+    assert answer.get("X-Content-Type-Options") == "nosniff"
+    for path, status in (("/media/none.png", 404), ("/media/", 403), ("/media/bells/", 403)):
+        assert development.ask("GET", path).status == status
+    assert development.ask("POST", "/media/bells/a%20page.html").status == 405
+    assert development.ask("GET", "/media/../nginx.conf").status == 200, "an ordinary path: uwsgi's"
+
+
 # Plain HTTP in production -----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.front import Front
 from dev import project, site_file
@@ -67,6 +68,8 @@ def test_committed_values_pass(name):
         ("client_limits", "no", "'no' is not true or false"),
         ("server_names", ["a b"], "'a b' is not a host name or address"),
         ("websocket_prefixes", "/ws/", 'must be a list of paths, such as ["/ws/"]'),
+        ("http_prefixes", ["/x"], "'/x' must begin and end with one slash: write '/x/'"),
+        ("upload_mebibytes", 0, "must be a whole number from 1 to 64, not 0"),
         ("websocket_prefixes", ["ws/"], "'ws/' must begin and end with one slash: write '/ws/'"),
     ],
 )
@@ -116,11 +119,22 @@ def test_a_project_s_prefixes_are_the_only_difference_that_they_make():
     for name in tree.VALUES:
         without = site_file.render(tree.values(name), TEMPLATE).splitlines()
         declared = site_file.render(tree.values(name + tree.DECLARED), TEMPLATE).splitlines()
+        assert declared.count("client_max_body_size 2m;") == 1
+        declared = [line.replace("2m;", "1m;").replace("2 MiB", "1 MiB") for line in declared]
         more = [line for line in declared if line not in without]
         assert [line for line in declared if line not in more] == without
         # Once in each server that has the routes.
         servers = without.count("    include carillon/snippets/routes.conf;")
-        assert more == [f"    location ~ ^{prefix}{rest}" for prefix in ("/ws/", "/live/feed-2/")] * servers
+        prefixes = {
+            "/ws/": "websocket",
+            "/live/feed-2/": "websocket",
+            "/stream/": "http",
+            "/live/page/": "http",
+        }
+        locations = [
+            f"    location ~ ^{prefix}{rest.replace('websocket', name)}" for prefix, name in prefixes.items()
+        ]
+        assert more == locations * servers
 
 
 @pytest.mark.parametrize("name", ["development", "container"])
@@ -128,7 +142,7 @@ def test_what_is_declared_is_in_the_file_of_development_and_containers(name, tmp
     monkeypatch.setattr(project, "FILE", tmp_path / "carillon.toml")
     site_file.write(tree.VALUES[name], tmp_path / "site.conf")
     assert (tmp_path / "site.conf").read_text() == site_file.render(tree.values(name), TEMPLATE)
-    project.FILE.write_text('websocket_prefixes = ["/ws/", "/live/feed-2/"]')
+    project.FILE.write_text(tree.WORDS)
     site_file.write(tree.VALUES[name], tmp_path / "site.conf")
     assert (tmp_path / "site.conf").read_text() == site_file.render(
         tree.values(name + tree.DECLARED), TEMPLATE
@@ -173,12 +187,20 @@ def test_hosts_have_what_is_declared(tmp_path):
     (tmp_path / "nginx").symlink_to(tree.NGINX)
     declared = tmp_path / "src/project/carillon.toml"
     declared.parent.mkdir(parents=True)
-    declared.write_text('websocket_prefixes = ["/ws/", "/live/feed-2/"]')
+    declared.write_text(tree.WORDS)
+    (tmp_path / "src/project/nginx").mkdir()
+    (tmp_path / "src/project/nginx/bells.conf").write_text("location /bells/ { return 204; }")
     (tmp_path / "src/carillon").symlink_to(tree.CHECKOUT / "src/carillon")
     content = "(nginx_files | selectattr('dest', 'equalto', '/etc/nginx/carillon/site.conf') | first).content"
     tasks = [
         {"ansible.builtin.copy": {"content": f"{{{{ {content} }}}}", "dest": f"{tmp_path}/site.conf"}},
-        {"ansible.builtin.copy": {"content": "{{ nginx_site | to_json }}", "dest": f"{tmp_path}/values"}},
+        {"ansible.builtin.copy": {"content": "{{ nginx_files | to_json }}", "dest": f"{tmp_path}/files"}},
+        {
+            "ansible.builtin.copy": {
+                "content": "{{ nginx_whole_site | to_json }}",
+                "dest": f"{tmp_path}/values",
+            }
+        },
     ]
     files = [str(role / "defaults/main.yml"), str(role / "vars/main.yml")]
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars_files": files}
@@ -205,6 +227,9 @@ def test_hosts_have_what_is_declared(tmp_path):
     )
     values = json.loads((tmp_path / "values").read_text())
     assert values["websocket_prefixes"] == ["/ws/", "/live/feed-2/"]
+    assert values["http_prefixes"] == ["/stream/", "/live/page/"]
+    files = {file["dest"]: file.get("content") for file in json.loads((tmp_path / "files").read_text())}
+    assert files["/etc/nginx/carillon/site.d/bells.conf"] == "location /bells/ { return 204; }"
     text = (tmp_path / "site.conf").read_text()
     assert text == site_file.render(values, TEMPLATE)
     assert text.count("    location ~ ^/ws/[A-Za-z0-9._~@:+/-]*$ { include") == 1
@@ -235,3 +260,26 @@ def test_the_benchmark_s_clients_come_from_one_address():
     rendered = Path(front._folder.name, "site.conf").read_text()
     front._folder.cleanup()
     assert 'map "" $carillon_client_limits { default 0; }' in rendered
+
+
+def test_development_and_containers_have_the_project_s_locations(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "LOCATIONS", tmp_path / "theirs")
+    there = tmp_path / "site.d"
+    assert not project.locations(there)
+    assert list(there.iterdir()) == []
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "bells.conf").write_text("location /bells/ { return 204; }")
+    (tmp_path / "theirs" / "notes.txt").touch()
+    assert project.locations(there)
+    assert not project.locations(there)
+    (file,) = there.iterdir()
+    assert (file.name, file.read_text()) == ("bells.conf", "location /bells/ { return 204; }")
+    assert (there.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o755, 0o644)
+    (tmp_path / "theirs" / "bells.conf").unlink()
+    assert project.locations(there)
+    assert list(there.iterdir()) == []
+    for name in ("dev", "production"):
+        services = yaml.safe_load((tree.CHECKOUT / f"compose/{name}.yml").read_text())["services"]
+        mounts = json.dumps(services["nginx"]["volumes"])
+        assert "/nginx/site.d" in mounts
+        assert "/etc/nginx/carillon/site.d" in mounts

@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import shutil
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from carillon.process.declared import Declared, site
 from dev import site_file
 
 CHECKOUT = Path(__file__).parents[3]
@@ -20,36 +22,42 @@ VALUES = {
     "container": NGINX / "sites" / "container.yml",
 }
 DECLARED = " with prefixes"
+WORDS = """
+websocket_prefixes = ["/ws/", "/live/feed-2/"]
+http_prefixes = ["/stream/", "/live/page/"]
+upload_mebibytes = 2
+"""
 NAMES = [*VALUES, *(f"{name}{DECLARED}" for name in VALUES)]
 
 
 def values(name: str) -> dict:
-    """The values of a deployment, and what a project declares: nothing, or prefixes for its websockets."""
-    prefixes = ["/ws/", "/live/feed-2/"] if name.endswith(DECLARED) else []
+    """The values of a deployment, and what a project declares: nothing, or `WORDS`."""
+    declared = tomllib.loads(WORDS) if name.endswith(DECLARED) else {}
     values = yaml.safe_load(VALUES[name.removesuffix(DECLARED)].read_text())
-    return values | {"websocket_prefixes": prefixes}
+    return values | site(Declared(**declared))
 
 
-def lay_out(root: Path, site: dict) -> Path:
+def lay_out(root: Path, values: dict) -> Path:
     """nginx.conf, snippets, pages, a certificate and the rendered site under `root`; all paths lead there."""
     (root / "carillon").mkdir(parents=True)
-    for directory in ("tls", "static", "acme", "run", "carillon/site.d", "carillon/main.d"):
+    for directory in ("tls", "static", "media", "acme", "run", "carillon/site.d", "carillon/main.d"):
         (root / directory).mkdir()
     shutil.copy(NGINX / "nginx.conf", root)
     shutil.copytree(NGINX / "snippets", root / "carillon" / "snippets")
     shutil.copytree(NGINX / "pages", root / "carillon" / "pages")
     certificate(root / "tls")
-    site = site | {
-        "https": site["https"] | {"certificate": f"{root}/tls/server.pem", "key": f"{root}/tls/server.key"},
+    values = values | {
+        "https": values["https"] | {"certificate": f"{root}/tls/server.pem", "key": f"{root}/tls/server.key"},
         "temporary": f"{root}/run",
         "access_log": f"{root}/access.log",
     }
-    (root / "carillon" / "site.conf").write_text(site_file.render(site, site_file.TEMPLATE.read_text()))
+    (root / "carillon" / "site.conf").write_text(site_file.render(values, site_file.TEMPLATE.read_text()))
     for file in root.rglob("*.conf"):
         text = file.read_text()
         for there, here in (
             ("/etc/nginx/carillon", root / "carillon"),
             ("/var/lib/carillon/static", root / "static"),
+            ("/var/lib/carillon/media", root / "media"),
             ("/var/lib/carillon/acme", root / "acme"),
             ("/run/nginx/nginx.pid", root / "nginx.pid"),
         ):

@@ -36,6 +36,16 @@ def test_prefixes(tmp_path):
     assert read(tmp_path, text) == (Declared(("/ws/", "/live/feed-2/")), [])
 
 
+def test_http_prefixes_and_uploads(tmp_path):
+    found, problems = read(tmp_path, 'http_prefixes = ["/live/"]\nupload_mebibytes = 8')
+    assert problems == []
+    assert declared.site(found) == {
+        "websocket_prefixes": [],
+        "http_prefixes": ["/live/"],
+        "upload_mebibytes": 8,
+    }
+
+
 def test_processes(tmp_path):
     found, problems = read(
         tmp_path, WORKER + '[processes.beat]\ncommand = ["python", "-m", "x"]\nnumber = 2\n'
@@ -98,6 +108,18 @@ def test_processes(tmp_path):
             "lies in /static/, which leads to the files that nginx serves",
         ),
         ('websocket_prefixes = ["/websocket/chat/"]', "leads to daphne already, with all of /websocket/"),
+        ('websocket_prefixes = ["/media/ws/"]', "lies in /media/, which leads to the files that users"),
+        ('http_prefixes = "/live/"', 'http_prefixes: must be a list of paths, such as ["/live/"]'),
+        ('http_prefixes = ["/live"]', "http_prefixes: '/live' must begin and end with one slash"),
+        ('http_prefixes = ["/"]', "name a path for these alone, such as '/live/'"),
+        ('http_prefixes = ["/websocket/x/"]', "lies in /websocket/, where websockets are: choose another"),
+        (
+            'websocket_prefixes = ["/live/"]\nhttp_prefixes = ["/live/feed/"]',
+            "http_prefixes: '/live/feed/' overlaps with '/live/' of websocket_prefixes: a path is for one",
+        ),
+        ("upload_mebibytes = 65", "upload_mebibytes: must be a whole number from 1 to 64, not 65"),
+        ("upload_mebibytes = true", "must be a whole number from 1 to 64, not True"),
+        ('upload_mebibytes = "8"', "must be a whole number from 1 to 64, not '8'"),
         ('websocket_prefixes = ["/ws/", "/ws/"]', "'/ws/' overlaps with '/ws/': keep the shorter one"),
         ('websocket_prefixes = ["/ws/a/", "/ws/"]', "'/ws/' overlaps with '/ws/a/'"),
     ],

@@ -186,6 +186,29 @@ def test_the_reference_has_every_name_with_its_default():
                 )
 
 
+@pytest.mark.parametrize(
+    ("development", "listen", "shown"),
+    [
+        ("1", "127.0.0.1", True),
+        ("1", "::1", True),
+        ("1", "0.0.0.0", False),
+        ("1", "192.168.1.7", False),
+        ("1", "", False),
+        ("0", "", False),
+    ],
+)
+def test_the_debug_page_is_shown_on_loopback_in_development_alone(development, listen, shown):
+    said = {"CARILLON_DEVELOPMENT": development, "CARILLON_DEVELOPMENT_LISTEN": listen}
+    assert load({**GOOD, **said}).debug_page is shown
+
+
+def test_production_has_no_debug_page_whatever_it_listens_on():
+    with pytest.raises(
+        ConfigurationError, match="CARILLON_DEVELOPMENT_LISTEN is for development alone: remove it"
+    ):
+        load({**GOOD, "CARILLON_DEVELOPMENT": "0", "CARILLON_DEVELOPMENT_LISTEN": "127.0.0.1"})
+
+
 JWT = {
     "CARILLON_JWT_ISSUER": "https://id.test",
     "CARILLON_JWT_AUDIENCE": "us",

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ENVIRON = {
     "CARILLON_AMQP_PASSWORD": "mq-secret",
     "CARILLON_WAIT_SECONDS": "10",
 }
+PRODUCTION = {"CARILLON_SECRET_KEY": "k" * 40, "CARILLON_ALLOWED_HOSTS": "carillon.test"}
 
 
 class Clock:
@@ -151,13 +153,86 @@ def test_a_declared_process_runs_with_its_name_is_probed_and_ends_on_term(declar
         assert (answer.returncode, answer.stdout) == (1, "")
         assert "worker: runs for " in answer.stderr
         monkeypatch.setattr(probe, "SETTLED_SECONDS", 0)
-        assert probe.probe("worker", load(ENVIRON)) == "worker: runs"
+        assert probe.probe("worker", load(ENVIRON)) == "worker: 1 run"
         process.terminate()
         assert process.wait(5) == -15
         answer = carillon("probe", "worker", **environ)
-        assert (answer.returncode, answer.stderr) == (1, "carillon: worker: no such process\n")
+        assert (answer.returncode, answer.stderr) == (
+            1,
+            "carillon: worker: no such process of 1: its log says why\n",
+        )
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("ages", "development", "said"),
+    [
+        ([600, 600], False, "worker: 2 run"),
+        ([600, 1], False, "worker: runs for 1 s, which says nothing before 5"),  # one comes again and again
+        ([600], False, "worker: 1 such process of 2: its log says why"),
+        ([600], True, "worker: 1 run"),  # a container of its own
+        ([], True, "worker: no such process of 1: its log says why"),
+    ],
+)
+def test_all_of_a_declared_process_are_looked_at(declares, monkeypatch, ages, development, said):
+    declares('[processes.worker]\ncommand = ["x"]\nnumber = 2')
+    now = time.monotonic()
+    each = [{"CARILLON_PROCESS": "worker", "CARILLON_PROCESS_SINCE": f"{now - age - n / 1e6:.6f}"}
+            for n, age in enumerate(ages)]  # fmt: skip
+    everything = iter([*each, *each, {"CARILLON_PROCESS": "other"}])  # twice: their forks
+    monkeypatch.setattr(probe, "_environ", lambda _: next(everything, {}))
+    environment = load(ENVIRON if development else {**ENVIRON, "CARILLON_DEVELOPMENT": "0", **PRODUCTION})
+    if said.endswith(" run"):
+        assert probe.probe("worker", environment) == said
+    else:
+        with pytest.raises(probe.NotServing, match=f"^{said}"):
+            probe.probe("worker", environment)
+
+
+SETTINGS = "from carillon.settings import *\nfrom carillon.settings import CARILLON, INSTALLED_APPS\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "place", "words"),
+    [
+        ("settings.py", "import no_such_thing", "settings.py:1", "No module named 'no_such_thing'"),
+        ("settings.py", "x = (", "settings.py:1", "SyntaxError: '(' was never closed"),
+        ("settings.py", SETTINGS + "INSTALLED_APPS += ['no_such_app']", "", "No module named 'no_such_app'"),
+        (
+            "settings.py",
+            SETTINGS + "CARILLON = {**CARILLON, 'WINDOW_BYTES': 'many'}",
+            "",
+            "CARILLON: WINDOW_BYTES must be a whole number, as 67108864 is, and not 'many'",
+        ),
+        ("urls.py", "urlpatterns = [\n    path()]", "urls.py:2", "NameError: name 'path' is not defined"),
+        ("routing.py", "from yours import consumers", "routing.py:1", "No module named 'yours'"),
+        (
+            "families.py",
+            "from carillon.events import Family, register\n"
+            "register(Family('bells', ('<id>',), permitted=lambda user, keys: keys))\n" * 2,
+            "families.py:4",
+            "ValueError: family 'bells' is registered twice: choose another name",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "migrate", "run"])
+def test_a_project_that_cannot_be_loaded_is_one_line(declares, command, file, text, place, words):
+    path = declares("")
+    apps = "INSTALLED_APPS = [*INSTALLED_APPS, 'project']\n"
+    (path / "project/settings.py").write_text(SETTINGS + apps)
+    (path / "project/urls.py").write_text("urlpatterns = []")
+    (path / "project/routing.py").write_text("websocket_urlpatterns = []")
+    (path / "project" / file).write_text(text)
+    environ = {**ENVIRON, "CARILLON_DATABASE_HOST": "sqlite", "PYTHONPATH": f"{path}:{ROOT / 'src'}"}
+    answer = carillon(command, *(["daphne"] if command == "run" else []), **environ)
+    assert answer.returncode == launcher.EXIT_CONFIGURATION, answer.stderr
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith(
+        f"carillon: the project cannot be loaded: {f'{path}/project/{place}: ' if place else ''}"
+    )
+    assert words in line
+    assert ". To do: " in line
 
 
 def test_channels_own_worker_is_not_taken_for_runworker(tmp_path):
@@ -229,7 +304,8 @@ def test_unreachable_services_are_one_line_without_a_secret():
             **{**ENVIRON, "CARILLON_DATABASE_HOST": "127.0.0.1", "CARILLON_DATABASE_PORT": port},
         )
     assert answer.returncode == launcher.EXIT_NOT_READY
-    (line,) = answer.stderr.splitlines()
+    good, line = answer.stderr.splitlines()
+    assert good == "carillon: the project: good"
     assert line.startswith("carillon: the database: ")
     assert "CARILLON_DATABASE_HOST" in line
     assert "secret" not in line

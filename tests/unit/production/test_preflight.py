@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from carillon.process import declared
 from tests.unit.production.test_control_node import ANSIBLE, ROOT
 from tests.unit.production.test_secrets import filters
 
@@ -145,12 +146,11 @@ def test_without_a_checkout_a_release_says_what_was_declared(preflight, tmp_path
     (tmp_path / "carillon.toml").write_text('websocket_prefixes = ["/ws/"]')
     none = {"topology_source": "/nowhere", "nginx_source": "/nowhere/nginx"}
     assert preflight("nginx", none, {**none, "nginx_source": str(tmp_path)}) == ["", ""]
-    assert filters.declared("/nowhere/carillon.toml", "/nowhere") == {
-        "websocket_prefixes": [],
-        "problems": [],
-    }
+    none = {"websocket_prefixes": [], "http_prefixes": [], "upload_mebibytes": 1}
+    assert none == declared.site(declared.Declared())
+    assert filters.declared("/nowhere/carillon.toml", "/nowhere") == {"site": none, "problems": []}
     found = filters.declared(str(tmp_path / "carillon.toml"), "/nowhere")
-    assert found == {"websocket_prefixes": ["/ws/"], "problems": []}
+    assert found == {"site": {**none, "websocket_prefixes": ["/ws/"]}, "problems": []}
 
 
 def test_an_address_of_ipv6_between_hosts_is_refused(play):

@@ -12,6 +12,9 @@ from importlib import util
 
 import pytest
 
+from dev import images
+from dev.config import load
+from dev.output import Failure
 from tests.unit.production.test_control_node import ANSIBLE
 from tests.unit.production.test_secrets import filters
 
@@ -64,6 +67,9 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / "nginx" / name).write_text(name)
     (tmp_path / release.DECLARED).parent.mkdir()
     (tmp_path / release.DECLARED).write_text("websocket_prefixes = []")
+    (tmp_path / release.LOCATIONS).mkdir()
+    (tmp_path / release.LOCATIONS / "bells.conf").write_text("location /bells/ { return 204; }")
+    (tmp_path / release.LOCATIONS / "notes.txt").write_text("of no use to nginx")
     (tmp_path / "src/carillon/process").mkdir()
     shutil.copy(MODULE.parents[3] / "src/carillon/process/declared.py", tmp_path / "src/carillon/process")
     wheels = tmp_path / "wheels"
@@ -75,7 +81,11 @@ def checkout(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changed", ["supervisord/uwsgi.ini", "nginx/snippets/routes.conf", "src/project/carillon.toml"]
+    "changed",
+    [
+        *("supervisord/uwsgi.ini", "nginx/snippets/routes.conf", "src/project/carillon.toml"),
+        "src/project/nginx/bells.conf",
+    ],
 )
 def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, changed):
     before, *_ = release.ensure(checkout, checkout / "cache", "3.13", "x86_64", dry=True)
@@ -84,15 +94,17 @@ def test_settings_of_uwsgi_supervisord_and_nginx_are_the_releases(checkout, chan
     assert name != before
     with tarfile.open(archive) as tar:
         members = {member.name.removeprefix(f"{name}/"): member for member in tar.getmembers()}
-        where = {"uwsgi.ini": "etc/uwsgi.ini", "carillon.toml": "etc/nginx/carillon.toml"}.get(
-            changed.rpartition("/")[2], f"etc/{changed}"
-        )
+        where = {
+            "uwsgi.ini": "etc/uwsgi.ini",
+            "carillon.toml": "etc/nginx/carillon.toml",
+            "bells.conf": "etc/nginx/site.d/bells.conf",
+        }.get(changed.rpartition("/")[2], f"etc/{changed}")
         assert tar.extractfile(members[where]).read() == b"# another"
     assert set(members) == {
         *("wheels/django-6.whl", "requirements.txt", "etc/uwsgi.ini"),
         *("etc/supervisord/supervisord.conf", "etc/supervisord/conf.d/daphne.conf"),
         *("etc/nginx/nginx.conf", "etc/nginx/snippets/routes.conf", "etc/nginx/sites/site.conf.j2"),
-        "etc/nginx/carillon.toml",
+        *("etc/nginx/carillon.toml", "etc/nginx/site.d/bells.conf"),
     }
     assert {(member.mode, member.uname) for member in members.values()} == {(0o644, "root")}
 
@@ -165,6 +177,42 @@ def test_a_release_that_is_held_is_found_and_not_built(checkout):
     assert (held["id"], held["own"], held["changed"]) == ("0.9-abc", False, False)
     assert held["archive"] == str(checkout / "cache/carillon-0.9-abc-3.13-x86_64.tar")
     assert not (checkout / "cache").exists()
+
+
+PIP = """WARNING: Discarding https://index.test/a.whl
+ERROR: Could not find a version that satisfies the requirement python-bells==1.0 (from versions: none)
+ERROR: No matching distribution found for python-bells==1.0
+"""
+
+
+def test_a_package_without_a_wheel_is_named_with_what_to_do(tmp_path, monkeypatch):
+    """Also one that has wheels, and none for the hosts' Python."""
+    done = subprocess.CompletedProcess([], 1, "", PIP)
+    monkeypatch.setattr(release.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RuntimeError) as error:
+        release.download(tmp_path / "lock", tmp_path, "3.9", "aarch64")
+    assert str(error.value).startswith(
+        "python-bells==1.0 has no wheel for Python 3.9 on Linux aarch64, and nothing is compiled here: name a"
+    )
+    assert "\n" not in str(error.value)
+    done.stderr = "WARNING: Retrying (Retry(total=0)) after connection broken\n" + PIP
+    with pytest.raises(RuntimeError, match="pip download failed"):
+        release.download(tmp_path / "lock", tmp_path, "3.9", "aarch64")
+
+
+def test_an_image_says_so_too(tmp_path, monkeypatch):
+    config = load({"CARILLON_STATE": str(tmp_path)})
+
+    def work(*_, log, **__):
+        log.parent.mkdir()
+        log.write_text(f"#12 1.0 {PIP}")
+        raise Failure("image app failed", ["the end of it"])
+
+    monkeypatch.setattr(images.process, "work", work)
+    said = r"^python-bells==1.0 has no wheel for the Python of the image, .*src/"
+    with pytest.raises(Failure, match=said) as error:
+        images.build(images.IMAGES[0], "label", config)
+    assert error.value.details == ["the end of it"]
 
 
 def test_wheels_are_fetched_once_and_anew_where_one_is_not_the_locks(tmp_path, monkeypatch):

@@ -1,0 +1,103 @@
+"""What can be said of a project before its first request: Django's system checks, as `make test`, `migrate`
+and `collectstatic` run them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.contrib.staticfiles import finders
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.template import engines
+from django.template.backends.django import DjangoTemplates
+from django.urls.resolvers import RoutePattern
+
+from carillon.conf import conf
+from carillon.process import declared as declaration
+from carillon.process import launcher
+
+TAG = "carillon"
+_STATIC = re.compile(r"""\{%\s*static\s+(["'])([^"'{}]+)\1""")
+_PLAIN = re.compile(r"[A-Za-z0-9_/-]*")
+
+
+def beginning(pattern: Any) -> str | None:
+    """What every path that a route of Channels serves begins with, as far as it is plain; None: anything."""
+    if isinstance(pattern, RoutePattern):
+        return f"/{str(pattern).partition('<')[0]}"
+    regex = str(pattern)
+    if not regex.startswith("^") and not regex.endswith("$"):
+        return None  # searched for anywhere
+    plain = _PLAIN.match(regex.removeprefix("^"))
+    assert plain is not None
+    text, rest = plain[0], regex.removeprefix("^")[plain.end() :]
+    return f"/{text[:-1] if rest[:1] in tuple('?*{') else text}"
+
+
+def _lost(routes: Iterable[Any], prefixes: tuple[str, ...]) -> Iterator[str]:
+    """Routes that none of these paths leads to."""
+    for route in routes:
+        start = beginning(route.pattern)
+        if start is not None and not any(start.startswith(one) or one.startswith(start) for one in prefixes):
+            yield str(route.pattern)
+
+
+@register(TAG)
+def routes_are_reached(**_: Any) -> list[CheckMessage]:
+    """nginx sends what is declared to daphne, and all else to uwsgi, which answers 404."""
+    declared = launcher.declared()
+    if not conf.WEBSOCKET_URLCONF or declared is declaration.NONE:
+        return []
+    module = import_module(conf.WEBSOCKET_URLCONF)
+    found = []
+    for name, key, own in (
+        ("websocket_urlpatterns", "websocket_prefixes", (declaration.OWN,)),
+        ("http_urlpatterns", "http_prefixes", ()),
+    ):
+        for route in _lost(getattr(module, name, ()), (*own, *getattr(declared, key))):
+            first = route.lstrip("^/").partition("/")[0]
+            where = f"{conf.WEBSOCKET_URLCONF}.{name}"
+            found.append(
+                Error(
+                    f"{where}: nobody reaches {route!r}: nginx sends no such path to daphne",
+                    hint=f'Declare where it begins in {declaration.FILE}, such as {key} = ["/{first}/"].',
+                    id="carillon.E001",
+                )
+            )
+    return found
+
+
+@register(Tags.staticfiles)
+def static_names_are_there(**_: Any) -> list[CheckMessage]:
+    """A name that a template has and nobody else would be an error of its page, once names have hashes."""
+    found = []
+    for path in sorted(_templates()):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue  # whoever renders it says so
+        for _quote, name in _STATIC.findall(text):
+            if finders.find(name) is None:
+                found.append(
+                    Error(
+                        f"{path}: there is no static file {name!r}",
+                        hint="Add it to static/ of an app, or correct the name. For a template that is never "
+                        'shown: SILENCED_SYSTEM_CHECKS = ["carillon.E002"].',
+                        id="carillon.E002",
+                    )
+                )
+    return found
+
+
+def _templates() -> Iterator[Path]:
+    if "django.contrib.staticfiles" not in settings.INSTALLED_APPS:
+        return
+    for engine in engines.all():
+        if isinstance(engine, DjangoTemplates):
+            for folder in engine.template_dirs:
+                yield from (path for path in Path(folder).rglob("*") if path.is_file())

@@ -1,0 +1,119 @@
+"""The project's own HTTP that daphne serves, below the `http_prefixes` of its carillon.toml: HTTP consumers
+of Channels, by `http_urlpatterns` beside its `websocket_urlpatterns`, and for every other path Django, whose
+async views run here as they are.
+
+An HTTP consumer finds `scope["user"]` and `scope["session"]` as a websocket's does, and who presents
+something wrong is refused likewise. What Django serves has Django's own middleware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from asgiref.sync import ThreadSensitiveContext
+from channels.routing import URLRouter
+from django.core.handlers.asgi import ASGIHandler
+from django.db import Error
+from django.urls import URLPattern, re_path
+
+from carillon.conf import conf
+from carillon.process import launcher
+from carillon.sockets import authentication, protocol
+from carillon.sockets.session import count_refusal
+from carillon.sockets.sockets import sockets
+
+AGAIN = 30  # seconds, of Retry-After: something else has to end first, and nobody knows when
+AWAY = {"detail": "The server cannot reach its database or broker: try again later."}
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@cache
+def prefixes() -> tuple[str, ...]:
+    """The paths that are the project's."""
+    return launcher.declared().http_prefixes
+
+
+async def answer(send: Send, status: int, body: dict[str, Any], headers: Mapping[str, str] = {}) -> None:
+    """JSON, whole."""
+    data = json.dumps(body).encode()
+    said = {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}
+    lines = [(name.lower().encode(), value.encode()) for name, value in said.items()]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": data})
+
+
+async def refuse(send: Send, refused: authentication.Refused) -> None:
+    """In words and a status, as a websocket would in words and a code."""
+    status = {protocol.FORBIDDEN_ORIGIN: 403, protocol.TRY_LATER: 429}.get(refused.code, 401)
+    if isinstance(refused, authentication.IssuerAway):
+        status = 503
+    headers = {"Retry-After": str(AGAIN)} if status == 429 else {}
+    await answer(send, status, {"detail": refused.reason}, headers)
+
+
+class Known:
+    """An HTTP consumer, or a router of them, for whoever asks: `scope["user"]` and `scope["session"]`."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._path_routing = getattr(application, "_path_routing", False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
+                identity = await sockets().authenticate(authentication.Handshake(scope))
+        except authentication.NoCredentials:
+            identity = authentication.anonymous()
+        except authentication.Refused as refused:
+            count_refusal(refused)
+            await refuse(send, refused)
+            return
+        except (Error, TimeoutError) as error:
+            count_refusal(error)
+            await answer(send, 503, AWAY)
+            return
+        session = authentication.SessionStore(identity.session_key)
+        async with ThreadSensitiveContext():
+            await self._application({**scope, "user": identity.user, "session": session}, receive, send)
+
+
+async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    """The ASGI application of what is below `prefixes()`."""
+    await _routes(conf.WEBSOCKET_URLCONF)(scope, receive, send)
+
+
+@cache
+def _routes(urlconf: str | None) -> URLRouter:
+    patterns = getattr(import_module(urlconf), "http_urlpatterns", ()) if urlconf else ()
+    known = [URLPattern(each.pattern, Known(each.callback), each.default_args) for each in patterns]
+    return URLRouter([*known, re_path("", Django())])
+
+
+class Django:
+    """Django, for so many requests at a time: each has a thread for the synchronous code in it and around it,
+    until its answer is through, and the process needs some itself.
+    """
+
+    def __init__(self) -> None:
+        self._handler = ASGIHandler()
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._open >= conf.HTTP_REQUESTS:
+            detail = f"This process serves {self._open} requests already: try again later."
+            await answer(send, 503, {"detail": detail}, {"Retry-After": "5"})
+            return
+        self._open += 1
+        try:
+            await self._handler(scope, receive, send)
+        finally:
+            self._open -= 1

@@ -1,0 +1,96 @@
+"""What is said of a project before its first request: of routes and of static files."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+from django.core.checks import run_checks
+from django.core.management import CommandError, call_command
+from django.urls import path, re_path
+
+from carillon import checks
+from carillon.process.declared import Declared
+
+DECLARED = Declared(websocket_prefixes=("/ws/chat/",), http_prefixes=("/live/",))
+
+
+def view():
+    """Whatever serves it."""
+
+
+@pytest.fixture
+def routing(settings, monkeypatch):
+    """routing(websocket=[…], http=[…]) is what the check says."""
+
+    def routing(websocket=(), http=(), declared=DECLARED):
+        module = ModuleType("their_routing")
+        module.websocket_urlpatterns, module.http_urlpatterns = list(websocket), list(http)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(checks.launcher, "declared", lambda: declared)
+        settings.CARILLON = {**settings.CARILLON, "WEBSOCKET_URLCONF": module.__name__}
+        return [(found.msg, found.hint) for found in run_checks(tags=["carillon"])]
+
+    return routing
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        path("websocket/yours/<int:pk>/", view),
+        path("ws/chat/<room>/", view),
+        path("ws/<kind>/", view),  # some of them
+        path("<path:all>", view),
+        re_path(r"ws/chat/(?P<room>\w+)/$", view),
+        re_path(r"^ws/chat/(?P<room>\w+)/$", view),
+        re_path(r"^ws/cha?t/", view),
+        re_path(r"^(ws|live)/", view),
+        re_path(r"anywhere", view),
+        re_path(r"", view),
+    ],
+)
+def test_a_route_that_is_reached_is_no_problem(routing, route):
+    assert routing([route]) == []
+
+
+@pytest.mark.parametrize(
+    ("route", "first"),
+    [
+        (path("chat/<room>/", view), "chat"),
+        (path("ws/notifications/", view), "ws"),
+        (re_path(r"^socket/(?P<room>\w+)/$", view), "socket"),
+        (re_path(r"socket/(?P<room>\w+)/$", view), "socket"),
+        (path("live/<room>/", view), "live"),  # it is declared for the other kind
+    ],
+)
+def test_a_route_that_nobody_reaches_is_named_with_what_to_do(routing, route, first):
+    ((said, hint),) = routing([route])
+    assert repr(str(route.pattern)) in said
+    assert said.startswith("their_routing.websocket_urlpatterns: nobody reaches")
+    assert hint == f'Declare where it begins in carillon.toml, such as websocket_prefixes = ["/{first}/"].'
+
+
+def test_http_consumers_likewise(routing):
+    assert routing(http=[path("live/<room>/", view)]) == []
+    ((said, hint),) = routing(http=[path("websocket/<room>/", view)])
+    assert "http_urlpatterns" in said
+    assert "http_prefixes = [" in hint
+
+
+def test_where_there_is_no_carillon_toml_somebody_else_routes(routing):
+    assert routing([path("chat/", view)], declared=checks.declaration.NONE) == []
+
+
+def test_static_names_that_nobody_has_stop_the_build(settings, tmp_path):
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+    page = tmp_path / "page.html"
+    page.write_text("{% load static %}{% static 'carillon/error.css' %}{% static name %}")
+    assert [found for found in run_checks(tags=["staticfiles"]) if found.id == "carillon.E002"] == []
+    page.write_text("<img src=\"{%static 'bells/none.png' %}\">")
+    (found,) = run_checks(tags=["staticfiles"])
+    assert found.msg == f"{page}: there is no static file 'bells/none.png'"
+    settings.STATIC_ROOT = str(tmp_path / "static")
+    with pytest.raises(CommandError, match=r"no static file 'bells/none.png'"):
+        call_command("collectstatic", "--no-input", skip_checks=False)
+    assert not (tmp_path / "static").exists()
