@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ _DUMP_SECONDS = 3600
 _RESTORED = "carillon_restored"
 _MEDIA = "media.tar"
 _UPLOADS = ("--directory", "/var/lib/carillon/media")
+# A release of before there were uploads has no folder of them. 1: something came or went meanwhile.
+_PACK = f"test ! -d {_UPLOADS[1]} || tar --create {' '.join(_UPLOADS)} . || test $? -eq 1"
 # Since a rollback: it is kept to. And the images that ran when the last upgrade began.
 _HELD = "held"
 _BEFORE = "before.json"
@@ -53,7 +56,9 @@ def backup(config: Config, folder: Path | None = None) -> Path:
         )
     # After the database: whatever its rows name is there by then.
     with (partial / _MEDIA).open("wb") as file:
-        _streamed(config, "app", "tar", "--create", *_UPLOADS, ".", stdout=file)
+        _streamed(config, "app", "sh", "-c", _PACK, stdout=file)
+    if not (partial / _MEDIA).stat().st_size:
+        (partial / _MEDIA).unlink()
     shutil.copytree(config.secrets, partial / "secrets")
     shutil.copyfile(config.project_settings, partial / "project.env")
     partial.rename(where)
@@ -64,6 +69,13 @@ def restore(config: Config, folder: Path) -> None:
     """The database of a backup in place of the one that runs, which is kept until all is well."""
     if not (folder / "database.dump").is_file() or not (folder / "secrets").is_dir():
         raise Failure(f"FROM={folder} is no backup: name the folder that `make production-backup` made")
+    if (folder / _MEDIA).is_file():
+        try:
+            with tarfile.open(folder / _MEDIA) as archive:
+                for _ in archive:
+                    pass
+        except tarfile.TarError as error:
+            raise Failure(f"{folder / _MEDIA} is damaged: {error}") from None
     secret_files.private_directory(config.secrets)
     # Those that are here are the passwords of what runs here; a machine that is new takes the backup's.
     for path in (folder / "secrets").iterdir():

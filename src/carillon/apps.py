@@ -9,12 +9,13 @@ class CarillonConfig(AppConfig):
 
     def ready(self) -> None:
         from carillon import checks, conf, tracing  # noqa: F401  (checks: they are registered)
-        from carillon.accounts import jwts, logins, sessions  # noqa: F401  (receivers of logins)
+        from carillon.accounts import audit, jwts, logins, sessions  # noqa: F401  (receivers of logins)
         from carillon.api import policy
         from carillon.metrics import shared
         from carillon.process import launcher
         from carillon.sockets import control, signals  # noqa: F401  (their families and receivers)
 
+        audit.watch()
         conf.check()
         jwts.check_settings()
         tracing.check_settings()

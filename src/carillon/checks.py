@@ -12,7 +12,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.staticfiles import finders
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.urls.resolvers import RoutePattern
@@ -31,8 +31,8 @@ def beginning(pattern: Any) -> str | None:
     if isinstance(pattern, RoutePattern):
         return f"/{str(pattern).partition('<')[0]}"
     regex = str(pattern)
-    if not regex.startswith("^") and not regex.endswith("$"):
-        return None  # searched for anywhere
+    if "|" in regex or (not regex.startswith("^") and not regex.endswith("$")):
+        return None  # one of several, or searched for anywhere
     plain = _PLAIN.match(regex.removeprefix("^"))
     assert plain is not None
     text, rest = plain[0], regex.removeprefix("^")[plain.end() :]
@@ -61,11 +61,14 @@ def routes_are_reached(**_: Any) -> list[CheckMessage]:
     ):
         for route in _lost(getattr(module, name, ()), (*own, *getattr(declared, key))):
             first = route.lstrip("^/").partition("/")[0]
+            hint = f'Declare where it begins in {declaration.FILE}, such as {key} = ["/{first}/"].'
+            if route.lstrip("^").startswith("/"):
+                hint = "Take the slash at its beginning away: Channels matches paths without it."
             where = f"{conf.WEBSOCKET_URLCONF}.{name}"
             found.append(
                 Error(
                     f"{where}: nobody reaches {route!r}: nginx sends no such path to daphne",
-                    hint=f'Declare where it begins in {declaration.FILE}, such as {key} = ["/{first}/"].',
+                    hint=hint,
                     id="carillon.E001",
                 )
             )
@@ -83,8 +86,10 @@ def static_names_are_there(**_: Any) -> list[CheckMessage]:
             continue  # whoever renders it says so
         for _quote, name in _STATIC.findall(text):
             if finders.find(name) is None:
+                # A package's own template may be for what nobody uses here.
+                kind = Warning if "site-packages" in path.parts else Error
                 found.append(
-                    Error(
+                    kind(
                         f"{path}: there is no static file {name!r}",
                         hint="Add it to static/ of an app, or correct the name. For a template that is never "
                         'shown: SILENCED_SYSTEM_CHECKS = ["carillon.E002"].',

@@ -137,13 +137,16 @@ DEFAULTS: dict[str, Any] = {
     "TRACES_RATIO": 1.0,
     # Days that a token lives when nobody says otherwise.
     "TOKEN_DAYS": 365,
+    # Seconds for which a session may make tokens after its login; then it has to log in again. 0: for ever.
+    "FRESH_LOGIN_SECONDS": 3600,
     # Days for which `carillon prune` keeps what has ended; 0 or None: for ever. Jobs with their events, since
     # they finished; API tokens, since they expired; results of tasks, since they ended; dead letters, since
-    # they died.
+    # they died; the audit log.
     "KEEP_JOBS_DAYS": 180,
     "KEEP_TOKENS_DAYS": 90,
     "KEEP_TASKS_DAYS": 7,
     "KEEP_DEAD_LETTERS_DAYS": 30,
+    "KEEP_AUDIT_DAYS": 365,
     # A module with `websocket_urlpatterns`: a project's own consumers, as Channels' URLRouter takes them; and
     # with `http_urlpatterns`, where it has HTTP consumers. None: there are none.
     "WEBSOCKET_URLCONF": None,
@@ -156,7 +159,7 @@ DEFAULTS: dict[str, Any] = {
     "CONSUMER_THREADS": 4,
     # Requests of Django's at a time in each daphne process, below the project's `http_prefixes`: each has a
     # thread. Beyond it: 503.
-    "HTTP_REQUESTS": 200,
+    "HTTP_REQUESTS": 64,
     # Django's debug page for what fails, at a loopback address of this machine: development alone has it on.
     "DEBUG_PAGE": False,
 }

@@ -126,7 +126,9 @@ def story(facts: Facts) -> Iterator[tuple[str, str]]:
         behind = event.number - number
         passed = f"has passed it{'' if at is None else f' at {_later(at, event)}'}; it is"
         yield f"daphne {slot}", f"{passed if behind <= 0 else f'is {behind} before it,'} at {number}"
-    if not facts.passed:
+    if not facts.passed and (facts.noted is None or facts.noted.epoch != facts.epoch):
+        yield "daphne", "its epoch is over: none says how far it was"
+    elif not facts.passed:
         yield "daphne", "none here: its metrics are those of another host, or none are kept"
     users = ", ".join(f"{name} ({count})" for name, count in facts.subscribed[:10])
     more = len(facts.subscribed) - 10
@@ -139,7 +141,8 @@ def _time(stamp: int) -> str:
 
 
 def _later(stamp: int, event: Event) -> str:
-    return f"{_time(stamp)}, {stamp - event.stamp} ms after its emit"
+    apart = stamp - event.stamp  # by two clocks
+    return f"{_time(stamp)}, {abs(apart)} ms {'after' if apart >= 0 else 'before'} its emit"
 
 
 async def alone(text: str) -> Facts:

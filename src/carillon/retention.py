@@ -28,7 +28,7 @@ from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
 from carillon import locks
-from carillon.accounts.models import ApiToken, EndedSession
+from carillon.accounts.models import ApiToken, AuditEntry, EndedSession
 from carillon.conf import conf
 from carillon.metrics import names
 
@@ -123,6 +123,7 @@ register(
         lambda before: EndedSession.objects.filter(ended__lt=before),
     )
 )
+register(Kind("audit", "KEEP_AUDIT_DAYS", "at", lambda before: AuditEntry.objects.filter(at__lt=before)))
 
 
 # The run ---------------------------------------------------------------------------------------------------

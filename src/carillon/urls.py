@@ -7,10 +7,12 @@ from rest_framework.routers import SimpleRouter
 
 from carillon.api import oidc
 from carillon.api.accounts import (
+    AuditView,
     IndexView,
     LoginView,
     LogoutView,
     MeView,
+    PasswordView,
     RootView,
     SessionViewSet,
     TokenViewSet,
@@ -35,6 +37,8 @@ v2 = [
     path("dead_letters/", DeadLettersView.as_view(), name="dead_letters"),
     path("explain/", ExplainView.as_view(), name="explain"),
     path("me/", MeView.as_view(), name="me"),
+    path("me/password/", PasswordView.as_view(), name="password"),
+    path("audit/", AuditView.as_view(), name="audit"),
     path("notifications/", NotificationsView.as_view(), name="notifications"),
     path("connections/", ConnectionsView.as_view(), name="connections"),
     path(

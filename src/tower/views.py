@@ -118,7 +118,7 @@ class JobViewSet(
                 queryset = queryset.filter(**{name: number})
         for name in JOB_NAMES:
             if text := request.query_params.get(name):
-                queryset = queryset.filter(**{name: text})
+                queryset = queryset.none() if "\0" in text else queryset.filter(**{name: text})
         for name in JOB_TIMES:
             if (time := moment(request, name)) is not None:
                 queryset = queryset.filter(**{name: time})

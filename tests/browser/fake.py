@@ -519,6 +519,12 @@ async def answer(method, path, query, body):
                 return 404, {"detail": "no event of the log has that number: too old for the log"}
             hops = [("position", "19a8:105"), ("the queue", "taken off: the row has 19a8:110")]
             return 200, {"hops": [{"name": name, "text": text} for name, text in hops]}
+        case ["me", "password"]:
+            said = json.loads(body)
+            if said["current"] != "bells":
+                return 400, {"current": ["This is not your password."]}
+            STATE.sessions = [one for one in STATE.sessions if one["current"]]
+            return 200, {"ended": 2}
         case ["connections"]:
             return 200, page_of(connections(query), query)
         case ["tokens"] if method == "POST":

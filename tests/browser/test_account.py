@@ -154,6 +154,29 @@ def test_sessions_are_ended(page):
     expect(page.get_by_role("button", name="End all others")).to_be_hidden()
 
 
+def test_the_password_is_changed_and_the_page_goes_on(fake, open_page):
+    watched = open_page()
+    watched.expect("400")
+    page = open_account(fake, watched)
+    form = page.get_by_role("form", name="New password")
+    form.get_by_label("Current").fill("wrong")
+    form.get_by_label("New").fill("new bells, all of them")
+    page.keyboard.press("Enter")
+    expect(page.locator("#toast")).to_have_text("The password was not changed: This is not your password.")
+    expect(words(page)).to_have_text(re.compile("^(Connected|Resumed)"))
+    expect(form.get_by_label("New")).to_have_value("new bells, all of them")
+    form.get_by_label("Current").fill("bells")
+    with page.expect_request("**/me/password/") as asked:
+        form.get_by_role("button", name="Change password").click()
+    assert asked.value.post_data_json == {"current": "bells", "new": "new bells, all of them"}
+    expect(page.locator("#toast")).to_have_text(
+        "The password is changed, and your other sessions have ended."
+    )
+    expect(words(page)).to_have_text(re.compile("^(Connected|Resumed)"))
+    expect(sessions(page)).to_have_count(1)
+    expect(form.get_by_label("New")).to_have_value("")
+
+
 def test_sessions_that_nobody_can_list_are_not_called_none(fake, open_page):
     watched = open_page()
     watched.expect("404")

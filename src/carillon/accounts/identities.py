@@ -5,7 +5,6 @@ A name is what somebody may call himself elsewhere. It names a user that is made
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from collections.abc import Iterable
@@ -14,11 +13,10 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, transaction
 
+from carillon.accounts import audit
 from carillon.accounts.jwts import Claims
 from carillon.accounts.models import ExternalIdentity, Team
 from carillon.conf import conf
-
-audit = logging.getLogger("carillon.audit")
 
 LONGEST_NAME = 150
 _ODD = re.compile(r"[^\w.@+-]+")  # what Django's user names do not have
@@ -80,8 +78,7 @@ def follow_groups(user: Any, claims: Claims) -> None:
             user.is_superuser = admin
             user.save(update_fields=["is_superuser"])
             what = "made an admin" if admin else "no admin any more"
-            said_of = {"what": what, "name": user.get_username(), "issuer": claims.issuer}
-            audit.info("User %s: %r", what, user.get_username(), extra={"audit": said_of})
+            audit.note(what, user.get_username(), issuer=claims.issuer)
 
 
 def link(user: Any, issuer: str, subject: str) -> ExternalIdentity:
@@ -116,7 +113,7 @@ def _make(claims: Claims) -> ExternalIdentity:
             if row is None:
                 continue
             return row
-        _tell("user made", row)
+        _tell("identity made", row)
         return row
     raise Unwelcome("No user can be made for this account now: try again.")
 
@@ -131,5 +128,4 @@ def username(claims: Claims) -> str:
 
 def _tell(what: str, row: ExternalIdentity) -> None:
     name = row.user.get_username()
-    said = {"what": what, "name": name, "issuer": row.issuer, "subject": row.subject}
-    audit.info("Identity %s: %r for %r of %s", what, name, row.subject, row.issuer, extra={"audit": said})
+    audit.note(what, name, issuer=row.issuer, subject=row.subject)

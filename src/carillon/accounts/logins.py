@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import logging
 import math
 import random
+import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,12 +34,14 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from rest_framework.exceptions import Throttled
 
+from carillon.accounts import audit
 from carillon.accounts.models import LoginBudget
 from carillon.budgets import Allowance
 from carillon.conf import conf
 from carillon.metrics import names
 
-audit = logging.getLogger("carillon.audit")
+BEGAN = "_carillon_began"
+"""In a session: when its login was, in seconds since 1970."""
 
 SWEEP = 100
 """One attempt in so many also removes budgets that have been full for long."""
@@ -258,21 +260,31 @@ def _tell(outcome: str, name: str, where: str, why: str = "") -> None:
 
 def tell(outcome: str, name: str, where: str, why: str = "") -> None:
     """One line. A name may be anything that was typed: no line breaks of it."""
-    name = name[:150]
-    said = {"what": "login", "outcome": outcome, "name": name, "address": where, "why": why}
-    audit.info("Login %s: %r from %s", outcome, name, where, extra={"audit": said})
+    words = f"Login {outcome}: {name[:150]!r} from {where}"
+    audit.line(words, {"what": "login", "outcome": outcome, "name": name[:150], "address": where, "why": why})
 
 
 @receiver(user_logged_in)
 def _logged_in(sender: Any, request: Any, user: Any, **more: Any) -> None:
     password_was_right(request)
+    if (session := getattr(request, "session", None)) is not None:
+        session[BEGAN] = int(time.time())
+        audit.keep("session began", user.get_username())
 
 
 @receiver(user_login_failed)
 def _login_failed(sender: Any, credentials: dict[str, Any], request: Any = None, **more: Any) -> None:
     if where := place(request):
         request.carillon_attempt = None  # whoever is let in by this request, it was not by this password
-        _tell("wrong", str(credentials.get(get_user_model().USERNAME_FIELD, "")), where)
+        name = str(credentials.get(get_user_model().USERNAME_FIELD, ""))
+        _tell("wrong", name, where)
+        audit.keep_refusal(name)
+
+
+def is_stale(session: Any) -> bool:
+    """Whether its login is too long ago for what asks for a fresh one."""
+    most = conf.FRESH_LOGIN_SECONDS
+    return most > 0 and time.time() - session.get(BEGAN, 0) > most
 
 
 class RefusalMiddleware:

@@ -149,6 +149,22 @@ class ExternalIdentity(models.Model):
         return f"identity {self.pk} of user {self.user_id}"
 
 
+class AuditEntry(models.Model):
+    """Something that was done to accounts or rights: `carillon.accounts.audit`. Names, and no keys: it stays
+    when the user goes. `name`: of whom; `by`: who was logged in; `request`: nginx's id."""
+
+    at = models.DateTimeField(auto_now_add=True, db_index=True)
+    what = models.CharField(max_length=60)
+    name = models.CharField(max_length=150)
+    by = models.CharField(max_length=150, blank=True)
+    address = models.CharField(max_length=64, blank=True)
+    request = models.CharField(max_length=64, blank=True)
+    about = models.JSONField(default=dict)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.name}"
+
+
 class LoginBudget(models.Model):
     """What is left of a budget of wrong passwords: `carillon.accounts.logins`. `key` is a digest: no names
     and addresses are kept here."""

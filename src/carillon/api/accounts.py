@@ -8,6 +8,9 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import authenticate, login, logout
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.db import transaction
 from django.http import HttpResponse, HttpResponseRedirect
 from django.middleware.csrf import get_token
 from django.shortcuts import resolve_url
@@ -16,29 +19,35 @@ from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, viewsets
+from rest_framework.authentication import SessionAuthentication
 from rest_framework.decorators import action
-from rest_framework.exceptions import NotFound, PermissionDenied
+from rest_framework.exceptions import NotFound, PermissionDenied, ValidationError
+from rest_framework.generics import ListAPIView
 from rest_framework.parsers import FormParser, MultiPartParser
-from rest_framework.permissions import AllowAny
+from rest_framework.permissions import AllowAny, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from carillon.accounts import sessions
+from carillon.accounts import audit, logins, sessions
 from carillon.accounts.jwts import AccessToken
-from carillon.accounts.models import ApiToken, UserSession
+from carillon.accounts.models import ApiToken, AuditEntry, UserSession
+from carillon.accounts.permissions import IsAdmin, TokenScope
 from carillon.api import oidc
 from carillon.api.addresses import api, safe_target
 from carillon.api.parsers import JSONParser
 from carillon.api.serializers import (
+    AuditSerializer,
     CredentialsSerializer,
     EndedSerializer,
+    PasswordSerializer,
     SessionSerializer,
     TokenSerializer,
     UserSerializer,
 )
+from carillon.conf import conf
 
 # awxkit reads from this header which cookie is the session's.
 SESSION_COOKIE_HEADER = "X-API-Session-Cookie-Name"
@@ -160,6 +169,43 @@ class MeView(APIView):
         )
 
 
+class PasswordView(APIView):
+    """A new password of one's own. Ends one's other sessions; this one goes on under a new cookie."""
+
+    @method_decorator(sensitive_post_parameters("current", "new"))
+    def dispatch(self, *args: Any, **kwargs: Any) -> HttpResponse:
+        return super().dispatch(*args, **kwargs)
+
+    @extend_schema(
+        request=PasswordSerializer, responses={200: EndedSerializer, 400: dict, 403: dict, 429: dict}
+    )
+    def post(self, request: Request) -> Response:
+        user: Any = request.user
+        if not isinstance(request.successful_authenticator, SessionAuthentication):
+            raise PermissionDenied("A password is changed by who is logged in: start a session.")
+        if not user.has_usable_password():
+            raise PermissionDenied("You have no password here: change it where you log in.")
+        serializer = PasswordSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        said, http = serializer.validated_data, request._request
+        try:
+            validate_password(said["new"], user)
+        except DjangoValidationError as error:
+            raise ValidationError({"new": error.messages}) from None
+        # By the gate: the password of an open session is not guessed faster than any other.
+        if authenticate(http, username=user.get_username(), password=said["current"]) is None:
+            raise ValidationError({"current": ["This is not your password."]})
+        with transaction.atomic():
+            user.set_password(said["new"])
+            user.save(update_fields=["password"])
+            keys = list(UserSession.objects.filter(user=user).values_list("session_id", flat=True))
+            others = [key for key in keys if key != http.session.session_key]
+            # Django begins another session: where the password has changed, it takes none of before.
+            login(http, user, backend="django.contrib.auth.backends.ModelBackend")
+            sessions.end_rows(keys)
+        return Response({"ended": len(others)})
+
+
 class TokenViewSet(
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
@@ -176,6 +222,12 @@ class TokenViewSet(
         # It would outlive what it was made by, and whoever ends that at its issuer would not know of it.
         if isinstance(self.request.auth, AccessToken):
             raise PermissionDenied("A token of another issuer makes none of ours: log in, or use a token.")
+        # Who finds somebody's browser open is not to take his account away with him.
+        if isinstance(self.request.successful_authenticator, SessionAuthentication) and logins.is_stale(
+            self.request.session
+        ):
+            minutes = conf.FRESH_LOGIN_SECONDS // 60
+            raise PermissionDenied(f"This login is over {minutes} minutes old: log in again to make a token.")
         super().perform_create(serializer)
 
     def get_queryset(self) -> Any:
@@ -201,13 +253,37 @@ class SessionViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, viewsets.G
 
     def perform_destroy(self, instance: UserSession) -> None:
         """It ends at once, and the sockets that came in by it."""
-        sessions.end_rows([instance.session_id])
+        with transaction.atomic():
+            sessions.end_rows([instance.session_id])
+            audit.note("session ended", self.request.user.get_username(), address=instance.address)
 
     @extend_schema(request=None, responses={200: EndedSerializer, 404: dict})
     @action(detail=False, methods=["post"])
     def end_others(self, request: Request) -> Response:
         """Ends all but the one of this request; of a request by a token, all."""
         others = self.get_queryset().exclude(session=request.session.session_key)
-        keys = list(others.values_list("session_id", flat=True))
-        sessions.end_rows(keys)
+        with transaction.atomic():
+            keys = list(others.values_list("session_id", flat=True))
+            sessions.end_rows(keys)
+            audit.note("sessions ended", request.user.get_username(), count=len(keys))
         return Response({"ended": len(keys)})
+
+
+class AuditView(ListAPIView):
+    """What was done to accounts and rights, newest first; for admins."""
+
+    permission_classes = (IsAuthenticated, TokenScope, IsAdmin)
+    serializer_class = AuditSerializer
+    queryset = AuditEntry.objects.none()
+    FILTERS = ("what", "name", "by", "address", "request")
+
+    def get_queryset(self) -> Any:
+        asked = self.request.query_params
+        wanted = {name: asked[name] for name in self.FILTERS if name in asked}
+        if odd := next((name for name, value in wanted.items() if "\0" in value), None):
+            raise ValidationError({odd: ["a NUL character is in no entry"]})
+        return AuditEntry.objects.filter(**wanted).order_by("-pk")
+
+    @extend_schema(parameters=[OpenApiParameter(name, str, description="exactly this") for name in FILTERS])
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return super().get(request, *args, **kwargs)

@@ -20,6 +20,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from carillon import logs, tracing
+from carillon.accounts import audit
 from carillon.accounts.models import ApiToken
 from carillon.accounts.permissions import allows
 from carillon.conf import conf
@@ -116,7 +117,7 @@ class MeasureMiddleware:
         headers = request.headers
         method = request.method if request.method in METHODS else "other"
         about = logs.about(headers.get("X-Request-ID", ""), headers.get("traceparent", ""))
-        with about, tracing.request(method) as answered:
+        with about, audit.of(request), tracing.request(method) as answered:
             response = self.get_response(request)
             match = request.resolver_match
             route = "none" if match is None else match.view_name or "unnamed"

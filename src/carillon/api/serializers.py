@@ -10,7 +10,7 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from carillon.accounts import tokens
-from carillon.accounts.models import ApiToken, Team, UserSession
+from carillon.accounts.models import ApiToken, AuditEntry, Team, UserSession
 from carillon.accounts.permissions import may_publish
 from carillon.api import quotas
 from carillon.conf import conf
@@ -98,6 +98,17 @@ class SessionSerializer(serializers.ModelSerializer):
 
     def get_current(self, entry: UserSession) -> bool:
         return entry.session_id == self.context["request"].session.session_key
+
+
+class AuditSerializer(serializers.ModelSerializer):
+    class Meta:
+        model = AuditEntry
+        fields = ("id", "at", "what", "name", "by", "address", "request", "about")
+
+
+class PasswordSerializer(serializers.Serializer):
+    current = serializers.CharField(max_length=1000, trim_whitespace=False)
+    new = serializers.CharField(max_length=1000, trim_whitespace=False)
 
 
 class EndedSerializer(serializers.Serializer):

@@ -68,7 +68,8 @@ class Batch(NamedTuple):
     @property
     def relayed(self) -> int | None:
         """When the relay handed them to the log: milliseconds since 1970, UTC. None: not said."""
-        return int(self.word[len(RELAYED) :]) if self.events and self.word.startswith(RELAYED) else None
+        said = self.word[len(RELAYED) :]
+        return int(said) if self.events and self.word.startswith(RELAYED) and said.isdigit() else None
 
 
 LEAP = 2**28

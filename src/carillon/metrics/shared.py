@@ -49,6 +49,7 @@ class Slot:
         directory.mkdir(mode=0o700, exist_ok=True)
         self.number, self._lock = _lock_one(directory, process)
         self._file = directory / f"{process}-{self.number}.json"
+        self._left: dict[str, bytes] = {}
         self.before: dict[Sample, float] = {}
         """What the process that had this slot last has counted."""
         with suppress(FileNotFoundError, ValueError):
@@ -60,7 +61,10 @@ class Slot:
         data = snapshot.pack(Snapshot(self.process, self.number, time.monotonic(), families))
         self._replace(self._file, data)
         for name, make in tuple(_beside.items()):
-            self._replace(self._file.with_suffix(f".{name}"), make())
+            if (found := make()) != self._left.get(name):
+                with suppress(OSError):  # the snapshot is what counts
+                    self._replace(self._file.with_suffix(f".{name}"), found)
+                    self._left[name] = found
 
     def _replace(self, file: Path, data: bytes) -> None:
         new = file.with_suffix(".new")

@@ -208,6 +208,13 @@ def _loading() -> Iterator[None]:
     except ConfigurationError:
         raise
     except Exception as error:
+        from django.db import Error
+
+        if isinstance(error, Error):  # as where choices of a form are rows: it is looked at again
+            words = str(error).strip() or type(error).__name__
+            raise NotReady(
+                f"the project asks the database while it is loaded: {words.splitlines()[0]}"
+            ) from None
         frames = [
             frame
             for frame in traceback.extract_tb(error.__traceback__)

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 TICK = 0.1
 """Seconds between two ticks of the wheel that pings."""
 
+ANSWER_SECONDS = 4.0
+"""That TERM leaves to a request whose answer has not begun."""
+
 POLICY, RESTART, TRY_LATER = 1008, 1012, 1013
 
 UNREAD_PONGS = 64 * 1024
@@ -228,6 +231,13 @@ def _buffered(request) -> int:
     return len(transport.dataBuffer) + transport._tempDataLen if hasattr(transport, "dataBuffer") else 0
 
 
+def _is_unanswered(connection) -> bool:
+    """Whether an HTTP request has begun and its answer has not: something may be half done."""
+    protocol, details = connection
+    task = details.get("application_instance")
+    return task is not None and not task.done() and not getattr(protocol, "_response_started", True)
+
+
 class DeliveryServer(Server):
     """See the module. `write_budget` is in bytes per socket, `inbound_messages` and `inbound_bytes` how much
     of one client waits for its application before its socket is read no further, `frame_…` and `inbound_…`
@@ -400,6 +410,9 @@ class DeliveryServer(Server):
             self.say_goodbye(socket)
         for _ in range(20):
             if self.sockets:
+                await asyncio.sleep(TICK)
+        for _ in range(round(ANSWER_SECONDS / TICK)):
+            if any(map(_is_unanswered, self.connections.items())):
                 await asyncio.sleep(TICK)
         tasks = [
             task

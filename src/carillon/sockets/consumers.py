@@ -109,7 +109,7 @@ class ProjectConsumer:
         if here.rights.changed_since(self._before, (self.identity.user.pk,)):
             here.suspect(self)
         try:
-            thread = next(_threads(conf.CONSUMER_THREADS))
+            thread = next(threads(conf.CONSUMER_THREADS))
             await thread.__aenter__()  # never left: it is for others, too
             await _routes(conf.WEBSOCKET_URLCONF)(scope, self._receive, self._send)
         except StreamUnavailable as error:
@@ -290,7 +290,7 @@ class ProjectConsumer:
 
 
 @cache
-def _threads(count: int) -> Iterator[ThreadSensitiveContext]:
+def threads(count: int) -> Iterator[ThreadSensitiveContext]:
     """Threads for synchronous code of the project's, so that Carillon's questions to the database need not
     wait for it. A connection keeps to one of them, which is what `thread_sensitive` promises."""
     return cycle([ThreadSensitiveContext() for _ in range(count)])

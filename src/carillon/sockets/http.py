@@ -15,18 +15,20 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from channels.routing import URLRouter
 from django.core.handlers.asgi import ASGIHandler
-from django.db import Error
+from django.db import Error, connections
 from django.urls import URLPattern, re_path
 
 from carillon.conf import conf
 from carillon.process import launcher
 from carillon.sockets import authentication, protocol
+from carillon.sockets.consumers import threads
 from carillon.sockets.session import count_refusal
 from carillon.sockets.sockets import sockets
 
+PAUSE = 0.1  # seconds between two looks at how much waits for a reader
 AGAIN = 30  # seconds, of Retry-After: something else has to end first, and nobody knows when
 AWAY = {"detail": "The server cannot reach its database or broker: try again later."}
 
@@ -82,13 +84,20 @@ class Known:
             await answer(send, 503, AWAY)
             return
         session = authentication.SessionStore(identity.session_key)
-        async with ThreadSensitiveContext():
+        async with next(threads(conf.CONSUMER_THREADS)):
             await self._application({**scope, "user": identity.user, "session": session}, receive, send)
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-    """The ASGI application of what is below `prefixes()`."""
-    await _routes(conf.WEBSOCKET_URLCONF)(scope, receive, send)
+    """The ASGI application of what is below `prefixes()`. What it sends to a slow reader waits for him."""
+    waiting = scope.get("carillon.buffered", lambda: 0)
+
+    async def patient(message: dict[str, Any]) -> None:
+        await send(message)
+        while waiting() > conf.SOCKET_BUFFER_BYTES:  # noqa: ASYNC110 - nobody tells when he has read
+            await asyncio.sleep(PAUSE)
+
+    await _routes(conf.WEBSOCKET_URLCONF)(scope, receive, patient)
 
 
 @cache
@@ -112,8 +121,25 @@ class Django:
             detail = f"This process serves {self._open} requests already: try again later."
             await answer(send, 503, {"detail": detail}, {"Retry-After": "5"})
             return
+
+        async def reply(message: dict[str, Any]) -> None:
+            # A stream may last for hours: it holds no connection that it has stopped to use.
+            if message["type"] == "http.response.start":
+                await _let_go()
+            await send(message)
+
         self._open += 1
         try:
-            await self._handler(scope, receive, send)
+            async with ThreadSensitiveContext():
+                try:
+                    await self._handler(scope, receive, reply)
+                finally:
+                    await _let_go()
         finally:
             self._open -= 1
+
+
+async def _let_go() -> None:
+    """Of the database, in the thread of the request: that ends with it, and nobody would use them again.
+    PostgreSQL has fewer connections than there may be requests."""
+    await sync_to_async(connections.close_all)()

@@ -174,8 +174,8 @@ def test_nothing_secret_is_logged(trusted, caplog):
     for token in secret:
         me(token)
     lines = [logs.JsonFormatter().format(record) for record in caplog.records]
-    made = [json.loads(line).get("audit") for line in lines if "user made" in line]
-    assert made == [{"what": "user made", "name": "ilse", "issuer": trusted.url, "subject": "subject-1"}]
+    made = [json.loads(line).get("audit") for line in lines if "Identity made" in line]
+    assert made == [{"what": "identity made", "name": "ilse", "issuer": trusted.url, "subject": "subject-1"}]
     for token in secret:
         for part in token.split("."):
             assert not any(part in line for line in lines)

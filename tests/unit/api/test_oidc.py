@@ -603,10 +603,11 @@ def test_the_audit_log_and_nothing_secret(provider, browser, caplog, monkeypatch
     told = [said for line in lines if (said := json.loads(line).get("audit"))]
     assert [(said["what"], said.get("outcome"), said["name"]) for said in told] == [
         ("user made", None, "ilse"),
+        ("identity made", None, "ilse"),
         ("login", "let in", "ilse"),
         ("login", "wrong", "single sign-on"),
     ]
-    assert told[1]["address"] == "127.0.0.1"
+    assert told[2]["address"] == "127.0.0.1"
     secret = ["s3cr:t", "code-0", "code-1", *(part for token in tokens for part in token.split("."))]
     secret += [form["code_verifier"] for form in provider.forms]
     for line in lines:

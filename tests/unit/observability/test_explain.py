@@ -66,7 +66,9 @@ def test_every_hop_is_told():
 def test_what_is_not_known_is_told_as_well():
     said = told(noted=Position("f", 5))
     assert "epoch is over" in said["the queue"]
-    assert said["daphne"].startswith("none here")
+    assert said["daphne"].startswith("its epoch is over")
+    assert told(noted=Position("e", 105))["daphne"].startswith("none here")
+    assert ", 5 ms before its emit, by" in told(relayed=EVENT.stamp - 5)["relayed"]
     assert said["subscribed"].startswith("nobody")
     assert told(noted=Position("e", 100))["the queue"].startswith("perhaps still there")
 

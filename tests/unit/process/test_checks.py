@@ -46,6 +46,7 @@ def routing(settings, monkeypatch):
         re_path(r"^ws/chat/(?P<room>\w+)/$", view),
         re_path(r"^ws/cha?t/", view),
         re_path(r"^(ws|live)/", view),
+        re_path(r"^chat/|^ws/chat/", view),
         re_path(r"anywhere", view),
         re_path(r"", view),
     ],
@@ -69,6 +70,11 @@ def test_a_route_that_nobody_reaches_is_named_with_what_to_do(routing, route, fi
     assert repr(str(route.pattern)) in said
     assert said.startswith("their_routing.websocket_urlpatterns: nobody reaches")
     assert hint == f'Declare where it begins in carillon.toml, such as websocket_prefixes = ["/{first}/"].'
+
+
+def test_a_slash_at_the_beginning_is_named(routing):
+    ((_, hint),) = routing([re_path(r"^/ws/chat/$", view)])
+    assert hint.startswith("Take the slash at its beginning away")
 
 
 def test_http_consumers_likewise(routing):

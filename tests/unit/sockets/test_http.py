@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
@@ -116,6 +117,37 @@ async def test_a_stream_of_an_async_view_comes_in_its_parts():
     communicator, message = request("/live/count/")
     await communicator.send_input(message)
     assert (await communicator.receive_output(5))["status"] == 200
+    assert [(await communicator.receive_output(5))["body"] for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
+
+
+async def test_a_stream_holds_no_connection_to_the_database(monkeypatch):
+    let_go = []
+
+    class Connections:
+        def close_all(self):
+            let_go.append(threading.get_ident())
+
+    monkeypatch.setattr(http, "connections", Connections())
+    communicator, message = request("/live/count/")
+    await communicator.send_input(message)
+    assert (await communicator.receive_output(5))["type"] == "http.response.start"
+    assert len(let_go) == 1
+    await communicator.wait(5)
+    assert len(let_go) == 2
+    assert threading.get_ident() not in let_go
+
+
+async def test_a_view_waits_for_a_slow_reader(settings):
+    unread = 0
+    communicator, message = request("/live/count/")
+    communicator.scope["carillon.buffered"] = lambda: unread
+    settings.CARILLON = {**settings.CARILLON, "SOCKET_BUFFER_BYTES": 1000}
+    unread = 1001
+    await communicator.send_input(message)
+    assert await communicator.receive_nothing(0.3, 0.01) is False  # the start
+    assert (await communicator.receive_output(5))["status"] == 200
+    assert await communicator.receive_nothing(0.3, 0.01)
+    unread = 1000
     assert [(await communicator.receive_output(5))["body"] for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
 
 

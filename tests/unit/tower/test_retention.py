@@ -249,12 +249,13 @@ def test_one_line_a_kind(prune, job):
         "tokens: none would be deleted",
         "sessions: none would be deleted",
         "ended sessions: none would be deleted",
+        "audit: none would be deleted",
         "jobs: 1 jobs would be deleted",
         "tasks: none would be deleted",
         "dead letters: 2 would be deleted",
     ]
     code, lines, _ = prune()
-    assert (code, lines[3].split(" deleted")[0]) == (0, "jobs: 1 jobs, 3 job events")
+    assert (code, lines[4].split(" deleted")[0]) == (0, "jobs: 1 jobs, 3 job events")
     assert prune.letters == [True, False]
 
 
@@ -280,7 +281,7 @@ def test_a_database_that_goes_away_is_said_and_what_was_deleted_too(prune, job, 
 
     def alone(lock):
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 6:
             raise OperationalError("the connection is closed")
         return True
 
@@ -313,7 +314,7 @@ def test_without_a_broker_the_rest_is_done(prune, job, monkeypatch):
     job(200)
     code, lines, said = prune()
     assert code == launcher.EXIT_NOT_READY
-    assert "jobs: 1 jobs" in lines[3]
+    assert "jobs: 1 jobs" in lines[4]
     assert "carillon: the broker: nobody listens" in said
 
 

@@ -24,6 +24,8 @@ const enrol = (handlers, handler) => (handlers.add(handler), () => handlers.dele
 
 const part = (id) => document.getElementById(id);
 
+const unknown = (error) => (error.status === 401 ? null : Promise.reject(error)); // who asks may be nobody
+
 class Link {
   /** The link's state in words: in the header always, aloud when it changes, and its story on demand. */
   constructor(app) {
@@ -134,19 +136,12 @@ class App {
 
   async begin() {
     const turn = ++this.turn;
-    const nobody = (error) => {
-      if (error.status === 401) return null;
-      throw error;
-    };
-    const answer = await this.who.attempt(() => look("/api/v2/me/").catch(nobody));
-    if (turn !== this.turn) return;
+    const answer = await this.who.attempt(() => look("/api/v2/me/").catch(unknown));
+    if (turn !== this.turn) return this.user || clearTimeout(this.who.timer);
     if (answer) this.enter(answer.data.results[0], answer.position);
     else if (answer === null) this.ask(this.user ? "Your login has ended. Log in to go on." : "");
     else if (this.user) this.announce(this.who.knowledge.reason, true);
-    else if (!this.who.element.isConnected) {
-      const element = h("section.login", {}, h("div.card", {}, h("h1", { tabindex: -1 }, "Not ready"), this.who.element));
-      this.replace({ element, destroy() {} });
-    }
+    else if (!this.who.element.isConnected) this.replace({ element: h("section.login", {}, h("div.card", {}, h("h1", { tabindex: -1 }, "Not ready"), this.who.element)), destroy() {} });
   }
 
   /** Who was asked for before matters no more, and is not asked for again. */
@@ -157,12 +152,14 @@ class App {
 
   /** @param {object} user @param {?string} position  from here on events are heard, whatever views have seen meanwhile */
   enter(user, position) {
+    const same = user.id === this.user?.id && this.route !== null;
     this.user = user;
     document.body.dataset.user = user.is_superuser ? "known admin" : "known";
     say(part("user").lastElementChild, user.username);
     this.want("control", { control: [`limit_reached_${user.id}`] });
     this.link.connect({ since: position });
-    if (position === null) this.lookAgain();
+    if (same || position === null) this.lookAgain();
+    if (same) return; // what is open stays as it is
     this.route = null;
     this.go();
   }
@@ -186,6 +183,12 @@ class App {
     login.focus();
   }
 
+  /** The session goes on, and so does the link that was closed for its end. */
+  stay() {
+    this.lookAgain();
+    this.link.connect();
+  }
+
   async logout() {
     this.forget();
     this.link.close();
@@ -195,9 +198,7 @@ class App {
     } catch (error) {
       if (error.status !== 401) {
         this.announce(`Not logged out: ${error.message}`, true);
-        this.lookAgain();
-        this.link.connect();
-        return;
+        return this.stay();
       }
     }
     this.ask("");
@@ -357,8 +358,9 @@ class App {
     this.route = route;
     for (const link of document.querySelectorAll("#nav a, #user")) link.ariaCurrent = link.hash === `#/${place}` ? "page" : null;
     if (Object.hasOwn(PLACES, place)) {
-      this.jobs?.destroy();
-      this.jobs = null;
+      // Before another one of its name says what it wants: that would be taken back.
+      for (const view of [this.jobs, this.view]) view?.destroy();
+      this.jobs = this.view = null;
       this.replace(new PLACES[place](this));
       this.title(this.view.heading.textContent);
     } else {

@@ -46,6 +46,7 @@ export class Loader {
       return result;
     } catch (error) {
       if (this.gone || number < this.answered || error.name === "AbortError") return undefined;
+      clearTimeout(this.timer); // another's that has failed meanwhile
       const pause = this.knowledge.fail(error, Date.now());
       if (pause !== null) this.timer = setTimeout(this.again, pause);
       if (error.status === 401) this.app.failed(error);

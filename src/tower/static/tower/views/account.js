@@ -18,6 +18,7 @@ export class Account extends View {
   constructor(app) {
     super(app, "account", { others: () => this.endOthers(), out: () => app.logout() }, "The account");
     this.form.addEventListener("submit", (event) => this.make(event));
+    this.renewal.addEventListener("submit", (event) => this.renew(event));
     this.hear({});
   }
 
@@ -27,6 +28,7 @@ export class Account extends View {
     if (!tokens) return;
     refill(this.tokens, tokens.results.map((one) => this.token(one)));
     refill(this.sessions, sessions.results.map((one) => this.session(one)));
+    if (this.others === document.activeElement) this.heading.focus({ preventScroll: true });
     this.others.hidden = !sessions.results.some(({ current }) => !current);
     const newest = tokens.next || sessions.next ? " The newest of them are shown." : "";
     say(this.count, `${plural(tokens.count, "token")}. ${sessions.why ?? `${plural(sessions.count, "session")}.`}${newest}`);
@@ -76,18 +78,29 @@ export class Account extends View {
     if (this.making) return;
     this.making = true;
     this.problem.hidden = true;
-    const said = new FormData(this.form);
+    const [said, { id: who }] = [new FormData(this.form), this.app.user];
     const [description, scope, days] = [said.get("description").trim(), said.getAll("scope").join(" "), Number(said.get("days"))];
     const expires = days ? new Date(Date.now() + days * DAY).toISOString() : null;
     try {
       const made = await request("/api/v2/tokens/", { method: "POST", json: { description, scope, expires } });
       this.form.reset();
-      this.app.show(`Token ${description || made.id}`, "This is shown once. Keep it where only you can read it.", made.token);
+      if (this.app.user?.id === who) this.app.show(`Token ${description || made.id}`, "This is shown once. Keep it where only you can read it.", made.token);
     } catch (error) {
       say(this.problem, error.message);
       this.problem.hidden = false;
     }
     this.making = false;
     await this.load(); // also where no answer came: it may have been made
+  }
+
+  async renew(event) {
+    event.preventDefault();
+    if (this.app.link.link.state === "closed") return; // once is enough
+    this.app.link.close(); // it came by the session that ends
+    const asked = () => request("/api/v2/me/password/", { method: "POST", json: Object.fromEntries(new FormData(this.renewal)) });
+    if (!(await this.app.act("The password was not changed", asked))) return this.app.stay();
+    this.renewal.reset();
+    this.app.announce("The password is changed, and your other sessions have ended.", true);
+    await this.app.begin();
   }
 }

@@ -79,7 +79,7 @@ export class JobPage {
     this.written = new Loader(app, "The output", () => this.fetch(), () => this.draw());
     this.present = new Loader(app, "", () => this.watch(), () => (this.watchers.hidden = this.present.knowledge.state !== "loaded"));
     this.outputBox.before(this.asked.element, this.written.element);
-    this.setWrap(store.get(WRAP, "yes") === "yes");
+    this.toggleWrap(store.get(WRAP, "yes") === "yes");
     this.read(params);
     this.offs = [
       app.link.on("jobs", (event) => event.unified_job_id === id && this.hear(event)),
@@ -112,6 +112,7 @@ export class JobPage {
     this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
+    if (this.stop.signal.aborted) return; // the page was left meanwhile
     this.watch();
     this.offs.push(this.app.onSecond(() => Date.now() > this.watched + WATCHED && !this.present.knowledge.failing && this.watch()));
     await this.fetch();
@@ -127,7 +128,7 @@ export class JobPage {
     const people = new Map([[id, "you"]]); // the server may not have noted yet that we came
     for (const { user } of page.results) if (user.id !== id) people.set(user.id, user.username);
     const [summary, names] = this.watchers.children;
-    say(summary, people.size === 1 ? "Watched by you" : `Watched by ${people.size}${page.next ? " or more" : ""}`);
+    say(summary, people.size === 1 && !page.next ? "Watched by you" : `Watched by ${people.size}${page.next ? " or more" : ""}`);
     say(names, `${[...people.values()].join(", ")}${all ? "" : ". Who shares no team with you is not counted."}`);
   }
 
@@ -140,7 +141,7 @@ export class JobPage {
       if (found?.counter !== counter) throw new Error("The server does not have it any more.");
       return found;
     });
-    if (event) await this.app.show(`Event ${counter}`, "As the API has it.", JSON.stringify(event, null, 2));
+    if (event && !document.querySelector("dialog[open]")) await this.app.show(`Event ${counter}`, "As the API has it.", JSON.stringify(event, null, 2));
   }
 
   async refresh() {
@@ -537,15 +538,10 @@ export class JobPage {
     this.output.follow(!this.output.follows);
   }
 
-  setWrap(wraps) {
+  toggleWrap(wraps = this.wrap.getAttribute("aria-pressed") !== "true") {
     this.wrap.setAttribute("aria-pressed", String(wraps));
     this.output.wrap(wraps);
-  }
-
-  toggleWrap() {
-    const wraps = this.wrap.getAttribute("aria-pressed") !== "true";
     store.set(WRAP, wraps ? "yes" : "no");
-    this.setWrap(wraps);
   }
 
   /** To the next (or previous) failure of the whole output, round and round. */
@@ -569,10 +565,7 @@ export class JobPage {
 
   /** Once more while it saves: stop. */
   async save() {
-    if (this.saving) {
-      this.saving.stop.abort();
-      return;
-    }
+    if (this.saving) return this.saving.stop.abort();
     const stop = new AbortController();
     const signal = AbortSignal.any([stop.signal, this.stop.signal]);
     const parts = [];

@@ -114,10 +114,7 @@ export class Jobs extends View {
     this.pending = null;
     this.gather();
     this.list.setAttribute("aria-busy", "false");
-    if (!page) {
-      if (other) this.empty();
-      return;
-    }
+    if (!page) return other && this.empty();
     this.jobs = new Map([...(more ? this.jobs : []), ...page.results.map((job) => [job.id, this.newer(job)])]);
     if (!more) this.fresh.clear();
     this.shown = query;
@@ -192,10 +189,7 @@ export class Jobs extends View {
 
   /** Much at once: rows on show change, new ones wait, so that nothing moves under the reader. */
   async burst(ids, signal) {
-    if (this.jobs.size === 0) {
-      await this.load();
-      return;
-    }
+    if (this.jobs.size === 0) return this.load();
     const { results } = await request(this.address(), { signal });
     for (const id of ids) this.fresh.delete(id); // what still belongs here is in the answer
     for (const job of results) {
