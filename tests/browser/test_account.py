@@ -110,6 +110,18 @@ def test_what_the_server_says_against_a_token_is_shown(fake, open_page):
     expect(problem).to_be_hidden()
 
 
+def test_a_secret_is_not_shown_to_who_comes_after(fake, page):
+    fake.do("hold", path="/api/v2/tokens/", seconds=1)
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "tokens" in answer.url):
+        make(page, "Mine")
+        page.get_by_role("link", name="Account: ringer").focus()
+        page.evaluate("document.querySelector('#logout').click()")
+        expect(page.get_by_label("Username")).to_be_visible()
+    page.wait_for_timeout(300)  # for what the answer would open
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert SECRET not in page.content()
+
+
 def test_a_token_is_revoked_when_that_was_meant(page):
     revoke = page.get_by_role("button", name="Revoke Backup")
     revoke.focus()
@@ -152,6 +164,7 @@ def test_sessions_are_ended(page):
     expect(page.locator("#toast")).to_have_text("1 session ended")
     expect(sessions(page)).to_have_count(1)
     expect(page.get_by_role("button", name="End all others")).to_be_hidden()
+    expect(page.get_by_role("heading", name="Account", exact=True)).to_be_focused()
 
 
 def test_the_password_is_changed_and_the_page_goes_on(fake, open_page):

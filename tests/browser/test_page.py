@@ -907,6 +907,18 @@ def test_an_event_is_shown_as_the_api_has_it(fake, job_page):
     expect(page.locator(".output")).to_be_focused()
 
 
+def test_a_key_that_is_pressed_often_opens_one_dialog(fake, open_page):
+    fake.do("events", job=1, events=lines(1, 3))
+    page = at_job(fake, open_page, 1, "3 lines")
+    page.locator(".ln").first.click(position={"x": 20, "y": 8})
+    fake.do("hold", path="/api/v2/jobs/1/events/", seconds=0.5)
+    for _ in range(3):
+        page.keyboard.press("e")
+    expect(page.get_by_role("dialog")).to_have_count(1)
+    quiet(page)
+    expect(page.get_by_role("dialog")).to_have_count(1)
+
+
 def test_an_event_that_cannot_be_had_is_no_dialog(fake, open_page):
     fake.do("events", job=1, events=lines(1, 3))
     page = at_job(fake, open_page, 1, "3 lines")
@@ -1356,6 +1368,21 @@ def test_a_page_that_cannot_say_who_reads_it_asks_again_by_itself(fake, open_pag
     expect(page.get_by_role("alert").filter(visible=True)).to_contain_text("Carillon is not loaded: ")
     expect(page.locator(".row")).to_have_count(5)
     expect(words(page)).to_have_text(CONNECTED)
+
+
+def test_who_is_asked_for_again_leaves_the_view_and_what_it_hears(fake, page):
+    page.goto(page.url.split("#")[0] + "#/schedules")
+    switch = page.get_by_role("switch", name="Run Nightly inventory")
+    expect(switch).to_have_attribute("aria-checked", "true")
+    switch.focus()
+    with page.expect_response("**/api/v2/me/"):
+        fake.do("frame", frame={"group_name": "control", "reason": "limit_reached"})
+    quiet(page)
+    expect(switch).to_be_focused()
+    # Somebody else switches it off.
+    patch = "fetch('/api/v2/schedules/1/', { method: 'PATCH', body: '{\"enabled\": false}' })"
+    page.evaluate(patch)
+    expect(switch).to_have_attribute("aria-checked", "false")
 
 
 def test_who_has_logged_out_is_not_let_in_by_an_answer_of_before(fake, page):

@@ -20,6 +20,7 @@ opened: list = []
 async def application(scope, receive, send):
     global received
     if scope["type"] == "http":
+        await asyncio.sleep(float(scope["query_string"] or 0))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(received).encode()})
         return

@@ -384,6 +384,26 @@ async def test_an_application_that_fails(server):
         assert (await code_of(client))[0] == 1011
 
 
+async def test_a_request_that_has_begun_is_answered_before_the_end(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /?2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    await asyncio.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    assert await asyncio.to_thread(server.process.wait, 10) == 0
+
+
+async def test_a_request_that_takes_too_long_does_not_hold_the_end_up(server):
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /?60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.process.wait, 15) == 0
+    writer.close()
+
+
 async def test_a_drain(server):
     clients = [await server.connect() for _ in range(5)]
     newer = [await server.connect(subprotocols=["carillon.v2"]) for _ in range(5)]
