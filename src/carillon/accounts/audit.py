@@ -48,9 +48,10 @@ def of(request: HttpRequest) -> Iterator[None]:
 
 
 def note(what: str, name: str, **about: Any) -> None:
-    """Both of it. Raises DatabaseError."""
+    """Both of it; of a command the row alone: what it prints is for its terminal. Raises DatabaseError."""
     name = name[:150]
-    line(f"{what[0].upper()}{what[1:]}: {name!r}", {"what": what, "name": name, **about})
+    if _request.get() is not None:
+        line(f"{what[0].upper()}{what[1:]}: {name!r}", {"what": what, "name": name, **about})
     keep(what, name, **about)
 
 
