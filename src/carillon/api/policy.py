@@ -47,7 +47,7 @@ def text() -> str | None:
 
 
 class PolicyMiddleware:
-    """Of an answer that has none of its own."""
+    """Of an answer that has none of its own; and nobody keeps what the API says, unless a view lets him."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -56,4 +56,6 @@ class PolicyMiddleware:
         response: Any = self.get_response(request)
         if policy := text():
             response.setdefault(HEADER, policy)
+        if request.path_info.startswith("/api/"):
+            response.setdefault("Cache-Control", "no-store")
         return response

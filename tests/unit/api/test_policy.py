@@ -3,6 +3,7 @@
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponse
+from django.test import RequestFactory
 
 from carillon.api import policy
 
@@ -17,8 +18,8 @@ def say(settings):
     return say
 
 
-def answer(**headers):
-    return policy.PolicyMiddleware(lambda request: HttpResponse(headers=headers))(None)
+def answer(path="/", **headers):
+    return policy.PolicyMiddleware(lambda request: HttpResponse(headers=headers))(RequestFactory().get(path))
 
 
 def test_without_one_nginx_has_its_own(client):
@@ -34,6 +35,12 @@ def test_it_is_in_every_answer(client, say):
 def test_a_view_s_own_stays(say):
     say({"default-src": "'self'"})
     assert answer(**{HEADER: "default-src 'none'"})[HEADER] == "default-src 'none'"
+
+
+def test_nobody_keeps_what_the_api_says():
+    assert answer("/api/v2/me/")["Cache-Control"] == "no-store"
+    assert answer("/api/v2/me/", **{"Cache-Control": "max-age=60"})["Cache-Control"] == "max-age=60"
+    assert "Cache-Control" not in answer("/page/")
 
 
 def test_a_directive_without_sources(say):

@@ -86,6 +86,7 @@ def test_the_headers_are_those_that_were_decided(configuration):
         "Referrer-Policy",
         "Permissions-Policy",
         "Cross-Origin-Opener-Policy",
+        "Cross-Origin-Resource-Policy",
         "Strict-Transport-Security",
         "X-Request-ID",
     }
