@@ -1,7 +1,7 @@
 """What it costs to be watched: the same events to the same sockets with neither metrics nor spans, with
 metrics, and with both, in turns; medians.
 
-    python benchmarks/watching.py [--rounds 5]
+    python benchmarks/watching.py [--rounds 5] [--without-spans]
 
 As `make bench-sockets` does it, with 200 sockets, direct. Metrics: each process leaves its snapshot once a
 second. Spans: each event has one for its emit, its relay and its fan-out, and they are sent to a collector
@@ -79,11 +79,11 @@ def measure(way, url, folder, server):
     return row
 
 
-def table(rows):
+def table(rows, ways):
     """Medians, and by how much each way is apart from the first."""
     found = {
         way: {name: statistics.median(row[name] for row in rows if row["way"] == way) for name in SHOWN}
-        for way in WAYS
+        for way in ways
     }
     yield f"| | {' | '.join(SHOWN.values())} |"
     yield "|---" * (len(SHOWN) + 1) + "|"
@@ -101,7 +101,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without-spans", action="store_true")
     options = parser.parse_args()
+    ways = WAYS[:2] if options.without_spans else WAYS
     program()
     out = ROOT / ".dev-bench" / "watching.jsonl"
     out.parent.mkdir(exist_ok=True)
@@ -115,7 +117,8 @@ def main():
         server = stack.enter_context(collector())
         for turn in range(options.rounds):
             # Each begins a round in its turn: what warms up, or wears out, is nobody's.
-            for way in (*WAYS[turn % 3 :], *WAYS[: turn % 3]):
+            first = turn % len(ways)
+            for way in (*ways[first:], *ways[:first]):
                 loads.append(os.getloadavg()[0])
                 row = {"way": way, "round": turn, "load": loads[-1], **measure(way, url, folder, server)}
                 rows.append(row)
@@ -124,7 +127,7 @@ def main():
                 with out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     print(f"\n{options.rounds} rounds, load before each {min(loads):.1f} to {max(loads):.1f}\n")
-    print("\n".join(table(rows)))
+    print("\n".join(table(rows, ways)))
 
 
 if __name__ == "__main__":
