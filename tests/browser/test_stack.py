@@ -181,7 +181,7 @@ def test_who_is_connected_and_schedules(api, stack, log_in):
     expect(page.get_by_role("heading", name="Schedules", exact=True)).to_be_visible()
     made = api("POST", "/api/v2/schedules/", {"name": "Browser test", "rrule": rule, "enabled": True})
     try:
-        switch = page.locator(f"[data-schedule='{made['id']}']")
+        switch = page.locator(f"[data-key='{made['id']}']")
         expect(switch).to_have_attribute("aria-checked", "true")  # it came by itself
         switch.click()
         expect(switch).to_have_attribute("aria-checked", "false")
