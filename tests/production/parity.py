@@ -42,6 +42,7 @@ ALLOWED_NGINX = {
     "include carillon/snippets/acme.conf": "plain HTTP redirects in production; development serves it",
     "include carillon/snippets/redirect.conf": "as above",
     "include carillon/snippets/routes.conf": "as above: it stands once instead of twice",
+    "client_max_body_size 1m": "as above",
 }
 # Files of nginx that one alone reads, and files that one alone has.
 ALLOWED_FILES = {
