@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from carillon.process import declared as declaration
 from carillon.process import launcher
 
 TAG = "carillon"
+PROJECT = "carillon-project"
+"""The distribution that a checkout deploys, with the team's code (pyproject.toml)."""
 _STATIC = re.compile(r"""\{%\s*static\s+(["'])([^"'{}]+)\1""")
 _PLAIN = re.compile(r"[A-Za-z0-9_/-]*")
 
@@ -86,8 +88,7 @@ def static_names_are_there(**_: Any) -> list[CheckMessage]:
             continue  # whoever renders it says so
         for _quote, name in _STATIC.findall(text):
             if finders.find(name) is None:
-                # A package's own template may be for what nobody uses here.
-                kind = Warning if "site-packages" in path.parts else Error
+                kind = Warning if _is_a_package_s(path) else Error
                 found.append(
                     kind(
                         f"{path}: there is no static file {name!r}",
@@ -97,6 +98,13 @@ def static_names_are_there(**_: Any) -> list[CheckMessage]:
                     )
                 )
     return found
+
+
+def _is_a_package_s(template: Path) -> bool:
+    """Whether it is in a package of somebody else's: that may have templates which nobody uses here."""
+    _, _, inside = template.as_posix().rpartition("/site-packages/")
+    owners = metadata.packages_distributions().get(inside.partition("/")[0], [])
+    return bool(owners) and PROJECT not in owners
 
 
 def _templates() -> Iterator[Path]:

@@ -24,8 +24,8 @@ from carillon.conf import conf
 from carillon.events import broker, heads
 from carillon.events.event import Event, Malformed, unpack
 from carillon.events.models import Outbox
+from carillon.fanout.history import when
 from carillon.fanout.log import Reading, locate, stream_name
-from carillon.fanout.passed import when
 from carillon.metrics import shared
 from carillon.sockets import presence
 
@@ -267,7 +267,7 @@ def _passed(epoch: str, number: int) -> list[Passed]:
         return []
     passed = []
     for slot, reached in sorted(_positions(families)):
-        left = shared.read_beside(conf.METRICS_DIRECTORY, "daphne", slot, "passed")
+        left = shared.read_beside(conf.METRICS_DIRECTORY, "daphne", slot, "history")
         passed.append(Passed(slot, reached, when(left, epoch, number)))
     return passed
 

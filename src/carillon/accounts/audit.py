@@ -1,7 +1,9 @@
 """Who has changed what of accounts and rights: a line of the log `carillon.audit`, and a row for admins.
 
 The row is part of the transaction that changes something: there is no change without its row, and no row of
-a change that was undone. A signal does not say who acts: the request that is being answered does.
+a change that was undone. Tokens, memberships and whatever is deleted have one; a user's own row has one where
+whoever saves it has begun one, as the API and the admin do. A signal does not say who acts: the request that
+is being answered does.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def follow_groups(user: Any, claims: Claims) -> None:
             user.is_superuser = admin
             user.save(update_fields=["is_superuser"])
             what = "made an admin" if admin else "no admin any more"
-            audit.note(what, user.get_username(), issuer=claims.issuer)
+            name = user.get_username()
+            audit.line(f"User {what}: {name!r}", {"what": what, "name": name, "issuer": claims.issuer})
 
 
 def link(user: Any, issuer: str, subject: str) -> ExternalIdentity:

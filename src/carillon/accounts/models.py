@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -54,6 +55,11 @@ class ApiToken(models.Model):
 
     def __str__(self) -> str:
         return f"token {self.pk} of user {self.user_id}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        # With its entry in the audit log, or not at all: signals come outside of Django's own transaction.
+        with transaction.atomic():
+            super().save(*args, **kwargs)
 
     def allows(self, scope: str) -> bool:
         return scope in self.scope.split()

@@ -1,4 +1,4 @@
-"""Log in and out, who am I, tokens, and sessions."""
+"""Log in and out, who am I, one's password, tokens and sessions; and the audit log."""
 
 from __future__ import annotations
 
@@ -47,7 +47,6 @@ from carillon.api.serializers import (
     TokenSerializer,
     UserSerializer,
 )
-from carillon.conf import conf
 
 # awxkit reads from this header which cookie is the session's.
 SESSION_COOKIE_HEADER = "X-API-Session-Cookie-Name"
@@ -200,7 +199,7 @@ class PasswordView(APIView):
             user.save(update_fields=["password"])
             keys = list(UserSession.objects.filter(user=user).values_list("session_id", flat=True))
             others = [key for key in keys if key != http.session.session_key]
-            # Django begins another session: where the password has changed, it takes none of before.
+            # Django takes no session of before the change, this one neither: who has changed it logs in anew.
             login(http, user, backend="django.contrib.auth.backends.ModelBackend")
             sessions.end_rows(keys)
         return Response({"ended": len(others)})
@@ -226,8 +225,7 @@ class TokenViewSet(
         if isinstance(self.request.successful_authenticator, SessionAuthentication) and logins.is_stale(
             self.request.session
         ):
-            minutes = conf.FRESH_LOGIN_SECONDS // 60
-            raise PermissionDenied(f"This login is over {minutes} minutes old: log in again to make a token.")
+            raise PermissionDenied("This login is too old to make a token: log in again.")
         super().perform_create(serializer)
 
     def get_queryset(self) -> Any:
@@ -260,7 +258,7 @@ class SessionViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, viewsets.G
     @extend_schema(request=None, responses={200: EndedSerializer, 404: dict})
     @action(detail=False, methods=["post"])
     def end_others(self, request: Request) -> Response:
-        """Ends all but the one of this request; of a request by a token, all."""
+        """Ends all but the one whose cookie the request has."""
         others = self.get_queryset().exclude(session=request.session.session_key)
         with transaction.atomic():
             keys = list(others.values_list("session_id", flat=True))

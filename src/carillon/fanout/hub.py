@@ -13,7 +13,7 @@ from carillon.events.event import EVERYONE
 from carillon.events.seen import Seen
 from carillon.fanout.cursor import PIECE, Cursor
 from carillon.fanout.feeder import Feeder
-from carillon.fanout.passed import Passed
+from carillon.fanout.history import History
 from carillon.fanout.window import Window
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Hub:
         self._tags: dict[str, set[Listener]] = {}
         self._internal: dict[bytes, Callable] = {}
         self.feeder = Feeder(self)
-        self.passed = Passed()
+        self.history = History()
 
     @property
     def position(self) -> Position:
@@ -162,7 +162,7 @@ class Hub:
         self.number = number
         self.window.reset()
         self.window.mark(number)
-        self.passed.begin(epoch, number, time.time_ns() // 1_000_000)
+        self.history.begin(epoch, number, time.time_ns() // 1_000_000)
 
     def deliver(self, events) -> None:
         """Fan out events in the stream's order; doubles, known by their ids, are dropped."""
@@ -188,7 +188,7 @@ class Hub:
         if events:
             self.number = max(self.number, events[-1].number)
             self.window.mark(self.number)
-            self.passed.note(self.number, time.time_ns() // 1_000_000)
+            self.history.note(self.number, time.time_ns() // 1_000_000)
         self.feeder.advanced()
 
     def advance(self, number: int) -> None:

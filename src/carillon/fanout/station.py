@@ -34,7 +34,7 @@ class Station:
         self.replayer: Replayer | None = None
         self._events, self._doubles, self._delivered, self._scans = Grown(), Grown(), Grown(), Grown()
         sampled(self)
-        shared.beside("passed", self.hub.passed.pack)
+        shared.beside("history", self.hub.history.pack)
 
     def sample(self) -> None:
         """Its part of the metrics."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -103,6 +103,17 @@ def test_what_was_undone_was_not_done(people):
         ApiToken.issue(people.ann)
         transaction.set_rollback(True)
     assert told() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_there_is_no_token_without_its_entry(people, monkeypatch):
+    def broken(*given, **more):
+        raise OperationalError("the disk is full")
+
+    monkeypatch.setattr(audit, "keep", broken)
+    with pytest.raises(OperationalError):
+        ApiToken.issue(people.ann)
+    assert not ApiToken.objects.filter(user=people.ann).exists()
 
 
 def test_admins_read_it_and_nobody_else(people):
@@ -210,7 +221,7 @@ def test_a_token_asks_for_a_login_that_is_not_old(browser, people, settings):
     session.save()
     answer = make()
     assert answer.status_code == 403
-    assert answer.json()["detail"] == "This login is over 1 minutes old: log in again to make a token."
+    assert answer.json()["detail"] == "This login is too old to make a token: log in again."
     settings.CARILLON = {**settings.CARILLON, "FRESH_LOGIN_SECONDS": 0}
     assert make().status_code == 201
     settings.CARILLON = {**settings.CARILLON, "FRESH_LOGIN_SECONDS": 60}

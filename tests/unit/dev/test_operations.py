@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import tarfile
+
 import pytest
 
 from dev import base_image, images, operations, process, production
+from dev.output import Failure
 
 ONE = {"app": "1", "nginx": "1"}
 TWO = {"app": "2", "nginx": "2"}
@@ -26,6 +30,29 @@ APP = {"app": "2", "nginx": "1"}
 )
 def test_what_an_upgrade_left_that_was_stopped_is_not_gone_back_to(running, new, last, begins):
     assert operations.begins(running, new, *last) == begins
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_release_of_before_there_were_uploads_is_backed_up_too(tmp_path, there):
+    folder = tmp_path / "media"
+    if there:
+        folder.mkdir()
+        (folder / "bells.txt").write_text("rung")
+    pack = operations._PACK.replace("/var/lib/carillon/media", str(folder))
+    done = subprocess.run(["sh", "-c", pack], capture_output=True, check=True)
+    assert bool(done.stdout) == there
+
+
+def test_a_backup_whose_uploads_are_damaged_changes_nothing(settings, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "database.dump").write_bytes(b"")
+    with tarfile.open(tmp_path / "media.tar", "w") as archive:
+        archive.add(__file__, "bells.py")
+    whole = (tmp_path / "media.tar").read_bytes()
+    (tmp_path / "media.tar").write_bytes(whole[:700])
+    with pytest.raises(Failure, match=r"media.tar is damaged"):
+        operations.restore(settings, tmp_path)
+    assert not settings.secrets.exists()
 
 
 def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):

@@ -186,13 +186,13 @@ def test_a_file_that_is_no_snapshot_is_left_out_and_said(directory, caplog):
 
 def test_what_a_process_leaves_beside_its_snapshot(directory, monkeypatch):
     monkeypatch.setattr(shared, "_beside", {})
-    shared.beside("passed", lambda: b"1, 2")
+    shared.beside("history", lambda: b"1, 2")
     Process(directory, "daphne").writer.once()
-    assert shared.read_beside(directory, "daphne", 0, "passed") == b"1, 2"
-    assert shared.read_beside(directory, "daphne", 1, "passed") == b""
+    assert shared.read_beside(directory, "daphne", 0, "history") == b"1, 2"
+    assert shared.read_beside(directory, "daphne", 1, "history") == b""
     assert len(list(shared.read(directory).collect())) > 0
     shared.forget(directory, ("uwsgi",))
-    assert shared.read_beside(directory, "daphne", 0, "passed") == b""
+    assert shared.read_beside(directory, "daphne", 0, "history") == b""
 
 
 def test_there_is_an_end_to_the_slots(directory, monkeypatch):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import tomllib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
-from django.core.checks import run_checks
+from django.core.checks import Error, Warning, run_checks
 from django.core.management import CommandError, call_command
 from django.urls import path, re_path
 
 from carillon import checks
 from carillon.process.declared import Declared
 
+ROOT = Path(__file__).parents[3]
 DECLARED = Declared(websocket_prefixes=("/ws/chat/",), http_prefixes=("/live/",))
 
 
@@ -86,6 +89,22 @@ def test_http_consumers_likewise(routing):
 
 def test_where_there_is_no_carillon_toml_somebody_else_routes(routing):
     assert routing([path("chat/", view)], declared=checks.declaration.NONE) == []
+
+
+@pytest.mark.parametrize(("owner", "kind"), [(None, Error), (checks.PROJECT, Error), ("a-package", Warning)])
+def test_a_package_s_own_template_stops_nothing(settings, tmp_path, monkeypatch, owner, kind):
+    folder = tmp_path / "site-packages" / "bells" / "templates" if owner else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "page.html").write_text("{% load static %}{% static 'bells/none.png' %}")
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [folder]}]
+    monkeypatch.setattr(checks.metadata, "packages_distributions", lambda: {"bells": [owner]})
+    (found,) = run_checks(tags=["staticfiles"])
+    assert type(found) is kind
+
+
+def test_the_project_is_called_as_its_checkout_calls_it():
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert described["project"]["name"] == checks.PROJECT
 
 
 def test_static_names_that_nobody_has_stop_the_build(settings, tmp_path):

@@ -10,6 +10,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
 
 from carillon.process import launcher, probe
 from carillon.process.environment import ConfigurationError, load
@@ -233,6 +234,12 @@ def test_a_project_that_cannot_be_loaded_is_one_line(declares, command, file, te
     )
     assert words in line
     assert ". To do: " in line
+
+
+def test_a_project_that_asks_the_database_while_it_is_loaded_waits_for_it():
+    words = "asks the database while it is loaded: no route to it$"
+    with pytest.raises(NotReady, match=words), launcher._loading():
+        raise OperationalError("no route to it\nIs it running?")
 
 
 def test_channels_own_worker_is_not_taken_for_runworker(tmp_path):

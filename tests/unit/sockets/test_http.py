@@ -7,6 +7,7 @@ import json
 import threading
 
 import pytest
+from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from channels.db import database_sync_to_async
 from channels.generic.http import AsyncHttpConsumer
@@ -32,6 +33,11 @@ class Whose(AsyncHttpConsumer):
             **self.scope["url_route"]["kwargs"],
         }
         await self.send_response(200, json.dumps(said).encode(), headers=[(b"Content-Type", b"text/json")])
+
+
+class Thread(AsyncHttpConsumer):
+    async def handle(self, body):
+        await self.send_response(200, str(await sync_to_async(threading.get_ident)()).encode())
 
 
 async def ask(request):
@@ -67,6 +73,7 @@ urlpatterns = [
 ]
 http_urlpatterns = [
     path("live/whose/<slug:bell>/", Whose.as_asgi()),
+    path("live/thread/", Thread.as_asgi()),
     path("live/more/", URLRouter([path("<int:bell>/", Whose.as_asgi())])),
 ]
 websocket_urlpatterns = []
@@ -180,6 +187,13 @@ async def test_a_consumer_gets_its_user_its_session_and_its_route(people):
     _, body = await http_("/live/more/7/", cookie=f"awx_sessionid={cookie}")
     assert json.loads(body) == {"user": "ann", "session": cookie, "body": "", "bell": 7}
     assert json.loads((await http_("/live/more/7/"))[1])["user"] == ""
+
+
+async def test_consumers_share_the_threads_of_websockets(settings):
+    settings.CARILLON = {**settings.CARILLON, "CONSUMER_THREADS": 2}
+    http.threads.cache_clear()
+    answers = await asyncio.gather(*(http_("/live/thread/") for _ in range(8)))
+    assert len({body for _, body in answers}) == 2
 
 
 async def test_what_is_presented_must_be_good(people):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from carillon.fanout import passed
+from carillon.fanout import history
+from carillon.fanout.history import History, when
 from carillon.fanout.hub import Hub
-from carillon.fanout.passed import Passed, when
 from carillon.fanout.window import Window
 from tests.unit.fanout.test_hub import event
 
@@ -15,7 +15,7 @@ from tests.unit.fanout.test_hub import event
     ("number", "at"), [(10, None), (11, 120), (15, 120), (16, 130), (30, 130), (31, None)]
 )
 def test_the_first_message_that_reaches_a_number_has_passed_it(number, at):
-    ring = Passed()
+    ring = History()
     ring.begin("e", 10, 100)
     ring.note(15, 120)
     ring.note(30, 130)
@@ -23,7 +23,7 @@ def test_the_first_message_that_reaches_a_number_has_passed_it(number, at):
 
 
 def test_of_another_epoch_nothing_is_known():
-    ring = Passed()
+    ring = History()
     ring.begin("e", 10, 100)
     ring.note(15, 120)
     assert when(ring.pack(), "f", 15) is None
@@ -33,8 +33,8 @@ def test_of_another_epoch_nothing_is_known():
 
 
 def test_it_is_bounded_and_knows_the_last_ones(monkeypatch):
-    monkeypatch.setattr(passed, "MESSAGES", 4)
-    ring = Passed()
+    monkeypatch.setattr(history, "MESSAGES", 4)
+    ring = History()
     ring.begin("e", 0, 0)
     for number in range(1, 11):
         ring.note(number, 1000 + number)
@@ -52,6 +52,6 @@ def test_a_hub_notes_what_it_has_fanned_out():
     hub = Hub(Window(1000))
     hub.begin("e", 4)
     hub.deliver([event(5), event(6)])
-    packed = hub.passed.pack()
+    packed = hub.history.pack()
     assert when(packed, "e", 5) == when(packed, "e", 6) > 1_700_000_000_000
     assert when(packed, "e", 7) is None

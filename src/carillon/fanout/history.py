@@ -8,7 +8,7 @@ MESSAGES = 16_384
 """Stream messages that are remembered, 16 bytes each."""
 
 
-class Passed:
+class History:
     """A ring of pairs: the number up to which events were fanned out, and when (ms since 1970, UTC)."""
 
     __slots__ = ("_at", "_epoch", "_pairs")
