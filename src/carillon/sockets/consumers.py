@@ -109,8 +109,7 @@ class ProjectConsumer:
         if here.rights.changed_since(self._before, (self.identity.user.pk,)):
             here.suspect(self)
         try:
-            thread = next(threads(conf.CONSUMER_THREADS))
-            await thread.__aenter__()  # never left: it is for others, too
+            await share_a_thread()
             await _routes(conf.WEBSOCKET_URLCONF)(scope, self._receive, self._send)
         except StreamUnavailable as error:
             count_refusal(error)
@@ -289,10 +288,15 @@ class ProjectConsumer:
         self._timer = look_later(self, wait)
 
 
+async def share_a_thread() -> None:
+    """Synchronous code of the project's runs on a few threads, so that Carillon's questions to the database
+    need not wait for it. The connection that is served here keeps to one of them, which is what
+    `thread_sensitive` promises."""
+    await next(_threads(conf.CONSUMER_THREADS)).__aenter__()  # never left: it is for others, too
+
+
 @cache
-def threads(count: int) -> Iterator[ThreadSensitiveContext]:
-    """Threads for synchronous code of the project's, so that Carillon's questions to the database need not
-    wait for it. A connection keeps to one of them, which is what `thread_sensitive` promises."""
+def _threads(count: int) -> Iterator[ThreadSensitiveContext]:
     return cycle([ThreadSensitiveContext() for _ in range(count)])
 
 

@@ -24,7 +24,7 @@ from django.urls import URLPattern, re_path
 from carillon.conf import conf
 from carillon.process import launcher
 from carillon.sockets import authentication, protocol
-from carillon.sockets.consumers import threads
+from carillon.sockets.consumers import share_a_thread
 from carillon.sockets.session import count_refusal
 from carillon.sockets.sockets import sockets
 
@@ -84,8 +84,8 @@ class Known:
             await answer(send, 503, AWAY)
             return
         session = authentication.SessionStore(identity.session_key)
-        async with next(threads(conf.CONSUMER_THREADS)):
-            await self._application({**scope, "user": identity.user, "session": session}, receive, send)
+        await share_a_thread()
+        await self._application({**scope, "user": identity.user, "session": session}, receive, send)
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,30 @@ def test_no_secret_and_no_backup_is_in_this_repository():
         pytest.skip("no repository: an archive of the sources")
     assert "ansible/inventories/example-single/hosts.yml" in done.stdout
     assert not [name for name in done.stdout.split() if "/secrets/" in name or "/backups/" in name]
+
+
+def test_a_backup_whose_uploads_are_damaged_touches_nothing(repository):
+    backup, secrets = repository / "backup", repository / "ansible/inventories/chimes/secrets"
+    (backup / "mine").mkdir(parents=True)
+    (backup / "mine/secret-key").write_text("of the backup")
+    for name in ("secrets.tar", "media.tar"):
+        with tarfile.open(backup / name, "w") as archive:
+            archive.add(backup / "mine", ".")
+    for name in ("certificates.tar", "database.dump", "definitions.json"):
+        (backup / name).touch()
+    (backup / "media.tar").write_bytes((backup / "media.tar").read_bytes()[:700])
+    done = subprocess.run(
+        [TOOLS / "ansible-playbook", "-i", secrets.parent, "restore.yml", "-e", f"restore_from={backup}"],
+        cwd=ANSIBLE,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Whether the uploads are whole" in done.stdout, done.stdout
+    assert "UNREACHABLE" not in done.stdout.upper().replace("UNREACHABLE=0", "")
+    assert not (secrets / "secret-key").exists()
 
 
 def test_what_lies_beside_the_inventory_is_no_host(repository):

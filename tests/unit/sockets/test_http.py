@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -17,7 +18,7 @@ from django.urls import path, reverse
 
 from carillon import urls as carillon_urls
 from carillon.process import declared
-from carillon.sockets import http
+from carillon.sockets import consumers, http
 from carillon.sockets.application import application
 from tests.unit.sockets.test_session import session_of
 
@@ -38,6 +39,18 @@ class Whose(AsyncHttpConsumer):
 class Thread(AsyncHttpConsumer):
     async def handle(self, body):
         await self.send_response(200, str(await sync_to_async(threading.get_ident)()).encode())
+
+
+class Pause(AsyncHttpConsumer):
+    async def handle(self, body):
+        await asyncio.sleep(float(self.scope["url_route"]["kwargs"]["seconds"]))
+        await self.send_response(200, b"")
+
+
+class Block(AsyncHttpConsumer):
+    async def handle(self, body):
+        await sync_to_async(time.sleep)(float(self.scope["url_route"]["kwargs"]["seconds"]))
+        await self.send_response(200, b"")
 
 
 async def ask(request):
@@ -74,6 +87,8 @@ urlpatterns = [
 http_urlpatterns = [
     path("live/whose/<slug:bell>/", Whose.as_asgi()),
     path("live/thread/", Thread.as_asgi()),
+    path("live/pause/<seconds>/", Pause.as_asgi()),
+    path("live/block/<seconds>/", Block.as_asgi()),
     path("live/more/", URLRouter([path("<int:bell>/", Whose.as_asgi())])),
 ]
 websocket_urlpatterns = []
@@ -191,9 +206,23 @@ async def test_a_consumer_gets_its_user_its_session_and_its_route(people):
 
 async def test_consumers_share_the_threads_of_websockets(settings):
     settings.CARILLON = {**settings.CARILLON, "CONSUMER_THREADS": 2}
-    http.threads.cache_clear()
+    consumers._threads.cache_clear()
     answers = await asyncio.gather(*(http_("/live/thread/") for _ in range(8)))
     assert len({body for _, body in answers}) == 2
+
+
+async def test_a_consumer_that_ends_leaves_its_thread_to_the_others(settings):
+    settings.CARILLON = {**settings.CARILLON, "CONSUMER_THREADS": 1}
+    consumers._threads.cache_clear()
+
+    async def to_its_end(where):
+        communicator, message = request(where)
+        await communicator.send_input(message)
+        await communicator.wait(5)
+
+    first = asyncio.create_task(to_its_end("/live/pause/0.3/"))
+    await asyncio.sleep(0.1)
+    await asyncio.gather(first, to_its_end("/live/block/0.5/"))
 
 
 async def test_what_is_presented_must_be_good(people):
