@@ -72,8 +72,13 @@ def page(fake, open_page):
     return page
 
 
+def lines(page):
+    """Those that are not empty. What is asked for comes a moment later: `expect` waits for it."""
+    return page.locator(".ln").filter(has_text=re.compile(r"\S"))
+
+
 def texts(page):
-    return page.locator(".ln").evaluate_all("all => all.map((one) => one.textContent).filter(Boolean)")
+    return lines(page).all_text_contents()
 
 
 def search(page, text):
@@ -169,7 +174,7 @@ def test_only_what_failed_and_only_one_host(fake, page):
         if text.startswith("\n") or "db1" in text
     ]
     expect(page.locator(".ln", has_text="db1")).to_have_count(sum("db1" in text for text in db1))
-    assert texts(page) == db1
+    expect(lines(page)).to_have_text(db1)
     search(page, "ok")
     expect(page.locator(".found")).to_have_text("1 of 4+")
     # What comes meanwhile is let through, or not; also after a reload.
@@ -235,16 +240,16 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     page.keyboard.press("Enter")
     expect(task).to_have_attribute("aria-expanded", "false")
     at_task = everything.index("TASK [task 2 of web] ***")
-    assert texts(page) == everything[: at_task + 1] + everything[at_task + 4 :]
+    expect(lines(page)).to_have_text(everything[: at_task + 1] + everything[at_task + 4 :])
     play.click()
     at_db = everything.index("PLAY [db] ***")
-    assert texts(page) == [everything[0], *everything[at_db:]]
+    expect(lines(page)).to_have_text([everything[0], *everything[at_db:]])
     expect(page.get_by_role("button", name="Play, web, 30 s")).to_be_visible()  # also with nothing below
     play.focus()
     page.keyboard.press("Enter")
     expect(page.locator(".ln", has_text="task 2 of web")).to_have_count(1)
     quiet(page)
-    assert texts(page) == everything[: at_task + 1] + everything[at_task + 4 :]
+    expect(lines(page)).to_have_text(everything[: at_task + 1] + everything[at_task + 4 :])
     expect(play).to_be_focused()
     expect(play).to_have_attribute("aria-expanded", "true")
     # What is gone to is not hidden.
@@ -253,7 +258,7 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     page.keyboard.press("Enter")
     expect(page.locator(".found")).to_have_text("2 of 4+")
     quiet(page)
-    assert texts(page) == everything
+    expect(lines(page)).to_have_text(everything)
 
 
 def test_what_comes_under_a_folded_heading_stays_away(fake, page):
@@ -269,7 +274,7 @@ def test_the_outline(page):
     page.get_by_role("button", name="Find").click()
     page.get_by_label("Show").select_option("Plays and tasks")
     expect(page.locator(".ln.failed")).to_have_count(0)
-    assert texts(page) == [one["stdout"].strip() for one in story() if one["event"].startswith("playbook")]
+    expect(lines(page)).to_have_text([one["stdout"].strip() for one in story() if one["event"].startswith("playbook")])
     expect(page.get_by_role("button", name="Task, task 1 of db, 15 s")).to_be_visible()
 
 

@@ -308,8 +308,10 @@ def test_state_and_then_events_are_the_state_now(stack, before, writers, cuts):
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write_all)
         reader = Reader(api, cuts)
-        reader.run(marker)
-        writing.result()
+        try:
+            reader.run(marker)
+        finally:
+            writing.result()  # a writer that failed says why no marker came
     now, _, _ = State.read(api)
     mine = set(now.jobs)
     reader.state.jobs = {job: what for job, what in reader.state.jobs.items() if job in mine}
