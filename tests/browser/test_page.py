@@ -85,6 +85,22 @@ def test_a_wrong_password_is_refused_and_a_right_one_is_not(fake, open_page):
     expect(words(page)).to_have_text("Closed")
 
 
+def test_no_text_becomes_markup_or_code(fake, open_page):
+    """Trusted Types: a line of script that would write markup does not, whoever brings the text."""
+    watched = open_page()
+    watched.expect("TrustedHTML|TrustedTypePolicy")
+    page = watched.page
+    page.goto(f"{fake.url}/")
+    words = "() => { try { document.body.innerHTML = '<b>x</b>'; return 'written' } catch (error) { return error.name } }"
+    assert page.evaluate(words) == "TypeError"
+    assert (
+        page.evaluate(
+            "() => { try { trustedTypes.createPolicy('x', {}); return 'made' } catch { return 'refused' } }"
+        )
+        == "refused"
+    )
+
+
 def test_a_logout_goes_on_to_where_the_login_was(fake, open_page):
     page = open_page().page
     page.goto(f"{fake.url}/")

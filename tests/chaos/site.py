@@ -116,8 +116,10 @@ class Site:
         environment: Mapping[str, str] | None = None,
         volumes: Sequence[str] = (),
         options: Sequence[str] = (),
+        alias: str = "",
     ) -> Iterator[str]:
-        """One more container like the service's: its image, network, mounts and environment; its name."""
+        """One more container like the service's: its image, networks, mounts and environment; its name.
+        `alias`: what it is also called in its networks."""
         full = f"{self.project}-{name}"
         own = json.loads(docker("inspect", self.own(service)[0]))[0]
         variables = dict(pair.partition("=")[::2] for pair in own["Config"]["Env"])
@@ -130,7 +132,8 @@ class Site:
         tmpfs = [f"{path}:{how}" if how else path for path, how in (own["HostConfig"]["Tmpfs"] or {}).items()]
         subprocess.run(["docker", "rm", "--force", "--volumes", full], capture_output=True, timeout=90)
         docker(
-            "run", "--detach", "--name", full, "--network", next(iter(own["NetworkSettings"]["Networks"])),
+            "run", "--detach", "--name", full,
+            *(f"--network=name={each}{alias and f',alias={alias}'}" for each in own["NetworkSettings"]["Networks"]),
             *(f"--env={name}={value}" for name, value in {**variables, **(environment or {})}.items()),
             *(f"--volume={mount}" for mount in (*mounts, *volumes)),
             *(f"--tmpfs={mount}" for mount in tmpfs),
@@ -149,7 +152,7 @@ class Site:
     def instead(
         self, services: Sequence[str], commands: Mapping[str, dict] | None = None, **options: Any
     ) -> Iterator[None]:
-        """Containers of ours in place of the stack's `services`, under their names in its network, with
+        """Containers of ours in place of the stack's `services`, under their names in its networks, with
         `options` of beside(), and `commands` for some of them. The stack's own come back afterwards."""
         stopped = [container for service in services for container in self.own(service)]
         docker("stop", "--time", "20", *stopped)
@@ -157,8 +160,9 @@ class Site:
             with contextlib.ExitStack() as stack:
                 for service in services:
                     own = {"command": ("run", service), **options, **(commands or {}).get(service, {})}
-                    own["options"] = (*own.get("options", ()), f"--network-alias={service}")
-                    name = stack.enter_context(self.beside(service, f"instead-{service}", **own))
+                    name = stack.enter_context(
+                        self.beside(service, f"instead-{service}", alias=service, **own)
+                    )
                     self.stand_ins[service] = [name]
                     stack.callback(self.stand_ins.pop, service)
                 yield

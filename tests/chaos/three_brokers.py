@@ -62,7 +62,8 @@ def three_brokers(site: Site, options: Mapping[str, dict] | None = None) -> Iter
                         f"{CLUSTER}/rabbitmq-env.conf:/etc/rabbitmq/rabbitmq-env.conf:ro,z",
                         f"{CLUSTER}/cluster.conf:/etc/rabbitmq/conf.d/cluster.conf:ro,z",
                     ],
-                    options=[f"--hostname={name}", f"--network-alias={name}"],
+                    options=[f"--hostname={name}"],
+                    alias=name,
                 )
             )  # fmt: skip
         brokers = Brokers(containers)

@@ -114,7 +114,7 @@ def mounted_source(stack) -> Path:
 
 def test_nginx_finds_a_container_with_another_address(stack):
     """As after a restart of everything, when addresses are dealt anew: nginx needs no restart."""
-    network = next(iter(stack.inspect("uwsgi")["NetworkSettings"]["Networks"]))
+    (network,) = stack.inspect("nginx")["NetworkSettings"]["Networks"]
     container = stack.container("uwsgi")
     old = stack.inspect("uwsgi")["NetworkSettings"]["Networks"][network]["IPAddress"]
     docker("network", "disconnect", network, container)

@@ -128,6 +128,27 @@ def test_hardened_as_the_kernel_sees_it(stack, service):
         assert "Read-only" in attempt.stderr, f"{place}: {attempt.stderr}"
 
 
+def test_no_program_takes_anothers_rights(stack, service):
+    assert stack.host(service).check_output("find / -xdev -type f -perm /6000") == ""
+
+
+def test_nginx_reaches_the_application_and_nothing_behind_it(stack):
+    """A way to the broker or the database would be one for whoever gets into nginx."""
+    networks = {
+        service: set(stack.inspect(service)["NetworkSettings"]["Networks"])
+        for service in ("nginx", "uwsgi", "daphne", "runworker", "rabbitmq", "postgresql")
+    }
+    assert networks["nginx"] < networks["uwsgi"] == networks["daphne"]
+    for behind in ("runworker", "rabbitmq", "postgresql"):
+        assert not networks["nginx"] & networks[behind], behind
+    ask = "getent hosts {} && timeout 3 bash -c '</dev/tcp/{}/{}'"
+    nginx = stack.host("nginx")
+    assert nginx.run(ask.format("uwsgi", "uwsgi", 8050)).rc == 0
+    for service, port in (("rabbitmq", 5672), ("postgresql", 5432)):
+        address = next(iter(stack.inspect(service)["NetworkSettings"]["Networks"].values()))["IPAddress"]
+        assert nginx.run(f"timeout 3 bash -c '</dev/tcp/{address}/{port}'").rc != 0, service
+
+
 def test_the_source_and_the_secrets_are_read_only(stack):
     for service in ("uwsgi", "daphne", "runworker"):
         writable = {m["Destination"] for m in stack.inspect(service)["Mounts"] if m["RW"]}

@@ -75,6 +75,15 @@ def postgresql_verifies(verifier: str, password: str) -> bool:
     return hmac.compare_digest(made, verifier.strip())
 
 
+_DAY = 86400
+
+
+def hsts_seconds(begun: float, now: float) -> int:
+    """How long browsers shall keep to HTTPS: a day for the first week after `begun` (seconds since 1970; 0: not
+    yet), then a year. What a browser has been told cannot be taken back: a wrong name costs a day."""
+    return 365 * _DAY if begun and now - begun >= 7 * _DAY else _DAY
+
+
 def release_before(current: list[str], new: str, known: str) -> str:
     """The release to go back to from `new`: the one that all hosts ran when its upgrade began.
 
@@ -178,6 +187,7 @@ class FilterModule:
             "declared": declared,
             "ends_at": ends_at,
             "endpoint": endpoint,
+            "hsts_seconds": hsts_seconds,
             "listen_ports": listen_ports,
             "ports_of": ports_of,
             "release_before": release_before,

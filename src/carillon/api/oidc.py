@@ -139,7 +139,8 @@ def _back(request: HttpRequest) -> str:
 
 
 def _cookie() -> str:
-    return f"{settings.SESSION_COOKIE_NAME}_oidc"
+    """Beside the session's. It has a path of its own, which browsers refuse with the prefix `__Host-`."""
+    return f"{settings.SESSION_COOKIE_NAME.replace('__Host-', '__Secure-')}_oidc"
 
 
 def _failed(request: HttpRequest, why: str, status: int = 403, **headers: str) -> HttpResponse:

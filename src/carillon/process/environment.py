@@ -299,7 +299,7 @@ def _read(read: _Reader) -> Environment:
         uwsgi_threads=read.integer("CARILLON_UWSGI_THREADS", 4, 1, 256),
         static_root=_absolute(read, "CARILLON_STATIC_ROOT", "/var/lib/carillon/static"),
         wait_seconds=read.integer("CARILLON_WAIT_SECONDS", 120, 1, 3600),
-        session_cookie_name=_cookie_name(read, "CARILLON_SESSION_COOKIE_NAME", "awx_sessionid"),
+        session_cookie_name=_cookie_name(read, development),
         metrics_directory=_directory_or_none(read, "CARILLON_METRICS_DIRECTORY", "/run/carillon/metrics"),
         metrics_addresses=read.items("CARILLON_METRICS_ADDRESSES", "", _network_problem),
         traces_endpoint=_http_url(read, "CARILLON_TRACES_ENDPOINT"),
@@ -504,8 +504,15 @@ def _directory_or_none(read: _Reader, name: str, default: str) -> Path | None:
     return None if read.text(name, default) == "none" else _absolute(read, name, default)
 
 
-def _cookie_name(read: _Reader, name: str, default: str) -> str:
-    value = read.text(name, default)
+def _cookie_name(read: _Reader, development: bool) -> str:
+    """In production browsers take it over HTTPS alone, and of this very host: no neighbour can plant one.
+    Development serves plain HTTP, too, where a browser drops a cookie with that prefix."""
+    name = "CARILLON_SESSION_COOKIE_NAME"
+    value = read.text(name, "awx_sessionid" if development else "__Host-awx_sessionid")
     if not _COOKIE_NAME.match(value):
         read.problems.append(f"{name}: {value!r} is not a cookie name (letters, digits, '_', '-', '.')")
+    if development and value.startswith("__"):
+        read.problems.append(
+            f"{name}: browsers keep {value!r} over HTTPS alone, and development serves HTTP, too"
+        )
     return value

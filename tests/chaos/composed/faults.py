@@ -58,7 +58,12 @@ class State:
     running: bool
     paused: bool
     code: int
-    ip: str
+    addresses: dict[str, str]
+    """By network."""
+
+    def seen_from(self, other: State) -> list[str]:
+        """Its addresses in the networks that both are in."""
+        return [ip for network, ip in self.addresses.items() if ip and network in other.addresses]
 
 
 def states(*containers: str) -> list[State]:
@@ -69,7 +74,7 @@ def states(*containers: str) -> list[State]:
             each["State"]["Running"],
             each["State"]["Paused"],
             each["State"]["ExitCode"],
-            next(iter(each["NetworkSettings"]["Networks"].values()))["IPAddress"],
+            {name: its["IPAddress"] for name, its in each["NetworkSettings"]["Networks"].items()},
         )
         for each in json.loads(docker("inspect", *containers))
     ]
@@ -169,8 +174,8 @@ class Cables:
                         for pair, how in self.cuts
                         if name in pair
                         for other in pair - {name}
-                        if there[other].ip
-                        for rule in self._rules(there[other].ip, how)
+                        for ip in there[other].seen_from(there[name])
+                        for rule in self._rules(ip, how)
                     ]
                     self._apply(there[name].pid, rules)
 
@@ -242,8 +247,9 @@ class Faults:
                     mine, theirs = await self.running(one, other)
                     port = PORTS[kind_of(name)]
                     if await asyncio.to_thread(
-                        within, mine.pid, lambda at=theirs.ip, p=port: connects(at, p)
-                    ):
+                        within, mine.pid,
+                        lambda all=theirs.seen_from(mine), p=port: any(connects(at, p) for at in all),
+                    ):  # fmt: skip
                         raise Void(f"{fault.on[0]} still connects to {name}")
             if not any(reached):
                 raise Void(f"{fault.on[0]} reached none of {', '.join(fault.on[1:])} before")
@@ -253,7 +259,8 @@ class Faults:
 
     async def _reaches(self, one: str, other: str) -> bool:
         mine, theirs = await self.running(one, other)
-        return await asyncio.to_thread(within, mine.pid, lambda: reaches(theirs.ip))
+        addresses = theirs.seen_from(mine)
+        return await asyncio.to_thread(within, mine.pid, lambda: any(map(reaches, addresses)))
 
     @contextlib.asynccontextmanager
     async def pause(self, fault: Fault) -> AsyncIterator[str]:

@@ -103,6 +103,12 @@ def test_nothing_but_nginx_is_published(stack):
         assert published == ({"80/tcp", "443/tcp"} if service == "nginx" else set())
 
 
+def test_nginx_reaches_the_application_and_nothing_behind_it(stack):
+    networks = {name: set(stack.inspect(name)["NetworkSettings"]["Networks"]) for name in SERVICES}
+    assert networks["nginx"] < networks["app"]
+    assert not networks["nginx"] & (networks["rabbitmq"] | networks["postgresql"])
+
+
 def test_secrets_are_files_and_nothing_else(stack, settings):
     words = {path.name: path.read_text().strip() for path in settings.secrets.iterdir()}
     # Of keys there was none before the first.

@@ -47,8 +47,8 @@ def test_login_as_awxkit_does_it(people):
     answer = browser.log_in("ann", next="/api/")
     assert answer.status_code == 302
     assert answer["Location"] == "/api/"
-    assert answer["X-API-Session-Cookie-Name"] == "awx_sessionid"
-    cookie = answer.cookies["awx_sessionid"]
+    assert answer["X-API-Session-Cookie-Name"] == "__Host-awx_sessionid"
+    cookie = answer.cookies["__Host-awx_sessionid"]
     assert cookie["httponly"]
     assert cookie["secure"]  # the tests' settings are not development's
     assert cookie["samesite"] == "Lax"
@@ -65,7 +65,7 @@ def test_login_as_awxkit_does_it(people):
 def test_login_in_json(people):
     answer = Browser().log_in("ann", headers={"Accept": "application/json"})
     assert (answer.status_code, answer.json()) == (200, {"id": people.ann.pk, "username": "ann"})
-    assert "awx_sessionid" in answer.cookies
+    assert "__Host-awx_sessionid" in answer.cookies
 
 
 @pytest.mark.parametrize("target", ["https://evil.test/", "//evil.test/", "javascript:alert(1)", ""])
@@ -76,7 +76,7 @@ def test_login_sends_nobody_elsewhere(people, target):
 def test_wrong_password(people):
     answer = Browser().log_in("ann", "wrong")
     assert answer.status_code == 401
-    assert "awx_sessionid" not in answer.cookies
+    assert "__Host-awx_sessionid" not in answer.cookies
 
 
 def test_login_needs_the_csrf_token(people):

@@ -155,10 +155,10 @@ def browser(people):
 def test_a_new_password_ends_the_other_sessions_and_this_one_goes_on(browser, people):
     other = Browser()
     other.log_in("ann")
-    before = browser.http.cookies["awx_sessionid"].value
+    before = browser.http.cookies["__Host-awx_sessionid"].value
     answer = change(browser)
     assert (answer.status_code, answer.json()) == (200, {"ended": 1})
-    assert browser.http.cookies["awx_sessionid"].value != before
+    assert browser.http.cookies["__Host-awx_sessionid"].value != before
     assert browser.http.get("/api/v2/me/").status_code == 200
     assert other.http.get("/api/v2/me/").status_code == 401
     assert UserSession.objects.filter(user=people.ann).count() == 1

@@ -54,7 +54,7 @@ def test_nul_in_a_query(people, path):
 
 def test_nul_in_a_cookie_and_a_token(people):
     client = Client()
-    client.cookies["awx_sessionid"] = "a\0b"
+    client.cookies["__Host-awx_sessionid"] = "a\0b"
     assert client.get("/api/v2/me/").status_code == 401
     assert client.get("/api/v2/me/", headers={"Authorization": "Bearer a\0b"}).status_code == 401
 

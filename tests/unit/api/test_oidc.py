@@ -22,7 +22,7 @@ from tests.unit.support.issuer import LOGOUT, Provider, drip, endless, never, re
 pytestmark = pytest.mark.django_db
 
 START, BACK = "/api/login/oidc/", "/api/login/oidc/callback/"
-SESSION, UNDER_WAY = "awx_sessionid", "awx_sessionid_oidc"
+SESSION, UNDER_WAY = "__Host-awx_sessionid", "__Secure-awx_sessionid_oidc"
 
 
 def configure(settings, issuer: str, **more) -> None:

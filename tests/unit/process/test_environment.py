@@ -28,8 +28,9 @@ def test_defaults():
     assert environment.database_port == 5432
     assert environment.amqp_urls == ["amqp://carillon:mq-secret@mq:5672/carillon"]
     assert environment.bind == "127.0.0.1"
-    assert environment.session_cookie_name == "awx_sessionid"
+    assert environment.session_cookie_name == "__Host-awx_sessionid"
     assert not environment.development
+    assert load({**GOOD, "CARILLON_DEVELOPMENT": "1"}).session_cookie_name == "awx_sessionid"
 
 
 def test_all_problems_at_once():
@@ -66,6 +67,11 @@ def test_one_bad_value_is_one_line(name, value, said):
     assert len(found) == 1
     assert name in found[0]
     assert said in found[0]
+
+
+def test_a_cookie_that_development_could_not_keep():
+    (found,) = problems(CARILLON_DEVELOPMENT="1", CARILLON_SESSION_COOKIE_NAME="__Host-a")
+    assert "browsers keep '__Host-a' over HTTPS alone" in found
 
 
 def test_a_teams_own_settings(tmp_path):

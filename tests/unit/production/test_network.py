@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def test_ports_of_what_nginx_listens_on(listen, ports):
 )
 def test_an_address_of_ipv6_is_in_brackets(address, shown):
     assert filters.endpoint(address, 8050) == shown
+
+
+def test_browsers_are_told_to_keep_to_https_for_longer_once_it_has_worked_for_a_week(play, tmp_path):
+    def told(tls_mode: str, seconds_ago: float | None) -> str:
+        stat = {} if seconds_ago is None else {"mtime": time.time() - seconds_ago}
+        code, said = play(
+            {"ansible.builtin.include_vars": str(ANSIBLE / "roles/nginx/defaults/main.yml")},
+            {"ansible.builtin.copy": {"content": "{{ nginx_hsts_seconds }}", "dest": f"{tmp_path}/told"}},
+            tls_mode=tls_mode,
+            **({} if seconds_ago is None else {"nginx_hsts_begun": {"stat": stat}}),
+        )
+        assert code == 0, said
+        return Path(tmp_path, "told").read_text()
+
+    day, year = "86400", "31536000"
+    assert [told("files", ago) for ago in (None, 0, 6 * 86400, 8 * 86400)] == [day, day, day, year]
+    assert told("self-signed", 8 * 86400) == "0"
 
 
 @pytest.fixture

@@ -128,8 +128,8 @@ async def test_nobody_is_anonymous():
 
 async def test_what_is_presented_must_be_good(people):
     await refused(Client(ROOM, token="nonsense"), 4401)
-    await refused(Client(ROOM, cookie="awx_sessionid=nonsense"), 4401)
-    await refused(Client(ROOM, cookie="awx_sessionid=nonsense", origin="https://evil.example"), 4403)
+    await refused(Client(ROOM, cookie="__Host-awx_sessionid=nonsense"), 4401)
+    await refused(Client(ROOM, cookie="__Host-awx_sessionid=nonsense", origin="https://evil.example"), 4403)
 
 
 async def test_sockets_of_a_user_have_a_number(people, settings):
@@ -296,7 +296,7 @@ async def test_a_slow_handler_delays_no_login(people, settings):
 async def test_the_session_is_in_the_scope(people, where):
     """Of who was let in by it; not of a cookie beside a token, which any page may have sent along."""
     session, _ = await database_sync_to_async(session_of)(people.ann)
-    cookie = f"awx_sessionid={session}"
+    cookie = f"__Host-awx_sessionid={session}"
     for had in (None, "bells"):
         assert await Client(where, cookie=cookie).open() == {"user": "ann", "had": had}
     token = await database_sync_to_async(people.token)(people.ben)

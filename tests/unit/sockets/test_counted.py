@@ -48,7 +48,7 @@ async def test_who_comes_and_goes(token, grown):
     [
         ("nothing", {}),
         ("invalid", {"token": "nonsense"}),
-        ("origin", {"cookie": "awx_sessionid=x", "origin": "https://evil.example"}),
+        ("origin", {"cookie": "__Host-awx_sessionid=x", "origin": "https://evil.example"}),
     ],
 )
 async def test_who_is_refused_and_why(people, grown, reason, options):

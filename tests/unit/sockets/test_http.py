@@ -129,7 +129,7 @@ async def http_(where, **given):
 
 async def test_an_async_view_runs_in_the_loop_and_has_its_middleware(people):
     cookie, _ = await database_sync_to_async(session_of)(people.ann)
-    status, body = await http_("/live/ask/", cookie=f"awx_sessionid={cookie}")
+    status, body = await http_("/live/ask/", cookie=f"__Host-awx_sessionid={cookie}")
     loop = id(asyncio.get_running_loop())
     assert (status, json.loads(body)) == (200, {"loop": loop, "user": people.ann.pk, "here": "/live/ask/"})
     assert (await http_("/live/nobody/"))[0] == 404
@@ -199,7 +199,7 @@ async def test_a_consumer_gets_its_user_its_session_and_its_route(people):
     assert status == 200
     assert json.loads(body) == {"user": "ann", "session": None, "body": "ring", "bell": "tower"}
     cookie, _ = await database_sync_to_async(session_of)(people.ann)
-    _, body = await http_("/live/more/7/", cookie=f"awx_sessionid={cookie}")
+    _, body = await http_("/live/more/7/", cookie=f"__Host-awx_sessionid={cookie}")
     assert json.loads(body) == {"user": "ann", "session": cookie, "body": "", "bell": 7}
     assert json.loads((await http_("/live/more/7/"))[1])["user"] == ""
 
@@ -228,7 +228,7 @@ async def test_a_consumer_that_ends_leaves_its_thread_to_the_others(settings):
 async def test_what_is_presented_must_be_good(people):
     assert (await http_("/live/more/7/", authorization="Bearer wrong"))[0] == 401
     cookie, _ = await database_sync_to_async(session_of)(people.ann)
-    foreign = {"cookie": f"awx_sessionid={cookie}", "origin": "https://evil.example"}
+    foreign = {"cookie": f"__Host-awx_sessionid={cookie}", "origin": "https://evil.example"}
     status, body = await http_("/live/more/7/", method="POST", **foreign)
     assert (status, "forbidden Origin" in body) == (403, True)
 

@@ -57,7 +57,7 @@ def session_of(user) -> tuple[str, str]:
         headers={"X-CSRFToken": token},
     )
     assert answer.status_code == 302
-    return browser.cookies["awx_sessionid"].value, browser.cookies["csrftoken"].value
+    return browser.cookies["__Host-awx_sessionid"].value, browser.cookies["csrftoken"].value
 
 
 class TestWhoGetsIn:
@@ -95,23 +95,23 @@ class TestWhoGetsIn:
 
     async def test_session_as_awxkit_sends_it(self, people):
         session, csrf = await database_sync_to_async(session_of)(people.ann)
-        cookie = f'awx_sessionid="{session}";csrftoken={csrf}'
+        cookie = f'__Host-awx_sessionid="{session}";csrftoken={csrf}'
         await self.accepted(people.ann, cookie=cookie, origin="http://localhost:8043")
 
     async def test_the_first_credential_present_decides(self, people):
         token = await database_sync_to_async(people.token)(people.ann)
         session, _ = await database_sync_to_async(session_of)(people.ben)
-        good = {"authorization": f"Bearer {token}", "cookie": f"token={token}; awx_sessionid={session}"}
+        good = {"authorization": f"Bearer {token}", "cookie": f"token={token}; __Host-awx_sessionid={session}"}
         await self.refused(4401, "invalid auth token", path="/websocket/?token=nonsense", **good)
         await self.accepted(people.ann, **good)
         await self.accepted(people.ann, cookie=good["cookie"])
-        await self.accepted(people.ben, cookie=f"awx_sessionid={session}")
-        await self.refused(4401, "invalid auth token", cookie=f"token=nonsense; awx_sessionid={session}")
+        await self.accepted(people.ben, cookie=f"__Host-awx_sessionid={session}")
+        await self.refused(4401, "invalid auth token", cookie=f"token=nonsense; __Host-awx_sessionid={session}")
 
     async def test_nobody(self, people):
         await self.refused(4401, "no credentials")
         await self.refused(4401, "no credentials", path="/websocket/?token=", authorization="Basic YTpi")
-        await self.refused(4401, "the session has ended", cookie="awx_sessionid=nonsense")
+        await self.refused(4401, "the session has ended", cookie="__Host-awx_sessionid=nonsense")
         await self.refused(4401, "too many fields", path="/websocket/?" + "a=b&" * 60)
 
     @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ class TestWhoGetsIn:
         people.ann.is_active = False
         await people.ann.asave()
         await self.refused(4401, "invalid auth token", token=token)
-        await self.refused(4401, "the session has ended", cookie=f"awx_sessionid={session}")
+        await self.refused(4401, "the session has ended", cookie=f"__Host-awx_sessionid={session}")
 
     async def test_a_changed_password_ends_sessions(self, people):
         session, _ = await database_sync_to_async(session_of)(people.ann)
         people.ann.set_password("another")
         await people.ann.asave()
-        await self.refused(4401, "the session has ended", cookie=f"awx_sessionid={session}")
+        await self.refused(4401, "the session has ended", cookie=f"__Host-awx_sessionid={session}")
 
     @pytest.mark.parametrize(
         ("origin", "allowed"),
@@ -351,7 +351,7 @@ class TestSubscribing:
 
     async def test_a_session_needs_its_xrftoken(self, people):
         session, csrf = await database_sync_to_async(session_of)(people.ann)
-        client = Client(cookie=f'awx_sessionid="{session}";csrftoken={csrf}', origin="http://localhost")
+        client = Client(cookie=f'__Host-awx_sessionid="{session}";csrftoken={csrf}', origin="http://localhost")
         await client.open()
         assert (await client.subscribe({"jobs": ["summary"]}, xrftoken=csrf))["groups_current"] == [
             "jobs-summary"
@@ -490,12 +490,12 @@ class TestPermissionsThatChange:
 
     async def test_logging_out(self, people):
         session, csrf = await database_sync_to_async(session_of)(people.ann)
-        client = Client(cookie=f"awx_sessionid={session};csrftoken={csrf}")
+        client = Client(cookie=f"__Host-awx_sessionid={session};csrftoken={csrf}")
         await client.open()
 
         def log_out():
             browser = HttpClient()
-            browser.cookies["awx_sessionid"] = session
+            browser.cookies["__Host-awx_sessionid"] = session
             browser.post("/api/logout/")
 
         await database_sync_to_async(log_out)()

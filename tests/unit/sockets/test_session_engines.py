@@ -43,7 +43,7 @@ class Browser:
 
     @property
     def cookie(self):
-        return f"awx_sessionid={self.http.cookies['awx_sessionid'].value}"
+        return f"__Host-awx_sessionid={self.http.cookies['__Host-awx_sessionid'].value}"
 
 
 @pytest.fixture
