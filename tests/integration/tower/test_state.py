@@ -58,6 +58,7 @@ class Api:
         self.jobs: list[dict[str, Any]] = []
         self.schedules: list[int] = []
         self.counter = 0
+        self.last_job = 0
         self.ends: list[tuple[float, int, int]] = []
 
     def call(self, method: str, path: str, body: Any = None, allowed: tuple[int, ...] = ()) -> Any:
@@ -85,6 +86,13 @@ class Api:
         if kind == "node" and (workflow := self.job(0, "workflow_job")):
             body["workflow_job"] = workflow["id"]
         self.jobs.append(self.call("POST", "/jobs/", body).json())
+
+    def last_word(self) -> None:
+        """A change that is told of behind all that were answered before. By the outbox, as they were: what is
+        published at once waits for nothing, and may be heard before them."""
+        self.create("job")
+        self.last_job = self.jobs[-1]["id"]
+        self.status(-1, "pending")  # a reader may have heard of the job before its id was known here
 
     def status(self, number: int, status: str) -> None:
         if job := self.job(number):
@@ -199,8 +207,7 @@ class Reader:
         self.groups |= set(groups.values())
         self.last: dict[str, int] = {}  # of each group, the number of the last event
         self.waiting = 0  # for answers to messages with `since`
-        self.marker = False
-        self.last_job = 0  # whose first status is a marker, too
+        self.last_word = False
 
     def wanted(self) -> str:
         groups: dict[str, list[str]] = {}
@@ -209,9 +216,9 @@ class Reader:
             groups.setdefault(family, []).append(key)
         return json.dumps({"groups": groups, "since": self.since})
 
-    def run(self, marker: str) -> None:
-        """Until the marker has come, over as many connections as there are cuts."""
-        while not (self.marker and not self.waiting):
+    def run(self) -> None:
+        """Until the last word has come, over as many connections as there are cuts."""
+        while not (self.last_word and not self.waiting):
             self.waiting = 0
             stack = self.api.stack
             with connect(
@@ -222,17 +229,17 @@ class Reader:
                 assert json.loads(raw.recv(WAIT))["accept"] is True
                 self.ask(raw, self.since)
                 with suppress(ConnectionClosed):
-                    self.read(raw, marker)
+                    self.read(raw)
 
     def ask(self, raw, since: str) -> None:
         self.since = since
         self.waiting += 1
         raw.send(self.wanted())
 
-    def read(self, raw, marker: str) -> None:
+    def read(self, raw) -> None:
         left = self.cuts.pop(0) if self.cuts else None
         here: dict[str, int] = {}
-        while not (self.marker and not self.waiting):
+        while not (self.last_word and not self.waiting):
             frame = json.loads(raw.recv(WAIT))
             if "recovered" in frame:
                 assert frame["recovered"] is True, frame
@@ -245,21 +252,19 @@ class Reader:
                 here[group] = number
                 if number > self.last.get(group, 0):
                     self.last[group] = number
-                    self.apply(raw, group, frame["event"], marker)
+                    self.apply(raw, group, frame["event"])
                 if not self.waiting:
                     self.since = frame["position"]
             if left is not None and (left := left - 1) <= 0:
                 raw.socket.shutdown(sockets.SHUT_RDWR)
                 return
 
-    def apply(self, raw, group: str, event: dict[str, Any], marker: str) -> None:
+    def apply(self, raw, group: str, event: dict[str, Any]) -> None:
         state = self.state
         match event:
-            case {"marker": found}:
-                self.marker = self.marker or found == marker
             case {"group_name": "jobs", "status": status, "unified_job_id": job}:
                 state.jobs[job] = (status, moment(event.get("finished")))
-                self.marker = self.marker or job == self.last_job
+                self.last_word = self.last_word or (job == self.api.last_job and status == "pending")
                 family = "workflow" if event["type"] == "workflow_job" else event["type"]
                 if (events := f"{family}_events-{job}") not in self.groups:
                     # A new job: its past, too, from where this client began.
@@ -296,22 +301,20 @@ class Reader:
 def test_state_and_then_events_are_the_state_now(stack, before, writers, cuts):
     api = Api(stack)
     api.write([("create", "job"), ("create", "workflow_job"), ("new schedule",), *before])
-    marker = str(uuid.uuid4())
 
     def write_all() -> None:
         with ThreadPoolExecutor(len(writers)) as pool:
             for done in [pool.submit(api.write, changes) for changes in writers]:
                 done.result()
-        # Behind everything that was told: there is one queue, and one order.
-        stack.post("/notifications/", [{"group": "jobs-summary", "payload": {"marker": marker}}])
+        api.last_word()
 
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write_all)
         reader = Reader(api, cuts)
         try:
-            reader.run(marker)
+            reader.run()
         finally:
-            writing.result()  # a writer that failed says why no marker came
+            writing.result()  # a writer that failed says why no last word came
     now, _, _ = State.read(api)
     mine = set(now.jobs)
     reader.state.jobs = {job: what for job, what in reader.state.jobs.items() if job in mine}
@@ -359,10 +362,8 @@ def test_while_the_broker_is_killed(stack, container):
         broker.wait_until_healthy()
         for each in lives:
             each.result()
-        # The last word, which goes the same way: behind what waits in the outbox.
-        api.create("job")
-        reader.last_job = api.jobs[-1]["id"]
-        reader.run("")
+        api.last_word()
+        reader.run()
     now, _, _ = State.read(api)
     assert {job: reader.state.jobs[job] for job in now.jobs} == now.jobs
     assert {job: reader.state.events[job] for job in now.jobs if now.events[job]} == {
@@ -374,7 +375,6 @@ def test_while_the_broker_is_killed(stack, container):
 def test_two_who_change_one_job_at_once(stack):
     """The last word that is told of a job is the last that is true of it."""
     api = Api(stack)
-    marker = str(uuid.uuid4())
     for _ in range(40):
         api.create("job")
     reader = Reader(api, [])
@@ -396,7 +396,7 @@ def test_two_who_change_one_job_at_once(stack):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(race, [job["id"] for job in api.jobs]))
-    stack.post("/notifications/", [{"group": "jobs-summary", "payload": {"marker": marker}}])
-    reader.run(marker)
+    api.last_word()
+    reader.run()
     now, _, _ = State.read(api)
     assert {job: reader.state.jobs[job] for job in now.jobs} == now.jobs
