@@ -8,7 +8,7 @@ end with the earlier one. No lock outlives its transaction, so that a pool of co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -82,9 +82,20 @@ def add_events(job_id: int, rows: Sequence[JobEvent], final_counter: int | None)
 
 
 @transaction.atomic
-def save_schedule(schedule: Schedule) -> Schedule:
-    """Store a new or changed schedule."""
-    schedule.save()
+def create_schedule(**fields: Any) -> Schedule:
+    """A new schedule."""
+    schedule = Schedule.objects.create(**fields)
+    emit_on_commit([payloads.schedule_changed(schedule)])
+    return schedule
+
+
+@transaction.atomic
+def change_schedule(schedule_id: int, fields: Mapping[str, Any]) -> Schedule:
+    """Change these fields and leave to others what they change meanwhile. Raises Schedule.DoesNotExist."""
+    schedule = Schedule.objects.select_for_update(no_key=True).get(pk=schedule_id)
+    for name, value in fields.items():
+        setattr(schedule, name, value)
+    schedule.save(update_fields=[*fields, "modified"])
     emit_on_commit([payloads.schedule_changed(schedule)])
     return schedule
 

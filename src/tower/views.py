@@ -8,7 +8,7 @@ from typing import Any
 from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
-from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.exceptions import APIException, NotFound, ValidationError
 from rest_framework.fields import DateTimeField
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -294,15 +294,15 @@ class ScheduleViewSet(viewsets.ModelViewSet):
 
     def perform_create(self, serializer: Any) -> None:
         with quotas.spent("schedules", self.request.user, team=team_of(serializer)):
-            serializer.instance = changes.save_schedule(
-                Schedule(owner=self.request.user, **serializer.validated_data)
+            serializer.instance = changes.create_schedule(
+                owner=self.request.user, **serializer.validated_data
             )
 
     def perform_update(self, serializer: Any) -> None:
-        schedule = serializer.instance
-        for name, value in serializer.validated_data.items():
-            setattr(schedule, name, value)
-        changes.save_schedule(schedule)
+        try:
+            serializer.instance = changes.change_schedule(serializer.instance.pk, serializer.validated_data)
+        except Schedule.DoesNotExist:
+            raise NotFound() from None
 
     def perform_destroy(self, instance: Schedule) -> None:
         changes.delete_schedule(instance)

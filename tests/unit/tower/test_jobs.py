@@ -534,6 +534,44 @@ class TestSchedules:
         )
 
 
+    @pytest.fixture
+    def meanwhile(self, monkeypatch):
+        """Something that another process does to a schedule while this one has just read it."""
+
+        def do(change) -> None:
+            read = views.ScheduleViewSet.get_object
+
+            def read_and_then(view):
+                found = read(view)
+                change(Schedule.objects.filter(pk=found.pk))
+                return found
+
+            monkeypatch.setattr(views.ScheduleViewSet, "get_object", read_and_then)
+
+        return do
+
+    def test_one_that_is_deleted_while_it_is_changed_stays_deleted(self, people, sent, commits, meanwhile):
+        schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")
+        meanwhile(lambda row: row.delete())
+        with commits():
+            answer = people.client(people.ann).patch(
+                f"/api/v2/schedules/{schedule.pk}/", {"enabled": False}, format="json"
+            )
+        assert answer.status_code == 404
+        assert not Schedule.objects.exists()
+        assert told(sent) == []
+
+    def test_two_who_change_different_things_of_one_at_once(self, people, meanwhile):
+        schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")
+        meanwhile(lambda row: row.update(name="weekly"))
+        answer = people.client(people.ann).patch(
+            f"/api/v2/schedules/{schedule.pk}/", {"enabled": False}, format="json"
+        )
+        assert (answer.json()["name"], answer.json()["enabled"]) == ("weekly", False)
+        schedule.refresh_from_db()
+        assert (schedule.name, schedule.enabled) == ("weekly", False)
+
+
 def test_what_each_of_many_may_see_is_what_each_alone_may_see(people, django_assert_num_queries):
     everybody = [people.ann, people.ben, people.carl, people.root]
     for owner in (people.ann, people.carl):
