@@ -274,7 +274,9 @@ def test_the_outline(page):
     page.get_by_role("button", name="Find").click()
     page.get_by_label("Show").select_option("Plays and tasks")
     expect(page.locator(".ln.failed")).to_have_count(0)
-    expect(lines(page)).to_have_text([one["stdout"].strip() for one in story() if one["event"].startswith("playbook")])
+    expect(lines(page)).to_have_text(
+        [one["stdout"].strip() for one in story() if one["event"].startswith("playbook")]
+    )
     expect(page.get_by_role("button", name="Task, task 1 of db, 15 s")).to_be_visible()
 
 

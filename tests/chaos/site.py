@@ -131,9 +131,10 @@ class Site:
         ]
         tmpfs = [f"{path}:{how}" if how else path for path, how in (own["HostConfig"]["Tmpfs"] or {}).items()]
         subprocess.run(["docker", "rm", "--force", "--volumes", full], capture_output=True, timeout=90)
+        called = f",alias={alias}" if alias else ""
         docker(
             "run", "--detach", "--name", full,
-            *(f"--network=name={each}{alias and f',alias={alias}'}" for each in own["NetworkSettings"]["Networks"]),
+            *(f"--network=name={network}{called}" for network in own["NetworkSettings"]["Networks"]),
             *(f"--env={name}={value}" for name, value in {**variables, **(environment or {})}.items()),
             *(f"--volume={mount}" for mount in (*mounts, *volumes)),
             *(f"--tmpfs={mount}" for mount in tmpfs),

@@ -79,8 +79,11 @@ _DAY = 86400
 
 
 def hsts_seconds(begun: float, now: float) -> int:
-    """How long browsers shall keep to HTTPS: a day for the first week after `begun` (seconds since 1970; 0: not
-    yet), then a year. What a browser has been told cannot be taken back: a wrong name costs a day."""
+    """How long browsers shall keep to HTTPS: a day for the first week after `begun`, then a year.
+
+    Both in seconds since 1970; `begun` is 0 where they were not told yet. What a browser has been told cannot
+    be taken back: a wrong name costs a day.
+    """
     return 365 * _DAY if begun and now - begun >= 7 * _DAY else _DAY
 
 

@@ -35,7 +35,7 @@ SILENT = 10.0
 """Seconds without one, after which a process counts as gone."""
 
 AT_ONCE = 6
-"""Families that are read in a row. The event loop, which waits for the interpreter's lock meanwhile, has a turn
+"""Families that are read in a row. The event loop waits for the interpreter's lock meanwhile. It has a turn
 before the next ones: an event waits for these few, and not for a whole snapshot."""
 
 TURN = 0.0002

@@ -245,11 +245,10 @@ class Faults:
                     raise Void(f"{fault.on[0]} still reaches {name}")
                 if before:
                     mine, theirs = await self.running(one, other)
-                    port = PORTS[kind_of(name)]
+                    port, addresses = PORTS[kind_of(name)], theirs.seen_from(mine)
                     if await asyncio.to_thread(
-                        within, mine.pid,
-                        lambda all=theirs.seen_from(mine), p=port: any(connects(at, p) for at in all),
-                    ):  # fmt: skip
+                        within, mine.pid, lambda all=addresses, p=port: any(connects(at, p) for at in all)
+                    ):
                         raise Void(f"{fault.on[0]} still connects to {name}")
             if not any(reached):
                 raise Void(f"{fault.on[0]} reached none of {', '.join(fault.on[1:])} before")

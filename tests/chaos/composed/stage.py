@@ -110,7 +110,8 @@ class Stage:
         login = base64.b64encode(f"{url.username}:{unquote(url.password)}".encode()).decode()
         for state in states(*self.brokers.containers.values()):
             request = urllib.request.Request(
-                f"http://{next(iter(state.addresses.values()))}:15672/api/{path}", headers={"Authorization": f"Basic {login}"}
+                f"http://{next(iter(state.addresses.values()))}:15672/api/{path}",
+                headers={"Authorization": f"Basic {login}"},
             )
             with (
                 contextlib.suppress(OSError, ValueError),

@@ -101,12 +101,17 @@ class TestWhoGetsIn:
     async def test_the_first_credential_present_decides(self, people):
         token = await database_sync_to_async(people.token)(people.ann)
         session, _ = await database_sync_to_async(session_of)(people.ben)
-        good = {"authorization": f"Bearer {token}", "cookie": f"token={token}; __Host-awx_sessionid={session}"}
+        good = {
+            "authorization": f"Bearer {token}",
+            "cookie": f"token={token}; __Host-awx_sessionid={session}",
+        }
         await self.refused(4401, "invalid auth token", path="/websocket/?token=nonsense", **good)
         await self.accepted(people.ann, **good)
         await self.accepted(people.ann, cookie=good["cookie"])
         await self.accepted(people.ben, cookie=f"__Host-awx_sessionid={session}")
-        await self.refused(4401, "invalid auth token", cookie=f"token=nonsense; __Host-awx_sessionid={session}")
+        await self.refused(
+            4401, "invalid auth token", cookie=f"token=nonsense; __Host-awx_sessionid={session}"
+        )
 
     async def test_nobody(self, people):
         await self.refused(4401, "no credentials")
@@ -351,7 +356,9 @@ class TestSubscribing:
 
     async def test_a_session_needs_its_xrftoken(self, people):
         session, csrf = await database_sync_to_async(session_of)(people.ann)
-        client = Client(cookie=f'__Host-awx_sessionid="{session}";csrftoken={csrf}', origin="http://localhost")
+        client = Client(
+            cookie=f'__Host-awx_sessionid="{session}";csrftoken={csrf}', origin="http://localhost"
+        )
         await client.open()
         assert (await client.subscribe({"jobs": ["summary"]}, xrftoken=csrf))["groups_current"] == [
             "jobs-summary"

@@ -533,7 +533,6 @@ class TestSchedules:
             told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
         )
 
-
     @pytest.fixture
     def meanwhile(self, monkeypatch):
         """Something that another process does to a schedule while this one has just read it."""
