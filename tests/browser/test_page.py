@@ -576,20 +576,22 @@ def shown(page):
     return numbers
 
 
+SEEN = """() => {
+  const box = document.querySelector(".output").getBoundingClientRect();
+  const top = (one) => one.getBoundingClientRect().top;
+  const line = [...document.querySelectorAll(".ln")].find((one) => top(one) >= box.top);
+  return [Number(line.dataset.n), top(line)];
+}"""
+
+
 def seen(page):
     """Number and place on the screen of the topmost line that is seen whole."""
-    return page.evaluate(
-        """() => {
-          const box = document.querySelector(".output").getBoundingClientRect();
-          const top = (one) => one.getBoundingClientRect().top;
-          const line = [...document.querySelectorAll(".ln")].find((one) => top(one) >= box.top);
-          return [Number(line.dataset.n), top(line)];
-        }"""
-    )
+    return page.evaluate(SEEN)
 
 
 def scroll(page, to):
-    page.locator(".output").evaluate(f"output => output.scrollTop = {to}")
+    """Returns what is seen then, in the same moment: a later one may find lines that were added meanwhile."""
+    return page.locator(".output").evaluate(f"(output) => {{ output.scrollTop = {to}; return ({SEEN})(); }}")
 
 
 def test_a_long_job_is_read_from_its_end_with_its_true_numbers(long_job, open_page):
@@ -641,8 +643,7 @@ def test_scrolling_up_loads_what_is_before_and_nothing_jumps(long_page):
     page = long_page
     for _ in range(4):
         first = shown(page)[0]
-        scroll(page, 300)
-        before = seen(page)
+        before = scroll(page, 300)
         expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1)
         quiet(page)
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
