@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 from django.conf import settings
@@ -24,7 +25,7 @@ from django.utils import timezone
 
 from carillon import logs
 from carillon.accounts.models import ApiToken, AuditEntry, Team
-from carillon.budgets import Allowance
+from carillon.budgets import Allowance, Meter
 
 logger = logging.getLogger("carillon.audit")
 
@@ -37,6 +38,10 @@ _request: ContextVar[HttpRequest | None] = ContextVar("carillon_audited_request"
 
 # Of one process: strangers may be refused as often as they like, and must not fill the table.
 _refusals = Allowance(burst=600, rate=0.1)
+
+# Of one process: an entry an hour for what may be done thousands of times a second.
+_published = Meter()
+_published_lock = Lock()
 
 
 @contextmanager
@@ -80,6 +85,15 @@ def keep_refusal(name: str) -> None:
     """A wrong password; of very many some have no row. Raises DatabaseError."""
     if _refusals.spend(time.monotonic()):
         keep("wrong password", name)
+
+
+def keep_published(user: Any, families: Iterable[str]) -> None:
+    """A user publishes by the API: of each family one entry an hour. Raises DatabaseError."""
+    now = time.monotonic()
+    with _published_lock:
+        first = [each for each in sorted(families) if _published.of((user.pk, each), 1, 1 / 3600).spend(now)]
+    for family in first:
+        keep("published", user.get_username(), family=family)
 
 
 def _storable(name: str) -> str:

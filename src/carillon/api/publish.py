@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from carillon.accounts import audit
 from carillon.accounts.permissions import MayPublish
 from carillon.api import quotas
 from carillon.conf import conf
@@ -86,6 +87,8 @@ class NotificationsView(APIView):
         if len(key) > 200:
             raise serializers.ValidationError({"detail": "Idempotency-Key: 200 characters are the most."})
         with quotas.spent("notifications", request.user, len(items)):
+            families = {item["group"].partition("-")[0] for item in serializer.validated_data}
+            audit.keep_published(request.user, families)
             accepted = emit_many(
                 Notification(
                     item["group"], item["payload"], item.get("audience"), id_of(item, number, key, request)

@@ -16,7 +16,7 @@ from rest_framework.test import APIClient
 from carillon import retention
 from carillon.accounts import audit
 from carillon.accounts.models import ApiToken, AuditEntry, UserSession
-from carillon.budgets import Allowance
+from carillon.budgets import Allowance, Meter
 from tests.unit.accounts.test_accounts import Browser
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +52,32 @@ def test_strangers_do_not_fill_the_table(people, monkeypatch):
     for number in range(10):
         audit.keep_refusal(f"nobody {number} \0 \ud800")
     assert len(told(what="wrong password")) == 3
+
+
+def test_who_publishes(people, sent, monkeypatch):
+    """One entry an hour of each family: it may be done thousands of times a second."""
+    now = [1000.0]
+    monkeypatch.setattr(audit.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(audit, "_published", Meter())
+    client = people.client(people.root, scope="publish")
+
+    def publish(*groups: str, code: int = 202) -> None:
+        body = [{"group": group, "payload": {}} for group in groups]
+        assert client.post("/api/v2/notifications/", body, format="json").status_code == code
+
+    publish("jobs-summary", "jobs-status_changed", "schedules-changed")
+    publish("jobs-summary")
+    publish("nonsense-1", code=400)
+    entry = ("published", people.root.username, people.root.username)
+    assert told(what="published") == [entry] * 2
+    families = AuditEntry.objects.filter(what="published").values_list("about__family", flat=True)
+    assert set(families) == {"jobs", "schedules"}
+    now[0] += 3601
+    publish("jobs-summary")
+    assert told(what="published") == [entry] * 3
+    client = people.client(people.ann)
+    publish("jobs-summary", code=403)
+    assert told(what="published") == [entry] * 3, "who may not publish has published nothing"
 
 
 def test_tokens(people, caplog):
