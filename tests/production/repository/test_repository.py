@@ -24,7 +24,7 @@ from websockets.sync.client import connect
 from tests.integration.outside_app import takeover
 from tests.production import hosts, playbooks
 from tests.production.conftest import ROOT, wait_for
-from tests.production.containers import docker
+from tests.production.containers import docker, operator_environment
 
 HOST = "carillon-prod-repository"
 NAME = "chat"
@@ -64,8 +64,6 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def deploy(site, tmp_path_factory):
     """deploy(PLAYBOOK=…) is the output of `make deploy`."""
-    foreign = ("CARILLON_", "MAKE", "PYTHONPATH", "ANSIBLE_")
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     # A repository has Ansible itself; how a container is reached, the environment of these tests has.
     collections = Path(ansible_collections.community.docker.__path__[0]).parents[2]
     prefix, operator = playbooks.control_node(str(tmp_path_factory.mktemp("home")))
@@ -74,7 +72,8 @@ def deploy(site, tmp_path_factory):
         start = time.monotonic()
         done = subprocess.run(
             [*prefix, "make", "deploy", *variables],
-            cwd=site, env={**keep, **operator, "ANSIBLE_COLLECTIONS_PATH": str(collections)},
+            cwd=site,
+            env={**operator_environment(), **operator, "ANSIBLE_COLLECTIONS_PATH": str(collections)},
             capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
         print(f"make deploy {' '.join(variables)}: {time.monotonic() - start:.0f} s")
