@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,50 @@ def run(*command: str, folder: Path, values: dict[str, str] | None = None) -> No
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@dataclass(frozen=True)
+class Team:
+    """A repository of a team's own, as the older release has made it, with the event that it comes with."""
+
+    site: Path
+    releases: Releases
+    family = "bells"
+    key = 1
+
+    @classmethod
+    def new(cls, folder: Path, releases: Releases) -> Team:
+        releases.older()
+        run("make", "new", f"SITE={folder}", folder=releases.clone)
+        team = cls(folder, releases)
+        assert f"@{releases.commit}\n" in team.line.read_text()
+        assert team.greeting() in team.views.read_text()
+        return team
+
+    @property
+    def line(self) -> Path:
+        return self.site / "carillon.version"
+
+    @property
+    def views(self) -> Path:
+        return self.site / "src" / self.site.name / "views.py"
+
+    def greeting(self, *, edited: bool = False) -> str:
+        """What the page says: before, and after `go_on`."""
+        return f"{self.site.name} {'was edited' if edited else 'is up'}"
+
+    def go_on(self) -> None:
+        """Its line names this release, and its own code is another."""
+        older = self.releases.commit
+        self.releases.newer()
+        self.line.write_text(self.line.read_text().replace(older, self.releases.commit))
+        text = self.views.read_text().replace(self.greeting(), self.greeting(edited=True))
+        self.views.write_text(text)
+
+
+def page(stack: Stack) -> str:
+    with urllib.request.urlopen(stack.values["CARILLON_URL"], context=stack.tls(), timeout=10) as answer:
+        return answer.read().decode()
 
 
 @contextmanager
