@@ -144,9 +144,11 @@ def installation(settings: Config, folder: Path, program: str) -> Iterator[Run]:
         run(program, name, folder=folder, values=own)
         Stack.container.cache_clear()  # containers are others than before
 
-    yield command
-    if not os.environ.get("CARILLON_KEEP"):
-        command("production-clean")  # before a host needs the machine
+    try:
+        yield command
+    finally:
+        if not os.environ.get("CARILLON_KEEP"):
+            command("production-clean")  # before a host needs the machine
 
 
 def image(settings: Config) -> str:
