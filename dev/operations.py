@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from dev import base_image, development, images, process, production, secret_files, stack
-from dev.config import Config
+from dev.config import HOME, Config
 from dev.output import Failure, progress, say, step
 
 _DUMP_SECONDS = 3600
@@ -190,7 +190,8 @@ def verb(name: str, argument: str = "") -> None:
     if name == "backup":
         say(f"Backup in {backup(config)}: whoever has it has the installation.")
     elif name == "restore":
-        restore(config, Path(argument))
+        # As `backup` has said it: from where the Makefile lies.
+        restore(config, HOME / argument)
     elif name == "prune":
         say(prune(config))
     else:

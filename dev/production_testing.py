@@ -35,7 +35,10 @@ MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
 DRILL_CLONE = ROOT / ".dev-prod-drill-clone"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
-STACKS = {"container": 51180, "container-cluster": 51280, "parity": 51380, "drill": 51480}
+STACKS = {
+    **{"container": 51180, "container-cluster": 51280, "parity": 51380},
+    **{"drill": 51480, "drill-site": 51580},
+}
 
 LINTS = (
     Suite("ansible-lint", ("ansible-lint", "--offline", "--profile", "production", "-q"), folder="ansible"),
@@ -59,7 +62,7 @@ CONTAINER = Suite("container", (*_PYTEST, "-q", "tests/production/container"))
 CONTAINERS = Suite("containers", (*_PYTEST, "-q", "tests/production/container_cluster"))
 REPOSITORY = Suite("repository", (*_PYTEST, "-q", "tests/production/repository"))
 BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
-# From an older release to this checkout and back, on a host and in containers.
+# From an older release to this checkout and back: on a host, in containers, and a repository of a team's own.
 DRILL = Suite("drill", (*_PYTEST, "-q", "tests/production/drill"))
 
 
@@ -122,7 +125,8 @@ def clean(config: Config) -> None:
 def clean_drill() -> None:
     """The clone goes first: a stack belongs to the checkout that started it, and then to nobody."""
     shutil.rmtree(DRILL_CLONE, ignore_errors=True)
-    development.clean(stack("drill"))
+    for name in ("drill", "drill-site"):
+        development.clean(stack(name))
 
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:

@@ -46,11 +46,16 @@ def wait(what: str, condition, seconds: float, pause: float = 0.1):
 
 @dataclass(frozen=True)
 class Stack:
-    """`values`: the environment file; `project`: Compose's; `state`: where secrets and certificates lie."""
+    """`values`: the environment file; `project`: Compose's; `state`: where secrets and certificates lie.
+
+    `family` and `key` make a group of the application that runs: tests emit to it and hear it.
+    """
 
     values: dict
     project: str
     state: Path
+    family: str = "schedules"
+    key: str | int = "changed"
 
     @classmethod
     def from_environment(cls):
@@ -67,6 +72,14 @@ class Stack:
 
     def __hash__(self):
         return hash(self.project)
+
+    @property
+    def group(self) -> str:
+        return f"{self.family}-{self.key}"
+
+    @property
+    def subscription(self) -> dict:
+        return {self.family: [self.key]}
 
     # Addresses ---------------------------------------------------------------------------------------------
 
@@ -111,9 +124,9 @@ class Stack:
         mark = f"infra-{time.monotonic_ns()}"
         with self.websocket() as socket:
             assert json.loads(socket.recv(10))["accept"] is True
-            socket.send(json.dumps({"groups": {"schedules": ["changed"]}}))
-            assert json.loads(socket.recv(10))["groups_current"] == ["schedules-changed"]
-            self.api("/api/v2/notifications/", {"group": "schedules-changed", "payload": {"mark": mark}})
+            socket.send(json.dumps({"groups": self.subscription}))
+            assert json.loads(socket.recv(10))["groups_current"] == [self.group]
+            self.api("/api/v2/notifications/", {"group": self.group, "payload": {"mark": mark}})
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline:
                 if json.loads(socket.recv(10)).get("mark") == mark:

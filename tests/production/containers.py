@@ -26,7 +26,13 @@ def running(settings: Config) -> Iterator[None]:
             stack.down(settings, volumes=True)
 
 
-def stack_of(settings: Config) -> Stack:
+def operator_environment() -> dict[str, str]:
+    """What a command of an operator's finds: nothing that these tests have set for themselves."""
+    ours = ("CARILLON_", "MAKE", "PYTHONPATH", "ANSIBLE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def stack_of(settings: Config, **group: str | int) -> Stack:
     """What the tests of routes and the ledger ask of a stack."""
     token = stack.compose(
         settings,
@@ -42,7 +48,7 @@ def stack_of(settings: Config) -> Stack:
         "CARILLON_PASSWORD": secret_files.read(settings.secrets, "admin_password"),
         "CARILLON_TOKEN": token.strip(),
     }
-    return Stack(values, settings.project, settings.state)
+    return Stack(values, settings.project, settings.state, **group)
 
 
 def docker(*arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:

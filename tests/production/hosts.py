@@ -31,3 +31,8 @@ def start(name: str, network: str, *, hostname: str = "") -> Machine:
     machine = Machine(name)
     wait_for(lambda: machine.host.run("systemctl is-system-running").stdout.strip() != "", 60, "systemd")
     return machine
+
+
+def current(machine: Machine) -> str:
+    """The release that it runs."""
+    return machine.run("readlink /opt/carillon/current").strip()

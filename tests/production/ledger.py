@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 @dataclass
 class Ledger:
-    """`stack` is a tests.infra.stack.Stack or the like: api(), websocket(), address(), tls()."""
+    """`stack` is a tests.infra.stack.Stack or the like: api(), websocket(), and a group to use."""
 
     stack: object
     requests: int = 0
@@ -76,7 +76,7 @@ class Ledger:
         number = 0
         while not self._stop.is_set():
             number += 1
-            body = {"group": "schedules-changed", "payload": {"ledger": self._first, "number": number}}
+            body = {"group": self.stack.group, "payload": {"ledger": self._first, "number": number}}
             if self._once(
                 lambda body=body: self.stack.api("/api/v2/notifications/", body),
                 "POST /api/v2/notifications/",
@@ -109,7 +109,7 @@ class Ledger:
     def _follow(self, socket, ready: threading.Event) -> None:
         """Reads frames until all was heard; the next connection resumes at the last one's position."""
         first = json.loads(socket.recv(10))
-        message = {"groups": {"schedules": ["changed"]}, "since": self._position or first["position"]}
+        message = {"groups": self.stack.subscription, "since": self._position or first["position"]}
         socket.send(json.dumps(message))
         while not self._heard_all.is_set():
             try:

@@ -17,6 +17,7 @@ from tests.production import hosts
 from tests.production.cluster.conftest import INVENTORY, NAMES, PROXY
 from tests.production.cluster.test_cluster import NODES, running
 from tests.production.containers import docker
+from tests.production.hosts import current
 from tests.production.ledger import Ledger
 
 NETWORK = "carillon-prod-cluster"
@@ -43,10 +44,6 @@ def durable(machine) -> dict[str, list[str]]:
     for row in found:
         assert sorted(row["members"]) == sorted(row["online"]), row
     return {row["name"]: sorted(row["members"]) for row in found}
-
-
-def current(machine) -> str:
-    return machine.run("readlink /opt/carillon/current").strip()
 
 
 def served_by(machines) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.production import playbooks
+from tests.production.hosts import current
 from tests.production.ledger import Ledger
 from tests.production.single import conftest as single
 
@@ -24,10 +25,6 @@ def playbook(releases, inventory, secrets_dir):
     run = playbooks.Playbooks(inventory, secrets_dir, releases.clone)
     run("site.yml")
     return run
-
-
-def current(machine) -> str:
-    return machine.run("readlink /opt/carillon/current").strip()
 
 
 def test_an_upgrade_and_back_lose_no_request_and_no_event(playbook, releases, machine, stack, healthy):

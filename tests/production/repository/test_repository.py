@@ -6,82 +6,25 @@ from __future__ import annotations
 
 import http.cookiejar
 import json
-import os
 import re
 import shutil
 import ssl
-import subprocess
-import time
 import urllib.parse
 import urllib.request
-from pathlib import Path
 
-import ansible_collections.community.docker
 import pytest
-import yaml
 from websockets.sync.client import connect
 
 from tests.integration.outside_app import takeover
-from tests.production import hosts, playbooks
 from tests.production.conftest import ROOT, wait_for
-from tests.production.containers import docker
-
-HOST = "carillon-prod-repository"
-NAME = "chat"
-SECONDS = 1800
-
-
-@pytest.fixture(scope="module")
-def machine():
-    docker("network", "create", HOST)
-    try:
-        yield hosts.start(HOST, HOST)
-    finally:
-        if not os.environ.get("CARILLON_KEEP"):
-            docker("rm", "--force", "--volumes", HOST)
-            docker("network", "rm", HOST)
+from tests.production.repository.conftest import put_host
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """With this host in its inventory."""
     folder = takeover.take_over(tmp_path_factory.mktemp("team"))
-    file = folder / "inventory" / "hosts.yml"
-    inventory = yaml.safe_load(file.read_text().replace(f"{NAME}.example.org", HOST))
-    inventory["all"]["children"]["carillon"]["vars"] = {
-        "ansible_connection": "community.docker.docker",
-        "ansible_user": "deploy",
-        # The tests come by address.
-        "tls_names": ["site.test", "{{ ansible_facts.default_ipv4.address }}"],
-        "nginx_server_names": "{{ tls_names }}",
-    }
-    file.write_text(yaml.safe_dump(inventory))
-    variables = folder / "inventory" / "group_vars" / "all.yml"
-    variables.write_text(variables.read_text().replace(f"{NAME}.example.org", "site.test"))
+    put_host(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def deploy(site, tmp_path_factory):
-    """deploy(PLAYBOOK=…) is the output of `make deploy`."""
-    foreign = ("CARILLON_", "MAKE", "PYTHONPATH", "ANSIBLE_")
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    # A repository has Ansible itself; how a container is reached, the environment of these tests has.
-    collections = Path(ansible_collections.community.docker.__path__[0]).parents[2]
-    prefix, operator = playbooks.control_node(str(tmp_path_factory.mktemp("home")))
-
-    def deploy(*variables):
-        start = time.monotonic()
-        done = subprocess.run(
-            [*prefix, "make", "deploy", *variables],
-            cwd=site, env={**keep, **operator, "ANSIBLE_COLLECTIONS_PATH": str(collections)},
-            capture_output=True, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-        print(f"make deploy {' '.join(variables)}: {time.monotonic() - start:.0f} s")
-        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-        return done.stdout
-
-    return deploy
 
 
 @pytest.fixture(scope="module")

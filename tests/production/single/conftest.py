@@ -37,13 +37,13 @@ class HostStack(Stack):
     def logs(self, service: str, *options: str) -> str:
         assert service == "nginx"
         return subprocess.check_output(
-            ["docker", "exec", NAME, "tail", "-n", "5000", "/var/log/nginx/carillon.log"], text=True
+            ["docker", "exec", self.project, "tail", "-n", "5000", "/var/log/nginx/carillon.log"], text=True
         )
 
     def healthy(self, service: str) -> bool:
         return service in ("nginx", "rabbitmq", "postgresql") or (
             subprocess.run(
-                ["docker", "exec", "-u", "carillon", NAME, "carillon", "probe", service],
+                ["docker", "exec", "-u", "carillon", self.project, "carillon", "probe", service],
                 check=False,
                 capture_output=True,
             ).returncode
@@ -89,6 +89,11 @@ def edited_example(checkout: Path, secrets_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(machine, secrets_dir) -> HostStack:
+    return stack_of(machine, secrets_dir)
+
+
+def stack_of(machine: Machine, secrets_dir: Path, **group: str | int) -> HostStack:
+    """`group`: `family` and `key` of the application, where it is another."""
     return HostStack(
         {
             "CARILLON_URL": f"https://{machine.address}",
@@ -101,8 +106,9 @@ def stack(machine, secrets_dir) -> HostStack:
                 " --scope 'read write publish'"
             ).strip(),
         },
-        NAME,
+        machine.name,
         secrets_dir,
+        **group,
     )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from dev.production_testing import MARKERS, PAGE_MARKER, PROGRAM_MARKER, RELEASE_MARKER
 from tests.production.conftest import FULL, ROOT, wait_for
+from tests.production.hosts import current
 from tests.production.ledger import Ledger
 from tests.production.single.conftest import database_version
 
@@ -40,10 +41,6 @@ def another_release(machine):
     yield
     for marker in MARKERS:
         marker.unlink()
-
-
-def current(machine) -> str:
-    return machine.run("readlink /opt/carillon/current").strip()
 
 
 def supervisord(machine) -> str:

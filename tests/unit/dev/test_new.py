@@ -227,6 +227,7 @@ def test_every_target_of_its_makefile_is_a_command(site):
 
     words = set(re.findall(r"^\t@bin/carillon ([a-z-]+)", text, re.M)) - {"fetch"}
     assert words <= {*COMMANDS, *yours.COMMANDS}
+    assert {name for name in COMMANDS if name.startswith("production")} <= words
 
 
 def test_the_command_needs_no_configuration(tmp_path, carillon, monkeypatch, capsys):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
-from dev import base_image, images, operations, process, production
+from dev import base_image, development, images, operations, process, production
 from dev.output import Failure
 
 ONE = {"app": "1", "nginx": "1"}
@@ -53,6 +54,19 @@ def test_a_backup_whose_uploads_are_damaged_changes_nothing(settings, tmp_path):
     with pytest.raises(Failure, match=r"media.tar is damaged"):
         operations.restore(settings, tmp_path)
     assert not settings.secrets.exists()
+
+
+def test_a_backup_is_named_from_where_the_makefile_lies(settings, monkeypatch, tmp_path):
+    """Of a team's own repository, and not of the checkout of Carillon in it."""
+    said = []
+    monkeypatch.setattr(operations, "HOME", tmp_path)
+    monkeypatch.setattr(operations, "restore", lambda config, folder: said.append(folder))
+    monkeypatch.setattr(production, "load", lambda: settings)
+    for name in ("prepare", "enter_tools"):
+        monkeypatch.setattr(development, name, lambda *_: None)
+    operations.verb("restore", ".dev-production/backups/now")
+    operations.verb("restore", "/elsewhere/now")
+    assert said == [tmp_path / ".dev-production/backups/now", Path("/elsewhere/now")]
 
 
 def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
