@@ -85,7 +85,7 @@ def start() -> None:
     state = _shown(config.state)
     say(f"""
 {len(list(folder.iterdir()))} units are in {_shown(folder)}, and what their containers have mounted beside them.
-On the host, as root, with Podman 5.3 or newer and the images as localhost/carillon/<name>:{config.project}:
+On the host, as root, with Podman 5.4 or newer and the images as localhost/carillon/<name>:{config.project}:
 
   install -d -m 0700 {there}
   cp -r --preserve=mode {state}/secrets {state}/nginx {state}/project.env {there}/

@@ -6,6 +6,7 @@ has no line here is refused by its name, so that a container never runs with les
 What Docker does without being told is written out, where Podman does otherwise:
 
 - nobody needs a capability to listen on a port below 1024 (a sysctl);
+- a container reaches nothing of a network that it is not in;
 - /dev/shm is writable although the root file system is not, and /run, /tmp and /var/tmp are not;
 - a tmpfs is noexec, and nothing of the image is copied into it;
 - a container that ends is started again for ever, each time a little later, up to a minute;
@@ -49,7 +50,7 @@ def units(
     subnets: Mapping[str, str],
 ) -> dict[str, str]:
     """File name to text. `images` are health checks that images have of their own, by service, in Compose's
-    words; `subnets` the networks whose addresses are known beforehand (the first is the DNS server's).
+    words; `subnets` the networks whose addresses must be known beforehand (the first is the DNS server's).
 
     Raises `Refused` with all that cannot be said.
     """
@@ -70,8 +71,10 @@ def units(
         for name, said in (filled.get(kind) or {}).items():
             problems += [f"{kind}.{name}.{key}: no unit says that" for key in said or {}]
             lines = [f"{named}={project}_{name}"]
-            if kind == "networks" and name in subnets:
-                lines.append(f"Subnet={subnets[name]}")
+            if kind == "networks":
+                # Otherwise names are not known from one to the other, but addresses lead there.
+                lines.append("Options=isolate=true")
+                lines += [f"Subnet={subnets[name]}"] if name in subnets else []
             section = suffix.capitalize()
             found[f"{project}-{name}.{suffix}"] = _text({section: lines})
     services = filled.get("services") or {}
