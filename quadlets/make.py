@@ -84,7 +84,7 @@ def start() -> None:
     there = mounted_from(config)
     state = _shown(config.state)
     say(f"""
-{len(list(folder.iterdir()))} units are in {_shown(folder)}, and what their containers have mounted beside them.
+{len(list(folder.iterdir()))} units are in {_shown(folder)}, and what is mounted beside them.
 On the host, as root, with Podman 5.4 or newer and the images as localhost/carillon/<name>:{config.project}:
 
   install -d -m 0700 {there}

@@ -1,7 +1,7 @@
 """Units of Podman's systemd generator (quadlets), made of the document of compose/production.yml.
 
-Pure: the document and its variables go in, file names with their text come out. Whatever the document says that
-has no line here is refused by its name, so that a container never runs with less than Compose gives it.
+Pure: the document and its variables go in, file names with their text come out. Whatever the document says
+that has no line here is refused by its name, so that a container never runs with less than Compose gives it.
 
 What Docker does without being told is written out, where Podman does otherwise:
 
@@ -21,6 +21,7 @@ from typing import Any
 
 # As Docker has it, and so as the images were tested.
 _SHARED_MEMORY = "64m"
+_TMPFS = "notmpcopyup,noexec"
 _GRACE = 10
 # What systemd leaves Podman beyond a container's own time to end: to remove it, too.
 _LEFT = 20
@@ -231,7 +232,8 @@ class _Container:
         if value is not True:
             self._refuse("read_only", "must be true")
         yield from ("ReadOnly=true", "ReadOnlyTmpfs=false")
-        yield f"Mount=type=tmpfs,destination=/dev/shm,tmpfs-size={_SHARED_MEMORY},tmpfs-mode=1777,notmpcopyup,noexec"
+        size = f"tmpfs-size={_SHARED_MEMORY}"
+        yield f"Mount=type=tmpfs,destination=/dev/shm,tmpfs-mode=1777,{size},{_TMPFS}"
 
     def _cap_drop(self, value: Any) -> Iterator[str]:
         if value != ["ALL"]:
@@ -272,7 +274,7 @@ class _Container:
                 parts.append("U=true")
             for option in said:
                 self._refuse("tmpfs", f"{path}: no unit says {option}")
-            yield f"Mount={','.join([*parts, 'notmpcopyup', 'noexec'])}"
+            yield f"Mount={','.join([*parts, _TMPFS])}"
         if len(owners) > 1 or any(uid != gid for uid, gid in owners):
             self._refuse("tmpfs", "owners must be the container's user and its group")
 
@@ -344,8 +346,8 @@ def runs_once(service: Mapping[str, Any]) -> bool:
 
 
 def _before(document: Mapping[str, Any], services: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each service those that start before it and end after it. Compose starts all at once, and each waits
-    for what it needs; systemd can be told, and of what the document says:
+    """For each service those that start before it and end after it. Compose starts all at once, and each
+    waits for what it needs. systemd can be told, and what the document says is enough for it:
 
     - what is named in a variable …_HOST or …_HOSTS comes before whoever has the variable;
     - what runs once comes before what runs on in the same image;

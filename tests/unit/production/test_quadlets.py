@@ -1,4 +1,4 @@
-"""Units of Podman: each thing that compose/production.yml says is said, and what cannot be said is refused."""
+"""Units of Podman: what compose/production.yml says is said, and what cannot be said is refused."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_what_is_said_of_a_network_or_a_volume_is_refused_too():
 
 
 def test_a_variable_that_is_missing_is_named():
-    with pytest.raises(render.Refused, match="^name: CARILLON_PROJECT is not set: start this with"):
+    with pytest.raises(render.Refused, match=r"^name: CARILLON_PROJECT is not set: start this with"):
         rendered(CARILLON_PROJECT="")
     with pytest.raises(render.Refused, match="name: 'Chimes' is no name of units"):
         rendered(CARILLON_PROJECT="Chimes")
