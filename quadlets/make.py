@@ -56,8 +56,7 @@ def write(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def units(config: Config, subnet: ipaddress.IPv4Network, environ: Mapping[str, str]) -> dict[str, str]:
-    file = production.load().compose_files[0]
-    document = yaml.safe_load(file.read_text())
+    document = yaml.safe_load(config.compose_files[0].read_text())
     images = {
         name: health
         for name in document["services"]

@@ -226,6 +226,14 @@ def test_all_are_stopped_at_once_and_started_again(stack, machine):
     assert stack.api(f"/api/v2/jobs/{job['id']}/")["name"] == "before the night"
 
 
+def test_all_are_restarted_at_once_as_for_an_upgrade(stack, machine):
+    before = {service: inspect(machine, service)["Id"] for service in STAY}
+    machine.run("systemctl restart carillon.slice")
+    served(machine, stack)
+    after = {service: inspect(machine, service)["Id"] for service in STAY}
+    assert {service for service in STAY if before[service] == after[service]} == set()
+
+
 def test_what_cannot_migrate_does_not_start(stack, machine):
     override = "/etc/containers/systemd/carillon-migrate.container.d"
     machine.run("systemctl stop carillon.slice")
