@@ -68,6 +68,7 @@ def units(
         if key not in ("name", "services", "networks", "volumes") and not key.startswith("x-")
     ]
     found: dict[str, str] = {}
+    services = filled.get("services") or {}
     for kind, suffix, named in (("networks", "network", "NetworkName"), ("volumes", "volume", "VolumeName")):
         for name, said in (filled.get(kind) or {}).items():
             problems += [f"{kind}.{name}.{key}: no unit says that" for key in said or {}]
@@ -76,9 +77,13 @@ def units(
                 # Otherwise names are not known from one to the other, but addresses lead there.
                 lines.append("Options=isolate=true")
                 lines += [f"Subnet={subnets[name]}"] if name in subnets else []
+            elif len(owners := _writers(name, services)) == 1:
+                # While a volume is empty, Podman would give it to whichever container mounts it next.
+                lines += [f"{word}={number}" for word, number in zip(("User", "Group"), *owners, strict=True)]
+            else:
+                problems.append(f"volumes.{name}: its one owner must be that of a tmpfs of who writes to it")
             section = suffix.capitalize()
             found[f"{project}-{name}.{suffix}"] = _text({section: lines})
-    services = filled.get("services") or {}
     before = _before(document, services)
     for name, service in services.items():
         container = _Container(project, name, service, images.get(name), filled)
@@ -261,7 +266,6 @@ class _Container:
         return str(value)
 
     def _tmpfs(self, value: Any) -> Iterator[str]:
-        owners = set()
         for mount in value:
             path, _, options = self._word("tmpfs", mount).partition(":")
             said = dict(option.partition("=")[::2] for option in options.split(",") if option)
@@ -269,14 +273,14 @@ class _Container:
             if "size" in said:
                 parts.append(f"tmpfs-size={self._size('tmpfs', said.pop('size'))}")
             if "uid" in said or "gid" in said:
-                owners.add((said.pop("uid", ""), said.pop("gid", "")))
+                said = {option: value for option, value in said.items() if option not in ("uid", "gid")}
                 # Podman takes no number: the owner is the container's user.
                 parts.append("U=true")
             for option in said:
                 self._refuse("tmpfs", f"{path}: no unit says {option}")
             yield f"Mount={','.join([*parts, _TMPFS])}"
-        if len(owners) > 1 or any(uid != gid for uid, gid in owners):
-            self._refuse("tmpfs", "owners must be the container's user and its group")
+        if len(_owners(self.service)) > 1:
+            self._refuse("tmpfs", "the owner must be one: the container's user and its group")
 
     def _volumes(self, value: Any) -> Iterator[str]:
         for volume in value:
@@ -343,6 +347,24 @@ class _Container:
 def runs_once(service: Mapping[str, Any]) -> bool:
     """Whether Compose starts it, lets it end, and leaves it so."""
     return str(service.get("restart", "no")) == "no"
+
+
+def _owners(service: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """User and group of its temporary file systems: those of its image."""
+    options = (re.findall("[ug]id=([0-9]+)", str(mount)) for mount in service.get("tmpfs", []))
+    return {(found[0], found[-1]) for found in options if found}
+
+
+def _writers(volume: str, services: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The owners of containers that may write to the volume."""
+    return {
+        owner
+        for service in services.values()
+        for mount in service.get("volumes", [])
+        if isinstance(mount, str) and mount.split(":")[0] == volume
+        if "ro" not in ":".join(mount.split(":")[2:]).split(",")
+        for owner in _owners(service)
+    }
 
 
 def _before(document: Mapping[str, Any], services: Mapping[str, Any]) -> dict[str, list[str]]:

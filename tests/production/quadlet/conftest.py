@@ -63,10 +63,11 @@ def stack(machine, made) -> Stack:
     state, commands = made
     config = production_testing.load()
     for image in production.IMAGES:
-        load(machine, image.tag(config), f"localhost/carillon/{image.name}:carillon")
-    machine.run(f"mkdir -p {state.parent}")
-    hosts.must("cp", str(state), f"{HOST}:{state.parent}")
-    machine.run(f"chown -R 0:0 {state}")
+        tag = image.tag(config)
+        piped(["docker", "save", tag], "podman", "load", "--quiet")
+        machine.run(f"podman tag {tag} localhost/carillon/{image.name}:carillon")
+    machine.run(f"mkdir -p {state}")
+    piped(["tar", "-C", str(state), "-c", "."], "tar", "-C", str(state), "-x", "--no-same-owner")
     assert commands[-1] == "systemctl start carillon-nginx"
     begun = time.monotonic()
     machine.run("set -e\n" + "\n".join(commands))
@@ -90,12 +91,11 @@ def stack(machine, made) -> Stack:
     return Stack(values, "carillon", state)
 
 
-def load(machine, tag: str, name: str) -> None:
-    """An image of Docker's on this machine, for Podman on that one."""
-    with subprocess.Popen(["docker", "save", tag], stdout=subprocess.PIPE) as saved:
+def piped(here: list[str], *there: str) -> None:
+    """What a command writes on this machine is what another reads on that one."""
+    with subprocess.Popen(here, stdout=subprocess.PIPE) as writer:
         done = subprocess.run(
-            ["docker", "exec", "-i", HOST, "podman", "load", "--quiet"],
-            stdin=saved.stdout, capture_output=True, text=True, timeout=600, check=False,
+            ["docker", "exec", "-i", HOST, *there],
+            stdin=writer.stdout, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
-    assert done.returncode == saved.returncode == 0, done.stderr
-    machine.run(f"podman tag {tag} {name}")
+    assert done.returncode == writer.returncode == 0, done.stderr

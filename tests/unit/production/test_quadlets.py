@@ -115,6 +115,24 @@ def test_what_is_mounted_is_what_compose_mounts(units, service):
         assert mount.endswith(",notmpcopyup,noexec")
 
 
+def test_a_volume_is_of_who_writes_to_it(units):
+    found = {
+        name: [
+            value for key, value in lines(units, f"carillon-{name}.volume", "Volume") if key != "VolumeName"
+        ]
+        for name in DOCUMENT["volumes"]
+    }
+    uid = {name: re.search(r"uid=(\d+)", str(service["tmpfs"]))[1] for name, service in SERVICES.items()}
+    writer = {"static": "app", "media": "app", "rabbitmq": "rabbitmq", "postgresql": "postgresql"}
+    assert found == {name: [uid[service]] * 2 for name, service in writer.items()}
+    for tmpfs in (["/tmp"], ["/tmp:uid=1,gid=1"]):
+        document = changed("assets", tmpfs=tmpfs)
+        document["services"]["app"]["tmpfs"] = document["services"]["migrate"]["tmpfs"] = ["/tmp"]
+        document["services"]["app"]["tmpfs"] = ["/tmp:uid=2,gid=2"] if "uid" in tmpfs[0] else ["/tmp"]
+        with pytest.raises(render.Refused, match=r"volumes\.media: its one owner must be"):
+            rendered(document)
+
+
 def test_no_secret_is_in_a_unit(units):
     named = [value for service in SERVICES for value in values(units, service, "Environment")]
     words = ("PASSWORD", "KEY", "COOKIE")
@@ -228,7 +246,7 @@ def test_commands_are_those_of_compose(units):
         ({"networks": ["back"]}, "networks: back is not defined"),
         ({"networks": {"front": {"aliases": ["x"]}}}, "networks: must be a list of names"),
         ({"tmpfs": ["/run:exec"]}, "tmpfs: /run: no unit says exec"),
-        ({"tmpfs": ["/a:uid=1,gid=1", "/b:uid=2,gid=2"]}, "tmpfs: owners must be the container's user"),
+        ({"tmpfs": ["/a:uid=1,gid=1", "/b:uid=2,gid=2"]}, "tmpfs: the owner must be one"),
         ({"volumes": ["other:/var"]}, "volumes: other is not defined"),
         ({"volumes": ["media:/var:rw"]}, "volumes: media: no unit says rw"),
         ({"volumes": [{"type": "bind", "source": "/a", "target": "/b"}]}, "volumes: /b: must be a bind with"),
