@@ -105,6 +105,9 @@ production-rotate: ## new passwords of database and broker, a new key
 production-refresh: ## the same release on images made anew, with the distribution's security updates
 	@$(DEV) production-refresh
 
+quadlets: ## the same for one host with Podman and systemd, and no Docker: its units, in .dev-quadlets
+	@$(DEV) quadlets
+
 cluster: ## the same with three brokers and two application containers, a stack of its own
 	@$(DEV) cluster
 
@@ -123,7 +126,7 @@ release: ## the signed artifacts of this commit in dist/<version>/, with the pro
 test-production: ## a real host from nothing by Ansible, and the production container, proved (half an hour)
 	@$(DEV) test-production $(SUITES)
 
-test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, a repository of a team's own, an upgrade from an older release (two hours: too long for CI)
+test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, a repository of a team's own, Podman, an upgrade from an older release (two hours: too long for CI)
 	@$(DEV) test-production --full $(SUITES)
 
 test-production-clean: ## remove what a cut-off `make test-production` left behind
@@ -166,6 +169,7 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 #: CARILLON_ALLOWED_HOSTS      names and addresses that the application answers to (this machine's own)
 #: CARILLON_CERTIFICATE        make production: your certificate, PEM, the server's first (one for localhost)
 #: CARILLON_CERTIFICATE_KEY    … and its key
+#: CARILLON_SUBNET             make quadlets: addresses of nginx's network (10.89.43.0/24)
 #: CARILLON_BUNDLE_FOR         make bundle: Python and machine of the hosts (3.13-x86_64: Debian 13)
 #: CARILLON_PROJECT            name of the stack (carillon)
 #: CARILLON_STATE              where its secrets, certificates and logs lie (.dev)
@@ -186,4 +190,4 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 
 # Variables given on make's command line reach the tool by its environment.
 export
-.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint docs bench-sockets bench-stack simulate chaos new production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long test-million mutation lock outdated
+.PHONY: help dev demo observe watch down logs shell token clean test test-unit test-clean lint docs bench-sockets bench-stack simulate chaos new production production-down production-clean production-backup production-restore production-prune production-upgrade production-rollback production-rotate production-refresh quadlets cluster cluster-down cluster-clean bundle release test-production test-production-full test-production-clean bench-layer test-long test-million mutation lock outdated

@@ -169,6 +169,14 @@ def _operation(name: str) -> Callable[[list[str]], int]:
     return run
 
 
+def make_quadlets(_: list[str]) -> int:
+    development.enter_tools(_config())
+    from quadlets import make
+
+    make.start()
+    return 0
+
+
 def make_bundle(_: list[str]) -> int:
     config = _config()
     development.enter_tools(config)
@@ -269,6 +277,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
         f"production-{name}": _operation(name)
         for name in ("backup", "restore", "prune", "upgrade", "rollback", "rotate", "refresh")
     },
+    "quadlets": make_quadlets,
     "new": new,
     "bundle": make_bundle,
     "release": make_release,

@@ -6,11 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dev import base_image, development, images, project, secret_files, stack
 from dev import config as configuration
 from dev.config import HOME, NAME, ROOT, Config
 from dev.output import say, timed
+
+if TYPE_CHECKING:
+    from dev import server_certificate
 
 PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
 _COMPOSE = ROOT / "compose"
@@ -67,7 +71,7 @@ def build(config: Config) -> None:
 def up(config: Config, *, anew: str = "make production-clean") -> None:
     """The containers run and are healthy. Run again, it changes nothing."""
     # Not at the top: they need the private environment.
-    from dev import operations, server_certificate, site_file
+    from dev import operations, server_certificate
 
     with development.alone(config):
         certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
@@ -75,12 +79,7 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
             build(config)
             operations.use(config, operations.built(config))
         development.ensure_secrets(config, anew=anew)
-        if not (config.secrets / secret_files.FALLBACKS).exists():
-            secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)
-        site = config.state / "nginx" / "site.conf"
-        renewed = site_file.write(_SITE, site, redirect_port=config.https_port)
-        renewed |= project.locations(site.with_name("site.d"))
-        reload = server_certificate.place(config, certificate)
+        renewed, reload = mounted(config, certificate)
         stack.up(config, renew=["nginx"] if renewed else [])
         if reload and not renewed:
             # Open sockets stay with the old workers.
@@ -91,6 +90,19 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
             seconds=60,
             stdin=secret_files.read(config.secrets, "admin_password"),
         )
+
+
+def mounted(config: Config, certificate: server_certificate.Pair | None, **site: str) -> tuple[bool, bool]:
+    """What containers have mounted beside the secrets is there. Whether nginx's files are others than before,
+    and whether its certificate is."""
+    from dev import server_certificate, site_file
+
+    if not (config.secrets / secret_files.FALLBACKS).exists():
+        secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)
+    file = config.state / "nginx" / "site.conf"
+    renewed = site_file.write(_SITE, file, redirect_port=config.https_port, **site)
+    renewed |= project.locations(file.with_name("site.d"))
+    return renewed, server_certificate.place(config, certificate)
 
 
 def start(config: Config, *, target: str) -> None:

@@ -19,13 +19,14 @@ LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
-# Of tests/production/single, bundle and repository, and of ansible/molecule; the cluster gets c4 anew.
+# Of tests/production/{single,bundle,repository,quadlet} and ansible/molecule; the cluster gets c4 anew.
 HOSTS = (
     "carillon-prod-single",
     *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror", "carillon-prod-repository"),
+    "carillon-prod-quadlet",
 )
-NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository"))
+NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository", "quadlet"))
 # What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
@@ -62,6 +63,8 @@ CONTAINER = Suite("container", (*_PYTEST, "-q", "tests/production/container"))
 CONTAINERS = Suite("containers", (*_PYTEST, "-q", "tests/production/container_cluster"))
 REPOSITORY = Suite("repository", (*_PYTEST, "-q", "tests/production/repository"))
 BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
+# Podman and systemd, and no Docker, on a host.
+QUADLET = Suite("quadlet", (*_PYTEST, "-q", "tests/production/quadlet"))
 # From an older release to this checkout and back: on a host, in containers, and a repository of a team's own.
 DRILL = Suite("drill", (*_PYTEST, "-q", "tests/production/drill"))
 
@@ -131,7 +134,7 @@ def clean_drill() -> None:
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
     """Lints, a real host, the production container; with `full` the rest. Only those of `only`, if any."""
-    more = [UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY, DRILL]
+    more = [UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY, QUADLET, DRILL]
     found = [*LINTS, SINGLE, CONTAINER, *(more if full else [])]
     names = [suite.name for suite in found]
     if unknown := sorted(set(only) - set(names)):

@@ -123,10 +123,12 @@ def read(path: Path) -> dict:
         raise SiteFileError(f"{path}: not YAML: {error}") from error
 
 
-def write(values_file: Path, output: Path, *, redirect_port: int | None = None) -> bool:
+def write(
+    values_file: Path, output: Path, *, redirect_port: int | None = None, resolver: str | None = None
+) -> bool:
     """Renders `values_file` into `output` (0644, replaced whole); False when it already said the same.
 
-    `redirect_port`: the one that is published, where only the caller knows it.
+    `redirect_port`: the one that is published, where only the caller knows it; `resolver`: likewise.
     """
     declared = project.declared()
     try:
@@ -136,6 +138,8 @@ def write(values_file: Path, output: Path, *, redirect_port: int | None = None) 
         values |= declaration.site(declared)
         if redirect_port is not None:
             values["http"]["redirect_port"] = redirect_port
+        if resolver is not None:
+            values["resolver"] = resolver
         text = render(values, TEMPLATE.read_text())
     except SiteFileError as error:
         raise SiteFileError(

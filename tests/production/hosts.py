@@ -15,12 +15,14 @@ def must(*arguments: str, seconds: float = 60) -> str:
     return done.stdout
 
 
-def start(name: str, network: str, *, hostname: str = "") -> Machine:
-    """A bare host on that network; returns when its systemd answers. An older one of the name goes."""
+def start(name: str, network: str, *options: str, hostname: str = "") -> Machine:
+    """A bare host on that network, with more options of `docker run`; returns when its systemd answers. An
+    older one of the name goes."""
     docker("rm", "--force", "--volumes", name)
     must(
         *("run", "--detach", "--name", name, "--hostname", hostname or name, "--network", network),
         *("--privileged", "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/run/lock"),
+        *options,
         *(
             "--tmpfs",
             "/tmp",
@@ -29,10 +31,14 @@ def start(name: str, network: str, *, hostname: str = "") -> Machine:
         ),
     )
     machine = Machine(name)
-    wait_for(lambda: machine.host.run("systemctl is-system-running").stdout.strip() != "", 60, "systemd")
+    wait_for_systemd(machine)
     return machine
 
 
 def current(machine: Machine) -> str:
     """The release that it runs."""
     return machine.run("readlink /opt/carillon/current").strip()
+
+
+def wait_for_systemd(machine: Machine) -> None:
+    wait_for(lambda: machine.host.run("systemctl is-system-running").stdout.strip() != "", 60, "systemd")

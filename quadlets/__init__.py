@@ -1,0 +1,1 @@
+"""Production in containers for Podman and systemd: the units are made of compose/production.yml."""
