@@ -34,6 +34,8 @@ PAGE_MARKER = ROOT / "nginx/pages/_release_marker.html"
 MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
 # A clone for the drill, in which releases are checked out one after the other.
 DRILL_CLONE = ROOT / ".dev-prod-drill-clone"
+# A repository of a team's own that an older release makes there.
+DRILL_SITE = ROOT / ".dev-prod-drill-site" / "drill_site"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {
@@ -126,8 +128,9 @@ def clean(config: Config) -> None:
 
 
 def clean_drill() -> None:
-    """The clone goes first: a stack belongs to the checkout that started it, and then to nobody."""
-    shutil.rmtree(DRILL_CLONE, ignore_errors=True)
+    """The checkouts go first: a stack belongs to the one that started it, and then to nobody."""
+    for folder in (DRILL_CLONE, DRILL_SITE.parent):
+        shutil.rmtree(folder, ignore_errors=True)
     for name in ("drill", "drill-site"):
         development.clean(stack(name))
 

@@ -48,7 +48,7 @@ def write(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
     for old in folder.iterdir():
-        if old.name not in made:
+        if old.name not in made and old.is_file():  # a folder is a drop-in of the operator's
             old.unlink()
     for name, text in made.items():
         secret_files.write(folder / name, text, 0o644)

@@ -25,6 +25,8 @@ _TMPFS = "notmpcopyup,noexec"
 _GRACE = 10
 # What systemd leaves Podman beyond a container's own time to end: to remove it, too.
 _LEFT = 20
+# Seconds for one that waits for others until it is healthy: then `systemctl start` fails, and says so.
+_START = 300
 
 _VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)(?::([-?])([^}]*))?\}")
 _SECONDS = re.compile(r"([0-9]+)s")
@@ -154,7 +156,7 @@ class _Container:
         return {
             "Unit": self._unit(before, services),
             "Container": named + lines,
-            "Service": self._systemd(once=once),
+            "Service": self._systemd(once=once, first=not before),
             "Install": ["WantedBy=multi-user.target"],
         }
 
@@ -167,17 +169,19 @@ class _Container:
         # It is started again however often it ended: systemd would give up after five times.
         return [*lines, "StartLimitIntervalSec=0"]
 
-    def _systemd(self, *, once: bool) -> list[str]:
+    def _systemd(self, *, once: bool, first: bool) -> list[str]:
         restart = _RESTART.get(str(self.service.get("restart", "no")))
         if restart is None:
             self._refuse("restart", f"{self.service['restart']!r} is none of {', '.join(_RESTART)}")
-        lines = [f"Slice={self.project}.slice", f"Restart={restart}"]
+        # A dash in its name would make it a part of another slice, and stop with that.
+        lines = [f"Slice={self.project.replace('-', '_')}.slice", f"Restart={restart}"]
         if restart != "no":
             lines += ["RestartSec=1", "RestartSteps=6", "RestartMaxDelaySec=60"]
         if once:
             lines += ["Type=oneshot", "RemainAfterExit=yes"]
-        # A broker that reads a long log is not killed for it.
-        return [*lines, "TimeoutStartSec=infinity", f"TimeoutStopSec={self._grace() + _LEFT}"]
+        # A broker that reads a long log is not killed for it, nor a long migration.
+        start = "infinity" if first or once else _START
+        return [*lines, f"TimeoutStartSec={start}", f"TimeoutStopSec={self._grace() + _LEFT}"]
 
     def _refuse(self, key: str, why: str) -> None:
         self.problems.append(f"{key}: {why}")

@@ -77,6 +77,30 @@ def routes_are_reached(**_: Any) -> list[CheckMessage]:
     return found
 
 
+@register(Tags.security)
+def browsers_keep_the_sessions_cookie(**_: Any) -> list[CheckMessage]:
+    """Browsers drop one that its name does not fit, without a word: a login would last for one answer."""
+    name = settings.SESSION_COOKIE_NAME
+    wrong = [
+        setting
+        for setting, bad in (
+            ("SESSION_COOKIE_SECURE", not settings.SESSION_COOKIE_SECURE),
+            ("SESSION_COOKIE_DOMAIN", settings.SESSION_COOKIE_DOMAIN and name.startswith("__Host-")),
+            ("SESSION_COOKIE_PATH", settings.SESSION_COOKIE_PATH != "/" and name.startswith("__Host-")),
+        )
+        if bad
+    ]
+    if not wrong or not name.startswith(("__Host-", "__Secure-")):
+        return []
+    return [
+        Error(
+            f"Browsers drop the session's cookie {name}: {', '.join(wrong)} does not fit its name",
+            hint="Leave out these settings, or give the cookie another name: CARILLON_SESSION_COOKIE_NAME.",
+            id="carillon.E003",
+        )
+    ]
+
+
 @register(Tags.staticfiles)
 def static_names_are_there(**_: Any) -> list[CheckMessage]:
     """A name that a template has and nobody else would be an error of its page, once names have hashes."""

@@ -101,8 +101,9 @@ def change_schedule(schedule_id: int, fields: Mapping[str, Any]) -> Schedule:
 
 
 @transaction.atomic
-def delete_schedule(schedule: Schedule) -> None:
-    """Remove a schedule."""
+def delete_schedule(schedule_id: int) -> None:
+    """Remove a schedule. Raises Schedule.DoesNotExist."""
+    schedule = Schedule.objects.select_for_update().get(pk=schedule_id)
     gone = payloads.schedule_changed(schedule)
     schedule.delete()
     emit_on_commit([gone])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -280,6 +282,15 @@ class AdHocCommandEventView(EventView):
     kind = Kind.AD_HOC_COMMAND
 
 
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """What somebody else deletes meanwhile is not found."""
+    try:
+        yield
+    except Schedule.DoesNotExist:
+        raise NotFound() from None
+
+
 class ScheduleViewSet(viewsets.ModelViewSet):
     """Schedules that one may see. Each change is told of in `schedules-changed`."""
 
@@ -299,10 +310,9 @@ class ScheduleViewSet(viewsets.ModelViewSet):
             )
 
     def perform_update(self, serializer: Any) -> None:
-        try:
+        with _still_there():
             serializer.instance = changes.change_schedule(serializer.instance.pk, serializer.validated_data)
-        except Schedule.DoesNotExist:
-            raise NotFound() from None
 
     def perform_destroy(self, instance: Schedule) -> None:
-        changes.delete_schedule(instance)
+        with _still_there():
+            changes.delete_schedule(instance.pk)

@@ -81,6 +81,12 @@ def texts(page):
     return lines(page).all_text_contents()
 
 
+def shows(page, wanted):
+    """These lines to the letter: `expect` alone does not see spaces."""
+    expect(lines(page)).to_have_text(wanted)
+    assert texts(page) == wanted
+
+
 def search(page, text):
     page.locator(".output").focus()
     page.keyboard.press("/")
@@ -174,7 +180,7 @@ def test_only_what_failed_and_only_one_host(fake, page):
         if text.startswith("\n") or "db1" in text
     ]
     expect(page.locator(".ln", has_text="db1")).to_have_count(sum("db1" in text for text in db1))
-    expect(lines(page)).to_have_text(db1)
+    shows(page, db1)
     search(page, "ok")
     expect(page.locator(".found")).to_have_text("1 of 4+")
     # What comes meanwhile is let through, or not; also after a reload.
@@ -240,16 +246,16 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     page.keyboard.press("Enter")
     expect(task).to_have_attribute("aria-expanded", "false")
     at_task = everything.index("TASK [task 2 of web] ***")
-    expect(lines(page)).to_have_text(everything[: at_task + 1] + everything[at_task + 4 :])
+    shows(page, everything[: at_task + 1] + everything[at_task + 4 :])
     play.click()
     at_db = everything.index("PLAY [db] ***")
-    expect(lines(page)).to_have_text([everything[0], *everything[at_db:]])
+    shows(page, [everything[0], *everything[at_db:]])
     expect(page.get_by_role("button", name="Play, web, 30 s")).to_be_visible()  # also with nothing below
     play.focus()
     page.keyboard.press("Enter")
     expect(page.locator(".ln", has_text="task 2 of web")).to_have_count(1)
     quiet(page)
-    expect(lines(page)).to_have_text(everything[: at_task + 1] + everything[at_task + 4 :])
+    shows(page, everything[: at_task + 1] + everything[at_task + 4 :])
     expect(play).to_be_focused()
     expect(play).to_have_attribute("aria-expanded", "true")
     # What is gone to is not hidden.
@@ -258,7 +264,7 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     page.keyboard.press("Enter")
     expect(page.locator(".found")).to_have_text("2 of 4+")
     quiet(page)
-    expect(lines(page)).to_have_text(everything)
+    shows(page, everything)
 
 
 def test_what_comes_under_a_folded_heading_stays_away(fake, page):

@@ -18,6 +18,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.db import DatabaseError
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import receiver
 from django.http import HttpRequest
@@ -40,8 +41,8 @@ _request: ContextVar[HttpRequest | None] = ContextVar("carillon_audited_request"
 _refusals = Allowance(burst=600, rate=0.1)
 
 # Of one process: an entry an hour for what may be done thousands of times a second.
-_published = Meter()
-_published_lock = Lock()
+_publishing = Meter()
+_publishing_lock = Lock()
 
 
 @contextmanager
@@ -87,13 +88,19 @@ def keep_refusal(name: str) -> None:
         keep("wrong password", name)
 
 
-def keep_published(user: Any, families: Iterable[str]) -> None:
-    """A user publishes by the API: of each family one entry an hour. Raises DatabaseError."""
-    now = time.monotonic()
-    with _published_lock:
-        first = [each for each in sorted(families) if _published.of((user.pk, each), 1, 1 / 3600).spend(now)]
-    for family in first:
-        keep("published", user.get_username(), family=family)
+def keep_publishing(user: Any, families: Iterable[str]) -> None:
+    """A user begins to publish by the API: of each family one entry an hour. Raises DatabaseError."""
+    for family in sorted(families):
+        with _publishing_lock:
+            allowance, now = _publishing.of((user.pk, family), 1, 1 / 3600), time.monotonic()
+            if not allowance.spend(now):
+                continue
+        try:
+            keep("publishing", user.get_username(), family=family)
+        except DatabaseError:
+            with _publishing_lock:
+                allowance.give(now)
+            raise
 
 
 def _storable(name: str) -> str:

@@ -88,7 +88,7 @@ class NotificationsView(APIView):
             raise serializers.ValidationError({"detail": "Idempotency-Key: 200 characters are the most."})
         with quotas.spent("notifications", request.user, len(items)):
             families = {item["group"].partition("-")[0] for item in serializer.validated_data}
-            audit.keep_published(request.user, families)
+            audit.keep_publishing(request.user, families)
             accepted = emit_many(
                 Notification(
                     item["group"], item["payload"], item.get("audience"), id_of(item, number, key, request)

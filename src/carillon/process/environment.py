@@ -511,7 +511,7 @@ def _cookie_name(read: _Reader, development: bool) -> str:
     value = read.text(name, "awx_sessionid" if development else "__Host-awx_sessionid")
     if not _COOKIE_NAME.match(value):
         read.problems.append(f"{name}: {value!r} is not a cookie name (letters, digits, '_', '-', '.')")
-    if development and value.startswith("__"):
+    if development and value.startswith(("__Host-", "__Secure-")):
         read.problems.append(
             f"{name}: browsers keep {value!r} over HTTPS alone, and development serves HTTP, too"
         )

@@ -31,8 +31,8 @@ def site(team):
     return team.site
 
 
-def test_in_containers_an_upgrade_and_back_are_one_line_and_keep_every_event(releases, tmp_path):
-    team = Team.new(tmp_path / "drill_site", releases)
+def test_in_containers_an_upgrade_and_back_are_one_line_and_keep_every_event(releases):
+    team = Team.new(production_testing.DRILL_SITE, releases)
     settings = production_testing.stack("drill-site")
     # Not make: the Makefile of an older release may know fewer commands.
     with installation(settings, team.site, "bin/carillon") as carillon:

@@ -15,11 +15,11 @@ from dev import production, production_testing, secret_files
 from tests.infra.stack import Stack
 from tests.production import hosts
 from tests.production.conftest import ROOT
-from tests.production.containers import docker
+from tests.production.containers import docker, operator_environment
 
 HOST = "carillon-prod-quadlet"
 # Beside those of dev.production_testing.STACKS.
-PORTS = {"CARILLON_HTTP_PORT": "51580", "CARILLON_HTTPS_PORT": "51581"}
+PORTS = {"CARILLON_HTTP_PORT": "51680", "CARILLON_HTTPS_PORT": "51681"}
 # As Debian has it: netavark and what it needs are recommended only.
 PACKAGES = "podman netavark aardvark-dns nftables"
 COMMAND = re.compile(r"^  (\S.*)$", re.MULTILINE)
@@ -47,10 +47,8 @@ def machine():
 def made(tmp_path_factory):
     """The state folder of `make quadlets`, and the commands that it says."""
     state = tmp_path_factory.mktemp("quadlets") / "state"
-    foreign = ("CARILLON_", "MAKE", "PYTHONPATH", "ANSIBLE_")
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     done = subprocess.run(
-        ["make", "quadlets"], cwd=ROOT, env={**keep, "CARILLON_STATE": str(state), **PORTS},
+        ["make", "quadlets"], cwd=ROOT, env={**operator_environment(), "CARILLON_STATE": str(state), **PORTS},
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,6 +29,10 @@ def told(**fields) -> list[tuple]:
     return list(AuditEntry.objects.filter(**fields).order_by("pk").values_list("what", "name", "by"))
 
 
+def refuse(*_, **__):
+    raise OperationalError("the database is away")
+
+
 def post(browser, path, body):
     headers = {"X-CSRFToken": browser.csrf, "Referer": "https://testserver/"}
     return browser.http.post(path, json.dumps(body), content_type="application/json", headers=headers)
@@ -59,7 +63,7 @@ def test_who_publishes(people, sent, monkeypatch):
     """One entry an hour of each family: it may be done thousands of times a second."""
     now = [1000.0]
     monkeypatch.setattr(audit, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(audit, "_published", Meter())
+    monkeypatch.setattr(audit, "_publishing", Meter())
     client = people.client(people.root, scope="publish")
 
     def publish(*groups: str, code: int = 202) -> None:
@@ -69,16 +73,29 @@ def test_who_publishes(people, sent, monkeypatch):
     publish("jobs-summary", "jobs-status_changed", "schedules-changed")
     publish("jobs-summary")
     publish("nonsense-1", code=400)
-    entry = ("published", people.root.username, people.root.username)
-    assert told(what="published") == [entry] * 2
-    families = AuditEntry.objects.filter(what="published").values_list("about__family", flat=True)
+    entry = ("publishing", people.root.username, people.root.username)
+    assert told(what="publishing") == [entry] * 2
+    families = AuditEntry.objects.filter(what="publishing").values_list("about__family", flat=True)
     assert set(families) == {"jobs", "schedules"}
     now[0] += 3601
     publish("jobs-summary")
-    assert told(what="published") == [entry] * 3
+    assert told(what="publishing") == [entry] * 3
     client = people.client(people.ann)
     publish("jobs-summary", code=403)
-    assert told(what="published") == [entry] * 3, "who may not publish has published nothing"
+    assert told(what="publishing") == [entry] * 3, "who may not publish begins nothing"
+
+
+def test_an_entry_of_publishing_that_could_not_be_written_is_written_next_time(people, sent, monkeypatch):
+    monkeypatch.setattr(audit, "_publishing", Meter())
+    client = people.client(people.root, scope="publish")
+    body = {"group": "jobs-summary", "payload": {}}
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "keep", refuse)
+        with pytest.raises(OperationalError):
+            client.post("/api/v2/notifications/", body, format="json")
+    assert sent.messages == []
+    assert client.post("/api/v2/notifications/", body, format="json").status_code == 202
+    assert len(told(what="publishing")) == 1
 
 
 def test_tokens(people, caplog):

@@ -107,6 +107,26 @@ def test_the_project_is_called_as_its_checkout_calls_it():
     assert described["project"]["name"] == checks.PROJECT
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "refused"),
+    [
+        ("__Host-s", "SESSION_COOKIE_DOMAIN", ".bells.example", True),
+        ("__Host-s", "SESSION_COOKIE_PATH", "/bells", True),
+        ("__Host-s", "SESSION_COOKIE_SECURE", False, True),
+        ("__Secure-s", "SESSION_COOKIE_SECURE", False, True),
+        ("__Secure-s", "SESSION_COOKIE_DOMAIN", ".bells.example", False),
+        ("s", "SESSION_COOKIE_SECURE", False, False),
+    ],
+)
+def test_a_session_s_cookie_that_browsers_drop(settings, name, setting, value, refused):
+    settings.SESSION_COOKIE_NAME = name
+    assert run_checks(tags=["security"]) == []
+    setattr(settings, setting, value)
+    found = run_checks(tags=["security"])
+    assert [each.id for each in found] == (["carillon.E003"] if refused else [])
+    assert all(setting in each.msg for each in found)
+
+
 def test_static_names_that_nobody_has_stop_the_build(settings, tmp_path):
     settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
     page = tmp_path / "page.html"

@@ -192,6 +192,19 @@ def test_what_ends_is_started_again_or_has_run_once(units, service):
     assert int(section["TimeoutStopSec"]) > patience, "systemd would kill it before its time"
 
 
+def test_a_stack_of_another_name_does_not_stop_with_this_one():
+    """A dash in a slice's name would make it a part of `carillon.slice`."""
+    text = "".join(rendered(CARILLON_PROJECT="carillon-two").values())
+    assert set(re.findall(r"^Slice=(.*)$", text, re.MULTILINE)) == {"carillon_two.slice"}
+
+
+def test_who_waits_for_others_does_not_wait_for_ever(units):
+    limits = {name: values(units, name, "TimeoutStartSec", "Service") for name in SERVICES}
+    assert limits["nginx"] == limits["app"] == ["300"]
+    for name in ("postgresql", "rabbitmq", "migrate"):
+        assert limits[name] == ["infinity"], "a long log and a long migration take their time"
+
+
 def test_health_is_asked_as_compose_or_the_image_says(units):
     section = dict(lines(units, "carillon-app.container", "Container"))
     assert section["HealthCmd"] == "CMD carillon probe uwsgi daphne runworker"

@@ -560,6 +560,13 @@ class TestSchedules:
         assert not Schedule.objects.exists()
         assert told(sent) == []
 
+    def test_two_who_delete_one_at_once_tell_of_it_once(self, people, sent, commits, meanwhile):
+        schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")
+        meanwhile(lambda row: changes.delete_schedule(schedule.pk))
+        with commits():
+            assert people.client(people.ann).delete(f"/api/v2/schedules/{schedule.pk}/").status_code == 404
+        assert len(told(sent)) == 1
+
     def test_two_who_change_different_things_of_one_at_once(self, people, meanwhile):
         schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")
         meanwhile(lambda row: row.update(name="weekly"))
