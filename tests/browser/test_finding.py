@@ -267,6 +267,32 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     shows(page, everything)
 
 
+@pytest.mark.parametrize("then", ["the next hit", "a line"])
+def test_what_is_gone_to_while_another_is_still_fetched_is_not_hidden_either(page, then):
+    everything = texts(page)
+    page.get_by_role("button", name="Task, task 2 of web").click()
+    expect(lines(page)).to_have_count(len(everything) - 3)
+    page.evaluate(
+        """() => {
+          const ask = window.fetch;
+          const held = new Promise((done) => { window.release = done; });
+          window.fetch = async (...all) => {
+            if (/counter__gte|end_line__gte/.test(all[0].url ?? all[0])) await held;
+            return ask(...all);
+          };
+        }"""
+    )
+    search(page, "[web2]")
+    expect(page.locator(".found")).to_have_text("1 of 4+")
+    if then == "the next hit":
+        page.keyboard.press("Enter")
+        expect(page.locator(".found")).to_have_text("2 of 4+")
+    else:
+        page.evaluate("location.hash = '#/jobs/1?find=%5Bweb2%5D&line=12'")
+    page.evaluate("() => window.release()")
+    shows(page, everything)
+
+
 def test_what_comes_under_a_folded_heading_stays_away(fake, page):
     page.get_by_role("button", name="Play, db").click()
     count = len(story())

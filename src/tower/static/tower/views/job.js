@@ -357,14 +357,15 @@ export class JobPage {
     return [events, (!query.order_by && next && events.at(-1)?.counter) || last];
   }
 
-  /** Show another part of the output. @returns {Promise<boolean>} false when something else was asked for meanwhile */
-  async open(query) {
+  /** Show another part of the output. @param {boolean} [unfold]  with nothing folded away @returns {Promise<boolean>} false when something else was asked for meanwhile */
+  async open(query, unfold = false) {
     const turn = ++this.turn;
     const [events, to] = await this.part(query);
     if (events.length === 0 && !this.output.filtered) return turn === this.turn;
     const [first] = events;
     const line = this.output.filtered ? NaN : await this.lineBefore(first);
     if (turn !== this.turn) return false;
+    if (unfold) this.output.folded.clear(); // not before: until then its lines are missing
     this.output.place(events, line, to, this.log.last);
     await this.before(); // a line that is gone to has something above it
     return turn === this.turn;
@@ -374,9 +375,7 @@ export class JobPage {
   async show(counter, { which, folded = false } = {}) {
     this.turn += 1;
     this.output.follow(false);
-    const held = this.output.has(counter);
-    if (!folded) this.output.folded.clear();
-    if (held || (await this.open({ counter__gte: counter }))) this.output.show({ counter, which });
+    if (this.output.has(counter) || (await this.open({ counter__gte: counter }, !folded))) this.output.show({ counter, which });
   }
 
   /** Go to a line. */
@@ -390,8 +389,7 @@ export class JobPage {
       // Among its neighbours, whatever was left out or folded away.
       const whole = !this.output.filtered && this.output.folded.size === 0;
       if (this.output.filtered) this.filter({});
-      this.output.folded.clear();
-      if (!whole && !(await this.open({ end_line__gte: line }))) return;
+      if (!whole && !(await this.open({ end_line__gte: line }, true))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
       return this.app.failed(error);
