@@ -106,9 +106,7 @@ async def test_broker_restarted(make_layer, broker, report):
 
 async def test_broker_killed(make_layer, broker, report):
     async with Traffic(make_layer, report) as traffic:
-        # In a kill, RabbitMQ 4.0 may forget that a quorum queue made moments before is its own, and elects no
-        # leader for it, ever (rabbitmq-server#15725). This test is of the layer: the register is saved first.
-        await broker.do("ctl", "eval", "ok = dets:sync(ra_directory_reverse).")
+        await broker.do("remember_queues")
         await broker.do("kill")
         await broker.do("start")
         await traffic.recovered()

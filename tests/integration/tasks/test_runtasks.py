@@ -183,6 +183,7 @@ def test_what_is_enqueued_while_the_broker_is_away_is_run(site, broker):
     site.start()
     site.do("step.enqueue(0)")
     until("it runs", lambda: "end 0" in site.noted())
+    broker.remember_queues()
     broker.kill()
     try:
         site.do("for number in range(1, 30): step.enqueue(number)")
