@@ -112,8 +112,8 @@ class Broker:
         self.ctl("close_all_connections", "--vhost", "carillon", "because")
 
     def remember_queues(self):
-        """In a kill, RabbitMQ 4.0 may forget that a quorum queue made moments before is its own, and elects no
-        leader for it, ever (rabbitmq-server#15725). Before a kill in a test of ours: it is on the disk then."""
+        """They are on the disk from now on. In a kill, RabbitMQ 4.0 may forget that a quorum queue made
+        moments before is its own, and elects no leader for it, ever (rabbitmq-server#15725)."""
         self.ctl("eval", "ok = dets:sync(ra_directory_reverse).")
 
     def kill(self):
