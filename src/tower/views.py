@@ -284,7 +284,7 @@ class AdHocCommandEventView(EventView):
 
 @contextmanager
 def _still_there() -> Iterator[None]:
-    """What somebody else deletes meanwhile is not found."""
+    """A schedule that somebody else deletes meanwhile is not found."""
     try:
         yield
     except Schedule.DoesNotExist:

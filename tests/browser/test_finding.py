@@ -268,7 +268,7 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
 
 
 @pytest.mark.parametrize("then", ["the next hit", "a line"])
-def test_what_is_gone_to_while_another_is_still_fetched_is_not_hidden_either(page, then):
+def test_a_hit_or_a_line_is_unfolded_while_an_earlier_one_is_still_fetched(page, then):
     everything = texts(page)
     page.get_by_role("button", name="Task, task 2 of web").click()
     expect(lines(page)).to_have_count(len(everything) - 3)

@@ -14,6 +14,7 @@ from importlib import util
 from pathlib import Path
 
 _ITERATIONS = 4096
+_DAY = 86400
 _PROHIBITED = (
     *(stringprep.in_table_a1, stringprep.in_table_c12, stringprep.in_table_c21_c22, stringprep.in_table_c3),
     *(stringprep.in_table_c4, stringprep.in_table_c5, stringprep.in_table_c6, stringprep.in_table_c7),
@@ -73,9 +74,6 @@ def postgresql_verifies(verifier: str, password: str) -> bool:
     except ValueError:
         return False
     return hmac.compare_digest(made, verifier.strip())
-
-
-_DAY = 86400
 
 
 def hsts_seconds(begun: float, now: float) -> int:
@@ -152,7 +150,7 @@ def ends_at(end: str) -> int:
 
 def days_left(end: str) -> int:
     """Whole days until `end`, as openssl writes it; negative when it is past."""
-    return int((ends_at(end) - datetime.datetime.now(datetime.UTC).timestamp()) // 86400)
+    return int((ends_at(end) - datetime.datetime.now(datetime.UTC).timestamp()) // _DAY)
 
 
 def backup_made(name: str) -> int:

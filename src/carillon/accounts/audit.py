@@ -96,7 +96,7 @@ def keep_publishing(user: Any, families: Iterable[str]) -> None:
             if not allowance.spend(now):
                 continue
         try:
-            keep("publishing", user.get_username(), family=family)
+            note("publishing", user.get_username(), family=family)
         except DatabaseError:
             with _publishing_lock:
                 allowance.give(now)

@@ -32,6 +32,7 @@ def site(team):
 
 
 def test_in_containers_an_upgrade_and_back_are_one_line_and_keep_every_event(releases):
+    production_testing.DRILL_SITE.parent.mkdir()
     team = Team.new(production_testing.DRILL_SITE, releases)
     settings = production_testing.stack("drill-site")
     # Not make: the Makefile of an older release may know fewer commands.

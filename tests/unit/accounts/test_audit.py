@@ -59,8 +59,9 @@ def test_strangers_do_not_fill_the_table(people, monkeypatch):
     assert len(told(what="wrong password")) == 3
 
 
-def test_who_publishes(people, sent, monkeypatch):
-    """One entry an hour of each family: it may be done thousands of times a second."""
+def test_who_publishes(people, sent, monkeypatch, caplog):
+    """One entry an hour of each family, and its line: it may be done thousands of times a second."""
+    caplog.set_level(logging.INFO, "carillon.audit")
     now = [1000.0]
     monkeypatch.setattr(audit, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(audit, "_publishing", Meter())
@@ -77,6 +78,11 @@ def test_who_publishes(people, sent, monkeypatch):
     assert told(what="publishing") == [entry] * 2
     families = AuditEntry.objects.filter(what="publishing").values_list("about__family", flat=True)
     assert set(families) == {"jobs", "schedules"}
+    lines = [line.audit for line in caplog.records if line.name == "carillon.audit"]
+    assert [(line["what"], line["family"]) for line in lines] == [
+        ("publishing", "jobs"),
+        ("publishing", "schedules"),
+    ]
     now[0] += 3601
     publish("jobs-summary")
     assert told(what="publishing") == [entry] * 3

@@ -57,6 +57,26 @@ def failures():
     return lambda: names.METRICS_FAILURES._value.get() - before
 
 
+def test_the_event_loop_has_turns_while_a_snapshot_is_read(directory, monkeypatch):
+    """The thread lets go of the interpreter's lock after every few families, and not only at the end."""
+    read: list[str] = []
+    turns: list[int] = []
+
+    class Watched(CollectorRegistry):
+        def collect(self):
+            for metric in super().collect():
+                read.append(metric.name)
+                yield metric
+
+    registry = Watched()
+    for number in range(20):
+        Counter(f"carillon_number_{number}", "A number", registry=registry)
+    monkeypatch.setattr(shared.time, "sleep", lambda seconds: turns.append(len(read)))
+    Writer(directory, "daphne", registry).once()
+    assert turns == [6, 12, 18]
+    assert len([name for name, _ in samples(directory) if name.startswith("carillon_number_")]) == 20
+
+
 def test_every_process_has_a_slot_of_its_own(directory):
     one, other, worker = Process(directory), Process(directory), Process(directory, "runworker")
     for number, process in enumerate((one, other, worker), 1):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.unit.production.test_control_node import ANSIBLE
 from tests.unit.production.test_secrets import filters
@@ -60,6 +62,29 @@ def test_browsers_are_told_to_keep_to_https_for_longer_once_it_has_worked_for_a_
     day, year = "86400", "31536000"
     assert [told("files", ago) for ago in (None, 0, 6 * 86400, 8 * 86400)] == [day, day, day, year]
     assert told("self-signed", 8 * 86400) == "0"
+
+
+def test_other_names_begin_with_a_day_again(play, tmp_path):
+    """The role's own first tasks, in its order, on what the run before has left."""
+    stamp, told = tmp_path / "hsts", tmp_path / "told"
+    tasks = yaml.safe_load((ANSIBLE / "roles/nginx/tasks/main.yml").read_text())
+    first = tasks[: [task["name"] for task in tasks].index("Files")]
+
+    def run(*names: str) -> str:
+        code, said = play(
+            {"ansible.builtin.include_vars": str(ANSIBLE / "roles/nginx/defaults/main.yml")},
+            *first,
+            {"ansible.builtin.copy": {"content": "{{ nginx_hsts_seconds }}", "dest": str(told)}},
+            **{"tls_mode": "files", "nginx_server_names": names, "nginx_hsts_stamp": str(stamp)},
+        )
+        assert code == 0, said
+        return told.read_text()
+
+    assert run("bells.example") == "86400"
+    begun = time.time() - 8 * 86400
+    os.utime(stamp, (begun, begun))
+    assert run("bells.example") == "31536000"
+    assert run("chimes.example") == "86400"
 
 
 @pytest.fixture
