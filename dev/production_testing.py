@@ -19,14 +19,14 @@ LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
-# Of tests/production/{single,bundle,repository,quadlet} and ansible/molecule; the cluster gets c4 anew.
+# Of tests/production/{single,bundle,repository,quadlet,pages} and ansible/molecule; the cluster gets c4 anew.
 HOSTS = (
     "carillon-prod-single",
     *("carillon-prod-c1", "carillon-prod-c2", "carillon-prod-c3", "carillon-prod-c4"),
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror", "carillon-prod-repository"),
-    "carillon-prod-quadlet",
+    *("carillon-prod-quadlet", "carillon-prod-pages", "carillon-prod-pages-control"),
 )
-NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository", "quadlet"))
+NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository", "quadlet", "pages"))
 # What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"
@@ -36,11 +36,13 @@ MARKERS = (RELEASE_MARKER, PROGRAM_MARKER, PAGE_MARKER)
 DRILL_CLONE = ROOT / ".dev-prod-drill-clone"
 # A repository of a team's own that an older release makes there.
 DRILL_SITE = ROOT / ".dev-prod-drill-site" / "drill_site"
+# A clone of this checkout, in which the pages' commands are typed.
+PAGES_CLONE = ROOT / ".dev-prod-pages-clone"
 _OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {
     **{"container": 51180, "container-cluster": 51280, "parity": 51380},
-    **{"drill": 51480, "drill-site": 51580},
+    **{"drill": 51480, "drill-site": 51580, "pages": 51680},
 }
 
 LINTS = (
@@ -67,6 +69,8 @@ REPOSITORY = Suite("repository", (*_PYTEST, "-q", "tests/production/repository")
 BUNDLE = Suite("bundle", (*_PYTEST, "-q", "tests/production/bundle"))
 # Podman and systemd, and no Docker, on a host.
 QUADLET = Suite("quadlet", (*_PYTEST, "-q", "tests/production/quadlet"))
+# Every command of the pages of Operate, by somebody who only reads.
+PAGES = Suite("pages", (*_PYTEST, "-q", "tests/production/pages"))
 # From an older release to this checkout and back: on a host, in containers, and a repository of a team's own.
 DRILL = Suite("drill", (*_PYTEST, "-q", "tests/production/drill"))
 
@@ -119,6 +123,7 @@ def clean(config: Config) -> None:
     if engine.state()[0] is engine.State.READY:
         remove_hosts()
     clean_drill()
+    clean_pages()
     for name in STACKS:
         development.clean(stack(name))
     development.clean(config)
@@ -135,9 +140,14 @@ def clean_drill() -> None:
         development.clean(stack(name))
 
 
+def clean_pages() -> None:
+    shutil.rmtree(PAGES_CLONE, ignore_errors=True)
+    development.clean(stack("pages"))
+
+
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
     """Lints, a real host, the production container; with `full` the rest. Only those of `only`, if any."""
-    more = [UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY, QUADLET, DRILL]
+    more = [UBUNTU, CLUSTER, CONTAINERS, BUNDLE, REPOSITORY, QUADLET, PAGES, DRILL]
     found = [*LINTS, SINGLE, CONTAINER, *(more if full else [])]
     names = [suite.name for suite in found]
     if unknown := sorted(set(only) - set(names)):

@@ -7,23 +7,11 @@ import subprocess
 
 import pytest
 
+from tests.production import how_to
+from tests.production.pages import plans
 from tests.unit.production.test_control_node import ANSIBLE, ROOT
 
-PAGES = sorted(
-    path
-    for name in (
-        "add-node",
-        "backup",
-        "certificates",
-        "production-*",
-        "remove-node",
-        "retention",
-        "rotate",
-        "trouble*",
-        "upgrade",
-    )
-    for path in (ROOT / "docs/how-to").glob(f"{name}.md")
-)
+PAGES = [how_to.FOLDER / f"{page}.md" for page in how_to.operate()]
 _NAMES = re.compile(r"\b[a-z]+_[a-z_]+\b|\bnode\b|\brotate\b")
 # Roles' defaults, and what is given on a command line and read by a playbook or a task itself.
 VARIABLES = {
@@ -67,13 +55,14 @@ class TestPage:
 
     def test_variables_are_there(self, path):
         named = re.findall(rf"`((?:{_ROLES})_[a-z_]+)(?:: [^`]*)?`", path.read_text())
+        metrics = set(re.findall(r"`(carillon_[a-z_]+)", (ROOT / "docs/reference/metrics.md").read_text()))
         # The name of a database.
-        assert set(named) - {"carillon_restored"} <= VARIABLES
+        assert set(named) - {"carillon_restored"} - metrics <= VARIABLES
 
     def test_blocks_of_shell_can_be_read_by_a_shell(self, path):
         """Blocks without a language are commands, unless they are a file's lines."""
         for block in re.findall(r"^```\n(.*?)^```", path.read_text(), re.M | re.S):
-            if re.search(r"^(\[|[a-z_]+: )", block, re.M):
+            if how_to.LINES_OF_A_FILE.search(block):
                 continue
             text = re.sub(r"<[a-z ]+>|…", "x", block)
             done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
@@ -83,3 +72,41 @@ class TestPage:
 def test_there_are_pages_and_they_print_commands():
     assert len(PAGES) >= 10
     assert sum("ansible-playbook" in command for path in PAGES for command in commands(path)) > 15
+
+
+class TestTyped:
+    """Every page of Operate is typed by a suite (tests/production/pages), or says by which other it is proved."""
+
+    def test_each_page_is_in_one_plan(self):
+        planned = [*plans.HOST_PAGES, *plans.CONTAINER_PAGES, *plans.ELSEWHERE]
+        assert sorted(planned) == sorted(how_to.operate())
+
+    @pytest.mark.parametrize("page", [*plans.HOST_PAGES, *plans.CONTAINER_PAGES])
+    def test_what_is_not_typed_is_still_on_the_page(self, page):
+        printed = how_to.commands(page)
+        for start in plans.NOT_TYPED.get(page, {}):
+            assert any(command.startswith(start) for command in printed), start
+        assert any(plans.not_typed(page, command) is None for command in printed)
+
+    def test_no_reason_is_of_another_page(self):
+        assert set(plans.NOT_TYPED) <= {*plans.HOST_PAGES, *plans.CONTAINER_PAGES}
+
+    def test_a_placeholder_that_nobody_fills_in_is_refused(self):
+        assert how_to.filled("git checkout <release>", {"<release>": "next"}) == "git checkout next"
+        with pytest.raises(ValueError, match="nobody says what <release> is"):
+            how_to.filled("git checkout <release>", {})
+
+    def test_commands_are_blocks_and_what_stands_in_backticks(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(how_to, "FOLDER", tmp_path)
+        (tmp_path / "page.md").write_text(
+            "Run `git checkout\n<release>` of `git`, then `carillon-roll`, `A=1 make dev` or `carillon.toml`:\n\n"
+            "```\ncd ansible\nls -l\n```\n\n    $ carillon explain 1:2\n    an answer\n\n"
+            "    carillon check --url \\\n        https://a.example\n\n    CARILLON_X=1\n\n"
+            "```\n[Peer]\nx = 1\n```\n\n```json\n{}\n```\n\n```\na_variable: 1\n```\n"
+        )
+        assert how_to.commands("page") == [
+            *("git checkout <release>", "carillon-roll", "A=1 make dev"),
+            "cd ansible\nls -l\n",
+            "carillon explain 1:2",
+            "carillon check --url \\\n    https://a.example\n",
+        ]
