@@ -32,7 +32,8 @@ def tasks(path: Path):
             inner = {**variables, **(item.get("vars") or {})}
             here = local or item.get("delegate_to") == "localhost"
             if "block" in item:
-                yield from walk(item["block"], inner, here)
+                for part in ("block", "rescue", "always"):
+                    yield from walk(item.get(part), inner, here)
             else:
                 yield item, inner, here
 
@@ -70,6 +71,18 @@ def test_what_becomes_of_a_backup_becomes_of_it_on_the_control_node():
     assert sorted(found) == ["backup.yml", "backup.yml", "check.yml", "restore.yml"]
     for path in (ANSIBLE / "roles/backup/tasks").glob("*.yml"):
         assert "include_tasks" not in path.read_text(), f"{path.name}: what is included there would not"
+
+
+def test_a_file_comes_from_a_host_as_the_user_who_comes_in():
+    """As root, Ansible's fetch reads it whole into the memory of both sides, in base64: a database is larger."""
+    found = [
+        (path.name, task["name"], variables.get("ansible_become"))
+        for path in TASK_FILES
+        for task, variables, _ in tasks(path)
+        if "ansible.builtin.fetch" in task
+    ]
+    assert found
+    assert {become for *_, become in found} == {False}, found
 
 
 def test_the_search_for_tasks_finds_those_of_the_control_node():
