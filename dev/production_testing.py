@@ -26,7 +26,9 @@ HOSTS = (
     *("carillon-prod-bundle", "carillon-prod-bundle-mirror", "carillon-prod-repository"),
     *("carillon-prod-quadlet", "carillon-prod-pages", "carillon-prod-pages-control"),
 )
-NETWORKS = tuple(f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository", "quadlet", "pages"))
+NETWORKS = tuple(
+    f"carillon-prod-{name}" for name in ("single", "cluster", "bundle", "repository", "quadlet", "pages")
+)
 # What the test of an upgrade makes, so that the checkout is another release: a module, a program, a page.
 RELEASE_MARKER = ROOT / "src/carillon/_release_marker.py"
 PROGRAM_MARKER = ROOT / "supervisord/conf.d/_release_marker.conf"

@@ -11,7 +11,16 @@ FOLDER = ROOT / "docs/how-to"
 # What a page means by these in backticks is a command, where something follows. Of others, a name.
 PROGRAMS = frozenset(
     (
-        *("ansible-playbook", "apt", "apt-get", "carillon", "carillon-ctl", "carillon-roll", "certbot", "curl"),
+        *(
+            "ansible-playbook",
+            "apt",
+            "apt-get",
+            "carillon",
+            "carillon-ctl",
+            "carillon-roll",
+            "certbot",
+            "curl",
+        ),
         *("docker", "git", "journalctl", "ls", "make", "openssl", "podman", "rabbitmq-diagnostics"),
         *("rabbitmq-upgrade", "rabbitmqctl", "readlink", "rm", "ss", "ssh", "systemctl"),
     )

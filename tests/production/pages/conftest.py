@@ -71,7 +71,11 @@ class Newcomer:
         environ = {"PATH": f"{CHECKOUT}/.venv/bin:{os.defpath}", "EDITOR": "/usr/local/bin/edit"}
         if user == "newcomer":
             # A login would have these.
-            environ |= {"XDG_RUNTIME_DIR": "/run/user/1500", "PIP_CERT": AUTHORITIES, "HOME": "/home/newcomer"}
+            environ |= {
+                "XDG_RUNTIME_DIR": "/run/user/1500",
+                "PIP_CERT": AUTHORITIES,
+                "HOME": "/home/newcomer",
+            }
         done = subprocess.run(
             [
                 *("docker", "exec", "--interactive", "--user", user, "--workdir", folder),
@@ -113,7 +117,9 @@ def newcomer(clone) -> Iterator[Newcomer]:
 
 def _prepare(control: Machine, host: Machine, clone: Path) -> None:
     """What a control node and a host are before the pages begin."""
-    install = "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends"
+    install = (
+        "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends"
+    )
     control.run(f"{install} git openssh-client python3-venv libpam-systemd")
     host.run(f"{install} openssh-server && systemctl start ssh")
     control.run("useradd --uid 1500 --create-home --shell /bin/bash newcomer")

@@ -13,6 +13,7 @@ from tests.production.containers import operator_environment
 from tests.production.how_to import commands, filled
 from tests.production.pages.plans import CONTAINER_PAGES, not_typed
 
+
 @pytest.fixture(scope="module")
 def types(clone):
     """A function that types a command in the clone; the stack has a name and ports of its own."""

@@ -59,7 +59,7 @@ def position(newcomer: Newcomer) -> str:
 def an_event(newcomer: Newcomer) -> None:
     """The page explains one by the position that its answer had; here it has another."""
     before = position(newcomer)
-    asks(newcomer, "jobs/", "--json", "'{\"name\": \"Ring\"}'")
+    asks(newcomer, "jobs/", "--json", '\'{"name": "Ring"}\'')
     after = wait_for(lambda: (now := position(newcomer)) != before and now, 30, "an event in the log")
     newcomer.words["19a8f3c2b1d4:1048701"] = after
 
