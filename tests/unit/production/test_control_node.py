@@ -74,7 +74,7 @@ def test_what_becomes_of_a_backup_becomes_of_it_on_the_control_node():
 
 
 def test_a_file_comes_from_a_host_as_the_user_who_comes_in():
-    """As root, Ansible's fetch reads it whole into the memory of both sides, in base64: a database is larger."""
+    """As root, Ansible's fetch reads it whole into the memory of both sides; a database is larger."""
     found = [
         (path.name, task["name"], variables.get("ansible_become"))
         for path in TASK_FILES

@@ -75,7 +75,7 @@ def test_there_are_pages_and_they_print_commands():
 
 
 class TestTyped:
-    """Every page of Operate is typed by a suite (tests/production/pages), or says by which other it is proved."""
+    """Every page of Operate is typed (tests/production/pages), or it is said which other suite proves it."""
 
     def test_each_page_is_in_one_plan(self):
         planned = [*plans.HOST_PAGES, *plans.CONTAINER_PAGES, *plans.ELSEWHERE]
@@ -99,7 +99,7 @@ class TestTyped:
     def test_commands_are_blocks_and_what_stands_in_backticks(self, tmp_path, monkeypatch):
         monkeypatch.setattr(how_to, "FOLDER", tmp_path)
         (tmp_path / "page.md").write_text(
-            "Run `git checkout\n<release>` of `git`, then `carillon-roll`, `A=1 make dev` or `carillon.toml`:\n\n"
+            "Run `git checkout\n<release>` of `git`, then `carillon-roll`, `A=1 make dev`, `a.toml`:\n\n"
             "```\ncd ansible\nls -l\n```\n\n    $ carillon explain 1:2\n    an answer\n\n"
             "    carillon check --url \\\n        https://a.example\n\n    CARILLON_X=1\n\n"
             "```\n[Peer]\nx = 1\n```\n\n```json\n{}\n```\n\n```\na_variable: 1\n```\n"
