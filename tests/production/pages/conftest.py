@@ -120,7 +120,7 @@ def _prepare(control: Machine, host: Machine, clone: Path) -> None:
     install = (
         "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends"
     )
-    control.run(f"{install} git openssh-client python3-venv libpam-systemd")
+    control.run(f"{install} curl git openssh-client python3-venv libpam-systemd")
     host.run(f"{install} openssh-server && systemctl start ssh")
     control.run("useradd --uid 1500 --create-home --shell /bin/bash newcomer")
     must("cp", f"{clone}/.", f"{CONTROL}:{CHECKOUT}", seconds=120)

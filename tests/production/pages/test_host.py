@@ -17,7 +17,6 @@ from tests.production.pages.plans import HOST_PAGES, not_typed
 
 SECRETS = f"{CHECKOUT}/ansible/inventories/{INVENTORY}/secrets"
 POSTGRES = "runuser -u postgres --"
-RENAMES = "alter database carillon rename to carillon_restored"
 
 
 def newest_backup(newcomer: Newcomer) -> None:
@@ -27,10 +26,11 @@ def newest_backup(newcomer: Newcomer) -> None:
 
 def database_of_before(newcomer: Newcomer) -> None:
     """What a restore that stopped in its check leaves: the restored database, and the one of before."""
+    newcomer.words["<time>"] = "20261127030000"
     name = f"carillon_before_{newcomer.words['<time>']}"
     newcomer.host.run(
-        f"{POSTGRES} createdb --owner carillon '{name}' && {POSTGRES} pg_dump --format custom carillon"
-        f" | {POSTGRES} pg_restore --no-owner --role carillon --dbname '{name}'"
+        f"{POSTGRES} createdb --owner carillon {name} && {POSTGRES} pg_dump --format custom carillon"
+        f" | {POSTGRES} pg_restore --no-owner --role carillon --dbname {name}"
     )
 
 
