@@ -126,7 +126,7 @@ release: ## the signed artifacts of this commit in dist/<version>/, with the pro
 test-production: ## a real host from nothing by Ansible, and the production container, proved (half an hour)
 	@$(DEV) test-production $(SUITES)
 
-test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, a repository of a team's own, Podman, an upgrade from an older release (two hours: too long for CI)
+test-production-full: ## that, and Ubuntu, a cluster of hosts, ACME, the bundle, a repository of a team's own, Podman, every command of the pages of Operate, an upgrade from an older release (two hours: too long for CI)
 	@$(DEV) test-production --full $(SUITES)
 
 test-production-clean: ## remove what a cut-off `make test-production` left behind
