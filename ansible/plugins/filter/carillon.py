@@ -129,6 +129,16 @@ def listen_ports(listen: list[str]) -> list[int]:
     return sorted({int(str(where).rpartition(":")[2]) for where in listen})
 
 
+def asked(listen: list[str]) -> dict[str, str | int]:
+    """Where to ask nginx, of what it listens on: the lowest `port`, and its `address`, "" where that is any."""
+    port = listen_ports(listen)[0]
+    addresses = {
+        str(where).rpartition(":")[0].strip("[]") for where in listen if listen_ports([where]) == [port]
+    }
+    anywhere = addresses & {"", "*", "0.0.0.0", "::"}  # noqa: S104 - read, not bound to
+    return {"address": "" if anywhere else min(addresses), "port": port}
+
+
 def ports_of(listeners: list[str], program: str) -> list[int]:
     """Ports that `program` listens on for the network, of the lines of `ss -Hltnp`."""
     found = set()
@@ -183,6 +193,7 @@ class FilterModule:
             "rabbitmq_password_hash": rabbitmq_password_hash,
             "postgresql_verifier": postgresql_verifier,
             "postgresql_verifies": postgresql_verifies,
+            "asked": asked,
             "backup_made": backup_made,
             "days_left": days_left,
             "declared": declared,

@@ -177,23 +177,40 @@ def test_a_rollback_to_what_is_not_there_changes_nothing(machine, playbook, secr
 
 
 @full
-def test_rotation_under_load_fails_no_request_and_leaves_no_old_login(
-    machine, stack, playbook, secrets_dir, healthy
+@pytest.mark.parametrize(
+    "task",
+    [
+        None,
+        "secrets : Move",
+        "postgresql : Owner, login and database",
+        # The file is written, and the broker has not read it.
+        "rabbitmq : Ask the broker which logins it knows",
+        "supervisord : Programs that differ, one group after another",
+        "rabbitmq : Login of the other slot",
+    ],
+)
+def test_a_rotation_under_load_also_one_that_was_killed_fails_no_request_and_leaves_no_old_login(
+    machine, stack, playbook, secrets_dir, healthy, task
 ):
-    key = (secrets_dir / "secret-key").read_text()
+    key, slot = (secrets_dir / "secret-key").read_text().strip(), secrets_dir / "database-slot"
+    other = "a" if slot.exists() and slot.read_text() == "b" else "b"
     with Ledger(stack) as ledger:
+        if task:
+            playbook.kill_at(task, "rotate.yml")
+            assert "A rotation of secrets was cut off" in playbook("check.yml")
         playbook("rotate.yml")
     ledger.assert_nothing_lost()
     assert [
         user["user"] for user in json.loads(machine.run("rabbitmqctl --quiet --formatter json list_users"))
-    ] == ["carillon_b"]
+    ] == [f"carillon_{other}"]
     roles = machine.run(
         "runuser -u postgres -- psql -Atc"
         " \"select rolname from pg_roles where rolname like 'carillon%' order by 1\""
     )
-    assert roles.split() == ["carillon", "carillon_b"]
-    assert (secrets_dir / "secret-key").read_text() != key
-    assert (secrets_dir / "secret-key-fallbacks").read_text().strip() == key.strip()
+    assert roles.split() == ["carillon", f"carillon_{other}"]
+    assert (secrets_dir / "secret-key").read_text().strip() != key
+    assert (secrets_dir / "secret-key-fallbacks").read_text().strip() == key
+    assert not (secrets_dir / "rotation").exists()
     healthy()
 
 
@@ -479,6 +496,25 @@ def test_a_broken_site_file_leaves_the_running_one(machine, stack, playbook, tmp
     # It would have waited there for the next start.
     assert not machine.host.file("/etc/nginx/carillon/site.d/broken.conf").exists
     machine.run("nginx -t -q")
+
+
+def test_nginx_reads_what_a_run_that_was_cut_off_had_written(machine, playbook, tmp_path):
+    play = {
+        "hosts": "nginx",
+        "vars_files": [str(ROOT / f"ansible/roles/{name}/vars/main.yml") for name in ("topology", "secrets")],
+        "roles": ["nginx"],
+    }
+    (tmp_path / "nginx.yml").write_text(yaml.safe_dump([play]))
+    workers = "ps -o pid= --ppid $(cat /run/nginx.pid)"
+    before = machine.run(workers)
+    assert "changed=0" in playbook(str(tmp_path / "nginx.yml"))
+    assert machine.run(workers) == before
+    machine.run("touch /etc/carillon/tls/fullchain.pem")
+    playbook(str(tmp_path / "nginx.yml"))
+    wait_for(
+        lambda: not set(before.split()) & set(machine.run(workers).split()), 30, "workers that have read it"
+    )
+    assert "changed=0" in playbook(str(tmp_path / "nginx.yml"))
 
 
 def test_one_host_does_not_become_several_without_a_word(machine, playbook, tmp_path):

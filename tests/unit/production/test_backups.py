@@ -118,6 +118,13 @@ def test_an_encrypted_backup_is_a_file_that_only_its_recipient_opens(keep, play,
     assert (backups / NEW / "database.dump").read_text() == "rows\n"
 
 
+def test_where_it_cannot_be_encrypted_nothing_in_plain_looks_like_a_whole_backup(keep, backups):
+    code, said = keep(backup_recipient="nobody@nowhere.test")
+    assert code == 2, said
+    assert not (backups / NEW).exists()
+    assert (backups / f".unfinished-{NEW}/database.dump").exists()
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -191,10 +198,10 @@ def timers(tmp_path):
         (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/told\n')
         (programs / name).chmod(0o755)
 
-    def run(*arguments: str) -> list[str]:
+    def run(*arguments: str, inventory: str = "inventories/example-single") -> list[str]:
         (tmp_path / "told").unlink(missing_ok=True)
         done = subprocess.run(
-            [str(TOOLS / "ansible-playbook"), "-i", "inventories/example-single", "timers.yml", *arguments],
+            [str(TOOLS / "ansible-playbook"), "-i", inventory, "timers.yml", *arguments],
             cwd=ANSIBLE,
             env={
                 **os.environ,
@@ -210,6 +217,16 @@ def timers(tmp_path):
         return (tmp_path / "told").read_text().splitlines()
 
     return run
+
+
+def test_timers_of_two_repositories_are_two(timers, tmp_path):
+    """`carillon new` calls the folder `inventory` in each."""
+    for site in ("bells", "organ"):
+        shutil.copytree(ANSIBLE / "inventories/example-single", tmp_path / site / "inventory")
+        told = timers(inventory=str(tmp_path / site / "inventory"))
+        assert f"systemctl --user enable --now carillon-{site}@backup.timer" in told
+    units = {path.name for path in (tmp_path / "systemd/user").glob("*.service")}
+    assert units == {"carillon-bells@.service", "carillon-organ@.service"}
 
 
 def test_timers_run_the_playbooks_and_go_again(timers, tmp_path):

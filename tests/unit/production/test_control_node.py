@@ -73,6 +73,30 @@ def test_what_becomes_of_a_backup_becomes_of_it_on_the_control_node():
         assert "include_tasks" not in path.read_text(), f"{path.name}: what is included there would not"
 
 
+# Each of these goes on without a host that failed, because what follows harms nobody.
+ON_THEIR_OWN = {
+    "certificates.yml": "a host whose certificate cannot be renewed keeps no other from it",
+    "remove-node.yml": "the host may be lost",
+    "timers.yml": "the control node alone",
+}
+
+
+def test_a_host_that_is_not_well_ends_the_run_for_all():
+    """Ansible goes on with the others otherwise: check.yml would be no gate, and the old login would go
+    while programs that were not restarted still use it."""
+    found = [
+        f"{path.name}: {play['name']}"
+        for path in sorted(ANSIBLE.glob("*.yml"))
+        if path.name not in ("galaxy.yml", *ON_THEIR_OWN)
+        for play in yaml.safe_load(path.read_text())
+        if "hosts" in play and play.get("any_errors_fatal") is not True
+    ]
+    assert found == [
+        "restore.yml: What a broker that still runs may have lost",
+        "restore.yml: What was decrypted",
+    ]
+
+
 def test_a_file_comes_from_a_host_as_the_user_who_comes_in():
     """As root, Ansible's fetch reads it whole into the memory of both sides; a database is larger."""
     found = [
@@ -169,7 +193,8 @@ def test_what_lies_beside_the_inventory_is_no_host(repository):
     [("", 2), ("secrets/\n", 0), (None, 0)],
     ids=["not ignored", "ignored", "no repository"],
 )
-def test_a_folder_that_git_would_take_is_refused(tmp_path, ignored, code):
+@pytest.mark.parametrize("folder", ["secrets", "secrets/made/later"])
+def test_a_folder_that_git_would_take_is_refused(tmp_path, ignored, code, folder):
     if ignored is not None:
         subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
         (tmp_path / ".gitignore").write_text(ignored)
@@ -183,7 +208,7 @@ def test_a_folder_that_git_would_take_is_refused(tmp_path, ignored, code):
                         {
                             "ansible.builtin.include_role": {"name": "common", "tasks_from": "private"},
                             "vars": {
-                                "common_private": str(tmp_path / "secrets"),
+                                "common_private": str(tmp_path / folder),
                                 "common_private_variable": "carillon_secrets_dir",
                             },
                         }

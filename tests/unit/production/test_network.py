@@ -41,6 +41,21 @@ def test_ports_of_what_nginx_listens_on(listen, ports):
 
 
 @pytest.mark.parametrize(
+    ("listen", "address", "port"),
+    [
+        (["443", "[::]:443"], "", 443),
+        ([8443], "", 8443),
+        (["203.0.113.7:443"], "203.0.113.7", 443),
+        (["[2001:db8::7]:9443", "192.0.2.7:443"], "192.0.2.7", 443),
+        (["[2001:db8::7]:443"], "2001:db8::7", 443),
+        (["0.0.0.0:443", "203.0.113.7:443"], "", 443),
+    ],
+)
+def test_nginx_is_asked_where_it_listens(listen, address, port):
+    assert filters.asked(listen) == {"address": address, "port": port}
+
+
+@pytest.mark.parametrize(
     ("address", "shown"), [("10.0.0.7", "10.0.0.7:8050"), ("2001:db8::7", "[2001:db8::7]:8050")]
 )
 def test_an_address_of_ipv6_is_in_brackets(address, shown):
