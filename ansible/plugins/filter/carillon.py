@@ -130,7 +130,7 @@ def listen_ports(listen: list[str]) -> list[int]:
 
 
 def asked(listen: list[str]) -> dict[str, str | int]:
-    """Where to ask nginx, of what it listens on: the lowest `port`, and its `address`, "" where that is any."""
+    """Where to ask nginx, of what it listens on: the lowest `port`, and its `address`, "" for any."""
     port = listen_ports(listen)[0]
     addresses = {
         str(where).rpartition(":")[0].strip("[]") for where in listen if listen_ports([where]) == [port]
