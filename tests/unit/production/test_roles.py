@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 ANSIBLE = Path(__file__).resolve().parents[3] / "ansible"
-ROLES = sorted(path.parent for path in (ANSIBLE / "roles").glob("*/tasks"))
-# What follows from the inventory, for all the others: variables alone.
+ROLES = sorted(path.parent for path in (ANSIBLE / "roles").glob("*/defaults"))
+# For all the others, and without settings of their own.
 SHARED = sorted(path for path in (ANSIBLE / "roles").iterdir() if path not in ROLES)
 
 
