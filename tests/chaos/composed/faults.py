@@ -165,13 +165,14 @@ class Cables:
     def lay(self, *containers: str) -> None:
         """Each of these has exactly the cuts that it should have."""
         with self._lock:
-            everybody = sorted({*containers, *(name for pair, _ in self.cuts for name in pair)})
+            cuts = list(self.cuts)  # another fault may begin meanwhile; it lays its own
+            everybody = sorted({*containers, *(name for pair, _ in cuts for name in pair)})
             there = dict(zip(everybody, states(*everybody), strict=True)) if everybody else {}
             for name in containers:
                 if there[name].running:
                     rules = [
                         rule
-                        for pair, how in self.cuts
+                        for pair, how in cuts
                         if name in pair
                         for other in pair - {name}
                         for ip in there[other].seen_from(there[name])
