@@ -30,6 +30,7 @@ ON_THE_HOST = {
     *("apt-get", "carillon", "carillon-ctl", "carillon-roll", "journalctl", "rabbitmq-diagnostics"),
     *("rabbitmq-upgrade", "rabbitmqctl", "readlink", "ss", "systemctl"),
 }
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECONDS = 1200
 
 
@@ -68,7 +69,7 @@ class Newcomer:
 
     def _run(self, command: str, name: str, user: str, folder: str) -> str:
         start = time.monotonic()
-        environ = {"PATH": f"{CHECKOUT}/.venv/bin:{os.defpath}", "EDITOR": "/usr/local/bin/edit"}
+        environ = {"PATH": f"{CHECKOUT}/.venv/bin:{PATH}", "EDITOR": "/usr/local/bin/edit"}
         if user == "newcomer":
             # A login would have these.
             environ |= {
@@ -99,6 +100,10 @@ echo 'ansible_user: deploy' >> "$2"
 
 @pytest.fixture(scope="session")
 def newcomer(clone) -> Iterator[Newcomer]:
+    keep = bool(os.environ.get("CARILLON_KEEP"))
+    if keep and docker("inspect", CONTROL, HOST).returncode == 0:
+        yield Newcomer(Machine(CONTROL), Machine(HOST))
+        return
     docker("rm", "--force", "--volumes", CONTROL, HOST)
     docker("network", "rm", NETWORK)
     must("network", "create", NETWORK)
@@ -110,7 +115,7 @@ def newcomer(clone) -> Iterator[Newcomer]:
         _prepare(control, host, clone)
         yield Newcomer(control, host)
     finally:
-        if not os.environ.get("CARILLON_KEEP"):
+        if not keep:
             docker("rm", "--force", "--volumes", CONTROL, HOST)
             docker("network", "rm", NETWORK)
 

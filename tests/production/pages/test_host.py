@@ -37,7 +37,7 @@ def database_of_before(newcomer: Newcomer) -> None:
 def somebody(newcomer: Newcomer) -> None:
     newcomer.host.run(
         "runuser -u carillon -- carillon manage shell -c"
-        " 'from django.contrib.auth.models import User; User.objects.create_user(\"ann\")'"
+        " 'from django.contrib.auth.models import User; User.objects.get_or_create(username=\"ann\")'"
     )
 
 

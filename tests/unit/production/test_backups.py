@@ -219,6 +219,12 @@ def timers(tmp_path):
     return run
 
 
+def test_timers_that_would_end_with_the_login_are_refused(timers, tmp_path):
+    (tmp_path / "bin/loginctl").write_text("#!/bin/sh\necho 'Access denied' >&2; exit 1\n")
+    with pytest.raises(AssertionError, match="would end with the login"):
+        timers()
+
+
 def test_timers_of_two_repositories_are_two(timers, tmp_path):
     """`carillon new` calls the folder `inventory` in each."""
     for site in ("bells", "organ"):
@@ -233,7 +239,8 @@ def test_timers_run_the_playbooks_and_go_again(timers, tmp_path):
     name = "carillon-example-single"
     told = timers("-e", '{"timers_calendar": {"backup": "*-*-* 23:15"}}')
     assert f"systemctl --user enable --now {name}@backup.timer" in told
-    assert "loginctl enable-linger" in told
+    user = subprocess.check_output(["id", "--user", "--name"], text=True).strip()
+    assert f"loginctl enable-linger {user}" in told or Path("/var/lib/systemd/linger", user).exists()
     units = tmp_path / "systemd/user"
     assert {path.name for path in units.iterdir()} == {
         f"{name}@.service",
