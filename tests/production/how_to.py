@@ -73,6 +73,6 @@ def filled(command: str, words: Mapping[str, str]) -> str:
     """The command with its placeholders as a reader would fill them in; none may be left."""
     for placeholder, word in words.items():
         command = command.replace(placeholder, word)
-    if left := re.findall(r"<[a-z' ]+>|…", command):
+    if left := re.findall(r"<[a-z'. ]+>|…", command):
         raise ValueError(f"{command!r}: nobody says what {', '.join(left)} is")
     return command

@@ -73,4 +73,6 @@ async def _hear(url: str, token: str, user: int, emit: Emit, address: str | None
     except TimeoutError:
         raise NotReady(f"{step} ({SECONDS:.0f} s)") from None
     except (OSError, WebSocketException) as error:
-        raise NotReady(f"{step}: {error}") from None
+        private = isinstance(error, ssl.SSLCertVerificationError) and ca is None
+        hint = ". Has a private authority signed it? Then name its file: --ca" if private else ""
+        raise NotReady(f"{step}: {error}{hint}") from None

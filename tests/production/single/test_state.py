@@ -285,6 +285,7 @@ def test_the_check_on_the_host_sends_an_event_all_the_way(machine, secrets_dir):
     refused = machine.host.run(CHECK)
     assert refused.rc == 75
     assert "cannot be reached" in refused.stderr
+    assert "Then name its file: --ca" in refused.stderr
 
 
 def test_the_check_names_the_hop_that_fails(machine, secrets_dir):
