@@ -106,7 +106,8 @@ def test_its_commands_do_what_the_page_says(newcomer, page):
 
 def serves(newcomer: Newcomer) -> None:
     """As a user finds it after each page."""
-    answer = asks(newcomer, "ping/").splitlines()[-1]
-    assert json.loads(answer)["status"] == "ok"
+    # The last command of a page may have restarted everything.
+    answer = wait_for(lambda: asks(newcomer, "ping/"), 60, "an answer")
+    assert json.loads(answer.splitlines()[-1])["status"] == "ok"
     authority(newcomer)
     newcomer.types(f"carillon check --url https://{DOMAIN} --ca <authority.crt>")
