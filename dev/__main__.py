@@ -130,7 +130,7 @@ def lint(_: list[str]) -> int:
 
 
 def clean_test(_: list[str]) -> int:
-    development.clean(_test_config())
+    development.clean(_test_config(), everything=True)
     return 0
 
 

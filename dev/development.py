@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dev import base_image, engine, environments, images, preflight, project, secret_files, stack
@@ -102,14 +102,33 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)
 
 
-def clean(config: Config) -> None:
-    """Containers, volumes, the names of their images and the state directory go."""
-    if engine.state()[0] is engine.State.READY:
+def clean(config: Config, *, everything: bool = False) -> None:
+    """Containers, volumes, the names of their images and the state directory go, but for its backups: those
+    go with `everything`, the tests' way. What volumes that stay need, stays with them."""
+    ready = engine.state()[0] is engine.State.READY
+    if ready:
         stack.down(config, volumes=True)
         images.forget(config)
-    elif config.state.exists():
-        say("    no engine answers: containers and volumes, if there are any, stay")
-    if not (config.state / "secrets").is_dir() and config.state.exists() and config.state.name[:4] != ".dev":
+    if not config.state.exists():
+        return
+    backups = config.state / "backups"
+    if not (config.secrets.is_dir() or backups.is_dir()) and config.state.name[:4] != ".dev":
         raise Failure(f"{config.state} does not look like a state directory of ours: remove it yourself")
+    if not ready:
+        if config.secrets.is_dir() and not everything:
+            raise Failure(
+                "no engine answers, so the containers and volumes of the stack "
+                f"{config.project} stay, and {config.state} with the secrets that they need: start the engine "
+                "and run this again, or remove the folder yourself"
+            )
+        say("    no engine answers: containers and volumes, if there are any, stay")
     # .dev/venv goes too: `make clean` is there to begin anew.
-    shutil.rmtree(config.state, ignore_errors=True)
+    for path in config.state.iterdir():
+        if path == backups and not everything:
+            say(f"    the backups stay: {_shown(path)}")
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        config.state.rmdir()

@@ -127,8 +127,8 @@ def clean(config: Config) -> None:
     clean_drill()
     clean_pages()
     for name in STACKS:
-        development.clean(stack(name))
-    development.clean(config)
+        development.clean(stack(name), everything=True)
+    development.clean(config, everything=True)
     # Left in the checkout, they would make every release another one.
     for marker in MARKERS:
         marker.unlink(missing_ok=True)
@@ -139,12 +139,12 @@ def clean_drill() -> None:
     for folder in (DRILL_CLONE, DRILL_SITE.parent):
         shutil.rmtree(folder, ignore_errors=True)
     for name in ("drill", "drill-site"):
-        development.clean(stack(name))
+        development.clean(stack(name), everything=True)
 
 
 def clean_pages() -> None:
     shutil.rmtree(PAGES_CLONE, ignore_errors=True)
-    development.clean(stack("pages"))
+    development.clean(stack("pages"), everything=True)
 
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:
