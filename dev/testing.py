@@ -172,8 +172,3 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def clean(config: Config) -> None:
-    """What a cut-off `make test` left behind. On a machine without an engine there is nothing of it."""
-    development.clean(config)
