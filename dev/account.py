@@ -35,8 +35,7 @@ def ensure(config: Config) -> dict[str, str]:
             raise Failure(
                 f"{values['CARILLON_URL']} does not accept the token that was just made: see `make logs`"
             )
-    text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-    secret_files.write(config.environment_file, text, 0o600)
+    write(config.environment_file, values)
     return values
 
 
@@ -57,6 +56,12 @@ def read(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return {name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in lines)}
+
+
+def write(path: Path, values: dict[str, str]) -> None:
+    """An environment file, 0600."""
+    text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+    secret_files.write(path, text, 0o600)
 
 
 def _values(config: Config, *, token: str) -> dict[str, str]:

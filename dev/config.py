@@ -40,6 +40,7 @@ class Config:
     """`ports` by variable name; `listen` is the address of nginx's ports, the other two are on 127.0.0.1.
 
     `compose_files` make the stack; `settings` are values that they ask for beyond those that every stack has.
+    `told`: what production keeps of its environment (`dev.production.KEPT`).
     """
 
     project: str
@@ -49,6 +50,7 @@ class Config:
     ca_bundle: Path | None
     compose_files: tuple[Path, ...] = (COMPOSE_FILE,)
     settings: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def http_port(self) -> int:
@@ -119,11 +121,15 @@ def load(environ: Mapping[str, str] = os.environ, *, project: str = NAME, state:
         raise Failure(f"two of {', '.join(ports)} are the same port")
     return Config(
         project=environ.get("CARILLON_PROJECT") or project,
-        state=(HOME / (environ.get("CARILLON_STATE") or state)).resolve(),
+        state=state_of(environ, state),
         listen=environ.get("CARILLON_LISTEN") or "127.0.0.1",
         ports=ports,
         ca_bundle=_ca_bundle(environ),
     )
+
+
+def state_of(environ: Mapping[str, str], default: str) -> Path:
+    return (HOME / (environ.get("CARILLON_STATE") or default)).resolve()
 
 
 def port(environ: Mapping[str, str], name: str, default: int) -> int:

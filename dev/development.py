@@ -117,9 +117,9 @@ def clean(config: Config, *, everything: bool = False) -> None:
     if not ready:
         if config.secrets.is_dir() and not everything:
             raise Failure(
-                "no engine answers, so the containers and volumes of the stack "
-                f"{config.project} stay, and {config.state} with the secrets that they need: start the engine "
-                "and run this again, or remove the folder yourself"
+                f"no engine answers, so the containers and volumes of the stack {config.project} stay, and "
+                f"{config.state} with the secrets that they need: start the engine and run this again, "
+                "or remove the folder yourself"
             )
         say("    no engine answers: containers and volumes, if there are any, stay")
     # .dev/venv goes too: `make clean` is there to begin anew.

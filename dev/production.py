@@ -8,15 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dev import base_image, development, images, project, secret_files, stack
+from dev import account, base_image, development, images, project, secret_files, stack
 from dev import config as configuration
 from dev.config import HOME, NAME, ROOT, Config
-from dev.output import say, timed
+from dev.output import progress, say, timed
 
 if TYPE_CHECKING:
     from dev import server_certificate
 
-PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
+PORTS = {"CARILLON_HTTP_PORT": "50080", "CARILLON_HTTPS_PORT": "50443"}
+CERTIFICATE, KEY = "CARILLON_CERTIFICATE", "CARILLON_CERTIFICATE_KEY"
+SUBNET = "CARILLON_SUBNET"  # of quadlets
+_MEMORY = tuple(f"CARILLON_{name}_MEMORY" for name in ("NGINX", "APP", "RABBITMQ", "POSTGRESQL"))
+# What a state keeps of what it was told, for every command after that: whoever upgrades has not to know it.
+KEPT = (
+    *("CARILLON_PROJECT", "CARILLON_LISTEN", *PORTS, "CARILLON_ALLOWED_HOSTS", "CARILLON_TRUSTED_ORIGINS"),
+    *(CERTIFICATE, KEY, SUBNET, *_MEMORY),
+)
+_TOLD = "make.env"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -42,13 +51,21 @@ def load(
     cluster: bool = False,
     project: str | None = None,
     state: str | None = None,
+    defaults: Mapping[str, str] = PORTS,
 ) -> Config:
-    """The configuration of either. They are stacks of their own: a broker's data belong to its name."""
+    """The configuration of either. They are stacks of their own: a broker's data belong to its name.
+
+    What the environment does not say is as the state keeps it; an empty value is forgotten.
+    """
     kind = "cluster" if cluster else "production"
+    state = state or f".dev-{kind}"
+    said = {**account.read(configuration.state_of(environ, state) / _TOLD), **environ}
+    told = {name: said[name] for name in KEPT if said.get(name)}
+    for name in (CERTIFICATE, KEY):
+        if name in told:
+            told[name] = str(HOME / Path(told[name]).expanduser())
     config = configuration.load(
-        {**{name: str(port) for name, port in PORTS.items()}, **environ},
-        project=project or f"{NAME}-{kind}",
-        state=state or f".dev-{kind}",
+        {**environ, **defaults, **told}, project=project or f"{NAME}-{kind}", state=state
     )
     ports = {name: config.ports[name] for name in PORTS}
     origins = (f"https://{host}:{ports['CARILLON_HTTPS_PORT']}" for host in ("localhost", "127.0.0.1"))
@@ -57,10 +74,17 @@ def load(
         ports=ports,
         compose_files=(_COMPOSE / "production.yml", *([_COMPOSE / "cluster.yml"] if cluster else [])),
         settings={
-            "CARILLON_ALLOWED_HOSTS": environ.get("CARILLON_ALLOWED_HOSTS") or "localhost,127.0.0.1,[::1]",
-            "CARILLON_TRUSTED_ORIGINS": environ.get("CARILLON_TRUSTED_ORIGINS") or ",".join(origins),
+            "CARILLON_ALLOWED_HOSTS": told.get("CARILLON_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]"),
+            "CARILLON_TRUSTED_ORIGINS": told.get("CARILLON_TRUSTED_ORIGINS", ",".join(origins)),
+            **{name: told[name] for name in _MEMORY if name in told},
         },
+        told=told,
     )
+
+
+def keep(config: Config) -> None:
+    """What it was told is kept in its state, for the commands after this one."""
+    account.write(config.state / _TOLD, dict(config.told))
 
 
 def build(config: Config) -> None:
@@ -74,7 +98,12 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
     from dev import operations, server_certificate
 
     with development.alone(config):
-        certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
+        if config.told:
+            progress(
+                f"{_shown(config.state / _TOLD)}: {' '.join(f'{n}={v}' for n, v in config.told.items())}"
+            )
+        certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
+        keep(config)
         if not operations.held(config):
             build(config)
             operations.use(config, operations.built(config))

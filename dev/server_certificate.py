@@ -14,9 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from dev import certificates, secret_files
 from dev.config import Config
 from dev.output import Failure
-
-CERTIFICATE = "CARILLON_CERTIFICATE"
-KEY = "CARILLON_CERTIFICATE_KEY"
+from dev.production import CERTIFICATE, KEY
 
 
 @dataclass(frozen=True)
