@@ -153,23 +153,34 @@ def rollback(config: Config) -> None:
 
 
 def rotate(config: Config) -> None:
-    """New passwords of database and broker, and a new key; sessions last by the old one until the next."""
-    old = secret_files.read(config.secrets, "secret_key")
-    secret_files.write(config.secrets / secret_files.FALLBACKS, old + "\n", 0o444)
-    new = {name: secrets.token_urlsafe(secret_files.SECRETS[name]) for name in secret_files.ROTATED}
-    for name, word in new.items():
-        secret_files.write(config.secrets / name, word + "\n", 0o444)
-    # By standard input: an argv is for everybody to read. The characters are safe in SQL.
-    quiet = "SET log_statement = 'none'; SET log_min_error_statement = 'panic'"
-    _sql(config, quiet, f"ALTER ROLE carillon PASSWORD '{new['database_password']}'")
-    stack.compose(
-        config,
-        # With one word more it would not read its input.
-        *("exec", "-T", "rabbitmq", "rabbitmqctl", "change_password", "carillon"),
-        seconds=60,
-        stdin=new["amqp_password"] + "\n",
-    )
-    stack.up(config, renew=["app"])
+    """New passwords of database and broker, and a new key; sessions last by the old one until the next.
+
+    The new ones are kept aside until they are in force: a run that was cut off is finished by another.
+    """
+    aside = config.state / production.ROTATION
+    with development.alone(config):
+        production.keep(config)
+        if not aside.exists():
+            new = {name: secrets.token_urlsafe(secret_files.SECRETS[name]) for name in secret_files.ROTATED}
+            secret_files.write(aside, json.dumps(new), 0o600)
+        new = json.loads(aside.read_text())
+        # By standard input: an argv is for everybody to read. The characters are safe in SQL.
+        quiet = "SET log_statement = 'none'; SET log_min_error_statement = 'panic'"
+        _sql(config, quiet, f"ALTER ROLE carillon PASSWORD '{new['database_password']}'")
+        stack.compose(
+            config,
+            # With one word more it would not read its input.
+            *("exec", "-T", "rabbitmq", "rabbitmqctl", "change_password", "carillon"),
+            seconds=60,
+            stdin=new["amqp_password"] + "\n",
+        )
+        old = secret_files.read(config.secrets, "secret_key")
+        if old != new["secret_key"]:
+            secret_files.write(config.secrets / secret_files.FALLBACKS, old + "\n", 0o444)
+        for name, word in new.items():
+            secret_files.write(config.secrets / name, word + "\n", 0o444)
+        stack.up(config, renew=["app"])
+        aside.unlink()
 
 
 def refresh(config: Config) -> None:

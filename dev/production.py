@@ -26,6 +26,8 @@ KEPT = (
     *(CERTIFICATE, KEY, SUBNET, *_MEMORY),
 )
 _TOLD = "make.env"
+# New secrets that are not all in force yet (`operations.rotate`).
+ROTATION = "rotation.json"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -104,6 +106,8 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
             )
         certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
         keep(config)
+        if (config.state / ROTATION).exists():
+            progress("a rotation of secrets was cut off: finish it with `make production-rotate`")
         if not operations.held(config):
             build(config)
             operations.use(config, operations.built(config))

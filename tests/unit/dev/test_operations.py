@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from dev import base_image, development, images, operations, process, production
+from dev import base_image, development, images, operations, process, production, secret_files, stack
 from dev.output import Failure
 
 ONE = {"app": "1", "nginx": "1"}
@@ -83,3 +84,96 @@ def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
     built = {command[command.index("--tag") + 1]: command for command in ran[1:-1]}
     assert set(built) == {image.tag(settings) for image in production.IMAGES}
     assert all("--no-cache" in command for command in built.values())
+
+
+class Rotated:
+    """Database, broker and application of a rotation, whose steps may be cut off."""
+
+    def __init__(self, settings, monkeypatch):
+        secret_files.ensure(settings.secrets)
+        self.settings = settings
+        self.database = self.read("database_password")
+        self.broker = self.read("amqp_password")
+        self.key = self.read("secret_key")
+        self.left = None  # steps until the cut
+        monkeypatch.setattr(operations, "_sql", self.step(self.alter))
+        monkeypatch.setattr(stack, "compose", self.step(self.change))
+        monkeypatch.setattr(stack, "up", self.step(lambda config, renew: self.run()))
+        monkeypatch.setattr(secret_files, "write", self.step(secret_files.write))
+        self.run()
+
+    def read(self, name):
+        return secret_files.read(self.settings.secrets, name)
+
+    def step(self, does):
+        def step(*arguments, **how):
+            if self.left is not None:
+                if self.left == 0:
+                    raise KeyboardInterrupt
+                self.left -= 1
+            return does(*arguments, **how)
+
+        return step
+
+    def alter(self, config, *statements):
+        (self.database,) = re.findall("PASSWORD '(.*)'", " ".join(statements))
+        return ""
+
+    def change(self, config, *arguments, stdin, seconds):
+        assert arguments[-2:] == ("change_password", "carillon")
+        self.broker = stdin.strip()
+        return ""
+
+    def run(self):
+        """The application starts, and has what is mounted then."""
+        names = (*secret_files.ROTATED, secret_files.FALLBACKS)
+        self.application = {
+            name: self.read(name) if (self.settings.secrets / name).exists() else "" for name in names
+        }
+
+
+@pytest.fixture
+def rotated(settings, monkeypatch):
+    return Rotated(settings, monkeypatch)
+
+
+@pytest.mark.parametrize("again", [0, 1, 2])
+@pytest.mark.parametrize("steps", range(12))
+def test_a_rotation_that_was_cut_off_is_finished_by_another(rotated, steps, again):
+    first = dict(rotated.application)
+    for left in (steps, again):
+        rotated.left = left
+        try:
+            operations.rotate(rotated.settings)
+        except KeyboardInterrupt:
+            continue
+        break  # it was not cut off
+    else:
+        rotated.left = None
+        operations.rotate(rotated.settings)
+    has = rotated.application
+    assert has == {name: rotated.read(name) for name in has}
+    assert (has["database_password"], has["amqp_password"]) == (rotated.database, rotated.broker)
+    assert all(has[name] != first[name] for name in secret_files.ROTATED)
+    assert has[secret_files.FALLBACKS] == first["secret_key"]
+
+
+def test_a_rotation_without_a_database_leaves_what_is_in_force(rotated, monkeypatch):
+    def away(*_):
+        raise Failure("service postgresql is not running")
+
+    before = {path.name: path.read_text() for path in rotated.settings.secrets.iterdir()}
+    monkeypatch.setattr(operations, "_sql", away)
+    for _ in range(2):
+        with pytest.raises(Failure, match="not running"):
+            operations.rotate(rotated.settings)
+    assert {path.name: path.read_text() for path in rotated.settings.secrets.iterdir()} == before
+
+
+def test_the_next_rotation_has_secrets_of_its_own(rotated):
+    operations.rotate(rotated.settings)
+    first = dict(rotated.application)
+    operations.rotate(rotated.settings)
+    assert rotated.application[secret_files.FALLBACKS] == first["secret_key"]
+    assert all(rotated.application[name] != first[name] for name in secret_files.ROTATED)
+    assert all(path.name in ("secrets", "lock", "make.env") for path in rotated.settings.state.iterdir())
