@@ -28,6 +28,8 @@ KEPT = (
 _TOLD = "make.env"
 # New secrets that are not all in force yet (`operations.rotate`).
 ROTATION = "rotation.json"
+# Of the files that nginx was last given: the site's, which are another container's, and its certificate.
+_SERVED = "nginx-served"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -113,10 +115,16 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
             operations.use(config, operations.built(config))
         development.ensure_secrets(config, anew=anew)
         renewed, reload = mounted(config, certificate)
+        folder, file = config.state / "nginx", config.state / _SERVED
+        now = [images.fingerprint(names, "", folder) for names in (["site.conf", "site.d"], ["tls"])]
+        # What a run that failed has placed is still due.
+        served = file.read_text().split() if file.exists() else ["", ""]
+        renewed |= now[0] != served[0]
         stack.up(config, renew=["nginx"] if renewed else [])
-        if reload and not renewed:
+        if (reload or now[1] != served[1]) and not renewed:
             # Open sockets stay with the old workers.
             stack.compose(config, "kill", "--signal", "HUP", "nginx", seconds=30)
+        secret_files.write(file, " ".join(now), 0o600)
         stack.compose(
             config,
             *("exec", "-T", "app", "carillon", "manage", "ensure_admin", "--password-file", "-"),

@@ -49,8 +49,7 @@ def test_the_next_command_uses_what_it_was_told(up, load):
     assert up(**TOLD) == TOLD
     assert up() == TOLD
     assert load().project == "chimes"
-    (file,) = [path for path in load().state.iterdir() if path.name != "lock"]
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE((load().state / "make.env").stat().st_mode) == 0o600
 
 
 def test_the_environment_wins_and_is_kept_in_turn(up):
