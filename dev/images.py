@@ -125,6 +125,12 @@ def forget(config: Config) -> None:
         process.ask(["docker", "image", "rm", *tags])
 
 
+def prune() -> None:
+    """Images of ours that have lost all their names go, but for those that a container is made from. Those
+    that a rollback leads to have one."""
+    process.ask(["docker", "image", "prune", "--force", "--filter", f"label={LABEL}"], seconds=300)
+
+
 def _labels(config: Config, chosen: tuple[Image, ...]) -> dict[str, str]:
     """Tag to the fingerprint that it was built with."""
     answer = process.ask(["docker", "image", "inspect", *(image.tag(config) for image in chosen)])

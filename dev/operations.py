@@ -47,21 +47,24 @@ def use(config: Config, chosen: dict[str, str], tag: str = "") -> None:
 def backup(config: Config, folder: Path | None = None) -> Path:
     """The database, the uploads and the secrets in a folder of the state directory, 0700; its path."""
     where = folder or config.state / "backups" / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-    partial = where.with_name(f".unfinished-{where.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    secret_files.private_directory(partial)
-    with (partial / "database.dump").open("wb") as file:
-        _postgresql(
-            config, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", "carillon", stdout=file
-        )
-    # After the database: whatever its rows name is there by then.
-    with (partial / _MEDIA).open("wb") as file:
-        _streamed(config, "app", "sh", "-c", _PACK, stdout=file)
-    if not (partial / _MEDIA).stat().st_size:
-        (partial / _MEDIA).unlink()
-    shutil.copytree(config.secrets, partial / "secrets")
-    shutil.copyfile(config.project_settings, partial / "project.env")
-    partial.rename(where)
+    with development.alone(config):
+        # Of runs that were cut off: nobody else is at it.
+        for left in where.parent.glob(".unfinished-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial = where.with_name(f".unfinished-{where.name}")
+        secret_files.private_directory(partial)
+        with (partial / "database.dump").open("wb") as file:
+            _postgresql(
+                config, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", "carillon", stdout=file
+            )
+        # After the database: whatever its rows name is there by then.
+        with (partial / _MEDIA).open("wb") as file:
+            _streamed(config, "app", "sh", "-c", _PACK, stdout=file)
+        if not (partial / _MEDIA).stat().st_size:
+            (partial / _MEDIA).unlink()
+        shutil.copytree(config.secrets, partial / "secrets")
+        shutil.copyfile(config.project_settings, partial / "project.env")
+        partial.rename(where)
     return where
 
 
@@ -190,6 +193,7 @@ def refresh(config: Config) -> None:
     base_image.renew(config)
     images.ensure(config, production.IMAGES, fresh=True)
     upgrade(config)
+    images.prune()
 
 
 def verb(name: str, argument: str = "") -> None:

@@ -45,6 +45,23 @@ def test_a_release_of_before_there_were_uploads_is_backed_up_too(tmp_path, there
     assert bool(done.stdout) == there
 
 
+def test_what_a_cut_off_backup_left_is_removed_by_the_next(settings, monkeypatch):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    secret_files.ensure(settings.secrets)
+    secret_files.project_settings(settings.project_settings)
+    monkeypatch.setattr(operations.time, "strftime", lambda *_: "2030-01-01T02-17-00Z")
+    monkeypatch.setattr(operations, "_postgresql", cut)
+    with pytest.raises(KeyboardInterrupt):
+        operations.backup(settings)
+    monkeypatch.setattr(operations.time, "strftime", lambda *_: "2030-01-02T02-17-00Z")
+    monkeypatch.setattr(operations, "_postgresql", lambda *_, **__: None)
+    monkeypatch.setattr(operations, "_streamed", lambda *_, **__: None)
+    assert operations.backup(settings) == settings.state / "backups" / "2030-01-02T02-17-00Z"
+    assert [path.name for path in (settings.state / "backups").iterdir()] == ["2030-01-02T02-17-00Z"]
+
+
 def test_a_backup_whose_uploads_are_damaged_changes_nothing(settings, tmp_path):
     (tmp_path / "secrets").mkdir()
     (tmp_path / "database.dump").write_bytes(b"")
@@ -76,14 +93,36 @@ def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
     monkeypatch.setattr(process, "work", lambda command, **_: ran.append(command))
     monkeypatch.setattr(images, "_labels", lambda config, chosen: {})
     monkeypatch.setattr(operations, "upgrade", lambda config: ran.append(["upgrade"]))
+    monkeypatch.setattr(images, "prune", lambda: ran.append(["prune"]))
     answer = process.subprocess.CompletedProcess([], 0, "sha256:base", "")
     monkeypatch.setattr(process, "ask", lambda *_, **__: answer)
     operations.refresh(settings)
     assert ran[0] == ["docker", "pull", base_image.IMAGE]
-    assert ran[-1] == ["upgrade"]
-    built = {command[command.index("--tag") + 1]: command for command in ran[1:-1]}
+    assert ran[-2:] == [["upgrade"], ["prune"]]
+    built = {command[command.index("--tag") + 1]: command for command in ran[1:-2]}
     assert set(built) == {image.tag(settings) for image in production.IMAGES}
     assert all("--no-cache" in command for command in built.values())
+
+
+def test_of_images_without_a_name_ours_go_and_nobody_else_s(machine, tmp_path):
+    machine.program("docker", f'echo "$@" >>{tmp_path}/asked')
+    images.prune()
+    assert (tmp_path / "asked").read_text() == "image prune --force --filter label=carillon.inputs\n"
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_the_base_of_before_goes_unless_it_has_another_name(settings, machine, tmp_path, named):
+    machine.program(
+        "docker",
+        f"""echo "$@" >>{tmp_path}/asked
+        case "$*" in
+        pull*) touch {tmp_path}/pulled ;;
+        *len*old) echo {named} ;;
+        *inspect*) if [ -e {tmp_path}/pulled ]; then echo new; else echo old; fi ;;
+        esac""",
+    )
+    base_image.renew(settings)
+    assert ("image rm old" in (tmp_path / "asked").read_text().splitlines()) == (not named)
 
 
 class Rotated:
