@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -297,17 +299,30 @@ def main(arguments: list[str]) -> int:
     return commands[arguments[0]](arguments[1:])
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> int:
+    """`main`, whose failures are lines."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        return main(arguments)
     except Failure as failure:
-        sys.exit(fail(failure))
+        return fail(failure)
     except FileNotFoundError as error:
         # A program of which there was no need to ask before.
-        sys.exit(fail(Failure(f"{error.filename or error}: not found; `make dev` installs what is missing")))
+        return fail(Failure(f"{error.filename or error}: not found; `make dev` installs what is missing"))
+    except subprocess.TimeoutExpired as error:
+        command = error.cmd if isinstance(error.cmd, str) else shlex.join(map(str, error.cmd))
+        return fail(
+            Failure(
+                f"`{command}` did not end within {error.timeout:g} s: see whether the engine answers "
+                "(`docker info`) and the disk has room, then run this again"
+            )
+        )
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         # `make dev | head`: nobody reads on. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -56,10 +56,6 @@ PREFIX = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*")
 
 
-class SiteFileError(ValueError):
-    """Values that cannot become a site file; one line per problem, each with the value's name."""
-
-
 def check(values) -> list[str]:
     """What is wrong with the values, one line each; empty when they can be rendered."""
     problems: list[str] = []
@@ -101,10 +97,9 @@ def check(values) -> list[str]:
 
 
 def render(values: dict, template: str) -> str:
-    """The site file's text. Raises SiteFileError when the values do not pass `check`."""
-    problems = check(values)
-    if problems:
-        raise SiteFileError("\n".join(problems))
+    """The site file's text. Raises `Failure` when the values do not pass `check`."""
+    if problems := check(values):
+        raise Failure(problems[0], problems[1:])
     # As Ansible's template module has it (blocks trimmed, the last newline kept), so both write the same.
     # The output is nginx's configuration, not HTML, and every value has been checked: nothing to escape.
     environment = jinja2.Environment(  # noqa: S701
@@ -114,13 +109,13 @@ def render(values: dict, template: str) -> str:
 
 
 def read(path: Path) -> dict:
-    """The values of a YAML file. Raises SiteFileError when it cannot be read."""
+    """The values of a YAML file. Raises `Failure` when it cannot be read."""
     try:
         return yaml.safe_load(path.read_text())
     except OSError as error:
-        raise SiteFileError(f"{path}: {error.strerror}") from error
+        raise Failure(error.strerror or str(error)) from None
     except yaml.YAMLError as error:
-        raise SiteFileError(f"{path}: not YAML: {error}") from error
+        raise Failure(f"not YAML: {' '.join(str(error).split())}") from None
 
 
 def write(
@@ -134,17 +129,17 @@ def write(
     try:
         values = read(values_file)
         if said := [name for name in DECLARED if name in values]:
-            raise SiteFileError(f"{said[0]}: say it in {project.FILE}, for every deployment at once")
+            raise Failure(f"{said[0]}: say it in {project.FILE}, for every deployment at once")
         values |= declaration.site(declared)
         if redirect_port is not None:
             values["http"]["redirect_port"] = redirect_port
         if resolver is not None:
             values["resolver"] = resolver
         text = render(values, TEMPLATE.read_text())
-    except SiteFileError as error:
-        raise SiteFileError(
-            "\n".join(f"{values_file}: {line}" for line in str(error).splitlines())
-        ) from error
+    except Failure as error:
+        raise Failure(
+            f"{values_file}: {error}", [f"{values_file}: {line}" for line in error.details]
+        ) from None
     if output.is_file() and output.read_text() == text:
         return False
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -291,8 +286,8 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         write(Path(arguments[0]), Path(arguments[1]))
-    except (SiteFileError, Failure, OSError) as error:
-        print(error, file=sys.stderr)
+    except (Failure, OSError) as error:
+        print(error, *getattr(error, "details", []), sep="\n", file=sys.stderr)
         return 1
     return 0
 

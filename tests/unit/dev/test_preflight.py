@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from dev import __main__ as command
 from dev import (
     config,
     debian,
@@ -16,6 +17,7 @@ from dev import (
     engine,
     observe,
     preflight,
+    process,
     production,
     project,
     secret_files,
@@ -239,6 +241,18 @@ def test_an_unknown_command_is_one_line():
     )
     assert answer.returncode == 1
     assert answer.stderr.startswith("carillon: usage: ")
+
+
+def test_a_program_that_does_not_end_is_one_line(machine, monkeypatch, capsys):
+    machine.program("docker", "exec sleep 5")
+    ask = ["docker", "image", "inspect", "carillon/app:it's"]
+    monkeypatch.setitem(command.COMMANDS, "down", lambda _: process.ask(ask, seconds=0.1))
+    monkeypatch.setattr(command.os, "chdir", lambda _: None)
+    assert command.run(["down"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("carillon: `docker image inspect ")
+    assert "did not end within 0.1 s: see whether the engine answers" in said
+    assert said.count("\n") == 1
 
 
 def test_a_checkout_made_with_a_strict_umask(tmp_path):
