@@ -105,7 +105,7 @@ def restore(config: Config, folder: Path) -> None:
             _streamed(config, "app", "tar", "--extract", *_UPLOADS, stdin=file)
     step("Changing the names")
     kept = f"carillon_before_{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
-    stack.compose(config, "stop", "app", seconds=120)
+    stack.compose(config, "stop", "app", seconds=stack.stop_seconds(config))
     _sql(
         config,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^carillon'",

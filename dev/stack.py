@@ -51,6 +51,12 @@ def environment(config: Config) -> dict[str, str]:
     return {**os.environ, **config.compose_environment()}
 
 
+def stop_seconds(config: Config) -> int:
+    """More than it takes until every container has ended, though each takes as long as its file lets it."""
+    text = "".join(file.read_text() for file in config.compose_files)
+    return 180 + sum(map(int, re.findall(r"\bstop_grace_period: (\d+)s", text)))
+
+
 def has_volume(config: Config, name: str) -> bool:
     return process.ask(["docker", "volume", "inspect", f"{config.project}_{name}"]).returncode == 0
 
@@ -67,8 +73,12 @@ def up(config: Config, *, renew: Sequence[str] = (), orphans: bool = False) -> N
     renew = [service for service in renew if service in running]
     if renew:
         # A mounted file is the one that was there when the container started.
-        compose(config, "up", "--detach", "--no-deps", "--force-recreate", *renew, seconds=120)
-    compose(config, "up", "--detach", *([] if orphans else ["--remove-orphans"]), seconds=180)
+        compose(
+            config, "up", "--detach", "--no-deps", "--force-recreate", *renew, seconds=stop_seconds(config)
+        )
+    compose(
+        config, "up", "--detach", *([] if orphans else ["--remove-orphans"]), seconds=stop_seconds(config)
+    )
     _await_healthy(config)
 
 
@@ -133,4 +143,4 @@ def down(config: Config, *, volumes: bool) -> None:
     """Stop and remove our containers, never another checkout's; with `volumes` also what they stored."""
     preflight.neighbour(config)
     extra = ["--volumes"] if volumes else []
-    compose(config, "down", "--remove-orphans", *extra, seconds=180)
+    compose(config, "down", "--remove-orphans", *extra, seconds=stop_seconds(config))

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dev import base_image, development, images, operations, process, production, secret_files, stack
 from dev.output import Failure
@@ -123,6 +124,35 @@ def test_the_base_of_before_goes_unless_it_has_another_name(settings, machine, t
     )
     base_image.renew(settings)
     assert ("image rm old" in (tmp_path / "asked").read_text().splitlines()) == (not named)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_what_ends_a_container_waits_as_long_as_the_container_may_take(
+    monkeypatch, settings, tmp_path, cluster
+):
+    config = production.load({"CARILLON_STATE": str(settings.state)}, cluster=cluster)
+    app = yaml.safe_load(config.compose_files[0].read_text())["services"]["app"]
+    longest = int(app["stop_grace_period"].removesuffix("s"))
+    waited = []
+
+    def compose(config, *arguments, seconds, **_):
+        if arguments[0] in ("up", "stop", "down"):
+            waited.append(seconds)
+        return '{"Service": "nginx", "State": "running", "Health": "healthy"}' if arguments[0] == "ps" else ""
+
+    monkeypatch.setattr(stack, "compose", compose)
+    monkeypatch.setattr(stack.preflight, "neighbour", lambda config: None)
+    stack.up(config, renew=["nginx"])
+    stack.down(config, volumes=False)
+    for name in ("_sql", "_postgresql", "_streamed"):
+        monkeypatch.setattr(operations, name, lambda *_, **__: "")
+    monkeypatch.setattr(production, "up", lambda config: None)
+    (tmp_path / "secrets").mkdir()
+    for name in ("database.dump", "project.env"):
+        (tmp_path / name).write_text("")
+    operations.restore(config, tmp_path)
+    assert len(waited) == 4
+    assert min(waited) > longest
 
 
 class Rotated:
