@@ -172,7 +172,7 @@ def lock(_: list[str]) -> int:
         raise Failure("uv is not installed, which resolves and hashes: `pip install uv`") from None
 
 
-def deploy(arguments: list[str]) -> int:
+def deploy(arguments: list[str]) -> None:
     """A playbook of Carillon's (site.yml unless named) on the hosts of inventory/."""
     assert YOURS is not None
     playbook, *options = arguments or ["site.yml"]
@@ -187,10 +187,9 @@ def deploy(arguments: list[str]) -> int:
     os.chdir(ROOT / "ansible")
     argv = [str(program), "--inventory", str(hosts.parent), playbook, *options]
     os.execv(program, argv)  # noqa: S606 - no shell is the point
-    return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "manage": manage,
     "test": test,
     "lock": lock,
