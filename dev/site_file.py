@@ -32,17 +32,15 @@ The values, all required (those of `DECLARED` come from src/project/carillon.tom
 """
 
 import ipaddress
-import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import jinja2
 import yaml
 
 from carillon.process import declared as declaration
-from dev import project
+from dev import project, secret_files
 from dev.output import Failure
 
 TEMPLATE = Path(__file__).parent.parent / "nginx" / "sites" / "site.conf.j2"
@@ -71,17 +69,18 @@ def check(values) -> list[str]:
         "http": {"listen": _each(_listen), "policy": _policy, "redirect_port": _port},
         "uwsgi": _each(_upstream),
         "daphne": _each(_upstream),
-        "uwsgi_own": _own,
+        "uwsgi_own": _or_empty(_upstream),
         "resolver": _resolver,
         "prefix": _prefix,
-        **dict.fromkeys(DECLARED, _declared),
+        # `site_problems` looks at all of these together.
+        **dict.fromkeys(DECLARED, lambda _: []),
         "trusted_proxies": _each(_network, may_be_empty=True),
         "proxy_protocol": _flag,
         "http2_directive": _flag,
         "client_limits": _flag,
         "access_log": _path,
         "temporary": _path,
-        "status": _listen_or_nowhere,
+        "status": _or_empty(_listen),
     }
     _walk(tree, values, "", problems)
     problems += declaration.site_problems(values) if isinstance(values, dict) else []
@@ -140,14 +139,8 @@ def write(
         raise Failure(
             f"{values_file}: {error}", [f"{values_file}: {line}" for line in error.details]
         ) from None
-    if output.is_file() and output.read_text() == text:
-        return False
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=output.parent, prefix=output.name, delete=False) as file:
-        file.write(text)
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(file.name, output)
-    return True
+    return secret_files.write(output, text, 0o644)
 
 
 def _walk(tree, value, name: str, problems: list[str]) -> None:
@@ -192,17 +185,43 @@ def _host_and_port(value) -> tuple[str, str]:
     return (host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host), port
 
 
-def _port(value):
-    if isinstance(value, bool) or not str(value).isdecimal() or not 0 < int(value) < 65536:
-        return [f"{value!r} is not a port (1 to 65535)"]
-    return []
+def _rule(words: str, holds):
+    return lambda value: [] if holds(value) else [f"{value!r} {words}"]
 
 
-def _server_name(value):
-    text = str(value)
-    if text == "_" or HOST_NAME.fullmatch(text) or _address(text.removeprefix("[").removesuffix("]")):
-        return []
-    return [f"{value!r} is not a host name or address"]
+def _or_empty(rule):
+    return lambda value: [] if value == "" else rule(value)
+
+
+_port = _rule(
+    "is not a port (1 to 65535)",
+    lambda value: not isinstance(value, bool) and str(value).isdecimal() and 0 < int(value) < 65536,
+)
+_server_name = _rule(
+    "is not a host name or address",
+    lambda value: (
+        value == "_"
+        or HOST_NAME.fullmatch(str(value))
+        or _address(str(value).removeprefix("[").removesuffix("]"))
+    ),
+)
+_resolver = _rule(
+    "is not the address of a DNS server",
+    lambda value: value in (None, "") or (isinstance(value, str) and _address(value)),
+)
+_path = _rule(
+    "is not an absolute path (letters, digits and . _ / + @ -)",
+    lambda value: isinstance(value, str) and SAFE_PATH.fullmatch(value),
+)
+_prefix = _rule(
+    "is neither empty nor like /name (letters, digits and . _ -, no slash at the end)",
+    lambda value: isinstance(value, str) and PREFIX.fullmatch(value),
+)
+_seconds = _rule(
+    "is not seconds", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0
+)
+_policy = _rule(f"is not one of {', '.join(POLICIES)}", lambda value: value in POLICIES)
+_flag = _rule("is not true or false", lambda value: isinstance(value, bool))
 
 
 def _listen(value):
@@ -214,14 +233,6 @@ def _listen(value):
     return _port(port)
 
 
-def _listen_or_nowhere(value):
-    return [] if value == "" else _listen(value)
-
-
-def _own(value):
-    return [] if value == "" else _upstream(value)
-
-
 def _upstream(value):
     host, port = _host_and_port(value)
     if host == "localhost":
@@ -229,12 +240,6 @@ def _upstream(value):
     if not (_address(host) or HOST_NAME.fullmatch(host)):
         return [f"{value!r} is not host:port"]
     return _port(port)
-
-
-def _resolver(value):
-    if value is None or value == "" or (isinstance(value, str) and _address(value)):
-        return []
-    return [f"{value!r} is not the address of a DNS server"]
 
 
 def _network(value):
@@ -245,39 +250,6 @@ def _network(value):
     if network.prefixlen == 0:
         return [f"{value!r} would let anyone claim any address: name the proxies"]
     return []
-
-
-def _path(value):
-    if not isinstance(value, str) or not SAFE_PATH.fullmatch(value):
-        return [f"{value!r} is not an absolute path (letters, digits and . _ / + @ -)"]
-    return []
-
-
-def _prefix(value):
-    if not isinstance(value, str) or not PREFIX.fullmatch(value):
-        return [f"{value!r} is neither empty nor like /name (letters, digits and . _ -, no slash at the end)"]
-    return []
-
-
-def _declared(_):
-    """`site_problems` looks at all of these together."""
-    return []
-
-
-def _seconds(value):
-    return (
-        []
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        else [f"{value!r} is not seconds"]
-    )
-
-
-def _policy(value):
-    return [] if value in POLICIES else [f"{value!r} is not one of {', '.join(POLICIES)}"]
-
-
-def _flag(value):
-    return [] if isinstance(value, bool) else [f"{value!r} is not true or false"]
 
 
 def main(arguments: list[str]) -> int:
