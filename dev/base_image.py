@@ -50,14 +50,14 @@ IMAGE = DEBIAN.image
 
 def ensure(config: Config, base: Base = DEBIAN) -> None:
     """The base image is there. Raises `Failure` when it can be neither pulled nor made."""
-    if not _inspect(base.image, "{{.Id}}"):
+    if not inspect(base.image, "{{.Id}}"):
         renew(config, base)
 
 
 def renew(config: Config, base: Base = DEBIAN) -> None:
     """The base image as it is today; the one of before goes, where nothing else uses it."""
     step(f"Getting the base image {base.image}")
-    before = _inspect(base.image, "{{.Id}}")
+    before = inspect(base.image, "{{.Id}}")
     if not _pull(base.image, config.logs / "pull.log"):
         progress(
             "no image registry can be reached; making it from the distribution's packages with mmdebstrap"
@@ -70,11 +70,11 @@ def renew(config: Config, base: Base = DEBIAN) -> None:
                 )
             debian.install(base.packages, config.logs)
         make(config, base)
-    if before and _inspect(before, "{{len .RepoTags}}") == "0":
+    if before and inspect(before, "{{len .RepoTags}}") == "0":
         process.ask(["docker", "image", "rm", before])
 
 
-def _inspect(image: str, form: str) -> str:
+def inspect(image: str, form: str) -> str:
     """What the engine says of an image; nothing when it has none of that name."""
     return process.ask(["docker", "image", "inspect", "--format", form, image]).stdout.strip()
 

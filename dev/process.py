@@ -40,6 +40,15 @@ def ask(
     )
 
 
+def docker(*arguments: str) -> str:
+    """What docker says; nothing when it cannot: there is none, it fails, or it takes too long."""
+    try:
+        answer = ask(["docker", *arguments])
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip("\n") if answer.returncode == 0 else ""
+
+
 def work(
     command: Sequence[str],
     *,

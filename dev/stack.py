@@ -117,7 +117,7 @@ def _failed(row: dict) -> bool:
     if row["State"] != "restarting":
         return False
     # Once may be bad luck (a broker that is not up yet); again and again is a fault.
-    count = process.ask(["docker", "inspect", "--format", "{{.RestartCount}}", row["Name"]]).stdout.strip()
+    count = process.docker("inspect", "--format", "{{.RestartCount}}", row["Name"])
     return count.isdecimal() and int(count) >= _MOST_RESTARTS
 
 

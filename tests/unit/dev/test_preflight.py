@@ -59,25 +59,20 @@ def test_a_port_in_use_names_who_and_what_to_set(machine, settings, busy_port):
     assert line.endswith("choose another with CARILLON_HTTPS_PORT=…")
 
 
+def published(port, project):
+    """An engine with one container, which has this port."""
+    return f"case $* in *publish={port}\\ *) printf '{project}\\t{project}-nginx-1\\n'; esac"
+
+
 def test_a_port_of_another_stack_names_its_container(machine, settings, busy_port):
-    machine.program("docker", f"printf 'other\\tother-nginx-1\\t127.0.0.1:{busy_port}->8043/tcp\\n'")
+    machine.program("docker", published(busy_port, "other"))
     line = line_of(preflight.ports, with_port(free(settings), busy_port))
     assert f"port {busy_port} is in use by container other-nginx-1" in line
 
 
 def test_a_port_of_this_very_stack_is_no_obstacle(machine, settings, busy_port):
-    machine.program(
-        "docker", f"printf '{settings.project}\\tcarillon-unit-nginx-1\\t127.0.0.1:{busy_port}->8043/tcp\\n'"
-    )
+    machine.program("docker", published(busy_port, settings.project))
     preflight.ports(with_port(free(settings), busy_port))
-
-
-def test_published_ports_of_the_engine_are_read():
-    text = "carillon\tcarillon-nginx-1\t0.0.0.0:8013->8013/tcp, [::]:8043->8043/tcp\n\tlone\t5432/tcp\n"
-    assert preflight.parse_published(text) == {
-        8013: ("carillon", "carillon-nginx-1"),
-        8043: ("carillon", "carillon-nginx-1"),
-    }
 
 
 def test_too_little_disk(machine, monkeypatch):
