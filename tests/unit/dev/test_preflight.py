@@ -165,15 +165,22 @@ def test_missing_plugins(machine, settings):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("values", "found"),
     [
-        ('ID=debian\nVERSION_ID="13"\n', 13),
-        ("ID=debian\nVERSION_CODENAME=forky\n", 999),
-        ('ID=ubuntu\nVERSION_ID="24.04"\n', None),
+        ({"ID": "debian", "VERSION_ID": "13"}, 13),
+        ({"ID": "debian", "VERSION_CODENAME": "forky"}, 999),
+        ({"ID": "ubuntu", "VERSION_ID": "24.04"}, None),
+        (None, None),
     ],
 )
-def test_debian_release(text, found):
-    assert debian.release(text) == found
+def test_debian_release(monkeypatch, values, found):
+    def read():
+        if values is None:
+            raise FileNotFoundError
+        return values
+
+    monkeypatch.setattr(debian.platform, "freedesktop_os_release", read)
+    assert debian.release() == found
 
 
 def test_a_stale_pid_file_goes_and_a_true_one_stays(tmp_path):
