@@ -75,6 +75,17 @@ def test_a_port_of_this_very_stack_is_no_obstacle(machine, settings, busy_port):
     preflight.ports(with_port(free(settings), busy_port))
 
 
+def test_a_port_of_what_watches_likewise(machine, settings, busy_port):
+    machine.program("docker", "exit 1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alertmanager = str(server.getsockname()[1])
+    ports = {"CARILLON_PROMETHEUS_PORT": str(busy_port), "CARILLON_ALERTMANAGER_PORT": alertmanager}
+    watched = observe.beside(free(settings), ports)
+    assert line_of(preflight.ports, watched).endswith("choose another with CARILLON_PROMETHEUS_PORT=…")
+    machine.program("docker", published(busy_port, settings.project))
+    preflight.ports(watched)
+
+
 def test_too_little_disk(machine, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 10, 2**29))
