@@ -15,6 +15,7 @@ from dev import (
     bundle,
     development,
     engine,
+    environments,
     linting,
     observe,
     operations,
@@ -38,7 +39,7 @@ def _with_tools() -> dict[str, str]:
     values = account.read(config.environment_file)
     if not values:
         raise Failure(f"{config.environment_file} does not exist: run `make dev` first")
-    development.enter_tools(config)
+    environments.enter(config)
     return values
 
 
@@ -69,18 +70,18 @@ def everything(_: list[str]) -> int:
         stack.down(config, volumes=True)
     config = config.moved(ports=testing.free_ports(config))
     development.prepare(config)
-    testing.enter(config)
+    environments.enter(config, "venv-test")
     return testing.everything(config, linting.sources())
 
 
 def unit(_: list[str]) -> int:
-    testing.enter(_test_config())
+    environments.enter(_test_config(), "venv-test")
     return testing.unit()
 
 
 def documentation(_: list[str]) -> int:
     config = _test_config()
-    testing.enter(config)
+    environments.enter(config, "venv-test")
     failed = testing.documentation(config)
     if not failed:
         say(f"Read it: {configuration.ROOT / testing.SITE / 'index.html'}")
@@ -88,7 +89,7 @@ def documentation(_: list[str]) -> int:
 
 
 def lint(_: list[str]) -> int:
-    testing.enter(_test_config())
+    environments.enter(_test_config(), "venv-test")
     return testing.run(linting.everything(), {})
 
 
@@ -110,21 +111,21 @@ def _operation(name: str) -> Command:
 
 
 def make_quadlets(_: list[str]) -> None:
-    development.enter_tools(load())
+    environments.enter(load())
     from quadlets import make
 
     make.start()
 
 
 def make_bundle(_: list[str]) -> None:
-    development.enter_tools(load())
+    environments.enter(load())
     bundle.make()
 
 
 def _enter_release() -> None:
     """Go on in the tests' environment, which has what makes the artifacts."""
     config = _test_config()
-    testing.enter(config)
+    environments.enter(config, "venv-test")
     testing.ensure_programs(config, ("graphviz", "minisign"))
 
 
@@ -163,7 +164,7 @@ def test_production(arguments: list[str]) -> int:
         # What a cut-off run left behind goes first: it would hold the ports.
         production_testing.clean(config)
     development.prepare(config, production.IMAGES)
-    production_testing.enter(config)
+    environments.enter(config, "venv-production")
     only = [argument for argument in arguments if argument != "--full"]
     return production_testing.test(config, full="--full" in arguments, only=only)
 

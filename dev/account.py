@@ -66,6 +66,7 @@ def write(path: Path, values: dict[str, str]) -> None:
 
 def _values(config: Config, *, token: str) -> dict[str, str]:
     amqp_password = secret_files.read(config.secrets, "amqp_password")
+    amqp_port = config.ports["CARILLON_AMQP_PORT"]
     return {
         "CARILLON_URL": f"https://localhost:{config.https_port}",
         "CARILLON_HTTP_URL": f"http://localhost:{config.http_port}",
@@ -73,7 +74,7 @@ def _values(config: Config, *, token: str) -> dict[str, str]:
         "CARILLON_USERNAME": USERNAME,
         "CARILLON_PASSWORD": secret_files.read(config.secrets, "admin_password"),
         "CARILLON_TOKEN": token,
-        "CARILLON_AMQP_URL": f"amqp://carillon:{amqp_password}@127.0.0.1:{config.amqp_port}/carillon",
+        "CARILLON_AMQP_URL": f"amqp://carillon:{amqp_password}@127.0.0.1:{amqp_port}/carillon",
     }
 
 

@@ -61,14 +61,6 @@ class Config:
         return self.ports["CARILLON_HTTPS_PORT"]
 
     @property
-    def amqp_port(self) -> int:
-        return self.ports["CARILLON_AMQP_PORT"]
-
-    @property
-    def management_port(self) -> int:
-        return self.ports["CARILLON_MANAGEMENT_PORT"]
-
-    @property
     def environment_file(self) -> Path:
         return self.state / "env"
 
@@ -130,6 +122,11 @@ def load(environ: Mapping[str, str] = os.environ, *, project: str = NAME, state:
 
 def state_of(environ: Mapping[str, str], default: str) -> Path:
     return (HOME / (environ.get("CARILLON_STATE") or default)).resolve()
+
+
+def shown(path: Path) -> str:
+    """As somebody who stands where the Makefile lies would write it."""
+    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)
 
 
 def port(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dev import development, images, preflight, secret_files, stack
+from dev import development, environments, images, preflight, secret_files, stack
 from dev.config import OBSERVABILITY, Config, port
 from dev.output import say, timed
 
@@ -37,7 +37,7 @@ def start(config: Config) -> None:
     """`make observe`."""
     with timed() as seconds:
         development.prepare(config)
-        development.enter_tools(config)
+        environments.enter(config)
         config = beside(config)
         up(config)
     prometheus, alertmanager = (config.ports[name] for name in PORTS)

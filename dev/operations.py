@@ -10,7 +10,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from dev import base_image, development, images, process, production, secret_files, stack
+from dev import base_image, development, environments, images, process, production, secret_files, stack
 from dev.config import HOME, Config
 from dev.output import Failure, progress, say, step
 
@@ -200,7 +200,7 @@ def verb(name: str, argument: str = "") -> None:
     """`make production-<name>`."""
     config = production.load()
     development.prepare(config, production.IMAGES)
-    development.enter_tools(config)
+    environments.enter(config)
     start = time.monotonic()
     if name == "backup":
         say(f"Backup in {backup(config)}: whoever has it has the installation.")

@@ -6,15 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dev import account, base_image, development, images, project, secret_files, stack
+from dev import account, base_image, development, environments, images, project, secret_files, stack
 from dev import config as configuration
-from dev.config import HOME, NAME, ROOT, Config
+from dev.config import HOME, NAME, ROOT, Config, shown
 from dev.output import progress, say, timed
-
-if TYPE_CHECKING:
-    from dev import server_certificate
 
 PORTS = {"CARILLON_HTTP_PORT": "50080", "CARILLON_HTTPS_PORT": "50443"}
 CERTIFICATE, KEY = "CARILLON_CERTIFICATE", "CARILLON_CERTIFICATE_KEY"
@@ -103,9 +99,7 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
 
     with development.alone(config):
         if config.told:
-            progress(
-                f"{_shown(config.state / _TOLD)}: {' '.join(f'{n}={v}' for n, v in config.told.items())}"
-            )
+            progress(f"{shown(config.state / _TOLD)}: {' '.join(f'{n}={v}' for n, v in config.told.items())}")
         certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
         keep(config)
         if (config.state / ROTATION).exists():
@@ -133,7 +127,7 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
         )
 
 
-def mounted(config: Config, certificate: server_certificate.Pair | None, **site: str) -> tuple[bool, bool]:
+def mounted(config: Config, certificate: tuple[str, str] | None, **site: str) -> tuple[bool, bool]:
     """What containers have mounted beside the secrets is there. Whether nginx's files are others than before,
     and whether its certificate is."""
     from dev import server_certificate, site_file
@@ -150,17 +144,13 @@ def start(config: Config, *, target: str) -> None:
     """`make production` and `make cluster`, of which `target` is the name."""
     with timed() as seconds:
         development.prepare(config, IMAGES)
-        development.enter_tools(config)
+        environments.enter(config)
         up(config, anew=f"make {target}-clean")
     say(f"""
 Production in containers is up ({seconds[0]:.0f} s).
 
   page       https://localhost:{config.https_port}   (http://localhost:{config.http_port} redirects)
-  log in     admin / see {_shown(config.secrets)}/admin_password
+  log in     admin / see {shown(config.secrets)}/admin_password
   programs   docker compose -p {config.project} exec app supervisorctl status
   stop       make {target}-down     (data and secrets stay; make {target}-clean: they go)
 """)
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)

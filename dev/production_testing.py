@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dev import base_image, development, engine, environments, process, production, testing
+from dev import base_image, development, engine, process, production, testing
 from dev import config as configuration
 from dev.config import ROOT, Config
 from dev.output import Failure
@@ -15,7 +15,6 @@ from dev.testing import Suite
 
 PROJECT = "carillon-production-test"
 STATE = ".dev-production-test"
-LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
@@ -108,10 +107,6 @@ def host_image(config: Config, tag: str = HOST_IMAGE, base: base_image.Base = ba
         seconds=900,
         env={"DOCKER_BUILDKIT": "1"},
     )
-
-
-def enter(config: Config) -> None:
-    environments.enter(environments.ensure(config, "venv-production", LOCK))
 
 
 def remove_hosts() -> None:

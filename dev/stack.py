@@ -57,10 +57,6 @@ def stop_seconds(config: Config) -> int:
     return 180 + sum(map(int, re.findall(r"\bstop_grace_period: (\d+)s", text)))
 
 
-def has_volume(config: Config, name: str) -> bool:
-    return process.ask(["docker", "volume", "inspect", f"{config.project}_{name}"]).returncode == 0
-
-
 def up(config: Config, *, renew: Sequence[str] = (), orphans: bool = False) -> None:
     """Start what does not run; `renew` names services whose mounted files were replaced. With `orphans`,
     services of the project that the files do not have stay.
@@ -96,7 +92,9 @@ def _await_healthy(config: Config) -> None:
             broken = failed or waiting
             logs = compose(config, "logs", "--no-color", "--tail", _LOG_LINES, *broken, seconds=30)
             why = "failed" if failed else f"not healthy within {_READY_SECONDS} s"
-            raise Failure(f"{', '.join(broken)}: {why}; the logs are above, and `make logs`", clean_log(logs))
+            # Without the terminal codes that Compose writes even when told not to.
+            lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", logs).splitlines()
+            raise Failure(f"{', '.join(broken)}: {why}; the logs are above, and `make logs`", lines)
         if now - reported >= _REPORT_SECONDS:
             progress(f"waiting for {', '.join(waiting)} ({now - start:.0f} s)")
             reported = now
@@ -123,11 +121,6 @@ def _failed(row: dict) -> bool:
 
 def rows(config: Config) -> list[dict]:
     return parse_rows(compose(config, "ps", "--all", "--format", "json", seconds=30))
-
-
-def clean_log(text: str) -> list[str]:
-    """Lines without the terminal codes that Compose writes even when told not to."""
-    return [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line) for line in text.splitlines()]
 
 
 def parse_rows(text: str) -> list[dict]:

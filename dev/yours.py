@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dev import config as configuration
-from dev import development, environments
+from dev import environments
 from dev.config import ROOT, YOURS
 from dev.output import Failure, step
 
@@ -182,7 +182,7 @@ def deploy(arguments: list[str]) -> None:
     hosts = YOURS / "inventory" / "hosts.yml"
     if "example.org" in hosts.read_text() and "--syntax-check" not in options:
         raise Failure(f"{hosts} names example.org: put your host there, and its name in group_vars/all.yml")
-    development.enter_tools(configuration.load())
+    environments.enter(configuration.load())
     program = Path(sys.prefix) / "bin" / "ansible-playbook"
     os.chdir(ROOT / "ansible")
     argv = [str(program), "--inventory", str(hosts.parent), playbook, *options]

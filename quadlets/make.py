@@ -12,9 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from dev import config as configuration
 from dev import production, secret_files, server_certificate
-from dev.config import NAME, ROOT, Config
+from dev.config import NAME, ROOT, Config, shown
 from dev.output import Failure, say
 from quadlets import render
 
@@ -76,15 +75,15 @@ def start() -> None:
     config = load()
     folder = write(config)
     there = mounted_from(config)
-    state = _shown(config.state)
+    state = shown(config.state)
     say(f"""
-{len(list(folder.iterdir()))} units are in {_shown(folder)}, and what is mounted beside them.
+{len(list(folder.iterdir()))} units are in {shown(folder)}, and what is mounted beside them.
 On the host, as root, with Podman 5.4 or newer and the images as localhost/carillon/<name>:{config.project}:
 
   install -d -m 0700 {there}
   cp -r --preserve=mode {state}/secrets {state}/nginx {state}/project.env {there}/
   install -d /etc/containers/systemd
-  cp {_shown(folder)}/* /etc/containers/systemd/
+  cp {shown(folder)}/* /etc/containers/systemd/
   systemctl daemon-reload
   systemctl start {config.project}-nginx
 
@@ -101,7 +100,3 @@ def _subnet(told: Mapping[str, str]) -> ipaddress.IPv4Network:
     if found.num_addresses < 8:
         raise Failure(f"{production.SUBNET}={said} is too small: /29 is the smallest")
     return found
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(configuration.HOME)) if path.is_relative_to(configuration.HOME) else str(path)

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dev import base_image, development, images, operations, process, production, secret_files, stack
+from dev import (
+    base_image,
+    development,
+    environments,
+    images,
+    operations,
+    process,
+    production,
+    secret_files,
+    stack,
+)
 from dev.output import Failure
 
 ONE = {"app": "1", "nginx": "1"}
@@ -81,8 +91,8 @@ def test_a_backup_is_named_from_where_the_makefile_lies(settings, monkeypatch, t
     monkeypatch.setattr(operations, "HOME", tmp_path)
     monkeypatch.setattr(operations, "restore", lambda config, folder: said.append(folder))
     monkeypatch.setattr(production, "load", lambda: settings)
-    for name in ("prepare", "enter_tools"):
-        monkeypatch.setattr(development, name, lambda *_: None)
+    monkeypatch.setattr(development, "prepare", lambda *_: None)
+    monkeypatch.setattr(environments, "enter", lambda *_: None)
     operations.verb("restore", ".dev-production/backups/now")
     operations.verb("restore", "/elsewhere/now")
     assert said == [tmp_path / ".dev-production/backups/now", Path("/elsewhere/now")]

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from dev import __main__ as command
-from dev import config, development, operations, production, server_certificate, stack
+from dev import config, development, environments, operations, production, server_certificate, stack
 from dev.output import Failure
 
 TOLD = {
@@ -104,8 +104,8 @@ def test_every_command_of_production_reads_it(up, load, monkeypatch):
     found = []
     monkeypatch.setattr(stack, "down", lambda config, **_: found.append(config.project))
     monkeypatch.setattr(development, "clean", lambda config: found.append(config.project))
-    for name in ("prepare", "enter_tools"):
-        monkeypatch.setattr(development, name, lambda *_: None)
+    monkeypatch.setattr(development, "prepare", lambda *_: None)
+    monkeypatch.setattr(environments, "enter", lambda *_: None)
     verbs = ("backup", "restore", "prune", "upgrade", "rollback", "rotate", "refresh")
     for verb in verbs:
         monkeypatch.setattr(operations, verb, lambda config, *_: found.append(config.project))
