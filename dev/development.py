@@ -95,30 +95,31 @@ Carillon is up ({seconds:.0f} s).
 def clean(config: Config, *, everything: bool = False) -> None:
     """Containers, volumes, the names of their images and the state directory go, but for its backups: those
     go with `everything`, the tests' way. What volumes that stay need, stays with them."""
-    ready = engine.state()[0] is engine.State.READY
-    if ready:
+    found, _ = engine.state()
+    if found is engine.State.READY:
         stack.down(config, volumes=True)
         images.forget(config)
     if not config.state.exists():
         return
     backups = config.state / "backups"
-    if not (config.secrets.is_dir() or backups.is_dir()) and config.state.name[:4] != ".dev":
+    goes = [path for path in config.state.iterdir() if everything or path != backups]
+    if goes and not config.secrets.is_dir() and config.state.name[:4] != ".dev":
         raise Failure(f"{config.state} does not look like a state directory of ours: remove it yourself")
-    if not ready:
+    if found is not engine.State.READY:
         if config.secrets.is_dir() and not everything:
             raise Failure(
-                f"no engine answers, so the containers and volumes of the stack {config.project} stay, and "
-                f"{config.state} with the secrets that they need: start the engine and run this again, "
-                "or remove the folder yourself"
+                f"{found.value}, so the containers and volumes of the stack {config.project} stay, and "
+                f"{config.state} with the secrets that they need: once an engine answers, run this again "
+                "(or remove the folder yourself)"
             )
         say("    no engine answers: containers and volumes, if there are any, stay")
     # .dev/venv goes too: `make clean` is there to begin anew.
-    for path in config.state.iterdir():
-        if path == backups and not everything:
-            say(f"    the backups stay: {shown(path)}")
-        elif path.is_dir() and not path.is_symlink():
+    for path in goes:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    if backups.exists():
+        say(f"    the backups stay: {shown(backups)}")
     with suppress(OSError):
         config.state.rmdir()
