@@ -81,7 +81,7 @@ production: ## production in containers: supervisord in one of them (ports 50080
 production-down: ## stop it; data and secrets stay
 	@$(DEV) production-down
 
-production-clean: ## stop it and remove its data and secrets
+production-clean: ## stop it and remove its data and secrets; backups stay
 	@$(DEV) production-clean
 
 production-backup: ## its database and secrets, in .dev-production/backups

@@ -35,8 +35,7 @@ def ensure(config: Config) -> dict[str, str]:
             raise Failure(
                 f"{values['CARILLON_URL']} does not accept the token that was just made: see `make logs`"
             )
-    text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-    secret_files.write(config.environment_file, text, 0o600)
+    write(config.environment_file, values)
     return values
 
 
@@ -59,8 +58,15 @@ def read(path: Path) -> dict[str, str]:
     return {name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in lines)}
 
 
+def write(path: Path, values: dict[str, str]) -> None:
+    """An environment file, 0600."""
+    text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+    secret_files.write(path, text, 0o600)
+
+
 def _values(config: Config, *, token: str) -> dict[str, str]:
     amqp_password = secret_files.read(config.secrets, "amqp_password")
+    amqp_port = config.ports["CARILLON_AMQP_PORT"]
     return {
         "CARILLON_URL": f"https://localhost:{config.https_port}",
         "CARILLON_HTTP_URL": f"http://localhost:{config.http_port}",
@@ -68,7 +74,7 @@ def _values(config: Config, *, token: str) -> dict[str, str]:
         "CARILLON_USERNAME": USERNAME,
         "CARILLON_PASSWORD": secret_files.read(config.secrets, "admin_password"),
         "CARILLON_TOKEN": token,
-        "CARILLON_AMQP_URL": f"amqp://carillon:{amqp_password}@127.0.0.1:{config.amqp_port}/carillon",
+        "CARILLON_AMQP_URL": f"amqp://carillon:{amqp_password}@127.0.0.1:{amqp_port}/carillon",
     }
 
 

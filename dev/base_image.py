@@ -50,25 +50,33 @@ IMAGE = DEBIAN.image
 
 def ensure(config: Config, base: Base = DEBIAN) -> None:
     """The base image is there. Raises `Failure` when it can be neither pulled nor made."""
-    if process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base.image]).returncode == 0:
-        return
-    renew(config, base)
+    if not inspect(base.image, "{{.Id}}"):
+        renew(config, base)
 
 
 def renew(config: Config, base: Base = DEBIAN) -> None:
-    """The base image as it is today."""
+    """The base image as it is today; the one of before goes, where nothing else uses it."""
     step(f"Getting the base image {base.image}")
-    if _pull(base.image, config.logs / "pull.log"):
-        return
-    progress("no image registry can be reached; making it from the distribution's packages with mmdebstrap")
-    if not (shutil.which("mmdebstrap") and base.proof.exists()):
-        if not debian.can_install():
-            raise Failure(
-                f"{base.image} can be neither pulled (no image registry is reached) nor made here: "
-                f"install {' and '.join(base.packages)}, or load the image with `docker load`"
-            )
-        debian.install(base.packages, config.logs)
-    make(config, base)
+    before = inspect(base.image, "{{.Id}}")
+    if not _pull(base.image, config.logs / "pull.log"):
+        progress(
+            "no image registry can be reached; making it from the distribution's packages with mmdebstrap"
+        )
+        if not (shutil.which("mmdebstrap") and base.proof.exists()):
+            if not debian.can_install():
+                raise Failure(
+                    f"{base.image} can be neither pulled (no image registry is reached) nor made here: "
+                    f"install {' and '.join(base.packages)}, or load the image with `docker load`"
+                )
+            debian.install(base.packages, config.logs)
+        make(config, base)
+    if before and inspect(before, "{{len .RepoTags}}") == "0":
+        process.ask(["docker", "image", "rm", before])
+
+
+def inspect(image: str, form: str) -> str:
+    """What the engine says of an image; nothing when it has none of that name."""
+    return process.ask(["docker", "image", "inspect", "--format", form, image]).stdout.strip()
 
 
 def _pull(image: str, log: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dev.config import ROOT
-from dev.development import TOOLS_LOCK
+from dev.environments import TOOLS_LOCK
 from dev.output import Failure, progress, step
 
 HOSTS = "CARILLON_BUNDLE_FOR"

@@ -40,6 +40,7 @@ class Config:
     """`ports` by variable name; `listen` is the address of nginx's ports, the other two are on 127.0.0.1.
 
     `compose_files` make the stack; `settings` are values that they ask for beyond those that every stack has.
+    `told`: what production keeps of its environment (`dev.production.KEPT`).
     """
 
     project: str
@@ -49,6 +50,7 @@ class Config:
     ca_bundle: Path | None
     compose_files: tuple[Path, ...] = (COMPOSE_FILE,)
     settings: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def http_port(self) -> int:
@@ -57,14 +59,6 @@ class Config:
     @property
     def https_port(self) -> int:
         return self.ports["CARILLON_HTTPS_PORT"]
-
-    @property
-    def amqp_port(self) -> int:
-        return self.ports["CARILLON_AMQP_PORT"]
-
-    @property
-    def management_port(self) -> int:
-        return self.ports["CARILLON_MANAGEMENT_PORT"]
 
     @property
     def environment_file(self) -> Path:
@@ -119,11 +113,20 @@ def load(environ: Mapping[str, str] = os.environ, *, project: str = NAME, state:
         raise Failure(f"two of {', '.join(ports)} are the same port")
     return Config(
         project=environ.get("CARILLON_PROJECT") or project,
-        state=(HOME / (environ.get("CARILLON_STATE") or state)).resolve(),
+        state=state_of(environ, state),
         listen=environ.get("CARILLON_LISTEN") or "127.0.0.1",
         ports=ports,
         ca_bundle=_ca_bundle(environ),
     )
+
+
+def state_of(environ: Mapping[str, str], default: str) -> Path:
+    return (HOME / (environ.get("CARILLON_STATE") or default)).resolve()
+
+
+def shown(path: Path) -> str:
+    """As somebody who stands where the Makefile lies would write it."""
+    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)
 
 
 def port(environ: Mapping[str, str], name: str, default: int) -> int:

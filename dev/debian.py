@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +14,15 @@ from dev.output import step
 _NEWEST_WITHOUT_COMPOSE = 12  # Debian 12's docker-compose is version 1
 
 
-def release(text: str | None = None) -> int | None:
-    """The Debian release of this machine (13); a high number for testing and unstable, None elsewhere.
-
-    `text`: what /etc/os-release says.
-    """
-    if text is None:
-        try:
-            text = Path("/etc/os-release").read_text()
-        except OSError:
-            return None
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    if values.get("ID", "").strip('"') != "debian":
+def release() -> int | None:
+    """The Debian release of this machine (13); a high number for testing and unstable, None elsewhere."""
+    try:
+        values = platform.freedesktop_os_release()
+    except OSError:
         return None
-    version = values.get("VERSION_ID", "").strip('"')
+    if values["ID"] != "debian":
+        return None
+    version = values.get("VERSION_ID", "")
     return int(version) if version.isdecimal() else 999
 
 

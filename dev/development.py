@@ -5,14 +5,11 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
-from dev import base_image, engine, environments, images, preflight, project, secret_files, stack
-from dev.config import HOME, ROOT, YOURS, Config
+from dev import base_image, engine, environments, images, preflight, process, project, secret_files, stack
+from dev.config import ROOT, YOURS, Config, shown
 from dev.output import Failure, say, timed
-
-TOOLS_LOCK = "requirements/tools.txt"
 
 
 def prepare(config: Config, chosen: tuple[images.Image, ...] = images.IMAGES) -> None:
@@ -22,11 +19,6 @@ def prepare(config: Config, chosen: tuple[images.Image, ...] = images.IMAGES) ->
     # Nothing has been touched up to here.
     secret_files.private_directory(config.state)
     engine.ensure(config)
-
-
-def enter_tools(config: Config) -> None:
-    """Go on in .dev/venv, which has what the rest needs."""
-    environments.enter(environments.ensure(config, "venv", TOOLS_LOCK))
 
 
 def up(config: Config, *, orphans: bool = False) -> dict[str, str]:
@@ -54,7 +46,8 @@ def ensure_secrets(config: Config, *, anew: str) -> None:
     """
     made = secret_files.ensure(config.secrets)
     secret_files.project_settings(config.project_settings)
-    if "database_password" in made and stack.has_volume(config, "postgresql"):
+    volume = ["docker", "volume", "inspect", f"{config.project}_postgresql"]
+    if "database_password" in made and process.ask(volume).returncode == 0:
         (config.secrets / "database_password").unlink()
         raise Failure(
             f"the database of the stack {config.project} is there, but its password "
@@ -78,12 +71,13 @@ def alone(config: Config) -> Iterator[None]:
 def dev(config: Config) -> None:
     with timed() as seconds:
         prepare(config)
-        enter_tools(config)
+        environments.enter(config)
         values = up(config)
     report(config, values, seconds[0])
 
 
 def report(config: Config, values: dict[str, str], seconds: float) -> None:
+    management = config.ports["CARILLON_MANAGEMENT_PORT"]
     demo = "" if YOURS else "make demo    a real Ansible run, live on the page\n               "
     say(f"""
 Carillon is up ({seconds:.0f} s).
@@ -91,25 +85,41 @@ Carillon is up ({seconds:.0f} s).
   page         {values["CARILLON_URL"]}   (plain: {values["CARILLON_HTTP_URL"]})
   log in       {values["CARILLON_USERNAME"]} / {values["CARILLON_PASSWORD"]}
   authority    {values["CARILLON_CA_CERT"]}   (trust it in your browser, or accept its warning)
-  RabbitMQ     http://localhost:{config.management_port}   carillon / see {config.secrets}/amqp_password
-  for scripts  . {_shown(config.environment_file)}
+  RabbitMQ     http://localhost:{management}   carillon / see {config.secrets}/amqp_password
+  for scripts  . {shown(config.environment_file)}
 
   next         {demo}make logs    make help    make down
 """)
 
 
-def _shown(path: Path) -> str:
-    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)
-
-
-def clean(config: Config) -> None:
-    """Containers, volumes, the names of their images and the state directory go."""
-    if engine.state()[0] is engine.State.READY:
+def clean(config: Config, *, everything: bool = False) -> None:
+    """Containers, volumes, the names of their images and the state directory go, but for its backups: those
+    go with `everything`, the tests' way. What volumes that stay need, stays with them."""
+    found, _ = engine.state()
+    if found is engine.State.READY:
         stack.down(config, volumes=True)
         images.forget(config)
-    elif config.state.exists():
-        say("    no engine answers: containers and volumes, if there are any, stay")
-    if not (config.state / "secrets").is_dir() and config.state.exists() and config.state.name[:4] != ".dev":
+    if not config.state.exists():
+        return
+    backups = config.state / "backups"
+    goes = [path for path in config.state.iterdir() if everything or path != backups]
+    if goes and not config.secrets.is_dir() and config.state.name[:4] != ".dev":
         raise Failure(f"{config.state} does not look like a state directory of ours: remove it yourself")
+    if found is not engine.State.READY:
+        if config.secrets.is_dir() and not everything:
+            raise Failure(
+                f"{found.value}, so the containers and volumes of the stack {config.project} stay, and "
+                f"{config.state} with the secrets that they need: once an engine answers, run this again "
+                "(or remove the folder yourself)"
+            )
+        say("    no engine answers: containers and volumes, if there are any, stay")
     # .dev/venv goes too: `make clean` is there to begin anew.
-    shutil.rmtree(config.state, ignore_errors=True)
+    for path in goes:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if backups.exists():
+        say(f"    the backups stay: {shown(backups)}")
+    with suppress(OSError):
+        config.state.rmdir()

@@ -15,6 +15,12 @@ from dev.secret_files import private_directory, write
 
 _MARK = ".made-from"
 _SECONDS = 1200
+TOOLS_LOCK = "requirements/tools.txt"
+_LOCKS = {
+    "venv": TOOLS_LOCK,
+    "venv-test": "requirements/test.txt",  # has all of the tools, too
+    "venv-production": "requirements/production-test.txt",
+}
 
 
 def ensure(config: Config, name: str, lock: str) -> Path:
@@ -51,8 +57,9 @@ def ensure(config: Config, name: str, lock: str) -> Path:
     return python
 
 
-def enter(python: Path) -> None:
+def enter(config: Config, name: str = "venv") -> None:
     """Go on in that environment, with the same command; returns when we are in it already."""
+    python = ensure(config, name, _LOCKS[name])
     if Path(sys.prefix) == python.parent.parent:
         return
     sys.stdout.flush()

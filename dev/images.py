@@ -69,11 +69,7 @@ IMAGES = (
 
 def present(config: Config, chosen: tuple[Image, ...] = IMAGES) -> bool:
     """All images are there, of whatever age. False, too, when no engine answers."""
-    tags = [image.tag(config) for image in chosen]
-    try:
-        return process.ask(["docker", "image", "inspect", *tags]).returncode == 0
-    except FileNotFoundError:
-        return False
+    return bool(process.docker("image", "inspect", *(image.tag(config) for image in chosen)))
 
 
 def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = False) -> None:
@@ -82,7 +78,7 @@ def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = 
 
     Raises `Failure` with the end of a build's log.
     """
-    base = process.ask(["docker", "image", "inspect", "--format", "{{.Id}}", base_image.IMAGE]).stdout.strip()
+    base = base_image.inspect(base_image.IMAGE, "{{.Id}}")
     wanted = {image: fingerprint(image.inputs, base) for image in chosen}
     current = _labels(config, chosen)
     stale = [image for image in chosen if fresh or current.get(image.tag(config)) != wanted[image]]
@@ -109,8 +105,8 @@ def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
 
 
 def _taken(image: Image, label: str, config: Config) -> bool:
-    query = ["docker", "image", "ls", "--quiet", "--filter", f"label={LABEL}={label}"]
-    found = process.ask([*query, "--filter", f"reference=carillon/{image.name}"]).stdout.split()
+    filters = ("--filter", f"label={LABEL}={label}", "--filter", f"reference=carillon/{image.name}")
+    found = process.docker("image", "ls", "--quiet", *filters).split()
     return bool(found) and all(
         process.ask(["docker", "tag", found[0], tag]).returncode == 0 for tag in image.tags(config)
     )
@@ -118,11 +114,17 @@ def _taken(image: Image, label: str, config: Config) -> bool:
 
 def forget(config: Config) -> None:
     """The names of a stack's images go, and what no other stack is made from."""
-    query = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]
+    query = ["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]
     for suffix in ("", BUILT, "-before"):
         query += ["--filter", f"reference=carillon/*:{config.project}{suffix}"]
-    if tags := process.ask(query).stdout.split():
+    if tags := process.docker(*query).split():
         process.ask(["docker", "image", "rm", *tags])
+
+
+def prune() -> None:
+    """Images of ours that have lost all their names go, but for those that a container is made from. Those
+    that a rollback leads to have one."""
+    process.ask(["docker", "image", "prune", "--force", "--filter", f"label={LABEL}"], seconds=300)
 
 
 def _labels(config: Config, chosen: tuple[Image, ...]) -> dict[str, str]:

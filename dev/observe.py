@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dev import development, images, preflight, secret_files, stack
+from dev import development, environments, images, preflight, secret_files, stack
 from dev.config import OBSERVABILITY, Config, port
-from dev.output import Failure, say, timed
+from dev.output import say, timed
 
 IMAGE = images.Image("observability", ("images/observability",))
 PORTS = {"CARILLON_PROMETHEUS_PORT": 9090, "CARILLON_ALERTMANAGER_PORT": 9093}
@@ -19,18 +19,15 @@ TOKEN = "metrics_token"  # noqa: S105 - a file's name
 def beside(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
     """The same stack with these services. Raises `Failure` for a port that is none."""
     ports = {name: port(environ, name, default) for name, default in PORTS.items()}
-    return replace(
-        config,
-        compose_files=(*config.compose_files, OBSERVABILITY),
-        settings={**config.settings, **{name: str(number) for name, number in ports.items()}},
-    )
+    files = (*config.compose_files, OBSERVABILITY)
+    return replace(config, compose_files=files, ports={**config.ports, **ports})
 
 
 def up(config: Config) -> None:
     """The stack of `make dev` runs, and these beside it. Run again, it changes nothing."""
     development.up(replace(config, compose_files=config.compose_files[:1]), orphans=True)
     with development.alone(config):
-        _ports(config)
+        preflight.ports(config)
         images.ensure(config, (IMAGE,))
         _token(config)
         stack.up(config)
@@ -40,10 +37,10 @@ def start(config: Config) -> None:
     """`make observe`."""
     with timed() as seconds:
         development.prepare(config)
-        development.enter_tools(config)
+        environments.enter(config)
         config = beside(config)
         up(config)
-    prometheus, alertmanager = (config.settings[name] for name in PORTS)
+    prometheus, alertmanager = (config.ports[name] for name in PORTS)
     say(f"""
 Watched ({seconds[0]:.0f} s).
 
@@ -51,13 +48,6 @@ Watched ({seconds[0]:.0f} s).
   Alertmanager    http://localhost:{alertmanager}   (whom to tell: observability/alertmanager.yml)
   where to look   docs/how-to/watch-it.md
 """)
-
-
-def _ports(config: Config) -> None:
-    running = {row["Service"] for row in stack.rows(config) if row["State"] == "running"}
-    for name, service in zip(PORTS, SERVICES, strict=False):
-        if service not in running and preflight.in_use("127.0.0.1", int(config.settings[name])):
-            raise Failure(f"port {config.settings[name]} is in use: set {name}")
 
 
 def _token(config: Config) -> None:

@@ -10,7 +10,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from dev import base_image, development, images, process, production, secret_files, stack
+from dev import base_image, development, environments, images, process, production, secret_files, stack
 from dev.config import HOME, Config
 from dev.output import Failure, progress, say, step
 
@@ -47,21 +47,24 @@ def use(config: Config, chosen: dict[str, str], tag: str = "") -> None:
 def backup(config: Config, folder: Path | None = None) -> Path:
     """The database, the uploads and the secrets in a folder of the state directory, 0700; its path."""
     where = folder or config.state / "backups" / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-    partial = where.with_name(f".unfinished-{where.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    secret_files.private_directory(partial)
-    with (partial / "database.dump").open("wb") as file:
-        _postgresql(
-            config, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", "carillon", stdout=file
-        )
-    # After the database: whatever its rows name is there by then.
-    with (partial / _MEDIA).open("wb") as file:
-        _streamed(config, "app", "sh", "-c", _PACK, stdout=file)
-    if not (partial / _MEDIA).stat().st_size:
-        (partial / _MEDIA).unlink()
-    shutil.copytree(config.secrets, partial / "secrets")
-    shutil.copyfile(config.project_settings, partial / "project.env")
-    partial.rename(where)
+    with development.alone(config):
+        # Of runs that were cut off: nobody else is at it.
+        for left in where.parent.glob(".unfinished-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial = where.with_name(f".unfinished-{where.name}")
+        secret_files.private_directory(partial)
+        with (partial / "database.dump").open("wb") as file:
+            _postgresql(
+                config, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", "carillon", stdout=file
+            )
+        # After the database: whatever its rows name is there by then.
+        with (partial / _MEDIA).open("wb") as file:
+            _streamed(config, "app", "sh", "-c", _PACK, stdout=file)
+        if not (partial / _MEDIA).stat().st_size:
+            (partial / _MEDIA).unlink()
+        shutil.copytree(config.secrets, partial / "secrets")
+        shutil.copyfile(config.project_settings, partial / "project.env")
+        partial.rename(where)
     return where
 
 
@@ -102,7 +105,7 @@ def restore(config: Config, folder: Path) -> None:
             _streamed(config, "app", "tar", "--extract", *_UPLOADS, stdin=file)
     step("Changing the names")
     kept = f"carillon_before_{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
-    stack.compose(config, "stop", "app", seconds=120)
+    stack.compose(config, "stop", "app", seconds=stack.stop_seconds(config))
     _sql(
         config,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^carillon'",
@@ -153,23 +156,34 @@ def rollback(config: Config) -> None:
 
 
 def rotate(config: Config) -> None:
-    """New passwords of database and broker, and a new key; sessions last by the old one until the next."""
-    old = secret_files.read(config.secrets, "secret_key")
-    secret_files.write(config.secrets / secret_files.FALLBACKS, old + "\n", 0o444)
-    new = {name: secrets.token_urlsafe(secret_files.SECRETS[name]) for name in secret_files.ROTATED}
-    for name, word in new.items():
-        secret_files.write(config.secrets / name, word + "\n", 0o444)
-    # By standard input: an argv is for everybody to read. The characters are safe in SQL.
-    quiet = "SET log_statement = 'none'; SET log_min_error_statement = 'panic'"
-    _sql(config, quiet, f"ALTER ROLE carillon PASSWORD '{new['database_password']}'")
-    stack.compose(
-        config,
-        # With one word more it would not read its input.
-        *("exec", "-T", "rabbitmq", "rabbitmqctl", "change_password", "carillon"),
-        seconds=60,
-        stdin=new["amqp_password"] + "\n",
-    )
-    stack.up(config, renew=["app"])
+    """New passwords of database and broker, and a new key; sessions last by the old one until the next.
+
+    The new ones are kept aside until they are in force: a run that was cut off is finished by another.
+    """
+    aside = config.state / production.ROTATION
+    with development.alone(config):
+        production.keep(config)
+        if not aside.exists():
+            new = {name: secrets.token_urlsafe(secret_files.SECRETS[name]) for name in secret_files.ROTATED}
+            secret_files.write(aside, json.dumps(new), 0o600)
+        new = json.loads(aside.read_text())
+        # By standard input: an argv is for everybody to read. The characters are safe in SQL.
+        quiet = "SET log_statement = 'none'; SET log_min_error_statement = 'panic'"
+        _sql(config, quiet, f"ALTER ROLE carillon PASSWORD '{new['database_password']}'")
+        stack.compose(
+            config,
+            # With one word more it would not read its input.
+            *("exec", "-T", "rabbitmq", "rabbitmqctl", "change_password", "carillon"),
+            seconds=60,
+            stdin=new["amqp_password"] + "\n",
+        )
+        old = secret_files.read(config.secrets, "secret_key")
+        if old != new["secret_key"]:
+            secret_files.write(config.secrets / secret_files.FALLBACKS, old + "\n", 0o444)
+        for name, word in new.items():
+            secret_files.write(config.secrets / name, word + "\n", 0o444)
+        stack.up(config, renew=["app"])
+        aside.unlink()
 
 
 def refresh(config: Config) -> None:
@@ -179,13 +193,14 @@ def refresh(config: Config) -> None:
     base_image.renew(config)
     images.ensure(config, production.IMAGES, fresh=True)
     upgrade(config)
+    images.prune()
 
 
 def verb(name: str, argument: str = "") -> None:
     """`make production-<name>`."""
     config = production.load()
     development.prepare(config, production.IMAGES)
-    development.enter_tools(config)
+    environments.enter(config)
     start = time.monotonic()
     if name == "backup":
         say(f"Backup in {backup(config)}: whoever has it has the installation.")

@@ -6,7 +6,6 @@ import errno
 import shutil
 import socket
 import stat
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def check(config: Config, *, images_present: bool) -> None:
 
 
 def disk(needed: int) -> None:
-    for place in {_existing(Path(docker_root())), ROOT}:
+    for place in {docker_root(), ROOT}:
         free = shutil.disk_usage(place).free
         if free < needed:
             raise Failure(
@@ -43,21 +42,12 @@ def disk(needed: int) -> None:
             )
 
 
-def docker_root() -> str:
-    """Where the engine keeps images: as it says, or where Debian's would."""
-    try:
-        answer = process.ask(["docker", "info", "--format", "{{.DockerRootDir}}"], seconds=15)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return "/var/lib/docker"
-    root = answer.stdout.strip()
-    return root if answer.returncode == 0 and root.startswith("/") else "/var/lib/docker"
-
-
-def _existing(path: Path) -> Path:
-    """The path or the nearest parent that exists: an engine in a virtual machine has its root elsewhere."""
-    while not path.exists():
-        path = path.parent
-    return path
+def docker_root() -> Path:
+    """Where the engine keeps images: as it says, or where Debian's would; or the nearest parent that exists,
+    for an engine in a virtual machine has its root elsewhere."""
+    said = process.docker("info", "--format", "{{.DockerRootDir}}")
+    root = Path(said if said.startswith("/") else "/var/lib/docker")
+    return next(path for path in (root, *root.parents) if path.exists())
 
 
 def readable(root: Path = ROOT, folders: tuple[str, ...] = _FOR_CONTAINERS) -> None:
@@ -81,18 +71,15 @@ def readable(root: Path = ROOT, folders: tuple[str, ...] = _FOR_CONTAINERS) -> N
 def neighbour(config: Config) -> None:
     """No stack of another checkout or kind has this name: its containers would be replaced by ours."""
     form = '{{.Label "com.docker.compose.project.config_files"}}'
-    query = ["docker", "ps", "--all", "--filter", f"label=com.docker.compose.project={config.project}"]
-    try:
-        answer = process.ask([*query, "--format", form], seconds=15)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return
+    label = f"label=com.docker.compose.project={config.project}"
+    found = process.docker("ps", "--all", "--filter", label, "--format", form)
     beside = {str(OBSERVABILITY), str(config.processes)}  # whatever is beside it makes no other kind of it
 
     def kind(files: Iterable[str]) -> str:
         return ",".join(file for file in files if file not in beside)
 
     ours = kind(map(str, config.compose_files))
-    for line in {kind(line.split(",")) for line in answer.stdout.splitlines()}:
+    for line in {kind(line.split(",")) for line in found.splitlines()}:
         file = Path(line.partition(",")[0])
         # What is left of a checkout that is gone belongs to nobody.
         if line == ours or not line or not file.exists():
@@ -111,14 +98,13 @@ def neighbour(config: Config) -> None:
 
 def ports(config: Config) -> None:
     """Every port is free, or published by this very stack already."""
-    busy = [name for name, port in config.ports.items() if in_use(config.address_of(name), port)]
-    if not busy:
-        return
-    published = _published()
-    for name in busy:
-        port = config.ports[name]
-        project, container = published.get(port, ("", ""))
-        if project == config.project:
+    form = '{{.Label "com.docker.compose.project"}}\t{{.Names}}'
+    for name, port in config.ports.items():
+        if not in_use(config.address_of(name), port):
+            continue
+        found = process.docker("ps", "--filter", f"publish={port}", "--format", form)
+        project, _, container = found.partition("\n")[0].partition("\t")
+        if container and project == config.project:
             continue
         whose = f"by container {container}" if container else f"by {_listener(port) or 'another program'}"
         raise Failure(f"port {port} is in use {whose}: stop that, or choose another with {name}=…")
@@ -135,28 +121,6 @@ def in_use(address: str, port: int) -> bool:
             # A port below 1024 may be refused to us and be free for the engine.
             return error.errno == errno.EADDRINUSE
     return False
-
-
-def _published() -> dict[int, tuple[str, str]]:
-    """Port on this machine to (compose project, container), as the engine says; empty when it does not."""
-    form = '{{.Label "com.docker.compose.project"}}\t{{.Names}}\t{{.Ports}}'
-    try:
-        answer = process.ask(["docker", "ps", "--format", form], seconds=15)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return {}
-    return parse_published(answer.stdout) if answer.returncode == 0 else {}
-
-
-def parse_published(text: str) -> dict[int, tuple[str, str]]:
-    result = {}
-    for line in text.splitlines():
-        project, name, mappings = line.split("\t")
-        for mapping in mappings.split(", "):
-            outside, arrow, _ = mapping.partition("->")
-            port = outside.rpartition(":")[2]
-            if arrow and port.isdecimal():
-                result[int(port)] = (project, name)
-    return result
 
 
 def _listener(port: int) -> str | None:

@@ -40,6 +40,15 @@ def ask(
     )
 
 
+def docker(*arguments: str) -> str:
+    """What docker says; nothing when it cannot: there is none, it fails, or it takes too long."""
+    try:
+        answer = ask(["docker", *arguments])
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip("\n") if answer.returncode == 0 else ""
+
+
 def work(
     command: Sequence[str],
     *,
@@ -71,7 +80,7 @@ def work(
             _kill(process)
             raise
     if process.returncode:
-        raise Failure(f"{what} failed; the whole log is in {log}.{_sentence(hint)}", tail(log))
+        raise Failure(f"{what} failed; the whole log is in {log}.{hint and f' {hint}'}", tail(log))
 
 
 def _follow(process: subprocess.Popen[bytes], what: str, log: Path, start: float, seconds: float) -> None:
@@ -106,7 +115,3 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
             return [line.rstrip("\n") for line in deque(text, lines)]
     except FileNotFoundError:
         return []
-
-
-def _sentence(text: str) -> str:
-    return f" {text}" if text else ""

@@ -6,17 +6,26 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dev import base_image, development, images, project, secret_files, stack
+from dev import account, base_image, development, environments, images, project, secret_files, stack
 from dev import config as configuration
-from dev.config import HOME, NAME, ROOT, Config
-from dev.output import say, timed
+from dev.config import HOME, NAME, ROOT, Config, shown
+from dev.output import progress, say, timed
 
-if TYPE_CHECKING:
-    from dev import server_certificate
-
-PORTS = {"CARILLON_HTTP_PORT": 50080, "CARILLON_HTTPS_PORT": 50443}
+PORTS = {"CARILLON_HTTP_PORT": "50080", "CARILLON_HTTPS_PORT": "50443"}
+CERTIFICATE, KEY = "CARILLON_CERTIFICATE", "CARILLON_CERTIFICATE_KEY"
+SUBNET = "CARILLON_SUBNET"  # of quadlets
+_MEMORY = tuple(f"CARILLON_{name}_MEMORY" for name in ("NGINX", "APP", "RABBITMQ", "POSTGRESQL"))
+# What a state keeps of what it was told, for every command after that: whoever upgrades has not to know it.
+KEPT = (
+    *("CARILLON_PROJECT", "CARILLON_LISTEN", *PORTS, "CARILLON_ALLOWED_HOSTS", "CARILLON_TRUSTED_ORIGINS"),
+    *(CERTIFICATE, KEY, SUBNET, *_MEMORY),
+)
+_TOLD = "make.env"
+# New secrets that are not all in force yet (`operations.rotate`).
+ROTATION = "rotation.json"
+# Of the files that nginx was last given: the site's, which are another container's, and its certificate.
+_SERVED = "nginx-served"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -42,13 +51,21 @@ def load(
     cluster: bool = False,
     project: str | None = None,
     state: str | None = None,
+    defaults: Mapping[str, str] = PORTS,
 ) -> Config:
-    """The configuration of either. They are stacks of their own: a broker's data belong to its name."""
+    """The configuration of either. They are stacks of their own: a broker's data belong to its name.
+
+    What the environment does not say is as the state keeps it; an empty value is forgotten.
+    """
     kind = "cluster" if cluster else "production"
+    state = state or f".dev-{kind}"
+    said = {**account.read(configuration.state_of(environ, state) / _TOLD), **environ}
+    told = {name: said[name] for name in KEPT if said.get(name)}
+    for name in (CERTIFICATE, KEY):
+        if name in told:
+            told[name] = str(HOME / Path(told[name]).expanduser())
     config = configuration.load(
-        {**{name: str(port) for name, port in PORTS.items()}, **environ},
-        project=project or f"{NAME}-{kind}",
-        state=state or f".dev-{kind}",
+        {**environ, **defaults, **told}, project=project or f"{NAME}-{kind}", state=state
     )
     ports = {name: config.ports[name] for name in PORTS}
     origins = (f"https://{host}:{ports['CARILLON_HTTPS_PORT']}" for host in ("localhost", "127.0.0.1"))
@@ -57,10 +74,17 @@ def load(
         ports=ports,
         compose_files=(_COMPOSE / "production.yml", *([_COMPOSE / "cluster.yml"] if cluster else [])),
         settings={
-            "CARILLON_ALLOWED_HOSTS": environ.get("CARILLON_ALLOWED_HOSTS") or "localhost,127.0.0.1,[::1]",
-            "CARILLON_TRUSTED_ORIGINS": environ.get("CARILLON_TRUSTED_ORIGINS") or ",".join(origins),
+            "CARILLON_ALLOWED_HOSTS": told.get("CARILLON_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]"),
+            "CARILLON_TRUSTED_ORIGINS": told.get("CARILLON_TRUSTED_ORIGINS", ",".join(origins)),
+            **{name: told[name] for name in _MEMORY if name in told},
         },
+        told=told,
     )
+
+
+def keep(config: Config) -> None:
+    """What it was told is kept in its state, for the commands after this one."""
+    account.write(config.state / _TOLD, dict(config.told))
 
 
 def build(config: Config) -> None:
@@ -74,16 +98,27 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
     from dev import operations, server_certificate
 
     with development.alone(config):
-        certificate = server_certificate.chosen(os.environ, config.settings["CARILLON_ALLOWED_HOSTS"])
+        if config.told:
+            progress(f"{shown(config.state / _TOLD)}: {' '.join(f'{n}={v}' for n, v in config.told.items())}")
+        certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
+        keep(config)
+        if (config.state / ROTATION).exists():
+            progress("a rotation of secrets was cut off: finish it with `make production-rotate`")
         if not operations.held(config):
             build(config)
             operations.use(config, operations.built(config))
         development.ensure_secrets(config, anew=anew)
         renewed, reload = mounted(config, certificate)
+        folder, file = config.state / "nginx", config.state / _SERVED
+        now = [images.fingerprint(names, "", folder) for names in (["site.conf", "site.d"], ["tls"])]
+        # What a run that failed has placed is still due.
+        served = file.read_text().split() if file.exists() else ["", ""]
+        renewed |= now[0] != served[0]
         stack.up(config, renew=["nginx"] if renewed else [])
-        if reload and not renewed:
+        if (reload or now[1] != served[1]) and not renewed:
             # Open sockets stay with the old workers.
             stack.compose(config, "kill", "--signal", "HUP", "nginx", seconds=30)
+        secret_files.write(file, " ".join(now), 0o600)
         stack.compose(
             config,
             *("exec", "-T", "app", "carillon", "manage", "ensure_admin", "--password-file", "-"),
@@ -92,7 +127,7 @@ def up(config: Config, *, anew: str = "make production-clean") -> None:
         )
 
 
-def mounted(config: Config, certificate: server_certificate.Pair | None, **site: str) -> tuple[bool, bool]:
+def mounted(config: Config, certificate: tuple[str, str] | None, **site: str) -> tuple[bool, bool]:
     """What containers have mounted beside the secrets is there. Whether nginx's files are others than before,
     and whether its certificate is."""
     from dev import server_certificate, site_file
@@ -109,17 +144,13 @@ def start(config: Config, *, target: str) -> None:
     """`make production` and `make cluster`, of which `target` is the name."""
     with timed() as seconds:
         development.prepare(config, IMAGES)
-        development.enter_tools(config)
+        environments.enter(config)
         up(config, anew=f"make {target}-clean")
     say(f"""
 Production in containers is up ({seconds[0]:.0f} s).
 
   page       https://localhost:{config.https_port}   (http://localhost:{config.http_port} redirects)
-  log in     admin / see {_shown(config.secrets)}/admin_password
+  log in     admin / see {shown(config.secrets)}/admin_password
   programs   docker compose -p {config.project} exec app supervisorctl status
   stop       make {target}-down     (data and secrets stay; make {target}-clean: they go)
 """)
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dev import base_image, development, engine, environments, process, production, testing
+from dev import base_image, development, engine, process, production, testing
 from dev import config as configuration
 from dev.config import ROOT, Config
 from dev.output import Failure
@@ -15,7 +15,6 @@ from dev.testing import Suite
 
 PROJECT = "carillon-production-test"
 STATE = ".dev-production-test"
-LOCK = "requirements/production-test.txt"
 HOST_IMAGE = "carillon-prod-host"
 # For whom Carillon is proved by the same tests as on Debian.
 UBUNTU_IMAGE = "carillon-prod-host-ubuntu"
@@ -110,10 +109,6 @@ def host_image(config: Config, tag: str = HOST_IMAGE, base: base_image.Base = ba
     )
 
 
-def enter(config: Config) -> None:
-    environments.enter(environments.ensure(config, "venv-production", LOCK))
-
-
 def remove_hosts() -> None:
     """The hosts of these tests, whoever left them: a run that was cut off, or this one."""
     process.ask(["docker", "rm", "--force", "--volumes", *HOSTS], seconds=120)
@@ -127,8 +122,8 @@ def clean(config: Config) -> None:
     clean_drill()
     clean_pages()
     for name in STACKS:
-        development.clean(stack(name))
-    development.clean(config)
+        development.clean(stack(name), everything=True)
+    development.clean(config, everything=True)
     # Left in the checkout, they would make every release another one.
     for marker in MARKERS:
         marker.unlink(missing_ok=True)
@@ -139,12 +134,12 @@ def clean_drill() -> None:
     for folder in (DRILL_CLONE, DRILL_SITE.parent):
         shutil.rmtree(folder, ignore_errors=True)
     for name in ("drill", "drill-site"):
-        development.clean(stack(name))
+        development.clean(stack(name), everything=True)
 
 
 def clean_pages() -> None:
     shutil.rmtree(PAGES_CLONE, ignore_errors=True)
-    development.clean(stack("pages"))
+    development.clean(stack("pages"), everything=True)
 
 
 def suites(*, full: bool, only: Sequence[str]) -> list[Suite]:

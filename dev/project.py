@@ -39,15 +39,6 @@ def locations(folder: Path) -> bool:
     return there != wanted
 
 
-def programs() -> set[str]:
-    """The declared processes of production, as supervisorctl names them."""
-    return {
-        f"{name}:{name}_{place}"
-        for name, process in declared().processes.items()
-        for place in range(process.number)
-    }
-
-
 def compose(config: Config) -> None:
     """Compose's file of what is the project's: each declared process, a container as runworker is one, its
     command apart; and where the code of a team's own repository lies, for every process."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -14,23 +13,16 @@ from cryptography.hazmat.primitives import serialization
 from dev import certificates, secret_files
 from dev.config import Config
 from dev.output import Failure
-
-CERTIFICATE = "CARILLON_CERTIFICATE"
-KEY = "CARILLON_CERTIFICATE_KEY"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """PEM texts that have been looked at: they belong together, and now and to this name."""
-
-    certificate: str
-    key: str
+from dev.production import CERTIFICATE, KEY
 
 
 def chosen(
     environ: Mapping[str, str], allowed_hosts: str, now: datetime.datetime | None = None
-) -> Pair | None:
-    """What the variables name, or None. Raises `Failure`, one line, when it would not do."""
+) -> tuple[str, str] | None:
+    """PEM texts of the certificate and the key that the variables name, or None.
+
+    Raises `Failure`, one line, when it would not do.
+    """
     paths = {name: environ.get(name, "") for name in (CERTIFICATE, KEY)}
     if not any(paths.values()):
         return None
@@ -68,25 +60,27 @@ def chosen(
             f"{CERTIFICATE}={paths[CERTIFICATE]} is for {', '.join(names) or 'no name'}; "
             f"CARILLON_ALLOWED_HOSTS has none of it ({', '.join(hosts)})"
         )
-    return Pair(texts[CERTIFICATE].decode(), texts[KEY].decode())
+    return texts[CERTIFICATE].decode(), texts[KEY].decode()
 
 
-def place(config: Config, pair: Pair | None) -> bool:
+def place(config: Config, pair: tuple[str, str] | None) -> bool:
     """To where compose/production.yml mounts it from; without a `pair` one for localhost.
 
     True when it is another than before.
     """
     if pair is None:
         certificates.ensure(config.certificates)
-        pair = Pair(
-            (config.certificates / "server.pem").read_text(), (config.certificates / "server.key").read_text()
+        pair = (
+            (config.certificates / "server.pem").read_text(),
+            (config.certificates / "server.key").read_text(),
         )
+    certificate, private = pair
     folder = config.state / "nginx" / "tls"
     folder.mkdir(parents=True, exist_ok=True)
     # A user of nginx's own reads both, see secret_files: what protects the key is the state directory, 0700.
     folder.chmod(0o755)
-    key = secret_files.write(folder / "server.key", pair.key, 0o444)
-    return secret_files.write(folder / "server.pem", pair.certificate, 0o444) or key
+    key = secret_files.write(folder / "server.key", private, 0o444)
+    return secret_files.write(folder / "server.pem", certificate, 0o444) or key
 
 
 def _read(name: str, path: Path) -> bytes:

@@ -32,17 +32,15 @@ The values, all required (those of `DECLARED` come from src/project/carillon.tom
 """
 
 import ipaddress
-import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import jinja2
 import yaml
 
 from carillon.process import declared as declaration
-from dev import project
+from dev import project, secret_files
 from dev.output import Failure
 
 TEMPLATE = Path(__file__).parent.parent / "nginx" / "sites" / "site.conf.j2"
@@ -54,10 +52,6 @@ HOST_NAME = re.compile(
 )
 PREFIX = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*")
-
-
-class SiteFileError(ValueError):
-    """Values that cannot become a site file; one line per problem, each with the value's name."""
 
 
 def check(values) -> list[str]:
@@ -75,17 +69,18 @@ def check(values) -> list[str]:
         "http": {"listen": _each(_listen), "policy": _policy, "redirect_port": _port},
         "uwsgi": _each(_upstream),
         "daphne": _each(_upstream),
-        "uwsgi_own": _own,
+        "uwsgi_own": _or_empty(_upstream),
         "resolver": _resolver,
         "prefix": _prefix,
-        **dict.fromkeys(DECLARED, _declared),
+        # `site_problems` looks at all of these together.
+        **dict.fromkeys(DECLARED, lambda _: []),
         "trusted_proxies": _each(_network, may_be_empty=True),
         "proxy_protocol": _flag,
         "http2_directive": _flag,
         "client_limits": _flag,
         "access_log": _path,
         "temporary": _path,
-        "status": _listen_or_nowhere,
+        "status": _or_empty(_listen),
     }
     _walk(tree, values, "", problems)
     problems += declaration.site_problems(values) if isinstance(values, dict) else []
@@ -101,10 +96,9 @@ def check(values) -> list[str]:
 
 
 def render(values: dict, template: str) -> str:
-    """The site file's text. Raises SiteFileError when the values do not pass `check`."""
-    problems = check(values)
-    if problems:
-        raise SiteFileError("\n".join(problems))
+    """The site file's text. Raises `Failure` when the values do not pass `check`."""
+    if problems := check(values):
+        raise Failure(problems[0], problems[1:])
     # As Ansible's template module has it (blocks trimmed, the last newline kept), so both write the same.
     # The output is nginx's configuration, not HTML, and every value has been checked: nothing to escape.
     environment = jinja2.Environment(  # noqa: S701
@@ -114,13 +108,13 @@ def render(values: dict, template: str) -> str:
 
 
 def read(path: Path) -> dict:
-    """The values of a YAML file. Raises SiteFileError when it cannot be read."""
+    """The values of a YAML file. Raises `Failure` when it cannot be read."""
     try:
         return yaml.safe_load(path.read_text())
     except OSError as error:
-        raise SiteFileError(f"{path}: {error.strerror}") from error
+        raise Failure(error.strerror or str(error)) from None
     except yaml.YAMLError as error:
-        raise SiteFileError(f"{path}: not YAML: {error}") from error
+        raise Failure(f"not YAML: {' '.join(str(error).split())}") from None
 
 
 def write(
@@ -134,25 +128,19 @@ def write(
     try:
         values = read(values_file)
         if said := [name for name in DECLARED if name in values]:
-            raise SiteFileError(f"{said[0]}: say it in {project.FILE}, for every deployment at once")
+            raise Failure(f"{said[0]}: say it in {project.FILE}, for every deployment at once")
         values |= declaration.site(declared)
         if redirect_port is not None:
             values["http"]["redirect_port"] = redirect_port
         if resolver is not None:
             values["resolver"] = resolver
         text = render(values, TEMPLATE.read_text())
-    except SiteFileError as error:
-        raise SiteFileError(
-            "\n".join(f"{values_file}: {line}" for line in str(error).splitlines())
-        ) from error
-    if output.is_file() and output.read_text() == text:
-        return False
+    except Failure as error:
+        raise Failure(
+            f"{values_file}: {error}", [f"{values_file}: {line}" for line in error.details]
+        ) from None
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=output.parent, prefix=output.name, delete=False) as file:
-        file.write(text)
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(file.name, output)
-    return True
+    return secret_files.write(output, text, 0o644)
 
 
 def _walk(tree, value, name: str, problems: list[str]) -> None:
@@ -197,17 +185,43 @@ def _host_and_port(value) -> tuple[str, str]:
     return (host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host), port
 
 
-def _port(value):
-    if isinstance(value, bool) or not str(value).isdecimal() or not 0 < int(value) < 65536:
-        return [f"{value!r} is not a port (1 to 65535)"]
-    return []
+def _rule(words: str, holds):
+    return lambda value: [] if holds(value) else [f"{value!r} {words}"]
 
 
-def _server_name(value):
-    text = str(value)
-    if text == "_" or HOST_NAME.fullmatch(text) or _address(text.removeprefix("[").removesuffix("]")):
-        return []
-    return [f"{value!r} is not a host name or address"]
+def _or_empty(rule):
+    return lambda value: [] if value == "" else rule(value)
+
+
+_port = _rule(
+    "is not a port (1 to 65535)",
+    lambda value: not isinstance(value, bool) and str(value).isdecimal() and 0 < int(value) < 65536,
+)
+_server_name = _rule(
+    "is not a host name or address",
+    lambda value: (
+        value == "_"
+        or HOST_NAME.fullmatch(str(value))
+        or _address(str(value).removeprefix("[").removesuffix("]"))
+    ),
+)
+_resolver = _rule(
+    "is not the address of a DNS server",
+    lambda value: value in (None, "") or (isinstance(value, str) and _address(value)),
+)
+_path = _rule(
+    "is not an absolute path (letters, digits and . _ / + @ -)",
+    lambda value: isinstance(value, str) and SAFE_PATH.fullmatch(value),
+)
+_prefix = _rule(
+    "is neither empty nor like /name (letters, digits and . _ -, no slash at the end)",
+    lambda value: isinstance(value, str) and PREFIX.fullmatch(value),
+)
+_seconds = _rule(
+    "is not seconds", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0
+)
+_policy = _rule(f"is not one of {', '.join(POLICIES)}", lambda value: value in POLICIES)
+_flag = _rule("is not true or false", lambda value: isinstance(value, bool))
 
 
 def _listen(value):
@@ -219,14 +233,6 @@ def _listen(value):
     return _port(port)
 
 
-def _listen_or_nowhere(value):
-    return [] if value == "" else _listen(value)
-
-
-def _own(value):
-    return [] if value == "" else _upstream(value)
-
-
 def _upstream(value):
     host, port = _host_and_port(value)
     if host == "localhost":
@@ -234,12 +240,6 @@ def _upstream(value):
     if not (_address(host) or HOST_NAME.fullmatch(host)):
         return [f"{value!r} is not host:port"]
     return _port(port)
-
-
-def _resolver(value):
-    if value is None or value == "" or (isinstance(value, str) and _address(value)):
-        return []
-    return [f"{value!r} is not the address of a DNS server"]
 
 
 def _network(value):
@@ -252,47 +252,14 @@ def _network(value):
     return []
 
 
-def _path(value):
-    if not isinstance(value, str) or not SAFE_PATH.fullmatch(value):
-        return [f"{value!r} is not an absolute path (letters, digits and . _ / + @ -)"]
-    return []
-
-
-def _prefix(value):
-    if not isinstance(value, str) or not PREFIX.fullmatch(value):
-        return [f"{value!r} is neither empty nor like /name (letters, digits and . _ -, no slash at the end)"]
-    return []
-
-
-def _declared(_):
-    """`site_problems` looks at all of these together."""
-    return []
-
-
-def _seconds(value):
-    return (
-        []
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        else [f"{value!r} is not seconds"]
-    )
-
-
-def _policy(value):
-    return [] if value in POLICIES else [f"{value!r} is not one of {', '.join(POLICIES)}"]
-
-
-def _flag(value):
-    return [] if isinstance(value, bool) else [f"{value!r} is not true or false"]
-
-
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("usage: python -m dev.site_file VALUES.yml OUTPUT.conf", file=sys.stderr)
         return 2
     try:
         write(Path(arguments[0]), Path(arguments[1]))
-    except (SiteFileError, Failure, OSError) as error:
-        print(error, file=sys.stderr)
+    except (Failure, OSError) as error:
+        print(error, *getattr(error, "details", []), sep="\n", file=sys.stderr)
         return 1
     return 0
 

@@ -51,8 +51,10 @@ def environment(config: Config) -> dict[str, str]:
     return {**os.environ, **config.compose_environment()}
 
 
-def has_volume(config: Config, name: str) -> bool:
-    return process.ask(["docker", "volume", "inspect", f"{config.project}_{name}"]).returncode == 0
+def stop_seconds(config: Config) -> int:
+    """More than it takes until every container has ended, though each takes as long as its file lets it."""
+    text = "".join(file.read_text() for file in config.compose_files)
+    return 180 + sum(map(int, re.findall(r"\bstop_grace_period: (\d+)s", text)))
 
 
 def up(config: Config, *, renew: Sequence[str] = (), orphans: bool = False) -> None:
@@ -67,8 +69,12 @@ def up(config: Config, *, renew: Sequence[str] = (), orphans: bool = False) -> N
     renew = [service for service in renew if service in running]
     if renew:
         # A mounted file is the one that was there when the container started.
-        compose(config, "up", "--detach", "--no-deps", "--force-recreate", *renew, seconds=120)
-    compose(config, "up", "--detach", *([] if orphans else ["--remove-orphans"]), seconds=180)
+        compose(
+            config, "up", "--detach", "--no-deps", "--force-recreate", *renew, seconds=stop_seconds(config)
+        )
+    compose(
+        config, "up", "--detach", *([] if orphans else ["--remove-orphans"]), seconds=stop_seconds(config)
+    )
     _await_healthy(config)
 
 
@@ -86,7 +92,9 @@ def _await_healthy(config: Config) -> None:
             broken = failed or waiting
             logs = compose(config, "logs", "--no-color", "--tail", _LOG_LINES, *broken, seconds=30)
             why = "failed" if failed else f"not healthy within {_READY_SECONDS} s"
-            raise Failure(f"{', '.join(broken)}: {why}; the logs are above, and `make logs`", clean_log(logs))
+            # Without the terminal codes that Compose writes even when told not to.
+            lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", logs).splitlines()
+            raise Failure(f"{', '.join(broken)}: {why}; the logs are above, and `make logs`", lines)
         if now - reported >= _REPORT_SECONDS:
             progress(f"waiting for {', '.join(waiting)} ({now - start:.0f} s)")
             reported = now
@@ -107,17 +115,12 @@ def _failed(row: dict) -> bool:
     if row["State"] != "restarting":
         return False
     # Once may be bad luck (a broker that is not up yet); again and again is a fault.
-    count = process.ask(["docker", "inspect", "--format", "{{.RestartCount}}", row["Name"]]).stdout.strip()
+    count = process.docker("inspect", "--format", "{{.RestartCount}}", row["Name"])
     return count.isdecimal() and int(count) >= _MOST_RESTARTS
 
 
 def rows(config: Config) -> list[dict]:
     return parse_rows(compose(config, "ps", "--all", "--format", "json", seconds=30))
-
-
-def clean_log(text: str) -> list[str]:
-    """Lines without the terminal codes that Compose writes even when told not to."""
-    return [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line) for line in text.splitlines()]
 
 
 def parse_rows(text: str) -> list[dict]:
@@ -133,4 +136,4 @@ def down(config: Config, *, volumes: bool) -> None:
     """Stop and remove our containers, never another checkout's; with `volumes` also what they stored."""
     preflight.neighbour(config)
     extra = ["--volumes"] if volumes else []
-    compose(config, "down", "--remove-orphans", *extra, seconds=180)
+    compose(config, "down", "--remove-orphans", *extra, seconds=stop_seconds(config))

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dev import account, debian, development, environments, preflight, stack
+from dev import account, debian, development, preflight, stack
 from dev.config import COMPOSE_FILE, DEFAULT_PORTS, ROOT, Config
 from dev.output import Failure, say, step
 from release import make
 
 PROJECT = "carillon-test"
 STATE = ".dev-test"
-LOCK = "requirements/test.txt"
 # Programs that tests, the documentation and a release run, by the Debian package that has one: any of the
 # names will do.
 _PROGRAMS = {
@@ -57,11 +56,6 @@ def suites(kinds: tuple[str, ...]) -> list[Suite]:
     return [
         Suite(kind, ("pytest", "-q", f"tests/{kind}")) for kind in kinds if (ROOT / "tests" / kind).is_dir()
     ]
-
-
-def enter(config: Config) -> None:
-    """Go on in .dev/venv-test, which has all that the tests need and all of the tools."""
-    environments.enter(environments.ensure(config, "venv-test", LOCK))
 
 
 def unit() -> int:
@@ -172,8 +166,3 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def clean(config: Config) -> None:
-    """What a cut-off `make test` left behind. On a machine without an engine there is nothing of it."""
-    development.clean(config)

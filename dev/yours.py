@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dev import config as configuration
-from dev import development, environments
+from dev import environments
 from dev.config import ROOT, YOURS
 from dev.output import Failure, step
 
@@ -172,7 +172,7 @@ def lock(_: list[str]) -> int:
         raise Failure("uv is not installed, which resolves and hashes: `pip install uv`") from None
 
 
-def deploy(arguments: list[str]) -> int:
+def deploy(arguments: list[str]) -> None:
     """A playbook of Carillon's (site.yml unless named) on the hosts of inventory/."""
     assert YOURS is not None
     playbook, *options = arguments or ["site.yml"]
@@ -182,15 +182,14 @@ def deploy(arguments: list[str]) -> int:
     hosts = YOURS / "inventory" / "hosts.yml"
     if "example.org" in hosts.read_text() and "--syntax-check" not in options:
         raise Failure(f"{hosts} names example.org: put your host there, and its name in group_vars/all.yml")
-    development.enter_tools(configuration.load())
+    environments.enter(configuration.load())
     program = Path(sys.prefix) / "bin" / "ansible-playbook"
     os.chdir(ROOT / "ansible")
     argv = [str(program), "--inventory", str(hosts.parent), playbook, *options]
     os.execv(program, argv)  # noqa: S606 - no shell is the point
-    return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "manage": manage,
     "test": test,
     "lock": lock,

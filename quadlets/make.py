@@ -12,35 +12,33 @@ from pathlib import Path
 
 import yaml
 
-from dev import config as configuration
 from dev import production, secret_files, server_certificate
-from dev.config import NAME, ROOT, Config
+from dev.config import NAME, ROOT, Config, shown
 from dev.output import Failure, say
 from quadlets import render
 
 STATE = ".dev-quadlets"
 # The usual ones: a host serves nothing else there.
 DEFAULTS = {"CARILLON_HTTP_PORT": "80", "CARILLON_HTTPS_PORT": "443", "CARILLON_LISTEN": "0.0.0.0"}  # noqa: S104
-SUBNET = "CARILLON_SUBNET"
 # Of the network that nginx is in: it asks its DNS server by address.
 _DEFAULT_SUBNET, _NETWORK = "10.89.43.0/24", "front"
-_MEMORY = [f"CARILLON_{name}_MEMORY" for name in ("NGINX", "APP", "RABBITMQ", "POSTGRESQL")]
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Config:
-    return production.load({**DEFAULTS, **environ}, project=NAME, state=STATE)
+    return production.load(environ, project=NAME, state=STATE, defaults=DEFAULTS)
 
 
-def write(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
+def write(config: Config) -> Path:
     """The folder of the units. Run again, secrets stay, and what is no unit any more goes."""
-    subnet = _subnet(environ)
-    certificate = server_certificate.chosen(environ, config.settings["CARILLON_ALLOWED_HOSTS"])
+    subnet = _subnet(config.told)
+    certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
     secret_files.private_directory(config.state)
     try:
-        made = units(config, subnet, environ)
+        made = units(config, subnet)
     except render.Refused as refused:
         first, *others = str(refused).splitlines()
         raise Failure(f"compose/production.yml cannot be units: {first}", others) from None
+    production.keep(config)
     secret_files.ensure(config.secrets)
     secret_files.project_settings(config.project_settings)
     production.mounted(config, certificate, resolver=str(subnet[1]))
@@ -55,7 +53,7 @@ def write(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
     return folder
 
 
-def units(config: Config, subnet: ipaddress.IPv4Network, environ: Mapping[str, str]) -> dict[str, str]:
+def units(config: Config, subnet: ipaddress.IPv4Network) -> dict[str, str]:
     document = yaml.safe_load(config.compose_files[0].read_text())
     images = {
         name: health
@@ -64,11 +62,7 @@ def units(config: Config, subnet: ipaddress.IPv4Network, environ: Mapping[str, s
         and (health := render.image_health(path.read_text()))
     }
     # As on the host, and not where they are made.
-    variables = {
-        **{name: environ[name] for name in _MEMORY if environ.get(name)},
-        **config.compose_environment(),
-        "CARILLON_STATE": str(mounted_from(config)),
-    }
+    variables = {**config.compose_environment(), "CARILLON_STATE": str(mounted_from(config))}
     return render.units(document, variables, images=images, subnets={_NETWORK: str(subnet)})
 
 
@@ -81,15 +75,15 @@ def start() -> None:
     config = load()
     folder = write(config)
     there = mounted_from(config)
-    state = _shown(config.state)
+    state = shown(config.state)
     say(f"""
-{len(list(folder.iterdir()))} units are in {_shown(folder)}, and what is mounted beside them.
+{len(list(folder.iterdir()))} units are in {shown(folder)}, and what is mounted beside them.
 On the host, as root, with Podman 5.4 or newer and the images as localhost/carillon/<name>:{config.project}:
 
   install -d -m 0700 {there}
   cp -r --preserve=mode {state}/secrets {state}/nginx {state}/project.env {there}/
   install -d /etc/containers/systemd
-  cp {_shown(folder)}/* /etc/containers/systemd/
+  cp {shown(folder)}/* /etc/containers/systemd/
   systemctl daemon-reload
   systemctl start {config.project}-nginx
 
@@ -97,16 +91,12 @@ docs/how-to/production-container.md says how images come to the host, and how to
 """)
 
 
-def _subnet(environ: Mapping[str, str]) -> ipaddress.IPv4Network:
-    said = environ.get(SUBNET) or _DEFAULT_SUBNET
+def _subnet(told: Mapping[str, str]) -> ipaddress.IPv4Network:
+    said = told.get(production.SUBNET, _DEFAULT_SUBNET)
     try:
         found = ipaddress.IPv4Network(said)
     except ValueError as error:
-        raise Failure(f"{SUBNET}={said} is no network of IPv4: {error}") from None
+        raise Failure(f"{production.SUBNET}={said} is no network of IPv4: {error}") from None
     if found.num_addresses < 8:
-        raise Failure(f"{SUBNET}={said} is too small: /29 is the smallest")
+        raise Failure(f"{production.SUBNET}={said} is too small: /29 is the smallest")
     return found
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(configuration.HOME)) if path.is_relative_to(configuration.HOME) else str(path)

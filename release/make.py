@@ -22,7 +22,7 @@ from email.parser import Parser
 from pathlib import Path
 
 from dev import bundle, engine, production
-from dev.development import TOOLS_LOCK
+from dev.environments import TOOLS_LOCK
 from dev.output import Failure
 from release import images, provenance, sbom, verify
 

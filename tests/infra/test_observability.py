@@ -33,8 +33,8 @@ WAITED = int(ROUTE["group_wait"].removesuffix("s"))
 class Watched:
     def __init__(self, config: configuration.Config) -> None:
         self.config = config
-        self.prometheus = f"http://127.0.0.1:{config.settings['CARILLON_PROMETHEUS_PORT']}"
-        self.alertmanager = f"http://127.0.0.1:{config.settings['CARILLON_ALERTMANAGER_PORT']}"
+        self.prometheus = f"http://127.0.0.1:{config.ports['CARILLON_PROMETHEUS_PORT']}"
+        self.alertmanager = f"http://127.0.0.1:{config.ports['CARILLON_ALERTMANAGER_PORT']}"
 
     def ask(self, url: str):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

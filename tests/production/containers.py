@@ -7,9 +7,18 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dev import production, secret_files, stack
+from dev import production, project, secret_files, stack
 from dev.config import Config
 from tests.infra.stack import Stack
+
+
+def programs() -> set[str]:
+    """The declared processes of production, as supervisorctl names them."""
+    return {
+        f"{name}:{name}_{place}"
+        for name, process in project.declared().processes.items()
+        for place in range(process.number)
+    }
 
 
 @contextmanager

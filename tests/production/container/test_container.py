@@ -11,21 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from dev import production, project, secret_files
+from dev import production, secret_files
 from dev import stack as compose_stack
 from dev.output import Failure
 from tests.infra.stack import docker, wait
+from tests.production.containers import programs
 from tests.production.ledger import Ledger
 from tests.production.sockets import assert_half_survive
 from tests.unit.production.supervisor_lint import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("app", "nginx", "rabbitmq", "postgresql")
-DECLARED = processes(ROOT / "supervisord/conf.d") | project.programs()
+DECLARED = processes(ROOT / "supervisord/conf.d") | programs()
 # Of each group the first process: uwsgi:uwsgi_0, daphne:daphne_0, runworker.
-FIRST = sorted(
-    name for name in DECLARED - project.programs() if name != "listener" and name[-2:] in ("er", "_0")
-)
+FIRST = sorted(name for name in DECLARED - programs() if name != "listener" and name[-2:] in ("er", "_0"))
 
 
 def inside(stack, *command: str) -> str:

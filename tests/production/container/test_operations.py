@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from dev import operations, production, secret_files
+from dev import stack as compose_stack
 from dev.output import Failure
 from dev.production_testing import RELEASE_MARKER
 from tests.infra.stack import Stack, docker, wait
@@ -60,6 +61,39 @@ def test_rotated_secrets_are_new_and_sessions_last(stack, settings):
     url = f"postgresql://carillon:{before['database_password']}@postgresql/carillon"
     script = f"import psycopg\ntry: psycopg.connect({url!r})\nexcept psycopg.OperationalError as e: print(e)"
     assert "password authentication failed" in inside(stack, "/opt/carillon/current/bin/python", "-c", script)
+
+
+def test_a_rotation_that_was_cut_off_is_finished_by_another(stack, settings, monkeypatch):
+    first = secret_files.read(settings.secrets, "secret_key")
+    session = stack.api("/api/v2/me/")
+    compose = compose_stack.compose
+    # Before the broker is told, and then before the application is started anew.
+    for word in ("change_password", "up"):
+
+        def cut(config, *arguments, word=word, **how):
+            if word in arguments:
+                raise KeyboardInterrupt
+            return compose(config, *arguments, **how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(compose_stack, "compose", cut)
+            with pytest.raises(KeyboardInterrupt):
+                do(operations.rotate, settings)
+    do(operations.rotate, settings)
+    assert secret_files.read(settings.secrets, secret_files.FALLBACKS) == first
+    wait("an event goes all the way", stack.deliver, 60)
+    assert stack.api("/api/v2/me/") == session
+
+
+def test_what_it_was_told_is_in_force_until_it_is_told_otherwise(stack, settings):
+    def memory(**said) -> int:
+        # Its ports are kept, too.
+        do(production.up, production.load(said, project=settings.project, state=str(settings.state)))
+        return stack.inspect("nginx")["HostConfig"]["Memory"]
+
+    usual = memory()
+    assert memory(CARILLON_NGINX_MEMORY="600m") == memory() == 600 * 2**20 != usual
+    assert memory(CARILLON_NGINX_MEMORY="") == memory() == usual
 
 
 def test_an_upgrade_and_back_and_what_was_backed_up_is_restored(stack, settings, tmp_path):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from dev import project
 from tests.production.conftest import ROOT, wait_for
+from tests.production.containers import programs
 from tests.production.single.conftest import database_version
 
 DECLARED = {
     *("uwsgi:uwsgi_0", "uwsgi:uwsgi_1", "daphne:daphne_0", "daphne:daphne_1", "runworker", "listener"),
-    *project.programs(),
+    *programs(),
 }
 INNER_PORTS = (8050, 8051, 5671, 5672, 15672, 15692, 25672, 4369, 5432)
 

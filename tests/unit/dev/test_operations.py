@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-from dev import base_image, development, images, operations, process, production
+from dev import (
+    base_image,
+    development,
+    environments,
+    images,
+    operations,
+    process,
+    production,
+    secret_files,
+    stack,
+)
 from dev.output import Failure
 
 ONE = {"app": "1", "nginx": "1"}
@@ -44,6 +56,23 @@ def test_a_release_of_before_there_were_uploads_is_backed_up_too(tmp_path, there
     assert bool(done.stdout) == there
 
 
+def test_what_a_cut_off_backup_left_is_removed_by_the_next(settings, monkeypatch):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    secret_files.ensure(settings.secrets)
+    secret_files.project_settings(settings.project_settings)
+    monkeypatch.setattr(operations.time, "strftime", lambda *_: "2030-01-01T02-17-00Z")
+    monkeypatch.setattr(operations, "_postgresql", cut)
+    with pytest.raises(KeyboardInterrupt):
+        operations.backup(settings)
+    monkeypatch.setattr(operations.time, "strftime", lambda *_: "2030-01-02T02-17-00Z")
+    monkeypatch.setattr(operations, "_postgresql", lambda *_, **__: None)
+    monkeypatch.setattr(operations, "_streamed", lambda *_, **__: None)
+    assert operations.backup(settings) == settings.state / "backups" / "2030-01-02T02-17-00Z"
+    assert [path.name for path in (settings.state / "backups").iterdir()] == ["2030-01-02T02-17-00Z"]
+
+
 def test_a_backup_whose_uploads_are_damaged_changes_nothing(settings, tmp_path):
     (tmp_path / "secrets").mkdir()
     (tmp_path / "database.dump").write_bytes(b"")
@@ -62,8 +91,8 @@ def test_a_backup_is_named_from_where_the_makefile_lies(settings, monkeypatch, t
     monkeypatch.setattr(operations, "HOME", tmp_path)
     monkeypatch.setattr(operations, "restore", lambda config, folder: said.append(folder))
     monkeypatch.setattr(production, "load", lambda: settings)
-    for name in ("prepare", "enter_tools"):
-        monkeypatch.setattr(development, name, lambda *_: None)
+    monkeypatch.setattr(development, "prepare", lambda *_: None)
+    monkeypatch.setattr(environments, "enter", lambda *_: None)
     operations.verb("restore", ".dev-production/backups/now")
     operations.verb("restore", "/elsewhere/now")
     assert said == [tmp_path / ".dev-production/backups/now", Path("/elsewhere/now")]
@@ -75,11 +104,155 @@ def test_a_refresh_takes_nothing_from_yesterday(settings, monkeypatch):
     monkeypatch.setattr(process, "work", lambda command, **_: ran.append(command))
     monkeypatch.setattr(images, "_labels", lambda config, chosen: {})
     monkeypatch.setattr(operations, "upgrade", lambda config: ran.append(["upgrade"]))
+    monkeypatch.setattr(images, "prune", lambda: ran.append(["prune"]))
     answer = process.subprocess.CompletedProcess([], 0, "sha256:base", "")
     monkeypatch.setattr(process, "ask", lambda *_, **__: answer)
     operations.refresh(settings)
     assert ran[0] == ["docker", "pull", base_image.IMAGE]
-    assert ran[-1] == ["upgrade"]
-    built = {command[command.index("--tag") + 1]: command for command in ran[1:-1]}
+    assert ran[-2:] == [["upgrade"], ["prune"]]
+    built = {command[command.index("--tag") + 1]: command for command in ran[1:-2]}
     assert set(built) == {image.tag(settings) for image in production.IMAGES}
     assert all("--no-cache" in command for command in built.values())
+
+
+def test_of_images_without_a_name_ours_go_and_nobody_else_s(machine, tmp_path):
+    machine.program("docker", f'echo "$@" >>{tmp_path}/asked')
+    images.prune()
+    assert (tmp_path / "asked").read_text() == "image prune --force --filter label=carillon.inputs\n"
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_the_base_of_before_goes_unless_it_has_another_name(settings, machine, tmp_path, named):
+    machine.program(
+        "docker",
+        f"""echo "$@" >>{tmp_path}/asked
+        case "$*" in
+        pull*) touch {tmp_path}/pulled ;;
+        *len*old) echo {named} ;;
+        *inspect*) if [ -e {tmp_path}/pulled ]; then echo new; else echo old; fi ;;
+        esac""",
+    )
+    base_image.renew(settings)
+    assert ("image rm old" in (tmp_path / "asked").read_text().splitlines()) == (not named)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_what_ends_a_container_waits_as_long_as_the_container_may_take(
+    monkeypatch, settings, tmp_path, cluster
+):
+    config = production.load({"CARILLON_STATE": str(settings.state)}, cluster=cluster)
+    app = yaml.safe_load(config.compose_files[0].read_text())["services"]["app"]
+    longest = int(app["stop_grace_period"].removesuffix("s"))
+    waited = []
+
+    def compose(config, *arguments, seconds, **_):
+        if arguments[0] in ("up", "stop", "down"):
+            waited.append(seconds)
+        return '{"Service": "nginx", "State": "running", "Health": "healthy"}' if arguments[0] == "ps" else ""
+
+    monkeypatch.setattr(stack, "compose", compose)
+    monkeypatch.setattr(stack.preflight, "neighbour", lambda config: None)
+    stack.up(config, renew=["nginx"])
+    stack.down(config, volumes=False)
+    for name in ("_sql", "_postgresql", "_streamed"):
+        monkeypatch.setattr(operations, name, lambda *_, **__: "")
+    monkeypatch.setattr(production, "up", lambda config: None)
+    (tmp_path / "secrets").mkdir()
+    for name in ("database.dump", "project.env"):
+        (tmp_path / name).write_text("")
+    operations.restore(config, tmp_path)
+    assert len(waited) == 4
+    assert min(waited) > longest
+
+
+class Rotated:
+    """Database, broker and application of a rotation, whose steps may be cut off."""
+
+    def __init__(self, settings, monkeypatch):
+        secret_files.ensure(settings.secrets)
+        self.settings = settings
+        self.database = self.read("database_password")
+        self.broker = self.read("amqp_password")
+        self.key = self.read("secret_key")
+        self.left = None  # steps until the cut
+        monkeypatch.setattr(operations, "_sql", self.step(self.alter))
+        monkeypatch.setattr(stack, "compose", self.step(self.change))
+        monkeypatch.setattr(stack, "up", self.step(lambda config, renew: self.run()))
+        monkeypatch.setattr(secret_files, "write", self.step(secret_files.write))
+        self.run()
+
+    def read(self, name):
+        return secret_files.read(self.settings.secrets, name)
+
+    def step(self, does):
+        def step(*arguments, **how):
+            if self.left is not None:
+                if self.left == 0:
+                    raise KeyboardInterrupt
+                self.left -= 1
+            return does(*arguments, **how)
+
+        return step
+
+    def alter(self, config, *statements):
+        (self.database,) = re.findall("PASSWORD '(.*)'", " ".join(statements))
+        return ""
+
+    def change(self, config, *arguments, stdin, seconds):
+        assert arguments[-2:] == ("change_password", "carillon")
+        self.broker = stdin.strip()
+        return ""
+
+    def run(self):
+        """The application starts, and has what is mounted then."""
+        names = (*secret_files.ROTATED, secret_files.FALLBACKS)
+        self.application = {
+            name: self.read(name) if (self.settings.secrets / name).exists() else "" for name in names
+        }
+
+
+@pytest.fixture
+def rotated(settings, monkeypatch):
+    return Rotated(settings, monkeypatch)
+
+
+@pytest.mark.parametrize("again", [0, 1, 2])
+@pytest.mark.parametrize("steps", range(12))
+def test_a_rotation_that_was_cut_off_is_finished_by_another(rotated, steps, again):
+    first = dict(rotated.application)
+    for left in (steps, again):
+        rotated.left = left
+        try:
+            operations.rotate(rotated.settings)
+        except KeyboardInterrupt:
+            continue
+        break  # it was not cut off
+    else:
+        rotated.left = None
+        operations.rotate(rotated.settings)
+    has = rotated.application
+    assert has == {name: rotated.read(name) for name in has}
+    assert (has["database_password"], has["amqp_password"]) == (rotated.database, rotated.broker)
+    assert all(has[name] != first[name] for name in secret_files.ROTATED)
+    assert has[secret_files.FALLBACKS] == first["secret_key"]
+
+
+def test_a_rotation_without_a_database_leaves_what_is_in_force(rotated, monkeypatch):
+    def away(*_):
+        raise Failure("service postgresql is not running")
+
+    before = {path.name: path.read_text() for path in rotated.settings.secrets.iterdir()}
+    monkeypatch.setattr(operations, "_sql", away)
+    for _ in range(2):
+        with pytest.raises(Failure, match="not running"):
+            operations.rotate(rotated.settings)
+    assert {path.name: path.read_text() for path in rotated.settings.secrets.iterdir()} == before
+
+
+def test_the_next_rotation_has_secrets_of_its_own(rotated):
+    operations.rotate(rotated.settings)
+    first = dict(rotated.application)
+    operations.rotate(rotated.settings)
+    assert rotated.application[secret_files.FALLBACKS] == first["secret_key"]
+    assert all(rotated.application[name] != first[name] for name in secret_files.ROTATED)
+    assert all(path.name in ("secrets", "lock", "make.env") for path in rotated.settings.state.iterdir())

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from dev import __main__ as command
 from dev import (
     config,
     debian,
@@ -16,6 +17,7 @@ from dev import (
     engine,
     observe,
     preflight,
+    process,
     production,
     project,
     secret_files,
@@ -57,25 +59,31 @@ def test_a_port_in_use_names_who_and_what_to_set(machine, settings, busy_port):
     assert line.endswith("choose another with CARILLON_HTTPS_PORT=…")
 
 
+def published(port, project):
+    """An engine with one container, which has this port."""
+    return f"case $* in *publish={port}\\ *) printf '{project}\\t{project}-nginx-1\\n'; esac"
+
+
 def test_a_port_of_another_stack_names_its_container(machine, settings, busy_port):
-    machine.program("docker", f"printf 'other\\tother-nginx-1\\t127.0.0.1:{busy_port}->8043/tcp\\n'")
+    machine.program("docker", published(busy_port, "other"))
     line = line_of(preflight.ports, with_port(free(settings), busy_port))
     assert f"port {busy_port} is in use by container other-nginx-1" in line
 
 
 def test_a_port_of_this_very_stack_is_no_obstacle(machine, settings, busy_port):
-    machine.program(
-        "docker", f"printf '{settings.project}\\tcarillon-unit-nginx-1\\t127.0.0.1:{busy_port}->8043/tcp\\n'"
-    )
+    machine.program("docker", published(busy_port, settings.project))
     preflight.ports(with_port(free(settings), busy_port))
 
 
-def test_published_ports_of_the_engine_are_read():
-    text = "carillon\tcarillon-nginx-1\t0.0.0.0:8013->8013/tcp, [::]:8043->8043/tcp\n\tlone\t5432/tcp\n"
-    assert preflight.parse_published(text) == {
-        8013: ("carillon", "carillon-nginx-1"),
-        8043: ("carillon", "carillon-nginx-1"),
-    }
+def test_a_port_of_what_watches_likewise(machine, settings, busy_port):
+    machine.program("docker", "exit 1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alertmanager = str(server.getsockname()[1])
+    ports = {"CARILLON_PROMETHEUS_PORT": str(busy_port), "CARILLON_ALERTMANAGER_PORT": alertmanager}
+    watched = observe.beside(free(settings), ports)
+    assert line_of(preflight.ports, watched).endswith("choose another with CARILLON_PROMETHEUS_PORT=…")
+    machine.program("docker", published(busy_port, settings.project))
+    preflight.ports(watched)
 
 
 def test_too_little_disk(machine, monkeypatch):
@@ -168,15 +176,22 @@ def test_missing_plugins(machine, settings):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("values", "found"),
     [
-        ('ID=debian\nVERSION_ID="13"\n', 13),
-        ("ID=debian\nVERSION_CODENAME=forky\n", 999),
-        ('ID=ubuntu\nVERSION_ID="24.04"\n', None),
+        ({"ID": "debian", "VERSION_ID": "13"}, 13),
+        ({"ID": "debian", "VERSION_CODENAME": "forky"}, 999),
+        ({"ID": "ubuntu", "VERSION_ID": "24.04"}, None),
+        (None, None),
     ],
 )
-def test_debian_release(text, found):
-    assert debian.release(text) == found
+def test_debian_release(monkeypatch, values, found):
+    def read():
+        if values is None:
+            raise FileNotFoundError
+        return values
+
+    monkeypatch.setattr(debian.platform, "freedesktop_os_release", read)
+    assert debian.release() == found
 
 
 def test_a_stale_pid_file_goes_and_a_true_one_stays(tmp_path):
@@ -239,6 +254,18 @@ def test_an_unknown_command_is_one_line():
     )
     assert answer.returncode == 1
     assert answer.stderr.startswith("carillon: usage: ")
+
+
+def test_a_program_that_does_not_end_is_one_line(machine, monkeypatch, capsys):
+    machine.program("docker", "exec sleep 5")
+    ask = ["docker", "image", "inspect", "carillon/app:it's"]
+    monkeypatch.setitem(command.COMMANDS, "down", lambda _: process.ask(ask, seconds=0.1))
+    monkeypatch.setattr(command.os, "chdir", lambda _: None)
+    assert command.run(["down"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("carillon: `docker image inspect ")
+    assert "did not end within 0.1 s: see whether the engine answers" in said
+    assert said.count("\n") == 1
 
 
 def test_a_checkout_made_with_a_strict_umask(tmp_path):

@@ -39,7 +39,7 @@ def test_a_good_one_is_placed_once(pair, settings):
     assert server_certificate.place(settings, chosen) is True
     assert server_certificate.place(settings, chosen) is False
     folder = settings.state / "nginx/tls"
-    assert (folder / "server.key").read_text() == chosen.key
+    assert (folder / "server.key").read_text() == chosen[1]
     # The user of nginx in its container reads them.
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     assert stat.S_IMODE((folder / "server.key").stat().st_mode) == 0o444

@@ -153,9 +153,7 @@ def test_what_cannot_be_declared_and_where_it_is_not_said(tmp_path, monkeypatch)
     monkeypatch.setattr(project, "FILE", tmp_path / "carillon.toml")
     file = tmp_path / "site.yml"
     file.write_text(tree.VALUES["development"].read_text() + "websocket_prefixes: [/ws/]\n")
-    with pytest.raises(
-        site_file.SiteFileError, match=f"site.yml: websocket_prefixes: say it in {project.FILE}"
-    ):
+    with pytest.raises(Failure, match=f"site.yml: websocket_prefixes: say it in {project.FILE}"):
         site_file.write(file, tmp_path / "out")
     project.FILE.write_text('websocket_prefixes = ["/api/ws/"]')
     with pytest.raises(Failure, match=f"{project.FILE}: websocket_prefixes: '/api/ws/' lies in /api/"):
@@ -179,6 +177,24 @@ def test_the_command_says_which_file_and_value(tmp_path, capsys):
     assert site_file.main([str(file), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == f"{file}: http.policy: 'open' is not one of serve, redirect\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory"),
+        ("[", "not YAML: while parsing"),
+        ("server_names: [a]\nwords: 1\n", "words: no such value"),
+    ],
+)
+def test_whatever_is_wrong_ends_the_tool_with_one_line(tmp_path, text, said):
+    file = tmp_path / "site.yml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(Failure, match=said) as caught:
+        site_file.write(file, tmp_path / "out")
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_hosts_have_what_is_declared(tmp_path):

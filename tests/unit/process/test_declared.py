@@ -12,6 +12,7 @@ from carillon.process import declared, launcher
 from carillon.process.declared import Declared, Process
 from dev import config as configuration
 from dev import project, stack
+from tests.production.containers import programs
 from tests.unit.production import supervisor_lint
 
 ROOT = Path(__file__).parents[3]
@@ -207,7 +208,7 @@ def test_development_has_a_container_of_each(tmp_path, monkeypatch):
             "deploy": {"replicas": 2},
         }
     }
-    assert project.programs() == {"worker:worker_0", "worker:worker_1"}
+    assert programs() == {"worker:worker_0", "worker:worker_1"}
     project.FILE.write_text("")
     project.compose(config)
     assert not config.processes.exists()

@@ -300,11 +300,15 @@ def test_a_variable_that_is_missing_is_named():
 
 @pytest.fixture
 def state(tmp_path):
-    return make.load({"CARILLON_STATE": str(tmp_path / "state"), "CARILLON_PROJECT": "chimes"})
+    return state_of(tmp_path, CARILLON_PROJECT="chimes")
+
+
+def state_of(tmp_path, **told):
+    return make.load({"CARILLON_STATE": str(tmp_path / "state"), **told})
 
 
 def test_all_that_a_unit_mounts_is_made(state):
-    folder = make.write(state, {})
+    folder = make.write(state)
     there = str(make.mounted_from(state))
     assert there == "/etc/chimes"
     sources = {
@@ -320,33 +324,48 @@ def test_all_that_a_unit_mounts_is_made(state):
     assert "localhost/carillon/app:chimes" in (folder / "chimes-app.container").read_text()
 
 
-def test_nginx_asks_the_dns_server_of_its_network(state):
-    folder = make.write(state, {"CARILLON_SUBNET": "10.1.2.0/24"})
+def test_nginx_asks_the_dns_server_of_its_network(tmp_path):
+    state = state_of(tmp_path, CARILLON_PROJECT="chimes", CARILLON_SUBNET="10.1.2.0/24")
+    folder = make.write(state)
     assert "Subnet=10.1.2.0/24\n" in (folder / "chimes-front.network").read_text()
     assert "resolver 10.1.2.1 " in (state.state / "nginx/site.conf").read_text()
 
 
 def test_made_again_secrets_stay_and_an_old_unit_goes(state):
-    folder = make.write(state, {})
+    folder = make.write(state)
     before = {path: path.read_bytes() for path in state.state.rglob("*") if path.is_file()}
     (folder / "chimes-gone.container").write_text("[Container]\n")
-    make.write(state, {})
+    make.write(state)
     assert {path: path.read_bytes() for path in state.state.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("said", ["10.89.43.7/24", "10.89.43.0/30", "front", "fd00::/64"])
-def test_a_network_that_cannot_be_is_refused_before_anything_is_touched(state, said):
+def test_a_network_that_cannot_be_is_refused_before_anything_is_touched(tmp_path, said):
+    state = state_of(tmp_path, CARILLON_SUBNET=said)
     with pytest.raises(Failure, match="CARILLON_SUBNET="):
-        make.write(state, {"CARILLON_SUBNET": said})
+        make.write(state)
     assert not state.state.exists()
 
 
 def test_no_engine_is_asked(state, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    make.write(state, {})
+    make.write(state)
 
 
-def test_its_state_is_nobody_else_s():
+def test_what_it_was_told_is_kept_beside_the_units(tmp_path):
+    told = {"CARILLON_PROJECT": "chimes", "CARILLON_SUBNET": "10.1.2.0/24", "CARILLON_APP_MEMORY": "3g"}
+    told |= {"CARILLON_ALLOWED_HOSTS": "chimes.example.org", "CARILLON_HTTPS_PORT": "8443"}
+    folder = make.write(state_of(tmp_path, **told))
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    assert "8443" in before["chimes-nginx.container"]
+    make.write(state_of(tmp_path))
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+    make.write(state_of(tmp_path, CARILLON_SUBNET="", CARILLON_HTTPS_PORT=""))
+    assert "Subnet=10.89.43.0/24\n" in (folder / "chimes-front.network").read_text()
+    assert "0.0.0.0:443:443" in (folder / "chimes-nginx.container").read_text()
+
+
+def test_its_state_is_nobody_else_s(tmp_path):
     others = {config.load({}).state, *(production.load({}, cluster=each).state for each in (True, False))}
     assert make.load({}).state not in others
-    assert make.load({}).https_port == 443
+    assert state_of(tmp_path).https_port == 443
