@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from .codec import Message, decode, encode
-from .exceptions import ConfigurationError
+from .codec import Message, decode, encode, encode_batch, encode_target
+from .exceptions import BrokerUnavailable, ConfigurationError
 from .layer import AMQPChannelLayer
 from .loops import run_in
 from .queues import declare_queue
@@ -68,6 +68,32 @@ async def go_through(
     return await run_in(
         session.loop, lambda: _go_through(layer, session, channel, queue, what, names, say, limit, before)
     )
+
+
+async def bury(layer: AMQPChannelLayer, queue: Queue, reason: str, event: bytes) -> None:
+    """Put an event among the dead letters of a queue; back when the broker has it. LayerError, or what a call
+    on a link that goes may raise.
+    """
+    link = await layer.session().receiver.supervisor.link(layer.timeout)
+    answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def note(*, ok: bool) -> None:
+        if not answered.done():
+            answered.set_result(ok)
+
+    wire = await link.wire(
+        passing=True,
+        on_confirm=lambda tag, several, ok: note(ok=ok),
+        on_return=lambda identity: note(ok=False),
+    )
+    try:
+        body = encode_batch([encode_target(reason) + event])
+        link.write(wire.publish("", (queue.dead,), body, 1))
+        async with asyncio.timeout(layer.timeout):
+            if not await answered:
+                raise BrokerUnavailable(f"the broker does not take a message for {queue.dead}")
+    finally:
+        await wire.close()
 
 
 async def depth(layer: AMQPChannelLayer, channel: str) -> Depth:

@@ -2,9 +2,10 @@
 
 An AMQP message holds one event or, under load, a batch. Events run on `concurrency` slots in the order in
 which they came (strictly, with one slot). A message is acknowledged when all its events are done. An event
-whose handler raised is tried again: alone, after a pause that doubles, until the queue's delivery limit sends
-it to the dead-letter queue; the others of its batch are not repeated for it. While it waits it holds no slot,
-but on a `single` channel, which keeps the order. A worker that dies leaves its messages to others.
+whose handler raised is tried again: as it came, alone, after a pause that doubles, until the queue's delivery
+limit sends it to the dead-letter queue; the others of its batch are not repeated for it. While it waits it
+holds no slot, but on a `single` channel, which keeps the order: there it is tried again before those that
+follow it. A worker that dies leaves its messages to others.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from .codec import Message, encode
 from .consumer import Consumer, Received
-from .exceptions import LayerError
+from .dead_letters import bury
+from .exceptions import LayerError, describe
 from .layer import AMQPChannelLayer
 
 log = logging.getLogger("asgi_amqp.worker")
@@ -57,11 +59,11 @@ class Worker:
         self._drain_timeout = drain_timeout
         self._retry = retry
         self._handle_signals = handle_signals
-        self._events: deque[tuple[Received, Message]] = deque()
+        self._events: deque[tuple[Received, int]] = deque()  # and the place in its batch
         self._unfinished = 0  # messages whose events are not all done
         self._idle: deque[asyncio.Future[None]] = deque()  # slots without work
         self._roused = False  # one of them has been woken and has not run yet
-        self._resting: dict[Received, asyncio.TimerHandle] = {}
+        self._resting: dict[Received, asyncio.Task[None]] = {}
         self._held: set[Received] = set()  # what the consumer was given and has not seen the end of
         self._renewing: asyncio.Task[None] | None = None
         self._consumer: Consumer
@@ -83,7 +85,8 @@ class Worker:
         waited for.
         """
         self._loop = asyncio.get_running_loop()
-        queue = self._layer.destination(self._channel).queue
+        self._destination = self._layer.destination(self._channel)
+        queue = self._destination.queue
         if queue is None:
             raise ValueError(f"{self._channel} is a process-local channel: a worker needs a normal one")
         self._keeps_order = bool(queue.arguments.get("x-single-active-consumer"))
@@ -131,8 +134,8 @@ class Worker:
         self._held.add(received)
         if self._resting:
             self._make_room()
-        for message in received.messages:
-            self._events.append((received, message))
+        for place in range(received.left):
+            self._events.append((received, place))
         self._rouse()
 
     def _rouse(self) -> None:
@@ -152,8 +155,9 @@ class Worker:
             if not received.left:
                 self._finish()
         self._events.clear()
-        for timer in self._resting.values():
-            timer.cancel()
+        for task in self._resting.values():
+            task.cancel()
+            self._finish()
         self._resting.clear()
         self._held.clear()
         if error is not None:
@@ -167,81 +171,118 @@ class Worker:
                 self._idle.append(idle)
                 await idle
                 self._roused = False
-            received, message = self._events.popleft()
+            received, place = self._events.popleft()
             received.begun = True
             if self._events and not self._roused:
                 self._rouse()
-            try:
-                await self._handler(message)
-                self.handled += 1
-            except (SystemExit, KeyboardInterrupt, GeneratorExit):
-                raise
-            except BaseException as error:
-                if isinstance(error, asyncio.CancelledError):
-                    task = asyncio.current_task()
-                    if self._ended or task is None:
-                        raise  # the worker stops; else it is the handler's own
-                    while task.cancelling():
-                        task.uncancel()
-                self.failed += 1
-                log.exception(
-                    "Channel %s: the handler failed on a message of type %r",
-                    self._channel,
-                    message.get("type"),
-                )
-                received.failed = (*received.failed, message)
+            done = await self._handle(received.messages[place])
+            if not done and self._keeps_order and len(received.messages) > 1:
+                done = await self._insist(received, place)
+            if not done:
+                received.failed = (*received.failed, place)
             received.left -= 1
-            if not received.left:
-                if received.failed:
-                    await self._retry_failed(received)
-                else:
-                    self._held.discard(received)
-                    received.ack()
-                self._finish()
+            if received.left:
+                continue
+            if not received.failed:
+                self._end(received, received.ack)
+            elif self._keeps_order or len(self._resting) >= RESTING:
+                await self._rest(received)
+            else:
+                self._resting[received] = asyncio.create_task(self._rest(received))
+                self._make_room()
+
+    async def _handle(self, message: Message) -> bool:
+        """Whether the handler has done it."""
+        try:
+            await self._handler(message)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                task = asyncio.current_task()
+                if self._ended or task is None:
+                    raise  # the worker stops; else it is the handler's own
+                while task.cancelling():
+                    task.uncancel()
+            self.failed += 1
+            log.exception(
+                "Channel %s: the handler failed on a message of type %r", self._channel, message.get("type")
+            )
+            return False
+        self.handled += 1
+        return True
+
+    def _end(self, received: Received, how: Callable[[], None]) -> None:
+        """Done with, one way or the other."""
+        self._resting.pop(received, None)
+        self._held.discard(received)
+        how()
+        self._finish()
 
     def _finish(self) -> None:
         self._unfinished -= 1
         if self._done is not None and not self._unfinished:
             self._done.set()
 
-    async def _retry_failed(self, received: Received) -> None:
-        if len(received.messages) == 1:
-            await self._rest(received)
-        else:
-            self._held.discard(received)
-            sender = self._layer.session().sender
-            destination = self._layer.destination(self._channel)
-            try:
-                for message in received.failed:
-                    await sender.send(destination, encode(message), self._layer.timeout)
-            except Exception:
-                log.warning(
-                    "Channel %s: failed events could not be put back alone: their batch is repeated",
-                    self._channel,
-                )
-                received.fail()
-            else:
-                received.ack()
+    async def _pause(self, attempt: int) -> None:
+        """Before the next attempt, so that a broken database does not spin the queue; it ends with a stop."""
+        first, longest = self._retry
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(longest, first * 2 ** min(attempt, 30))):
+                await self._stopping.wait()
 
     async def _rest(self, received: Received) -> None:
-        """Its next attempt comes after a pause, so that a broken database does not spin the queue."""
-        first, longest = self._retry
-        pause = min(longest, first * 2 ** min(received.attempts, 30))
-        if self._keeps_order or len(self._resting) >= RESTING:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._stopping.wait()
-            self._fail(received)
-        elif self._stopping.is_set():
-            self._fail(received)
-        else:
-            self._resting[received] = asyncio.get_running_loop().call_later(pause, self._fail, received)
-            self._make_room()
+        """Events have failed: after a pause those of a batch are sent again, alone. Where they cannot be,
+        that is tried again: the others of the batch are done. Only a worker that stops, or the order, has it
+        repeated whole.
+        """
+        attempt, alone = received.attempts, len(received.messages) == 1
+        if alone or not self._keeps_order:
+            await self._pause(attempt)
+        if alone or self._keeps_order:
+            return self._end(received, received.fail)
+        sender = self._layer.session().sender
+        while received.failed and not received.wire.closed:  # else the batch comes again
+            data = encode(received.again(received.failed[0]))
+            try:
+                await sender.send(self._destination, data, self._layer.timeout)
+            except Exception as error:
+                log.warning(
+                    "Channel %s: an event cannot be put back alone: %s", self._channel, describe(error)
+                )
+                if self._stopping.is_set():
+                    return self._end(received, received.fail)
+                attempt += 1
+                await self._pause(attempt)
+            else:
+                received.failed = received.failed[1:]
+        self._end(received, received.ack)
 
-    def _fail(self, received: Received) -> None:
-        self._resting.pop(received, None)
-        self._held.discard(received)
-        received.fail()
+    async def _insist(self, received: Received, place: int) -> bool:
+        """Try an event of a batch again before those that follow it, until it is done or a dead letter. Else
+        the worker stops or the batch comes again: what follows is not begun.
+        """
+        tries, queue = 0, self._destination.queue
+        assert queue is not None
+        while True:
+            await self._pause(received.attempts + tries)
+            if self._stopping.is_set() or received.wire.closed:
+                rest = deque(each for each in self._events if each[0] is not received)
+                received.left -= len(self._events) - len(rest)
+                self._events = rest
+                return False
+            tries += 1
+            if await self._handle(received.again(place)):
+                return True
+            if tries >= queue.arguments["x-delivery-limit"]:
+                try:
+                    await bury(self._layer, queue, "delivery_limit", encode(received.again(place)))
+                except Exception as error:
+                    log.warning(
+                        "Channel %s: no dead letter can be written: %s", self._channel, describe(error)
+                    )
+                else:
+                    return True
 
     def _make_room(self) -> None:
         """Where what rests takes up what may be fetched ahead, begin to consume anew: the broker counts what
@@ -259,10 +300,6 @@ class Worker:
 
     async def _drain(self, slots: list[asyncio.Task[None]]) -> None:
         """Let what has begun finish; give back the rest."""
-        for received, timer in self._resting.items():
-            timer.cancel()
-            received.fail()
-        self._resting.clear()
         for received in {received: None for received, _ in self._events if not received.begun}:
             received.give_back()
             self._unfinished -= 1
