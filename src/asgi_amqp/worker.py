@@ -69,7 +69,8 @@ class Worker:
         self._consumer: Consumer
         self._keeps_order = self._ended = False
         self._done: asyncio.Event | None = None  # while it drains: all are finished
-        self._stopping = asyncio.Event()
+        self._stopping = asyncio.Event()  # from now on nothing begins,
+        self._paused = asyncio.Event()  # and from now on nothing comes: what goes back is for others
         self._error: LayerError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -100,10 +101,8 @@ class Worker:
                 slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
                 try:
                     await self._stopping.wait()
-                    if self._renewing is not None:  # it would consume again behind the pause
-                        await asyncio.wait([self._renewing])
-                    await consumer.pause()
                 finally:
+                    self._stopping.set()  # run() may have been cancelled
                     await self._drain(slots)
             finally:
                 await consumer.stop()
@@ -166,7 +165,7 @@ class Worker:
 
     async def _slot(self) -> None:
         while True:
-            while not self._events:
+            while not self._events or (self._stopping.is_set() and not self._events[0][0].begun):
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
                 await idle
@@ -225,11 +224,13 @@ class Worker:
             self._done.set()
 
     async def _pause(self, attempt: int) -> None:
-        """Before the next attempt, so that a broken database does not spin the queue; it ends with a stop."""
+        """Before the next attempt, so that a broken database does not spin the queue; until a worker that
+        stops is given nothing more.
+        """
         first, longest = self._retry
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(longest, first * 2 ** min(attempt, 30))):
-                await self._stopping.wait()
+                await self._paused.wait()
 
     async def _rest(self, received: Received) -> None:
         """Events have failed: after a pause those of a batch are sent again, alone. Where they cannot be,
@@ -299,17 +300,28 @@ class Worker:
         self._make_room()
 
     async def _drain(self, slots: list[asyncio.Task[None]]) -> None:
-        """Let what has begun finish; give back the rest."""
-        for received in {received: None for received, _ in self._events if not received.begun}:
-            received.give_back()
-            self._unfinished -= 1
-        self._events = deque(each for each in self._events if each[0].begun)
-        if self._unfinished:
-            self._done = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._drain_timeout):
+        """Be given nothing more, let what has begun finish, give back the rest."""
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                if self._renewing is not None:  # it would consume again behind the pause
+                    await asyncio.wait([self._renewing])
+                await self._consumer.pause()
+                self._give_back()
+                if self._unfinished:
+                    self._done = asyncio.Event()
                     await self._done.wait()
-        self._ended = True
-        for slot in slots:
-            slot.cancel()
-        await asyncio.gather(*slots, return_exceptions=True)
+        except TimeoutError:
+            pass  # what is left goes back with its channel
+        finally:
+            self._ended = True
+            tasks = [*slots, *self._resting.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _give_back(self) -> None:
+        """What has not begun: nothing else comes, so that it does not come here again."""
+        for received in {received: None for received, _ in self._events if not received.begun}:
+            self._end(received, received.give_back)
+        self._events = deque(each for each in self._events if each[0].begun)
+        self._paused.set()

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 
+import pytest
+
 from asgi_amqp import ChannelFull
 from asgi_amqp.codec import decode
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import until
 from tests.unit.asgi_amqp.test_sessions import body, consuming, sent
+from tests.unit.asgi_amqp.test_sessions_edges import GatedLink
 
 
 class Handler:
@@ -198,3 +201,103 @@ async def test_single_begins_nothing_behind_what_failed_when_the_link_is_lost(ma
         brokers.links[0].give_up("cut")
         await until(lambda: not worker._unfinished)
     assert handler.numbers == [1]
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_a_worker_that_stops_begins_nothing_more_and_gives_back_what_came(make, brokers, how):
+    brokers.found = [GatedLink]
+    layer, handler = make(durable=["jobs"]), Handler()
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    running = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.link.may_cancel.clear()  # the broker's answer takes its time
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    wire.deliver(body("jobs", {"n": 2}), tag=2)
+    await until(lambda: ("ack", 2) in wire.answers)
+    wire.deliver(body("jobs", {"n": 3}), tag=3)  # no slot has seen it
+    running.cancel() if how == "cancel" else worker.stop()
+    await until(lambda: ("cancel", "tag-1") in wire.answers)
+    wire.deliver(body("jobs", {"n": 4}, {"n": 5}), tag=4)
+    await asyncio.sleep(0.02)
+    assert handler.numbers in ([1, 2], [1, 2, 3])  # the slot's turn may have come before the stop's
+    assert ("nack", 4) not in wire.answers  # it would come here again
+    wire.link.may_cancel.set()
+    await until(lambda: ("nack", 4) in wire.answers)
+    await asyncio.gather(running, return_exceptions=True)
+    assert ("nack", 3) in wire.answers or ("ack", 3) in wire.answers
+    assert 4 not in handler.numbers
+    assert running.cancelled() == (how == "cancel")
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_a_drain_ends_in_time_though_the_broker_does_not_answer(make, brokers, how):
+    brokers.found = [GatedLink]
+    layer, begun = make(durable=["jobs"]), asyncio.Event()
+
+    async def handler(message):
+        begun.set()
+        await asyncio.sleep(60)
+
+    worker = Worker(layer, handler, "jobs", handle_signals=False, drain_timeout=0.05)
+    running = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.link.may_cancel.clear()
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    await begun.wait()
+    running.cancel() if how == "cancel" else worker.stop()
+    async with asyncio.timeout(5):
+        await asyncio.wait([running])
+    assert wire.closed  # what was not acknowledged goes back
+    assert wire.answers == [("cancel", "tag-1")]
+    wire.link.may_cancel.set()
+
+
+async def test_what_rests_when_a_worker_stops_goes_back_to_others_and_not_to_itself(make, brokers):
+    brokers.found = [GatedLink]
+    async with working(make(durable=["jobs"]), brokers, Handler(1), retry=(60, 60)) as (worker, wire):
+        wire.deliver(body("jobs", {"n": 1}), tag=1)
+        await until(lambda: wire.consuming[1:])  # it rests, and takes up no room
+        wire.link.may_cancel.clear()
+        worker.stop()
+        await until(lambda: ("cancel", "tag-2") in wire.answers)
+        await asyncio.sleep(0.02)
+        assert ("reject", 1, True) not in wire.answers
+        wire.link.may_cancel.set()
+        await until(lambda: ("reject", 1, True) in wire.answers)
+
+
+async def test_a_worker_that_was_stopped_before_it_ran_begins_nothing(make, brokers):
+    layer, handler = make(durable=["jobs"]), Handler()
+    worker = Worker(layer, handler, "jobs", handle_signals=False)
+    brokers.found = [GatedLink]
+    link = await layer.session().receiver.supervisor.link(5)
+    link.may_consume.clear()
+    worker.stop()
+    running = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    link.may_consume.set()
+    await asyncio.wait_for(running, 5)
+    assert not handler.numbers
+    assert ("nack", 1) in wire.answers
+
+
+async def test_a_batch_that_has_begun_is_finished_when_the_worker_stops(make, brokers):
+    numbers, go_on = [], asyncio.Event()
+
+    async def handler(message):
+        numbers.append(message["n"])
+        await go_on.wait()
+
+    async with working(make(durable=["jobs"]), brokers, handler) as (worker, wire):
+        wire.deliver(body("jobs", {"n": 1}, {"n": 2}), tag=1)
+        wire.deliver(body("jobs", {"n": 3}), tag=2)
+        await until(lambda: numbers)
+        worker.stop()
+        await until(lambda: ("nack", 2) in wire.answers)
+        go_on.set()
+        await until(lambda: ("ack", 1) in wire.answers)
+    assert numbers == [1, 2]
