@@ -7,6 +7,7 @@ when it first sends.
 
 import asyncio
 import atexit
+import contextlib
 import threading
 import time
 import weakref
@@ -80,6 +81,15 @@ class Background:
     def full(self, destination: Destination) -> bool:
         """Whether there is no room, roughly: threads may be putting more just now."""
         return self._sender.outbox.full(destination, self.waiting_bytes)
+
+    def begin(self) -> None:
+        """Connect, from any thread; the error where that is hopeless."""
+        supervisor = self._sender.supervisor
+        if not supervisor.trying:
+            if (hopeless := supervisor.hopeless) is not None:
+                raise hopeless
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self.loop.call_soon_threadsafe(supervisor.start)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run a coroutine in the background loop and wait for it from a thread."""
@@ -175,6 +185,7 @@ class SyncPublisher:
         deadline = time.monotonic() + timeout
         neediest = max((destination for destination, _ in events), key=attrgetter("confirmed"))
         while background.full(neediest):
+            background.begin()
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
                     "as many bytes wait to be sent as buffer_bytes allows, and the broker takes none"

@@ -74,7 +74,7 @@ class Receiver:
         """The oldest message of a mailbox, once there is one. LayerError when there will be none."""
         while (message := box.take(time.monotonic())) is None:
             if self._wire is None:
-                self._start()
+                self.supervisor.begin()
             await wait(box)
         return message
 
@@ -85,12 +85,6 @@ class Receiver:
             inbox = Inbox(self, queue, self._config.expiry, self._config.timeout)
             self._inboxes[queue.name] = inbox
         return inbox
-
-    def _start(self) -> None:
-        """Connect; the error where that is hopeless."""
-        if (hopeless := self.supervisor.hopeless) is not None:
-            raise hopeless
-        self.supervisor.start()
 
     async def ready(self, timeout: float) -> None:
         """Until this process can be reached: its queue is declared and consumed."""
@@ -120,7 +114,7 @@ class Receiver:
 
     async def _bound(self, group: str, timeout: float) -> None:
         """Until the group is bound. The binding itself is nobody's: who stops waiting disturbs no other."""
-        self._start()
+        self.supervisor.begin()
         self._bind()
         future = self._joining.get(group)
         if future is None:

@@ -90,10 +90,10 @@ class Sender:
         """Until there is room, one after the other."""
         mine, queue = asyncio.Event(), self._queues[destination.confirmed]
         queue.append(mine)
-        self.supervisor.start()
         try:
             async with asyncio.timeout(timeout):
                 while queue[0] is not mine or self.outbox.full(destination):
+                    self.supervisor.begin()
                     mine.clear()
                     await mine.wait()
         except TimeoutError:
@@ -318,10 +318,13 @@ class Sender:
             self._on_lost()
 
     def _failed(self, error: LayerError) -> None:
-        """There will be no link: who waits hears why. What nobody waits for waits for the next attempt."""
+        """There will be no link: who waits hears why, and who waits for room. What nobody waits for waits for
+        the next attempt.
+        """
         for batch in list(self.outbox):
             for ticket in batch.tickets.values():
                 ticket.give_up(error)
+        self._wake()
 
     async def flush(self, timeout: float) -> bool:
         """Wait until all that was accepted is confirmed, at most `timeout` seconds; whether it is."""

@@ -11,7 +11,7 @@ import pytest
 from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
 from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.tickets import ThreadTicket
-from tests.unit.asgi_amqp.links import Brokers
+from tests.unit.asgi_amqp.links import Brokers, Link
 from tests.unit.asgi_amqp.test_sessions import sent
 
 
@@ -55,6 +55,28 @@ def test_a_queue_that_withholds_its_confirms_leaves_room_for_what_needs_none(bro
     while ("g", {"n": 1}) not in sent(brokers.links[0]):
         assert time.monotonic() < deadline
         time.sleep(0.001)
+    layer.publisher.close(0.0)
+
+
+def test_a_publisher_that_was_refused_and_is_full_says_why_and_tries_again(brokers, monkeypatch):
+    brokers.found = [ConfigurationError("wrong password")]
+    layer = AMQPChannelLayer("amqp://broker.test", buffer_bytes=10_000)
+
+    def fill():
+        for _ in range(100):
+            layer.publisher.group_send("g", {"x": bytes(500)}, wait=False)
+
+    begun = time.monotonic()
+    for _ in range(2):  # the second is told what the first met
+        with pytest.raises(ConfigurationError, match="wrong password"):
+            fill()
+    assert time.monotonic() - begun < 4
+    assert len(brokers.tried) == 1
+    brokers.found = [Link]
+    monkeypatch.setattr("asgi_amqp.supervisor.REPEAT", 0)
+    with pytest.raises(BrokerUnavailable, match="takes none"):  # this one answers nothing
+        layer.publisher.group_send("g", {"n": 1}, 0.3, wait=False)
+    assert sent(brokers.links[0])
     layer.publisher.close(0.0)
 
 

@@ -7,6 +7,7 @@ from aiormq import AMQPError
 
 from asgi_amqp import BrokerUnavailable, ChannelFull, MessageTooLarge
 from asgi_amqp.codec import decode, encode, encode_batch, encode_target
+from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.sender import Forward
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Link, until
@@ -144,6 +145,28 @@ async def test_a_queue_that_withholds_its_confirms_stops_no_group_send(make, bro
     for job in jobs:
         job.cancel()
     await asyncio.gather(*jobs, return_exceptions=True)
+
+
+async def test_who_waits_for_room_hears_that_there_will_be_no_connection(make, brokers, monkeypatch):
+    brokers.found = [BrokerUnavailable("down")]
+    layer = make(buffer_bytes=10_000)
+    sender, destination = layer.session().sender, layer.group_destination("g")
+    while not sender.outbox.full(destination):
+        sender.submit(destination, layer.encode({"x": bytes(500)}), None)
+    waiting = [asyncio.create_task(layer.group_send("g", {"n": n})) for n in range(3)]
+    await until(lambda: len(sender._queues[False]) == 3)
+    brokers.found = [ConfigurationError("wrong password")]
+    async with asyncio.timeout(2):
+        for each in (*waiting, layer.group_send("g", {"n": 3})):
+            with pytest.raises(ConfigurationError, match="wrong password"):
+                await each
+    brokers.found = [Link]
+    monkeypatch.setattr("asgi_amqp.supervisor.REPEAT", 0)
+    sending = asyncio.create_task(layer.group_send("g", {"n": 4}))
+    await until(lambda: brokers.links and "ask" in brokers.links[0].wires[1].answers)
+    settle(brokers.links[0])
+    await sending
+    await until(lambda: ("g", {"n": 4}) in sent(brokers.links[0]))
 
 
 # Groups
