@@ -70,11 +70,11 @@ async def go_through(
     )
 
 
-async def bury(layer: AMQPChannelLayer, queue: Queue, reason: str, event: bytes) -> None:
+async def bury(session: Session, queue: Queue, reason: str, event: bytes, timeout: float) -> None:
     """Put an event among the dead letters of a queue; back when the broker has it. LayerError, or what a call
     on a link that goes may raise.
     """
-    link = await layer.session().receiver.supervisor.link(layer.timeout)
+    link = await session.receiver.supervisor.link(timeout)
     answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def note(*, ok: bool) -> None:
@@ -89,7 +89,7 @@ async def bury(layer: AMQPChannelLayer, queue: Queue, reason: str, event: bytes)
     try:
         body = encode_batch([encode_target(reason) + event])
         link.write(wire.publish("", (queue.dead,), body, 1))
-        async with asyncio.timeout(layer.timeout):
+        async with asyncio.timeout(timeout):
             if not await answered:
                 raise BrokerUnavailable(f"the broker does not take a message for {queue.dead}")
     finally:

@@ -128,8 +128,9 @@ class EventStream:
 
         A lost connection is made again and the reading goes on where it was. PositionGone, at once or later:
         events that follow were dropped by retention, or the log is not the one of the position.
-        BrokerUnavailable: this broker has no copy of the log.
+        BrokerUnavailable: this broker has no copy of the log, or the layer was closed.
         """
+        session = self._layer.session()
         at = since if since is not None else await self.last()
         if at.epoch != self.epoch:
             self.epoch = ""  # it may have begun anew
@@ -137,7 +138,7 @@ class EventStream:
         if at.epoch != epoch:
             raise PositionGone(f"position {at}: the log began anew, its epoch is {epoch}")
         reached = at.number
-        while True:
+        while not session.closed:
             arrived: asyncio.Queue[Messages | None] = asyncio.Queue()  # the prefetch bounds it
             reader = StreamReader(
                 self._stream.name,
@@ -148,7 +149,7 @@ class EventStream:
                 on_end=functools.partial(arrived.put_nowait, None),
             )
             try:
-                await reader.attach(await self._layer.session().receiver.supervisor.link(3600))
+                await reader.attach(await session.receiver.supervisor.link(3600))
                 # The message that holds the last event read comes first, if it is still there.
                 async with asyncio.timeout(self._layer.timeout):
                     messages = await arrived.get()
@@ -170,7 +171,7 @@ class EventStream:
                     messages = await arrived.get()
             except TimeoutError:
                 with contextlib.suppress(*GONE):  # the broker has fallen silent: again with the next link
-                    if reached > (await self.last()).number:
+                    if not session.closed and reached > (await self.last()).number:
                         raise PositionGone(
                             f"position {epoch}:{reached} is beyond the end of the log"
                         ) from None
@@ -184,3 +185,4 @@ class EventStream:
                 await asyncio.sleep(0.05)  # the link is lost: again with the next
             finally:
                 await reader.close()
+        raise BrokerUnavailable("the layer was closed")

@@ -91,9 +91,9 @@ class Worker:
         if queue is None:
             raise ValueError(f"{self._channel} is a process-local channel: a worker needs a normal one")
         self._keeps_order = bool(queue.arguments.get("x-single-active-consumer"))
-        receiver = self._layer.session().receiver
+        self._session = self._layer.session()
         self._consumer = consumer = Consumer(
-            receiver, queue, self._concurrency, self._on_message, self._on_lost
+            self._session.receiver, queue, self._concurrency, self._on_message, self._on_lost
         )
         with self._signals():
             try:
@@ -242,7 +242,7 @@ class Worker:
             await self._pause(attempt)
         if alone or self._keeps_order:
             return self._end(received, received.fail)
-        sender = self._layer.session().sender
+        sender = self._session.sender
         while received.failed and not received.wire.closed:  # else the batch comes again
             data = encode(received.again(received.failed[0]))
             try:
@@ -277,7 +277,8 @@ class Worker:
                 return True
             if tries >= queue.arguments["x-delivery-limit"]:
                 try:
-                    await bury(self._layer, queue, "delivery_limit", encode(received.again(place)))
+                    event = encode(received.again(place))
+                    await bury(self._session, queue, "delivery_limit", event, self._layer.timeout)
                 except Exception as error:
                     log.warning(
                         "Channel %s: no dead letter can be written: %s", self._channel, describe(error)

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from asgi_amqp import ChannelFull
+from asgi_amqp import BrokerUnavailable, ChannelFull
 from asgi_amqp.codec import decode
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import until
@@ -201,6 +201,30 @@ async def test_single_begins_nothing_behind_what_failed_when_the_link_is_lost(ma
         brokers.links[0].give_up("cut")
         await until(lambda: not worker._unfinished)
     assert handler.numbers == [1]
+
+
+async def test_a_worker_whose_layer_was_closed_opens_nothing_again(make, brokers):
+    gate, tries = asyncio.Event(), []
+
+    async def handler(message):
+        tries.append(message)
+        if len(tries) > 1:
+            await gate.wait()
+        raise RuntimeError("always")
+
+    layer = make(durable={"jobs": {"single": True, "delivery_limit": 1}})
+    worker = Worker(layer, handler, "jobs", handle_signals=False, retry=(0.001, 0.002))
+    running = asyncio.create_task(worker.run())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}, {"n": 2}), tag=1)
+    await until(lambda: len(tries) == 2)
+    links = len(brokers.links)
+    await layer.close()
+    gate.set()  # it would be a dead letter now
+    with pytest.raises(BrokerUnavailable):
+        await running
+    assert len(brokers.links) == links
+    assert not layer._sessions
 
 
 # Stopping
