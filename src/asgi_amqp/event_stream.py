@@ -18,6 +18,8 @@ from .position import BATCH, Position, first_of, message_of
 from .stream import FIRST, Messages, Stream, StreamReader, declare, last_chunk, peek
 from .topology import Destination
 
+PREFETCH = 16  # AMQP messages that a reader has in hand: each a batch of at most BATCH_BYTES, or one event
+
 
 class PositionGone(LayerError):
     """What followed this position can no longer be replayed whole: fetch the state anew."""
@@ -144,6 +146,7 @@ class EventStream:
                 self._stream.name,
                 message_of(reached),
                 arrived.put_nowait,
+                prefetch=PREFETCH,
                 manual=True,
                 passing=True,
                 on_end=functools.partial(arrived.put_nowait, None),

@@ -7,6 +7,7 @@ import pytest
 from asgi_amqp import BrokerUnavailable, Position
 from asgi_amqp.event_stream import EventStream
 from tests.unit.asgi_amqp.links import until
+from tests.unit.asgi_amqp.test_sessions import body
 
 
 def reading(brokers):
@@ -49,3 +50,24 @@ async def test_a_reader_that_waits_for_a_connection_hears_that_its_layer_was_clo
     with pytest.raises(BrokerUnavailable, match="closed"):
         await asyncio.wait_for(waiting, 5)
     assert not layer._sessions
+
+
+async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, brokers):
+    layer = make()
+    stream = EventStream(layer, "log")
+    stream.epoch = "ep"
+    events = stream.read(Position("ep", 0))
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: reading(brokers))
+    (wire,) = reading(brokers)
+    assert wire.consuming == [("asgi.s.log", 16)]
+    for offset in range(3):
+        batch = body("ep", {"n": offset}, {"n": offset})
+        wire.deliver(batch, tag=offset + 1, headers={"x-stream-offset": offset})
+    got = [(await waiting).position.number] + [(await anext(events)).position.number for _ in range(4)]
+    assert got == [1, 4096, 4097, 8192, 8193]
+    assert wire.answers == []
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: wire.answers == [("ack", 3)])
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)

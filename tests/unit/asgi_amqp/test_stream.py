@@ -99,7 +99,7 @@ async def test_a_broker_that_falls_silent_as_reading_begins_does_not_end_it(monk
 
     def wires():
         return [
-            wire for link in brokers.links for wire in link.wires if ("asgi.s.log", 256) in wire.consuming
+            wire for link in brokers.links for wire in link.wires if ("asgi.s.log", 16) in wire.consuming
         ]
 
     await until(lambda: len(wires()) > 1)
