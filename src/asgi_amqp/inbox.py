@@ -147,7 +147,7 @@ class Inbox:
     def _on_lost(self, error: LayerError | None) -> None:
         """What is here and not acknowledged will come again."""
         self._unread.clear()
-        self.box.clear()
+        self.box.keep_returned()
         if error is not None:
             self._consumer = None
             self.box.fail(error)

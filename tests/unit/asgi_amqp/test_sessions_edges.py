@@ -241,6 +241,23 @@ async def test_an_inbox_that_rests_when_the_link_is_cut_fetches_nothing_for_nobo
     assert await receiving == {"n": 2}
 
 
+async def test_a_message_whose_reader_in_another_loop_went_away_outlives_a_lost_link(make, brokers):
+    """It has been acknowledged, and does not come again."""
+    layer = make(durable=["jobs"])
+    inbox = await layer.session().receiver.inbox(layer.destination("jobs").queue)
+    receiving = asyncio.create_task(inbox.receive())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    wire.deliver(body("jobs", {"n": 2}), tag=2)
+    inbox.box.put_first(await receiving)  # as `fetch` does when who asked was cancelled meanwhile
+    brokers.links[0].give_up("cut")
+    await until(lambda: len(brokers.links) == 2 and consumed(brokers.links[1], "asgi.d.jobs"))
+    assert wire.answers == [("ack", 1)]
+    consumed(brokers.links[1], "asgi.d.jobs")[0].deliver(body("jobs", {"n": 2}), tag=1)
+    async with asyncio.timeout(5):
+        assert [await layer.receive("jobs") for _ in range(2)] == [{"n": 1}, {"n": 2}]
+
+
 async def test_a_worker_that_drains_takes_nothing_new_from_the_next_link(make, brokers):
     layer = make(durable=["jobs"])
     finish, begun = asyncio.Event(), asyncio.Event()
