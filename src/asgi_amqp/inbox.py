@@ -41,7 +41,9 @@ async def wait(box: Mailbox) -> None:
 
 
 class Inbox:
-    """Made when a channel is first received on; lives as long as its session. Home of its one mailbox."""
+    """Made when a channel is first received on, and forgotten when nobody has for long. Home of its one
+    mailbox.
+    """
 
     drop_oldest = False
 
@@ -56,6 +58,11 @@ class Inbox:
         self._consumer: Consumer | None = None
         self._starting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody reads, nothing is consumed, and nothing is here to be read."""
+        return not (self._readers or self._consumer or self._starting or self.box.count)
 
     async def receive(self) -> Message:
         """The next message."""

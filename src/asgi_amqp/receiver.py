@@ -84,6 +84,7 @@ class Receiver:
         if inbox is None:
             inbox = Inbox(self, queue, self._config.expiry, self._config.timeout)
             self._inboxes[queue.name] = inbox
+        inbox.box.read_at = time.monotonic()  # somebody is about to
         return inbox
 
     async def ready(self, timeout: float) -> None:
@@ -267,14 +268,17 @@ class Receiver:
 
     def _sweep(self) -> None:
         """Forget channels that nobody reads, with their memberships."""
-        forgotten = {box.channel for box in self.mailboxes.sweep(time.monotonic())}
+        now = time.monotonic()
+        forgotten = {box.channel for box in self.mailboxes.sweep(now)}
         self._unhome(forgotten)
         if forgotten:
             for group, members in list(self.mailboxes.groups.items()):
                 for channel in forgotten.intersection(members):
                     self.group_discard(group, channel)
-        for inbox in self._inboxes.values():
-            inbox.box.expire(time.monotonic())
+        for name, inbox in list(self._inboxes.items()):
+            inbox.box.expire(now)
+            if inbox.idle and now - inbox.box.read_at > self._config.expiry:
+                del self._inboxes[name]
         self._sweeper = self.loop.call_later(max(1.0, self._config.expiry / 2), self._sweep)
 
     def _unhome(self, channels: Iterable[str]) -> None:
