@@ -318,12 +318,8 @@ class Sender:
             self._on_lost()
 
     def _failed(self, error: LayerError) -> None:
-        """There will be no link: who waits hears why, and who waits for room. What nobody waits for waits for
-        the next attempt.
-        """
-        for batch in list(self.outbox):
-            for ticket in batch.tickets.values():
-                ticket.give_up(error)
+        """There will be no link: who waits hears why, and who waits for room."""
+        self.outbox.fail(error)
         self._wake()
 
     async def flush(self, timeout: float) -> bool:
