@@ -23,9 +23,9 @@ class Ticket:
 
     def settle(self, error: Exception | None = None) -> None:
         """One event has ended: well, or with `error`."""
-        self.left -= 1
         if self.error is None:
             self.error = error
+        self.left -= 1  # a thread that sees none left looks at the error
         if self.left <= 0 and not self.done:
             self.done = True
             self.finish()

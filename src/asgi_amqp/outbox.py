@@ -212,9 +212,7 @@ class Outbox:
 
     def confirm(self, tag: int, multiple: bool, ok: bool, now: float) -> None:
         """The broker has taken (or refused) the batch of this tag; `multiple`: and all before it."""
-        tags = [tag]
-        if multiple:
-            tags = list(takewhile(lambda each: each <= tag, self._confirming))
+        tags = list(takewhile(lambda each: each <= tag, self._confirming)) if multiple else [tag]
         for each in tags:
             batch = self._confirming.pop(each, None)
             if batch is not None:
@@ -252,7 +250,9 @@ class Outbox:
             self.stats.refused += len(batch.parts)
             # A classic queue refuses only when it is full; a quorum queue (which has dead letters) also while
             # it has no leader or is being deleted. It is not sent again: what came after it may be there.
-            if queue is None or not queue.dead:
+            if queue is None:
+                self._end(batch, BrokerUnavailable(f"the broker refused {next(iter(batch.keys))}"))
+            elif not queue.dead:
                 self._end(batch, ChannelFull(f"the queue of {lane.name[2:]!r} is full"))
             else:
                 if not lane.refused:  # else it is being asked

@@ -440,14 +440,6 @@ def test_a_full_classic_queue_is_channel_full(sending):
     assert sending.box.idle
 
 
-def test_a_refusal_without_a_queue_is_channel_full(sending):
-    stream = Destination("s.x", b"S", "s.x", True)
-    ticket = sending.add(stream)
-    (batch,) = sending.take()
-    sending.confirm(batch.tag, ok=False)
-    assert isinstance(ticket.error, ChannelFull)
-
-
 def test_a_quorum_queue_that_refuses_is_asked_why(sending):
     first, second = sending.add(DURABLE), None
     sending.now = 5.0
@@ -753,6 +745,17 @@ def test_events_that_follow_withdrawn_ones_keep_their_tickets(sending):
     assert batch.parts == [b"Q2", b"Q3"]
     sending.confirm(batch.tag)
     assert (second.ends, third.ends) == ([None], [None])
+
+
+@pytest.mark.parametrize(
+    "destination", [Destination("s.log.ep", b"", "s.log.ep", confirmed=True, most=4096), GROUPS[0]]
+)
+def test_what_has_no_queue_is_not_said_to_be_full_when_it_is_refused(sending, destination):
+    ticket = sending.add(destination)
+    (batch,) = sending.take()
+    sending.confirm(batch.tag, ok=False)
+    assert isinstance(ticket.error, BrokerUnavailable)
+    assert destination.key in str(ticket.error)
 
 
 def test_a_refused_batch_is_given_up_at_its_deadline(sending):

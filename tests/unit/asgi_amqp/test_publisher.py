@@ -116,3 +116,17 @@ def test_an_error_of_many_threads_is_raised_for_each_on_its_own():
         with pytest.raises(ConfigurationError) as caught:
             ticket.wait()
         assert caught.value is not error
+
+
+def test_a_thread_that_sees_its_events_settled_sees_the_error_of_the_last():
+    class Watched(ThreadTicket):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "left" and not value:
+                with pytest.raises(BrokerUnavailable):
+                    self.wait()  # the thread looks just now
+
+    ticket = Watched(2, time.monotonic() + 5)
+    ticket.settle()
+    ticket.settle(BrokerUnavailable("refused"))
+    assert ticket.done
