@@ -131,14 +131,11 @@ class Inbox:
                     del self._unread[parcel]
                     received.give_back()
             if not self._unread:
-                await self._let_go(consumer)
+                if self._consumer is consumer:
+                    self._consumer = None
+                await consumer.stop()
         finally:
             self._starting = None
-
-    async def _let_go(self, consumer: Consumer) -> None:
-        if self._consumer is consumer:
-            self._consumer = None
-        await consumer.stop()
 
     # The consumer
 
