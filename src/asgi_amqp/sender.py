@@ -12,7 +12,7 @@ import functools
 import re
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiormq import ChannelNotFoundEntity
@@ -131,11 +131,15 @@ class Sender:
         if ticket is not None and self._ticking is None:
             self._ticking = self.loop.call_later(TICK, self._tick)
         if self.outbox.to_declare:
-            for queue in self.outbox.to_declare:
-                self._spawn(self._declare(queue))
-            self.outbox.to_declare.clear()
+            self._do(self.outbox.to_declare, self._declare)
         if not self._scheduled:
             self._schedule()
+
+    def _do(self, queues: list[Queue], call: Callable[[Queue], Coroutine[Any, Any, None]]) -> None:
+        """What the outbox wants for these queues."""
+        for queue in queues:
+            self._spawn(call(queue))
+        queues.clear()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(coroutine)
@@ -216,12 +220,8 @@ class Sender:
 
     def _confirm(self, tag: int, multiple: bool, ok: bool) -> None:
         self.outbox.confirm(tag, multiple, ok, time.monotonic())
-        for queue in self.outbox.to_declare:
-            self._spawn(self._declare(queue))
-        for queue in self.outbox.to_ask:
-            self._spawn(self._why_refused(queue))
-        self.outbox.to_declare.clear()
-        self.outbox.to_ask.clear()
+        self._do(self.outbox.to_declare, self._declare)
+        self._do(self.outbox.to_ask, self._why_refused)
         self._go_on()
 
     def _go_on(self) -> None:
