@@ -238,7 +238,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self.require_valid_channel_name(name)
 
         async def make() -> None:
-            await session.receiver.ready(self.timeout)
+            await session.receiver.supervisor.link(self.timeout)
             session.receiver.box(name)
 
         await run_in(session.loop, make)

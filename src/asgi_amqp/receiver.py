@@ -87,10 +87,6 @@ class Receiver:
         inbox.box.read_at = time.monotonic()  # somebody is about to
         return inbox
 
-    async def ready(self, timeout: float) -> None:
-        """Until this process can be reached: its queue is declared and consumed."""
-        await self.supervisor.link(timeout)
-
     # Groups
 
     async def group_add(self, group: str, channel: str, member: Member, timeout: float) -> None:

@@ -116,7 +116,7 @@ async def test_a_closed_session_never_connects_again(make, brokers):
     await layer.close()
     for call in (
         session.sender.supervisor.link(0.1),
-        session.receiver.ready(0.1),
+        session.receiver.supervisor.link(0.1),
         (await session.receiver.inbox(layer.destination("q").queue)).receive(),
     ):
         with pytest.raises(BrokerUnavailable):
