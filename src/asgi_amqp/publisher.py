@@ -124,7 +124,7 @@ class SyncPublisher:
     def __init__(self, layer: "AMQPChannelLayer") -> None:
         self._layer = weakref.proxy(layer)
         self._lock = threading.Lock()
-        self._background: Background | None = None
+        self.running: Background | None = None
         self._stats = layer.stats
         me = weakref.ref(self)
         atexit.register(lambda: _stop(me))
@@ -132,22 +132,18 @@ class SyncPublisher:
     def forget(self) -> None:
         """In the child of a fork: the thread is not here, and the connection is the parent's."""
         self._lock = threading.Lock()
-        self._background = None
+        self.running = None
 
     @property
     def background(self) -> Background:
         """The process's background loop, started when first asked for."""
-        background = self._background
+        background = self.running
         if background is None:
             with self._lock:
-                background = self._background
+                background = self.running
                 if background is None:
-                    background = self._background = Background(self._layer.make_session)
+                    background = self.running = Background(self._layer.make_session)
         return background
-
-    @property
-    def running(self) -> Background | None:
-        return self._background
 
     def send(self, channel: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
         """Send to a channel; back when the broker has confirmed it.
@@ -200,7 +196,7 @@ class SyncPublisher:
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything accepted so far is with the broker; whether it is."""
-        background = self._background
+        background = self.running
         if background is None:
             return True
 
@@ -213,7 +209,7 @@ class SyncPublisher:
     def close(self, timeout: float = 5.0) -> None:
         """Send what has gathered and end the background thread; the next send starts another."""
         with self._lock:
-            background, self._background = self._background, None
+            background, self.running = self.running, None
         if background is not None:
             background.stop(timeout)
 
