@@ -87,7 +87,6 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         )
         self.prefix = prefix
         self.timeout = timeout
-        self.buffer_bytes = buffer_bytes
         self.stats = Stats()
         self._durable = durable_options(durable)
         self._homes: dict[str, tuple[Mailbox, Receiver]] = {}  # of the process-local channels of all loops
