@@ -40,7 +40,7 @@ _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 class Sender:
     """See the module. What waits is bounded in bytes: where there is no room, senders wait in their order."""
 
-    def __init__(self, config: Config, on_lost: Any = None) -> None:
+    def __init__(self, config: Config, on_lost: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.stats = config.stats
         self.outbox = Outbox(config.stats, config.buffer_bytes, config.max_message_bytes, config.expiry)
@@ -314,8 +314,7 @@ class Sender:
         too_large = _TOO_LARGE.search(reason)
         if too_large is not None:
             self.outbox.shrink(int(too_large[1]))
-        if self._on_lost is not None:
-            self._on_lost()
+        self._on_lost()
 
     def _failed(self, error: LayerError) -> None:
         """There will be no link: who waits hears why, and who waits for room."""
