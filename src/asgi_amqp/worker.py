@@ -244,8 +244,8 @@ class Worker:
             return self._end(received, received.fail)
         sender = self._session.sender
         while received.failed and not received.wire.closed:  # else the batch comes again
-            data = encode(received.again(received.failed[0]))
             try:
+                data = encode(received.again(received.failed[0]))
                 await sender.send(self._destination, data, self._layer.timeout)
             except Exception as error:
                 log.warning(
