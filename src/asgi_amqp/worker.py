@@ -25,6 +25,7 @@ from .layer import AMQPChannelLayer
 log = logging.getLogger("asgi_amqp.worker")
 
 Handler = Callable[[Message], Awaitable[None]]
+GOODBYE = 1.0  # seconds for the broker to answer when a worker ends
 RESTING = 64  # failed messages that wait for their next attempt; more wait on their slots
 
 
@@ -105,7 +106,9 @@ class Worker:
                     self._stopping.set()  # run() may have been cancelled
                     await self._drain(slots)
             finally:
-                await consumer.stop()
+                with contextlib.suppress(TimeoutError):  # it goes on by itself
+                    async with asyncio.timeout(GOODBYE):
+                        await consumer.stop()
         if self._error is not None:
             raise self._error
 

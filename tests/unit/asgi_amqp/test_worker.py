@@ -257,7 +257,8 @@ async def test_a_worker_that_stops_begins_nothing_more_and_gives_back_what_came(
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_a_drain_ends_in_time_though_the_broker_does_not_answer(make, brokers, how):
+async def test_a_drain_ends_in_time_though_the_broker_does_not_answer(make, brokers, how, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.worker.GOODBYE", 0.05)
     brokers.found = [GatedLink]
     layer, begun = make(durable=["jobs"]), asyncio.Event()
 
@@ -269,13 +270,22 @@ async def test_a_drain_ends_in_time_though_the_broker_does_not_answer(make, brok
     running = asyncio.create_task(worker.run())
     wire = await consuming(brokers, "asgi.d.jobs")
     wire.link.may_cancel.clear()
+    close, closing = wire.close, []
+
+    async def closes():
+        closing.append(wire)
+        await asyncio.sleep(60)
+
+    wire.close = closes
     wire.deliver(body("jobs", {"n": 1}), tag=1)
     await begun.wait()
     running.cancel() if how == "cancel" else worker.stop()
     async with asyncio.timeout(5):
         await asyncio.wait([running])
-    assert wire.closed  # what was not acknowledged goes back
+    assert closing == [wire]  # what was not acknowledged goes back
     assert wire.answers == [("cancel", "tag-1")]
+    assert running.cancelled() == (how == "cancel")
+    wire.close = close
     wire.link.may_cancel.set()
 
 
