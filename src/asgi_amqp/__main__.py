@@ -31,7 +31,7 @@ def _layer(alias: str, channel: str) -> AMQPChannelLayer:
     return AMQPChannelLayer(url, prefix=os.environ.get("ASGI_AMQP_PREFIX", "asgi"), durable=[channel])
 
 
-async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
+async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> None:
     what = "replay" if options.replay else "drop" if options.delete else "show"
     seen = 0
 
@@ -48,7 +48,6 @@ async def _work(layer: AMQPChannelLayer, options: argparse.Namespace) -> int:
         await layer.close()
     verb = {"replay": "replayed", "drop": "deleted", "show": "kept"}[what]
     print(f"{seen} dead letters {verb}", file=sys.stderr)
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,10 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument("--delete", action="store_true", help="remove them")
     options = parser.parse_args(arguments)
     try:
-        return asyncio.run(_work(_layer(options.layer, options.channel), options))
+        asyncio.run(_work(_layer(options.layer, options.channel), options))
     except LayerError as error:
         print(f"asgi_amqp: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ class Link:
             self._transport.taps = self._taps
         self._telling: list[Wire] = []  # with acknowledgements that the broker has not been told
         self._tasks: set[asyncio.Task[Any]] = set()
-        connection.closing.add_done_callback(lambda future: self.give_up(self.refusal or _reason(future)))
+        connection.closing.add_done_callback(
+            lambda future: self.give_up((factory.transport and factory.transport.closed) or _reason(future))
+        )
 
     async def wire(self, *, passing: bool = False, **callbacks: Any) -> Wire:
         """A new AMQP channel; `callbacks` are those of a Tap. When the broker closes it or ends its consumer,
@@ -201,11 +203,6 @@ class Link:
     def blocked(self) -> bool:
         """Whether the broker has stopped reading from its publishers (memory or disk alarm)."""
         return self._transport is not None and self._transport.blocked
-
-    @property
-    def refusal(self) -> str:
-        """What the broker said when it closed the connection."""
-        return "" if self._transport is None else self._transport.closed
 
     async def watch(self, heartbeat: int) -> str:
         """Why the link was lost, once it is; a broker that is silent for longer than `heartbeat` counts as

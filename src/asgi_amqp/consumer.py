@@ -36,7 +36,11 @@ class Received:
     wire: Wire
     left: int = 0  # a worker's count of those that are not done
     begun: bool = False
-    failed: tuple[codec.Message, ...] = ()
+    failed: tuple[int, ...] = ()  # places in the batch
+
+    def again(self, place: int) -> codec.Message:
+        """One of the events as it came, whatever was done to it."""
+        return list(codec.decode(self.delivery.body))[place][1]
 
     def ack(self) -> None:
         """Done."""

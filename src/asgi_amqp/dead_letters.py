@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from .codec import Message, decode, encode
-from .exceptions import ConfigurationError
+from .codec import Message, decode, encode, encode_batch, encode_target
+from .exceptions import BrokerUnavailable, ConfigurationError
 from .layer import AMQPChannelLayer
 from .loops import run_in
 from .queues import declare_queue
@@ -65,9 +65,64 @@ async def go_through(
     """
     queue = _durable(layer, channel)
     session = layer.session()
-    return await run_in(
-        session.loop, lambda: _go_through(layer, session, channel, queue, what, names, say, limit, before)
+
+    async def go() -> set[str]:
+        destination = layer.destination(channel)
+        link = await session.receiver.supervisor.link(layer.timeout)
+        await declare_queue(link, layer._topology, queue)
+        wire = await link.wire(passing=True)
+        found: set[str] = set()
+        seen = 0
+        try:
+            while limit is None or seen < limit:
+                got = await link.own(wire.channel.basic_get(queue.dead, timeout=layer.timeout))
+                if got.delivery_tag is None:
+                    break
+                seen += 1
+                properties = got.header.properties
+                letter = letter_of(got.body, dict(properties.headers or {}), properties.timestamp)
+                if names is not None and letter.name not in names:
+                    continue
+                if before is not None and (letter.time is None or letter.time >= before):
+                    continue
+                found.add(letter.name)
+                if what == "replay":
+                    for message in letter.messages:
+                        await session.sender.send(destination, encode(message), layer.timeout)
+                say(letter)
+                if what in ("replay", "drop"):
+                    wire.ack(got.delivery_tag)
+        finally:
+            await wire.close()
+        return found
+
+    return await run_in(session.loop, go)
+
+
+async def bury(session: Session, queue: Queue, reason: str, event: bytes, timeout: float) -> None:
+    """Put an event among the dead letters of a queue; back when the broker has it. LayerError, or what a call
+    on a link that goes may raise.
+    """
+    link = await session.receiver.supervisor.link(timeout)
+    answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def note(*, ok: bool) -> None:
+        if not answered.done():
+            answered.set_result(ok)
+
+    wire = await link.wire(
+        passing=True,
+        on_confirm=lambda tag, several, ok: note(ok=ok),
+        on_return=lambda identity: note(ok=False),
     )
+    try:
+        body = encode_batch([encode_target(reason) + event])
+        link.write(wire.publish("", (queue.dead,), body, 1))
+        async with asyncio.timeout(timeout):
+            if not await answered:
+                raise BrokerUnavailable(f"the broker does not take a message for {queue.dead}")
+    finally:
+        await wire.close()
 
 
 async def depth(layer: AMQPChannelLayer, channel: str) -> Depth:
@@ -93,44 +148,3 @@ def _durable(layer: AMQPChannelLayer, channel: str) -> Queue:
     if queue is None or not queue.dead:
         raise ConfigurationError(f"{channel} is not a durable channel of this layer")
     return queue
-
-
-async def _go_through(
-    layer: AMQPChannelLayer,
-    session: Session,
-    channel: str,
-    queue: Queue,
-    what: str,
-    names: Collection[str] | None,
-    say: Callable[[Letter], None],
-    limit: int | None,
-    before: datetime | None,
-) -> set[str]:
-    destination = layer.destination(channel)
-    link = await session.receiver.supervisor.link(layer.timeout)
-    await declare_queue(link, layer._topology, queue)
-    wire = await link.wire(passing=True)
-    found: set[str] = set()
-    seen = 0
-    try:
-        while limit is None or seen < limit:
-            got = await link.own(wire.channel.basic_get(queue.dead, timeout=layer.timeout))
-            if got.delivery_tag is None:
-                break
-            seen += 1
-            properties = got.header.properties
-            letter = letter_of(got.body, dict(properties.headers or {}), properties.timestamp)
-            if names is not None and letter.name not in names:
-                continue
-            if before is not None and (letter.time is None or letter.time >= before):
-                continue
-            found.add(letter.name)
-            if what == "replay":
-                for message in letter.messages:
-                    await session.sender.send(destination, encode(message), layer.timeout)
-            say(letter)
-            if what in ("replay", "drop"):
-                wire.ack(got.delivery_tag)
-    finally:
-        await wire.close()
-    return found

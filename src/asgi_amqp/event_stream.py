@@ -18,6 +18,8 @@ from .position import BATCH, Position, first_of, message_of
 from .stream import FIRST, Messages, Stream, StreamReader, declare, last_chunk, peek
 from .topology import Destination
 
+PREFETCH = 16  # AMQP messages that a reader has in hand: each a batch of at most BATCH_BYTES, or one event
+
 
 class PositionGone(LayerError):
     """What followed this position can no longer be replayed whole: fetch the state anew."""
@@ -128,8 +130,9 @@ class EventStream:
 
         A lost connection is made again and the reading goes on where it was. PositionGone, at once or later:
         events that follow were dropped by retention, or the log is not the one of the position.
-        BrokerUnavailable: this broker has no copy of the log.
+        BrokerUnavailable: this broker has no copy of the log, or the layer was closed.
         """
+        session = self._layer.session()
         at = since if since is not None else await self.last()
         if at.epoch != self.epoch:
             self.epoch = ""  # it may have begun anew
@@ -137,18 +140,19 @@ class EventStream:
         if at.epoch != epoch:
             raise PositionGone(f"position {at}: the log began anew, its epoch is {epoch}")
         reached = at.number
-        while True:
+        while not session.closed:
             arrived: asyncio.Queue[Messages | None] = asyncio.Queue()  # the prefetch bounds it
             reader = StreamReader(
                 self._stream.name,
                 message_of(reached),
                 arrived.put_nowait,
+                prefetch=PREFETCH,
                 manual=True,
                 passing=True,
                 on_end=functools.partial(arrived.put_nowait, None),
             )
             try:
-                await reader.attach(await self._layer.session().receiver.supervisor.link(3600))
+                await reader.attach(await session.receiver.supervisor.link(3600))
                 # The message that holds the last event read comes first, if it is still there.
                 async with asyncio.timeout(self._layer.timeout):
                     messages = await arrived.get()
@@ -170,7 +174,7 @@ class EventStream:
                     messages = await arrived.get()
             except TimeoutError:
                 with contextlib.suppress(*GONE):  # the broker has fallen silent: again with the next link
-                    if reached > (await self.last()).number:
+                    if not session.closed and reached > (await self.last()).number:
                         raise PositionGone(
                             f"position {epoch}:{reached} is beyond the end of the log"
                         ) from None
@@ -184,3 +188,4 @@ class EventStream:
                 await asyncio.sleep(0.05)  # the link is lost: again with the next
             finally:
                 await reader.close()
+        raise BrokerUnavailable("the layer was closed")

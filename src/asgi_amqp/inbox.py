@@ -41,7 +41,9 @@ async def wait(box: Mailbox) -> None:
 
 
 class Inbox:
-    """Made when a channel is first received on; lives as long as its session. Home of its one mailbox."""
+    """Made when a channel is first received on, and forgotten when nobody has for long. Home of its one
+    mailbox.
+    """
 
     drop_oldest = False
 
@@ -56,6 +58,11 @@ class Inbox:
         self._consumer: Consumer | None = None
         self._starting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody reads, nothing is consumed, and nothing is here to be read."""
+        return not (self._readers or self._consumer or self._starting or self.box.count)
 
     async def receive(self) -> Message:
         """The next message."""
@@ -124,14 +131,11 @@ class Inbox:
                     del self._unread[parcel]
                     received.give_back()
             if not self._unread:
-                await self._let_go(consumer)
+                if self._consumer is consumer:
+                    self._consumer = None
+                await consumer.stop()
         finally:
             self._starting = None
-
-    async def _let_go(self, consumer: Consumer) -> None:
-        if self._consumer is consumer:
-            self._consumer = None
-        await consumer.stop()
 
     # The consumer
 
@@ -147,7 +151,7 @@ class Inbox:
     def _on_lost(self, error: LayerError | None) -> None:
         """What is here and not acknowledged will come again."""
         self._unread.clear()
-        self.box.clear()
+        self.box.keep_returned()
         if error is not None:
             self._consumer = None
             self.box.fail(error)

@@ -1,11 +1,13 @@
 """What an outbox is made of: tickets, batches and lanes. Pure. `outbox` says how they work together."""
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterator
 
 from .topology import Destination
 
 PLAIN, WATCHED = "plain", "watched"
 BATCH_KEYS = 64  # destinations of one batch
+INF = float("inf")
 
 
 class Ticket:
@@ -21,9 +23,9 @@ class Ticket:
 
     def settle(self, error: Exception | None = None) -> None:
         """One event has ended: well, or with `error`."""
-        self.left -= 1
         if self.error is None:
             self.error = error
+        self.left -= 1  # a thread that sees none left looks at the error
         if self.left <= 0 and not self.done:
             self.done = True
             self.finish()
@@ -42,7 +44,9 @@ class Ticket:
 class Batch:
     """Events that leave in one AMQP message. `tickets` are by place in `parts`."""
 
-    __slots__ = ("keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets")
+    __slots__ = (
+        "due", "keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets", "waits",
+    )  # fmt: skip
 
     def __init__(self, lane: "Lane", number: float, since: float) -> None:
         self.lane = lane
@@ -54,6 +58,8 @@ class Batch:
         self.size = 0
         self.tag = 0
         self.returned: bool  # since it left last
+        self.waits = True  # in its lane
+        self.due = INF  # kept by Deadlines
 
     @property
     def confirmed(self) -> bool:
@@ -81,6 +87,54 @@ class Batch:
             self.parts = [part for part, _ in rest]
             self.tickets = {place: ticket for place, (_, ticket) in enumerate(rest) if ticket is not None}
             self.size = sum(map(len, self.parts))
+
+    def split(self) -> Iterator["Batch"]:
+        """Its events, each in a batch of its own."""
+        for place, part in enumerate(self.parts):
+            alone = Batch(self.lane, self.number + place / len(self.parts), self.since)
+            alone.keys, alone.parts, alone.size = dict(self.keys), [part], len(part)
+            if place in self.tickets:
+                alone.tickets[0] = self.tickets[place]
+            yield alone
+
+
+class Deadlines:
+    """Batches by the earliest deadline of those who wait for them: nobody need look at the others."""
+
+    def __init__(self) -> None:
+        self._batches: defaultdict[float, dict[Batch, None]] = defaultdict(dict)  # by tenths of a second
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def note(self, batch: Batch, deadline: float) -> None:
+        """Someone waits for it until then."""
+        due = deadline * 10 // 1
+        if due < batch.due:
+            self.forget(batch)
+            batch.due = due
+            self._batches[due][batch] = None
+
+    def forget(self, batch: Batch) -> None:
+        """It has ended, or nobody waits for it."""
+        if batch.due < INF:
+            found = self._batches[batch.due]
+            del found[batch]
+            if not found:
+                del self._batches[batch.due]
+            batch.due = INF
+
+    def over(self, now: float, error: Exception) -> list[Batch]:
+        """Those with someone who has waited for too long, and hears it."""
+        found = [batch for due in self._batches if due <= now * 10 for batch in self._batches[due]]
+        for batch in found:
+            self.forget(batch)
+            for ticket in batch.tickets.values():
+                if ticket.deadline < now:
+                    ticket.give_up(error)
+                elif not ticket.done:
+                    self.note(batch, ticket.deadline)
+        return found
 
 
 class Lane:

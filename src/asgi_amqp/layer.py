@@ -87,7 +87,6 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         )
         self.prefix = prefix
         self.timeout = timeout
-        self.buffer_bytes = buffer_bytes
         self.stats = Stats()
         self._durable = durable_options(durable)
         self._homes: dict[str, tuple[Mailbox, Receiver]] = {}  # of the process-local channels of all loops
@@ -178,6 +177,13 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         session = self._owners.get(process)
         return session if session is not None and session.living else None
 
+    def _member_of(self, destination: Destination) -> Session | None:
+        """The session that a channel is in groups with, if it is of this process. A normal channel belongs to
+        no loop: it is the background's, so that it is there once, and for all loops.
+        """
+        normal = destination.queue is not None
+        return self.publisher.background.session if normal else self._living(destination.key[2:])
+
     # The Channels API
 
     async def send(self, channel: str, message: Message) -> None:
@@ -231,7 +237,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         self.require_valid_channel_name(name)
 
         async def make() -> None:
-            await session.receiver.ready(self.timeout)
+            await session.receiver.supervisor.link(self.timeout)
             session.receiver.box(name)
 
         await run_in(session.loop, make)
@@ -245,7 +251,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """
         self.require_valid_group_name(group)
         destination = self.destination(channel)
-        owner = self._living(destination.key[2:])
+        owner = self._member_of(destination)
         mine = owner or self.session()
 
         async def add() -> None:
@@ -265,11 +271,11 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Take a channel out of a group; nothing happens when it is not in it."""
         self.require_valid_group_name(group)
         destination = self.destination(channel)
-        owner = self._living(destination.key[2:])
+        owner = self._member_of(destination)
         mine = owner or self.session()
 
         async def discard() -> None:
-            if destination.queue is None and owner is None:
+            if owner is None:
                 await mine.discard_elsewhere(process_of(channel), group, channel)
             else:
                 mine.receiver.group_discard(group, channel)

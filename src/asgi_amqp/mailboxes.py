@@ -62,7 +62,7 @@ class Mailbox:
 
     __slots__ = (
         "_expires", "_parcel", "_pending", "_reading", "_waiting", "arriving", "capacity", "channel",
-        "closed", "copy", "gaps", "home", "level_at", "read_at", "unread", "waiters", "woken",
+        "closed", "copy", "gaps", "home", "level_at", "read_at", "returned", "unread", "waiters", "woken",
     )  # fmt: skip
 
     def __init__(self, channel: str, capacity: int, home: Home, now: float) -> None:
@@ -81,6 +81,7 @@ class Mailbox:
         self._parcel: Parcel | None = None  # the one that is being read,
         self._reading: Iterator[Message] = iter(())  # and what is left of it
         self._expires = float("inf")
+        self.returned = 0  # messages in _reading, the first ones, whose readers went away
         # For who reads without looking at the clock: the same, while nothing is to be said before it. `copy`
         # is how the reader gets a message for itself.
         self.unread = self._reading
@@ -126,6 +127,7 @@ class Mailbox:
         while True:
             for message in self._reading:
                 if self._expires > now:
+                    self.returned -= self.returned > 0
                     return message if self.copy is None else self.copy(message)
                 self.home.lose("expired", 1 + self._drop_parcel(), self)
                 if self.gaps:  # it has just become one
@@ -154,7 +156,7 @@ class Mailbox:
     def settle(self) -> None:
         """Let go of the parcel of which the last message has been taken."""
         if self._parcel is not None and not length_hint(self._reading):
-            parcel, self._parcel = self._parcel, None
+            parcel, self._parcel, self.returned = self._parcel, None, 0
             self.home.release(parcel, self)
 
     def _drop(self, count: int) -> int:
@@ -163,7 +165,9 @@ class Mailbox:
         while left:
             if self._parcel is None:
                 self._begin(self.read_at)
-            left -= sum(1 for _ in islice(self._reading, left))
+            dropped = sum(1 for _ in islice(self._reading, left))
+            self.returned = max(0, self.returned - dropped)
+            left -= dropped
             self.settle()
         return count
 
@@ -193,6 +197,16 @@ class Mailbox:
         self._pending = 0
         return self._parcel
 
+    def keep_returned(self) -> None:
+        """Forget all but what readers that went away had taken: it has been acknowledged, and never comes
+        again, unless others of its parcel are still unread.
+        """
+        kept, expires = list(islice(self._reading, self.returned)), self._expires
+        self.clear()
+        self._expires = expires
+        for message in reversed(kept):
+            self.put_first(message)
+
     def announce(self, gap: Message) -> None:
         """Say that messages are missing: `reason`, and `count` or None. Those of one reason become one."""
         before = self.gaps.get(gap["reason"])
@@ -208,6 +222,7 @@ class Mailbox:
         if self._parcel is None:
             self._parcel, self.copy = Parcel(0, self._expires, None), None
         self._reading = iter([message, *self._reading])
+        self.returned += 1
         self.unread = iter(())  # it may have expired meanwhile: the next reader looks at the clock
         self.wake()
 

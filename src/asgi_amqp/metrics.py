@@ -110,14 +110,13 @@ class _Collector:
 
 def register(layer: Any) -> None:
     """Show this layer to Prometheus for as long as it lives; nothing happens without prometheus_client."""
-    if not _layers:
-        try:
-            from prometheus_client import REGISTRY
-        except ImportError:
-            return
-        if not _registered:
-            _registered.append(_Collector())
-            REGISTRY.register(_registered[0])
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError:
+        return
+    if not _registered:
+        _registered.append(_Collector())
+        REGISTRY.register(_registered[0])
     _layers.add(layer)
 
 

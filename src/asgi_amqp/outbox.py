@@ -16,7 +16,7 @@ from itertools import takewhile
 
 from .codec import HEAD
 from .exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
-from .lanes import PLAIN, WATCHED, Batch, Lane, Ticket
+from .lanes import PLAIN, WATCHED, Batch, Deadlines, Lane, Ticket
 from .metrics import Stats
 from .topology import Destination, Queue
 
@@ -50,6 +50,7 @@ class Outbox:
         self._unsure: deque[tuple[float, int, int]] = deque()  # under way without: number, bytes, events
         self._asked: deque[float] = deque()  # the last number of _unsure before each open question
         self._number = self._tag = 0
+        self._deadlines = Deadlines()
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches that are not settled, but for those without confirms that have left."""
@@ -119,6 +120,7 @@ class Outbox:
         batch.keys[destination.key] = None
         if ticket is not None:
             batch.tickets[len(batch.parts)] = ticket
+            self._deadlines.note(batch, ticket.deadline)
         batch.parts.append(part)
         batch.size += size
         self._waits(lane, size)
@@ -161,9 +163,18 @@ class Outbox:
 
     def _pop(self, lane: Lane) -> Batch:
         batch = lane.waiting.popleft()
+        batch.waits = False
         self._waits(lane, -batch.size)
         batch.withdraw()
         return batch
+
+    def _again(self, batch: Batch, place: int) -> None:
+        """It waits again in its lane."""
+        batch.waits = True
+        batch.lane.waiting.insert(place, batch)
+        self._waits(batch.lane, batch.size)
+        for ticket in batch.tickets.values():
+            self._deadlines.note(batch, ticket.deadline)
 
     def _leave(self, batch: Batch, now: float) -> None:
         batch.lane.flying += 1
@@ -171,8 +182,7 @@ class Outbox:
         self.flying_bytes += batch.size
         if batch.lane is self._plain:
             self._unsure.append((batch.number, batch.size, len(batch.parts)))
-            for ticket in batch.tickets.values():
-                ticket.settle()
+            self._end(batch)
         else:
             self._tag += 1
             batch.tag = self._tag
@@ -202,9 +212,7 @@ class Outbox:
 
     def confirm(self, tag: int, multiple: bool, ok: bool, now: float) -> None:
         """The broker has taken (or refused) the batch of this tag; `multiple`: and all before it."""
-        tags = [tag]
-        if multiple:
-            tags = list(takewhile(lambda each: each <= tag, self._confirming))
+        tags = list(takewhile(lambda each: each <= tag, self._confirming)) if multiple else [tag]
         for each in tags:
             batch = self._confirming.pop(each, None)
             if batch is not None:
@@ -242,7 +250,9 @@ class Outbox:
             self.stats.refused += len(batch.parts)
             # A classic queue refuses only when it is full; a quorum queue (which has dead letters) also while
             # it has no leader or is being deleted. It is not sent again: what came after it may be there.
-            if queue is None or not queue.dead:
+            if queue is None:
+                self._end(batch, BrokerUnavailable(f"the broker refused {next(iter(batch.keys))}"))
+            elif not queue.dead:
                 self._end(batch, ChannelFull(f"the queue of {lane.name[2:]!r} is full"))
             else:
                 if not lane.refused:  # else it is being asked
@@ -250,8 +260,8 @@ class Outbox:
                 lane.refused.append(batch)
                 batch.parts = [b""] * len(batch.parts)  # it is never sent again, and is not counted any more
 
-    @staticmethod
-    def _end(batch: Batch, error: Exception | None = None) -> None:
+    def _end(self, batch: Batch, error: Exception | None = None) -> None:
+        self._deadlines.forget(batch)
         for ticket in batch.tickets.values():
             ticket.settle(error)
 
@@ -262,8 +272,7 @@ class Outbox:
         while place < len(waiting) and waiting[place].number < batch.number:
             place += 1
         if batch.parts:
-            waiting.insert(place, batch)
-            self._waits(batch.lane, batch.size)
+            self._again(batch, place)
 
     # What the shell says
 
@@ -333,21 +342,28 @@ class Outbox:
 
     def tick(self, now: float, why: str) -> bool:
         """Give up who has waited too long; forget what ended. Whether anybody still waits."""
-        waiting = False
-        for batch in list(self):
-            for ticket in batch.tickets.values():
-                if not ticket.done and ticket.deadline < now:
-                    ticket.give_up(BrokerUnavailable(f"not confirmed in time: {why}"))
-                waiting = waiting or not ticket.done
+        for batch in self._deadlines.over(now, BrokerUnavailable(f"not confirmed in time: {why}")):
+            self._withdraw(batch)
         for lane in list(self._lanes.values()):
-            for batch in lane.waiting:
-                size = batch.size
-                batch.withdraw()
-                self._waits(lane, batch.size - size)
             busy = lane.waiting or lane.flying or lane.held or lane.refused or lane is self._plain
             if not busy and now - lane.declared > self._expiry:
                 del self._lanes[lane.name]
-        return waiting
+        return bool(self._deadlines)
+
+    def _withdraw(self, batch: Batch) -> None:
+        """Events of those who gave up take up no room."""
+        if batch.waits:
+            size = batch.size
+            batch.withdraw()
+            self._waits(batch.lane, batch.size - size)
+
+    def fail(self, error: Exception) -> None:
+        """There will be no link: who waits hears why. What nobody waits for waits for the next attempt."""
+        for batch in list(self):
+            self._deadlines.forget(batch)
+            for ticket in batch.tickets.values():
+                ticket.give_up(error)
+            self._withdraw(batch)
 
     def shrink(self, limit: int) -> None:
         """The broker takes no message larger than `limit`: those that are have failed, batches that are
@@ -359,28 +375,20 @@ class Outbox:
         for lane in self._lanes.values():
             for batch in [self._pop(lane) for _ in range(len(lane.waiting))]:
                 if batch.size <= self.batch_bytes:
-                    lane.waiting.append(batch)
-                    self._waits(lane, batch.size)
+                    self._again(batch, len(lane.waiting))
                     continue
-                for place, part in enumerate(batch.parts):
-                    ticket = batch.tickets.get(place)
-                    if len(part) > self.max_message:
-                        ticket.settle(error) if ticket is not None else self.stats.lose("too_large", 1)
-                        continue
-                    alone = Batch(lane, batch.number + place / len(batch.parts), batch.since)
-                    alone.keys = dict(batch.keys)
-                    alone.parts, alone.size = [part], len(part)
-                    alone.tickets = {0: ticket} if ticket is not None else {}
-                    lane.waiting.append(alone)
-                    self._waits(lane, len(part))
+                for alone in batch.split():
+                    if alone.size > self.max_message:
+                        self._end(alone, error)
+                        if not alone.tickets:
+                            self.stats.lose("too_large", 1)
+                    else:
+                        self._again(alone, len(lane.waiting))
 
     def close(self, error: Exception) -> None:
         """Nothing leaves any more: everybody who waits hears it, what nobody waits for is counted."""
-        unsent = 0
-        for batch in list(self):
-            unsent += len(batch.parts) - len(batch.tickets)
-            for ticket in batch.tickets.values():
-                ticket.give_up(error)
+        self.fail(error)
+        unsent = sum(len(batch.parts) - len(batch.tickets) for batch in self)
         self.lost("closed")
         for lane in self._lanes.values():
             lane.waiting.clear()

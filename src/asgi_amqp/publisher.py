@@ -7,6 +7,7 @@ when it first sends.
 
 import asyncio
 import atexit
+import contextlib
 import threading
 import time
 import weakref
@@ -81,6 +82,15 @@ class Background:
         """Whether there is no room, roughly: threads may be putting more just now."""
         return self._sender.outbox.full(destination, self.waiting_bytes)
 
+    def begin(self) -> None:
+        """Connect, from any thread; the error where that is hopeless."""
+        supervisor = self._sender.supervisor
+        if not supervisor.trying:
+            if (hopeless := supervisor.hopeless) is not None:
+                raise hopeless
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self.loop.call_soon_threadsafe(supervisor.start)
+
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run a coroutine in the background loop and wait for it from a thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
@@ -114,7 +124,7 @@ class SyncPublisher:
     def __init__(self, layer: "AMQPChannelLayer") -> None:
         self._layer = weakref.proxy(layer)
         self._lock = threading.Lock()
-        self._background: Background | None = None
+        self.running: Background | None = None
         self._stats = layer.stats
         me = weakref.ref(self)
         atexit.register(lambda: _stop(me))
@@ -122,22 +132,18 @@ class SyncPublisher:
     def forget(self) -> None:
         """In the child of a fork: the thread is not here, and the connection is the parent's."""
         self._lock = threading.Lock()
-        self._background = None
+        self.running = None
 
     @property
     def background(self) -> Background:
         """The process's background loop, started when first asked for."""
-        background = self._background
+        background = self.running
         if background is None:
             with self._lock:
-                background = self._background
+                background = self.running
                 if background is None:
-                    background = self._background = Background(self._layer.make_session)
+                    background = self.running = Background(self._layer.make_session)
         return background
-
-    @property
-    def running(self) -> Background | None:
-        return self._background
 
     def send(self, channel: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
         """Send to a channel; back when the broker has confirmed it.
@@ -175,6 +181,7 @@ class SyncPublisher:
         deadline = time.monotonic() + timeout
         neediest = max((destination for destination, _ in events), key=attrgetter("confirmed"))
         while background.full(neediest):
+            background.begin()
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
                     "as many bytes wait to be sent as buffer_bytes allows, and the broker takes none"
@@ -189,7 +196,7 @@ class SyncPublisher:
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything accepted so far is with the broker; whether it is."""
-        background = self._background
+        background = self.running
         if background is None:
             return True
 
@@ -202,7 +209,7 @@ class SyncPublisher:
     def close(self, timeout: float = 5.0) -> None:
         """Send what has gathered and end the background thread; the next send starts another."""
         with self._lock:
-            background, self._background = self._background, None
+            background, self.running = self.running, None
         if background is not None:
             background.stop(timeout)
 

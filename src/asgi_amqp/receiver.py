@@ -74,7 +74,7 @@ class Receiver:
         """The oldest message of a mailbox, once there is one. LayerError when there will be none."""
         while (message := box.take(time.monotonic())) is None:
             if self._wire is None:
-                self._start()
+                self.supervisor.begin()
             await wait(box)
         return message
 
@@ -84,17 +84,8 @@ class Receiver:
         if inbox is None:
             inbox = Inbox(self, queue, self._config.expiry, self._config.timeout)
             self._inboxes[queue.name] = inbox
+        inbox.box.read_at = time.monotonic()  # somebody is about to
         return inbox
-
-    def _start(self) -> None:
-        """Connect; the error where that is hopeless."""
-        if (hopeless := self.supervisor.hopeless) is not None:
-            raise hopeless
-        self.supervisor.start()
-
-    async def ready(self, timeout: float) -> None:
-        """Until this process can be reached: its queue is declared and consumed."""
-        await self.supervisor.link(timeout)
 
     # Groups
 
@@ -120,7 +111,7 @@ class Receiver:
 
     async def _bound(self, group: str, timeout: float) -> None:
         """Until the group is bound. The binding itself is nobody's: who stops waiting disturbs no other."""
-        self._start()
+        self.supervisor.begin()
         self._bind()
         future = self._joining.get(group)
         if future is None:
@@ -273,14 +264,17 @@ class Receiver:
 
     def _sweep(self) -> None:
         """Forget channels that nobody reads, with their memberships."""
-        forgotten = {box.channel for box in self.mailboxes.sweep(time.monotonic())}
+        now = time.monotonic()
+        forgotten = {box.channel for box in self.mailboxes.sweep(now)}
         self._unhome(forgotten)
         if forgotten:
             for group, members in list(self.mailboxes.groups.items()):
                 for channel in forgotten.intersection(members):
                     self.group_discard(group, channel)
-        for inbox in self._inboxes.values():
-            inbox.box.expire(time.monotonic())
+        for name, inbox in list(self._inboxes.items()):
+            inbox.box.expire(now)
+            if inbox.idle and now - inbox.box.read_at > self._config.expiry:
+                del self._inboxes[name]
         self._sweeper = self.loop.call_later(max(1.0, self._config.expiry / 2), self._sweep)
 
     def _unhome(self, channels: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import functools
 import re
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiormq import ChannelNotFoundEntity
@@ -40,7 +40,7 @@ _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 class Sender:
     """See the module. What waits is bounded in bytes: where there is no room, senders wait in their order."""
 
-    def __init__(self, config: Config, on_lost: Any = None) -> None:
+    def __init__(self, config: Config, on_lost: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.stats = config.stats
         self.outbox = Outbox(config.stats, config.buffer_bytes, config.max_message_bytes, config.expiry)
@@ -90,10 +90,10 @@ class Sender:
         """Until there is room, one after the other."""
         mine, queue = asyncio.Event(), self._queues[destination.confirmed]
         queue.append(mine)
-        self.supervisor.start()
         try:
             async with asyncio.timeout(timeout):
                 while queue[0] is not mine or self.outbox.full(destination):
+                    self.supervisor.begin()
                     mine.clear()
                     await mine.wait()
         except TimeoutError:
@@ -131,11 +131,15 @@ class Sender:
         if ticket is not None and self._ticking is None:
             self._ticking = self.loop.call_later(TICK, self._tick)
         if self.outbox.to_declare:
-            for queue in self.outbox.to_declare:
-                self._spawn(self._declare(queue))
-            self.outbox.to_declare.clear()
+            self._do(self.outbox.to_declare, self._declare)
         if not self._scheduled:
             self._schedule()
+
+    def _do(self, queues: list[Queue], call: Callable[[Queue], Coroutine[Any, Any, None]]) -> None:
+        """What the outbox wants for these queues."""
+        for queue in queues:
+            self._spawn(call(queue))
+        queues.clear()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(coroutine)
@@ -216,12 +220,8 @@ class Sender:
 
     def _confirm(self, tag: int, multiple: bool, ok: bool) -> None:
         self.outbox.confirm(tag, multiple, ok, time.monotonic())
-        for queue in self.outbox.to_declare:
-            self._spawn(self._declare(queue))
-        for queue in self.outbox.to_ask:
-            self._spawn(self._why_refused(queue))
-        self.outbox.to_declare.clear()
-        self.outbox.to_ask.clear()
+        self._do(self.outbox.to_declare, self._declare)
+        self._do(self.outbox.to_ask, self._why_refused)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -314,14 +314,12 @@ class Sender:
         too_large = _TOO_LARGE.search(reason)
         if too_large is not None:
             self.outbox.shrink(int(too_large[1]))
-        if self._on_lost is not None:
-            self._on_lost()
+        self._on_lost()
 
     def _failed(self, error: LayerError) -> None:
-        """There will be no link: who waits hears why. What nobody waits for waits for the next attempt."""
-        for batch in list(self.outbox):
-            for ticket in batch.tickets.values():
-                ticket.give_up(error)
+        """There will be no link: who waits hears why, and who waits for room."""
+        self.outbox.fail(error)
+        self._wake()
 
     async def flush(self, timeout: float) -> bool:
         """Wait until all that was accepted is confirmed, at most `timeout` seconds; whether it is."""

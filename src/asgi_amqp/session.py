@@ -49,7 +49,7 @@ class Session:
 
     async def ask(self, process: str, request: codec.Message, timeout: float) -> None:
         """Have another process do something with a channel of its own; back when it has."""
-        await self.receiver.ready(timeout)
+        await self.receiver.supervisor.link(timeout)
         number = next(self._numbers)
         answer = self._questions[number] = self.loop.create_future()
         gone = f"no answer from the process of channel {request['channel']}: has it ended?"

@@ -100,8 +100,7 @@ class StreamReader:
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
-        self.start = start
-        self.next: int | None = start if isinstance(start, int) else None
+        self.next = start
         self._on_messages = on_messages
         self._on_end = on_end
         self._prefetch = prefetch
@@ -124,8 +123,7 @@ class StreamReader:
         if self._passing:
             wire.channel.closing.add_done_callback(lambda _: self._ended(wire))
             wire.channel.on_consumer_cancel_callbacks.add(lambda _: self._ended(wire))
-        start = self.next if self.next is not None else self.start
-        await wire.consume(self.name, prefetch=self._prefetch, arguments={"x-stream-offset": start})
+        await wire.consume(self.name, prefetch=self._prefetch, arguments={"x-stream-offset": self.next})
 
     def _ended(self, wire: Wire) -> None:
         if wire is self._wire:
@@ -226,7 +224,6 @@ async def peek(link: Link, name: str, start: int | str, timeout: float, most: in
         prefetch=65535 if start == LAST else most,
         on_end=arrived.set,
     )
-    reader.next = None
     await reader.attach(link)
     try:
         async with asyncio.timeout(timeout):

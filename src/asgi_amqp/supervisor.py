@@ -48,16 +48,27 @@ class Supervisor:
         self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
 
     @property
+    def trying(self) -> bool:
+        """Whether there is a link, or attempts at one."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def hopeless(self) -> LayerError | None:
         """What ended all attempts, for good or a moment ago: the broker is not asked again so soon."""
         if self._closed is not None:
             return copy(self._closed)
-        ended = self._task is not None and self._task.done()
+        ended = self._task is not None and not self.trying
         return copy(self.problem) if ended and time.monotonic() - self._failed_at < REPEAT else None
+
+    def begin(self) -> None:
+        """`start`; the error where that is hopeless."""
+        if (hopeless := self.hopeless) is not None:
+            raise hopeless
+        self.start()
 
     def start(self) -> None:
         """Begin, unless it is under way or hopeless."""
-        if (self._task is None or self._task.done()) and self.hopeless is None:
+        if not self.trying and self.hopeless is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="asgi_amqp supervisor")
 
     async def link(self, timeout: float) -> Link:
@@ -66,9 +77,7 @@ class Supervisor:
         """
         if self.current is not None:
             return self.current
-        if (hopeless := self.hopeless) is not None:
-            raise hopeless
-        self.start()
+        self.begin()
         waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:

@@ -26,4 +26,5 @@ def test_every_fault_at_the_edges_has_its_promise_and_its_proof():
     page = (ROOT / "docs/reference/asgi_amqp_failures.md").read_text()
     section = page.partition("## At the edges")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| .+ \| .+ \| (.*`test_\w+`) \|$", section, re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 23))
+    assert len(rows) > 22
+    assert [int(number) for number, _ in rows] == list(range(1, section.count("\n| ")))

@@ -5,6 +5,7 @@ import contextlib
 import time
 
 import pytest
+from asgiref.sync import async_to_sync
 
 import asgi_amqp
 from asgi_amqp import ChannelFull, LayerError
@@ -155,9 +156,10 @@ async def test_forwarding_to_normal_channels_keeps_to_buffer_bytes(make_layer, b
     async with Proxy(broker) as proxy:
         layer = make_layer(url=proxy.url, buffer_bytes=MIB, timeout=60.0, capacity=total)
         sender = make_layer(capacity=total)
-        fence = await layer.new_channel()
+        # A normal channel is in a group by the background's session, which has a connection to publish then.
+        fence = await asyncio.to_thread(async_to_sync(layer.new_channel))
         await layer.group_add("g", "normal")
-        await layer.send("normal", {"type": "a", "number": -1})  # it has a connection to publish
+        await asyncio.to_thread(layer.publisher.send, "normal", {"type": "a", "number": -1})
         assert (await receive(layer, "normal"))["number"] == -1
         proxy.hold("publishing")
         for number in range(total):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from asgi_amqp import dead_letters
 from asgi_amqp.worker import Worker
 from tests.integration.asgi_amqp.broker import eventually
 from tests.integration.asgi_amqp.stub import Stub, commands
@@ -72,6 +73,45 @@ async def test_what_fails_again_and_again_holds_up_nobody(make_layer, batch):
         assert handled == list(range(50))
         await eventually(lambda: attempts >= 2)  # and it is tried again, after its pause
         assert time.monotonic() - began > 3
+
+
+async def test_single_tries_an_event_of_a_batch_again_in_its_place_until_it_is_a_dead_letter(make_layer):
+    layer = make_layer(durable={"jobs": {"single": True, "delivery_limit": 2}})
+    handled, letters = [], []
+
+    async def handle(message):
+        handled.append(message["number"])
+        if message.pop("number") in (3, 5, 9) and (handled[-1] == 5 or handled.count(handled[-1]) < 3):
+            raise RuntimeError("not yet")
+
+    await layer.send_many([("jobs", {"type": "a", "number": number}) for number in range(12)])
+    async with working(layer, handle, "jobs", retry=(0.01, 0.02)) as worker:
+        await eventually(lambda: 11 in handled)
+        assert worker.failed == 2 + 3 + 2
+    assert handled == [0, 1, 2, 3, 3, 3, 4, 5, 5, 5, 6, 7, 8, 9, 9, 9, 10, 11]
+    await dead_letters.go_through(layer, "jobs", say=letters.append)
+    assert [(each.reason, each.messages) for each in letters] == [
+        ("delivery_limit", [{"type": "a", "number": 5}])
+    ]
+    assert (await dead_letters.depth(layer, "jobs")).messages == 0
+
+
+async def test_a_stop_while_events_of_a_batch_wait_sends_them_back_alone(make_layer):
+    layer = make_layer(durable=["jobs"])
+    handled = []
+
+    async def handle(message):
+        handled.append(message["number"])
+        if handled.count(message["number"]) < 2 and message["number"] % 3 == 1:
+            raise RuntimeError("not yet")
+
+    await layer.send_many([("jobs", {"type": "a", "number": number}) for number in range(12)])
+    async with working(layer, handle, "jobs", retry=(60.0, 60.0)):
+        await eventually(lambda: 11 in handled)
+    assert handled == list(range(12))
+    async with working(layer, handle, "jobs"):
+        await eventually(lambda: len(handled) >= 16)
+    assert sorted(handled[12:]) == [1, 4, 7, 10]
 
 
 async def test_what_was_never_read_has_not_failed(make_layer, broker):

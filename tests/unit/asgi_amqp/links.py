@@ -43,7 +43,11 @@ class Wire:
         self.published = []
         self.answers = []
         self.consuming = []
-        self.closed = False
+        self.ended = False
+
+    @property
+    def closed(self):
+        return self.ended or self.link.lost.done()
 
     async def consume(self, queue, *, prefetch=0, **options):
         self.consuming.append((queue, prefetch))
@@ -78,7 +82,7 @@ class Wire:
         self.link.give_up(reason)
 
     async def close(self):
-        self.closed = True
+        self.ended = True
 
     def deliver(self, body, tag=1, redelivered=False, headers=None):
         self.callbacks["on_delivery"](Delivery(body, tag, redelivered, Basic.Properties(headers=headers)))

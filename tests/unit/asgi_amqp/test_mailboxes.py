@@ -828,6 +828,47 @@ def test_a_message_whose_reader_went_away_is_kept_with_what_has_been_begun():
     assert [box.take(0.0), box.take(0.0), box.take(0.0)] == [{"n": 3}, {"n": 4}, None]
 
 
+def test_a_message_whose_reader_went_away_is_kept_when_the_others_come_again():
+    """The broker does not have it any more."""
+    home = Home()
+    box = Mailbox("jobs", 1 << 62, home, 0.0)
+    for number, count in ((1, 1), (2, 1), (3, 2), (5, 1)):
+        box.put(Parcel(0, 9.0 + number, None), [{"n": number + each} for each in range(count)], 0.0)
+    taken = [box.take(0.0) for _ in range(3)]
+    for message in reversed(taken[:2]):
+        box.put_first(message)
+    assert box.count == 4
+    box.keep_returned()
+    assert (box.count, len(home.released)) == (2, 4)
+    box.put(Parcel(0, 20.0, None), [{"n": 3}, {"n": 4}], 0.0)
+    assert [box.take(0.0)["n"] for _ in range(4)] == [1, 2, 3, 4]
+    box.keep_returned()
+    assert box.count == 0
+
+
+def test_what_was_returned_and_read_or_dropped_since_is_not_kept():
+    box = Mailbox("jobs", 1 << 62, Home(), 0.0)
+    box.put(Parcel(0, 9.0, None), [{"n": 1}, {"n": 2}, {"n": 3}], 0.0)
+    box.put_first(box.take(0.0))
+    assert box.take(0.0) == {"n": 1}
+    box.keep_returned()
+    assert box.count == 0
+    box.put(Parcel(0, 9.0, None), [{"n": 1}, {"n": 2}, {"n": 3}], 0.0)
+    box.put_first(box.take(0.0))
+    box._drop(1)
+    box.keep_returned()
+    assert box.count == 0
+
+
+def test_a_message_that_was_kept_expires_when_it_would_have():
+    box = Mailbox("jobs", 1 << 62, Home(), 0.0)
+    box.put(Parcel(0, 9.0, None), [{"n": 1}], 0.0)
+    box.put(Parcel(0, 99.0, None), [{"n": 2}], 0.0)
+    box.put_first(box.take(0.0))
+    box.keep_returned()
+    assert box.take(10.0) is None
+
+
 def test_one_of_several_readers_that_were_woken_goes_away_and_the_others_lose_nothing(reading):
     first, second = reading.wait(), reading.wait()
     reading.put(1, 2)

@@ -440,14 +440,6 @@ def test_a_full_classic_queue_is_channel_full(sending):
     assert sending.box.idle
 
 
-def test_a_refusal_without_a_queue_is_channel_full(sending):
-    stream = Destination("s.x", b"S", "s.x", True)
-    ticket = sending.add(stream)
-    (batch,) = sending.take()
-    sending.confirm(batch.tag, ok=False)
-    assert isinstance(ticket.error, ChannelFull)
-
-
 def test_a_quorum_queue_that_refuses_is_asked_why(sending):
     first, second = sending.add(DURABLE), None
     sending.now = 5.0
@@ -683,6 +675,42 @@ def test_who_has_waited_too_long_hears_why(sending):
     assert "it is slow" in str(late.error)
 
 
+def test_a_tick_looks_at_nobody_whose_time_has_not_come(sending):
+    looks = []
+
+    class Looked(Waiting):
+        @property
+        def deadline(self):
+            looks.append(self)
+            return 5.0
+
+        @deadline.setter
+        def deadline(self, _):
+            """As it is."""
+
+    tickets = [sending.add(queue(str(number)), ticket=Looked(1, 5.0)) for number in range(20)]
+    for number in range(20):
+        sending.box.declared(queue(str(number)).queue, 0.0)
+    taken = sending.take()[:5]
+    for batch in taken:
+        sending.confirm(batch.tag)
+    looks.clear()
+    assert sending.box.tick(4.9, "")
+    assert not looks
+    assert not sending.box.tick(5.1, "slow")
+    assert set(looks) == {ticket for ticket in tickets if ticket.error}
+    assert len(set(looks)) == 15
+
+
+def test_who_waits_hears_that_there_will_be_no_link_and_takes_up_no_room(sending):
+    ticket = sending.add(DURABLE, b"1")
+    sending.add(GROUPS[0], b"2", ticket=None)
+    sending.box.fail(BrokerUnavailable("wrong password"))
+    assert str(ticket.error) == "wrong password"
+    assert sending.box.size == len(GROUPS[0].target) + 1
+    assert not sending.box.tick(0.0, "")
+
+
 def test_what_nobody_waits_for_needs_no_tick(sending):
     sending.add(GROUPS[0], ticket=None)
     assert not sending.box.tick(1e9, "")
@@ -708,15 +736,26 @@ def test_withdrawn_events_leave_those_without_a_ticket(sending):
 
 
 def test_events_that_follow_withdrawn_ones_keep_their_tickets(sending):
-    first, second = sending.add(DURABLE, b"1"), sending.add(DURABLE, b"2")
+    first, second = sending.add(DURABLE, b"1", Waiting(1, 1.0)), sending.add(DURABLE, b"2")
     first.give_up(RuntimeError("cancelled"))
-    sending.box.tick(0.0, "")
+    sending.box.tick(1.1, "")
     assert (sending.count, sending.box.size) == (1, 2)
     third = sending.add(DURABLE, b"3")
     (batch,) = sending.take()
     assert batch.parts == [b"Q2", b"Q3"]
     sending.confirm(batch.tag)
     assert (second.ends, third.ends) == ([None], [None])
+
+
+@pytest.mark.parametrize(
+    "destination", [Destination("s.log.ep", b"", "s.log.ep", confirmed=True, most=4096), GROUPS[0]]
+)
+def test_what_has_no_queue_is_not_said_to_be_full_when_it_is_refused(sending, destination):
+    ticket = sending.add(destination)
+    (batch,) = sending.take()
+    sending.confirm(batch.tag, ok=False)
+    assert isinstance(ticket.error, BrokerUnavailable)
+    assert destination.key in str(ticket.error)
 
 
 def test_a_refused_batch_is_given_up_at_its_deadline(sending):

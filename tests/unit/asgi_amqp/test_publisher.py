@@ -11,7 +11,7 @@ import pytest
 from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
 from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.tickets import ThreadTicket
-from tests.unit.asgi_amqp.links import Brokers
+from tests.unit.asgi_amqp.links import Brokers, Link
 from tests.unit.asgi_amqp.test_sessions import sent
 
 
@@ -58,6 +58,28 @@ def test_a_queue_that_withholds_its_confirms_leaves_room_for_what_needs_none(bro
     layer.publisher.close(0.0)
 
 
+def test_a_publisher_that_was_refused_and_is_full_says_why_and_tries_again(brokers, monkeypatch):
+    brokers.found = [ConfigurationError("wrong password")]
+    layer = AMQPChannelLayer("amqp://broker.test", buffer_bytes=10_000)
+
+    def fill():
+        for _ in range(100):
+            layer.publisher.group_send("g", {"x": bytes(500)}, wait=False)
+
+    begun = time.monotonic()
+    for _ in range(2):  # the second is told what the first met
+        with pytest.raises(ConfigurationError, match="wrong password"):
+            fill()
+    assert time.monotonic() - begun < 4
+    assert len(brokers.tried) == 1
+    brokers.found = [Link]
+    monkeypatch.setattr("asgi_amqp.supervisor.REPEAT", 0)
+    with pytest.raises(BrokerUnavailable, match="takes none"):  # this one answers nothing
+        layer.publisher.group_send("g", {"n": 1}, 0.3, wait=False)
+    assert sent(brokers.links[0])
+    layer.publisher.close(0.0)
+
+
 def test_a_publisher_that_was_closed_leaves_nothing_open(brokers):
     layer = AMQPChannelLayer("amqp://broker.test")
     layer.publisher.group_send("g", {"n": 1}, wait=False)
@@ -94,3 +116,17 @@ def test_an_error_of_many_threads_is_raised_for_each_on_its_own():
         with pytest.raises(ConfigurationError) as caught:
             ticket.wait()
         assert caught.value is not error
+
+
+def test_a_thread_that_sees_its_events_settled_sees_the_error_of_the_last():
+    class Watched(ThreadTicket):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "left" and not value:
+                with pytest.raises(BrokerUnavailable):
+                    self.wait()  # the thread looks just now
+
+    ticket = Watched(2, time.monotonic() + 5)
+    ticket.settle()
+    ticket.settle(BrokerUnavailable("refused"))
+    assert ticket.done

@@ -1,12 +1,15 @@
 """A layer on links that a test answers for: who sends and who receives, cancelled, cut off and closed."""
 
 import asyncio
+import threading
+import time
 
 import pytest
 from aiormq import AMQPError
 
 from asgi_amqp import BrokerUnavailable, ChannelFull, MessageTooLarge
 from asgi_amqp.codec import decode, encode, encode_batch, encode_target
+from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.sender import Forward
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Link, until
@@ -146,6 +149,28 @@ async def test_a_queue_that_withholds_its_confirms_stops_no_group_send(make, bro
     await asyncio.gather(*jobs, return_exceptions=True)
 
 
+async def test_who_waits_for_room_hears_that_there_will_be_no_connection(make, brokers, monkeypatch):
+    brokers.found = [BrokerUnavailable("down")]
+    layer = make(buffer_bytes=10_000)
+    sender, destination = layer.session().sender, layer.group_destination("g")
+    while not sender.outbox.full(destination):
+        sender.submit(destination, layer.encode({"x": bytes(500)}), None)
+    waiting = [asyncio.create_task(layer.group_send("g", {"n": n})) for n in range(3)]
+    await until(lambda: len(sender._queues[False]) == 3)
+    brokers.found = [ConfigurationError("wrong password")]
+    async with asyncio.timeout(2):
+        for each in (*waiting, layer.group_send("g", {"n": 3})):
+            with pytest.raises(ConfigurationError, match="wrong password"):
+                await each
+    brokers.found = [Link]
+    monkeypatch.setattr("asgi_amqp.supervisor.REPEAT", 0)
+    sending = asyncio.create_task(layer.group_send("g", {"n": 4}))
+    await until(lambda: brokers.links and "ask" in brokers.links[0].wires[1].answers)
+    settle(brokers.links[0])
+    await sending
+    await until(lambda: ("g", {"n": 4}) in sent(brokers.links[0]))
+
+
 # Groups
 
 
@@ -212,6 +237,43 @@ async def test_who_leaves_and_joins_while_the_group_is_unbound_hears_it(make, br
     await joining
     binds = [name for name, *arguments in wire.channel.calls if "bind" in name and arguments[2] == "g.g"]
     assert binds == ["queue_bind", "queue_unbind", "queue_bind"]
+
+
+async def test_a_normal_channel_is_a_member_of_a_group_once_whichever_loop_says_so(make, brokers):
+    layer = make()
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever)
+    thread.start()
+
+    def there(call):
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, other))
+
+    def members():
+        groups = [session.receiver.mailboxes.groups for session in layer._all()]
+        return [member for each in groups for member in each.get("g", ())]
+
+    await there(layer.group_add("g", "jobs"))
+    await layer.group_add("g", "jobs")
+    assert members() == ["jobs"]
+    for session in layer._all():  # one group_send reaches the queue of each
+        deliver = session.receiver.mailboxes.deliver
+        session.loop.call_soon_threadsafe(deliver, [("g", {"n": 1})], 10, time.monotonic())
+    await until(lambda: [event for link in brokers.links for event in sent(link)] == [("jobs", {"n": 1})])
+    await layer.group_discard("g", "jobs")  # from another loop than it came from
+    assert members() == []
+    await layer.close()
+    other.call_soon_threadsafe(other.stop)
+    await asyncio.to_thread(thread.join)
+    other.close()
+
+
+async def test_a_normal_channel_stays_in_its_groups_when_the_loop_that_added_it_ends(make, brokers):
+    layer = make()
+    await asyncio.to_thread(asyncio.run, layer.group_add("g", "jobs"))
+    layer.session()  # sweeps those of loops that ended
+    assert list(layer.publisher.background.session.receiver.mailboxes.groups) == ["g"]
+    await layer.group_discard("g", "jobs")
+    assert not layer.publisher.background.session.receiver.mailboxes.groups
 
 
 # Receiving

@@ -116,7 +116,7 @@ async def test_a_closed_session_never_connects_again(make, brokers):
     await layer.close()
     for call in (
         session.sender.supervisor.link(0.1),
-        session.receiver.ready(0.1),
+        session.receiver.supervisor.link(0.1),
         (await session.receiver.inbox(layer.destination("q").queue)).receive(),
     ):
         with pytest.raises(BrokerUnavailable):
@@ -239,6 +239,61 @@ async def test_an_inbox_that_rests_when_the_link_is_cut_fetches_nothing_for_nobo
     await until(lambda: consumed(brokers.links[1], "asgi.d.jobs"))
     consumed(brokers.links[1], "asgi.d.jobs")[0].deliver(body("jobs", {"n": 2}), tag=1)
     assert await receiving == {"n": 2}
+
+
+async def test_normal_channels_that_nobody_receives_on_any_more_are_forgotten(make, brokers, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.001)
+    layer = make(expiry=0.01, durable=["jobs"])
+    receiver = layer.session().receiver
+
+    def swept():
+        receiver._sweeper.cancel()
+        receiver._sweep()
+        return sorted(receiver._inboxes)
+
+    staying = asyncio.create_task(layer.receive("staying"))
+    for number in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await layer.receive(f"reply-{number}")
+    returned = await receiver.inbox(layer.destination("jobs").queue)
+    returned.box.put_first({"n": 1})  # for its next reader
+    await until(lambda: swept() == ["asgi.c.staying", "asgi.d.jobs"])
+    assert len(receiver.consumers) == 1
+    assert await layer.receive("jobs") == {"n": 1}
+    await until(lambda: swept() == ["asgi.c.staying"])
+    (wire,) = [each for each in consumed(brokers.links[0], "asgi.c.staying") if not each.closed]
+    wire.deliver(body("staying", {"n": 2}), tag=1)
+    assert await staying == {"n": 2}
+
+
+async def test_an_inbox_that_somebody_is_about_to_read_is_not_forgotten(make, brokers):
+    """A reader in another loop has been given it, and comes in a moment."""
+    layer = make()
+    receiver, queue = layer.session().receiver, layer.destination("q").queue
+    inbox = await receiver.inbox(queue)
+    inbox.box.read_at -= 1000
+    assert await receiver.inbox(queue) is inbox
+    receiver._sweeper.cancel()
+    receiver._sweep()
+    assert list(receiver._inboxes) == ["asgi.c.q"]
+
+
+async def test_a_message_whose_reader_in_another_loop_went_away_outlives_a_lost_link(make, brokers):
+    """It has been acknowledged, and does not come again."""
+    layer = make(durable=["jobs"])
+    inbox = await layer.session().receiver.inbox(layer.destination("jobs").queue)
+    receiving = asyncio.create_task(inbox.receive())
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    wire.deliver(body("jobs", {"n": 2}), tag=2)
+    inbox.box.put_first(await receiving)  # as `fetch` does when who asked was cancelled meanwhile
+    brokers.links[0].give_up("cut")
+    await until(lambda: len(brokers.links) == 2 and consumed(brokers.links[1], "asgi.d.jobs"))
+    assert wire.answers == [("ack", 1)]
+    consumed(brokers.links[1], "asgi.d.jobs")[0].deliver(body("jobs", {"n": 2}), tag=1)
+    async with asyncio.timeout(5):
+        assert [await layer.receive("jobs") for _ in range(2)] == [{"n": 1}, {"n": 2}]
 
 
 async def test_a_worker_that_drains_takes_nothing_new_from_the_next_link(make, brokers):

@@ -98,9 +98,7 @@ async def test_a_broker_that_falls_silent_as_reading_begins_does_not_end_it(monk
     await until(lambda: asked)
 
     def wires():
-        return [
-            wire for link in brokers.links for wire in link.wires if ("asgi.s.log", 256) in wire.consuming
-        ]
+        return [wire for link in brokers.links for wire in link.wires if ("asgi.s.log", 16) in wire.consuming]
 
     await until(lambda: len(wires()) > 1)
     event = encode_batch([encode_target("e") + encode({"n": n}) for n in range(2)])

@@ -1,0 +1,73 @@
+"""An event stream on links that a test answers for: its reader."""
+
+import asyncio
+
+import pytest
+
+from asgi_amqp import BrokerUnavailable, Position
+from asgi_amqp.event_stream import EventStream
+from tests.unit.asgi_amqp.links import until
+from tests.unit.asgi_amqp.test_sessions import body
+
+
+def reading(brokers):
+    """The wires on which the log is read."""
+    return [
+        wire
+        for link in brokers.links for wire in link.wires
+        if any(queue == "asgi.s.log" for queue, _ in wire.consuming)
+    ]  # fmt: skip
+
+
+def read(layer):
+    """A reader that waits for what follows the first position, without asking for the epoch."""
+    stream = EventStream(layer, "log")
+    stream.epoch = "ep"
+    return asyncio.create_task(anext(stream.read(Position("ep", 0))))
+
+
+@pytest.mark.parametrize("told", ["by the broker", "by nobody"])
+async def test_a_reader_of_a_layer_that_was_closed_ends_and_opens_nothing_again(make, brokers, told):
+    layer = make(timeout=0.2)
+    waiting = read(layer)
+    await until(lambda: reading(brokers))
+    links, (wire,) = list(brokers.links), reading(brokers)
+    await layer.close()
+    if told == "by the broker":
+        wire.channel.closing.set_result(None)  # as aiormq does when a channel ends
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        await asyncio.wait_for(waiting, 5)
+    assert brokers.links == links
+    assert not layer._sessions
+
+
+async def test_a_reader_that_waits_for_a_connection_hears_that_its_layer_was_closed(make, brokers):
+    layer = make()
+    brokers.found = [BrokerUnavailable("down")]
+    waiting = read(layer)
+    await until(lambda: brokers.tried)
+    await layer.close()
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        await asyncio.wait_for(waiting, 5)
+    assert not layer._sessions
+
+
+async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, brokers):
+    layer = make()
+    stream = EventStream(layer, "log")
+    stream.epoch = "ep"
+    events = stream.read(Position("ep", 0))
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: reading(brokers))
+    (wire,) = reading(brokers)
+    assert wire.consuming == [("asgi.s.log", 16)]
+    for offset in range(3):
+        batch = body("ep", {"n": offset}, {"n": offset})
+        wire.deliver(batch, tag=offset + 1, headers={"x-stream-offset": offset})
+    got = [(await waiting).position.number] + [(await anext(events)).position.number for _ in range(4)]
+    assert got == [1, 4096, 4097, 8192, 8193]
+    assert wire.answers == []
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: wire.answers == [("ack", 3)])
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
