@@ -51,6 +51,7 @@ class Outbox:
         self._asked: deque[float] = deque()  # the last number of _unsure before each open question
         self._number = self._tag = 0
         self._deadlines = Deadlines()
+        self.cancelled = False  # somebody who waited has gone since the last tick
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches that are not settled, but for those without confirms that have left."""
@@ -342,8 +343,10 @@ class Outbox:
 
     def tick(self, now: float, why: str) -> bool:
         """Give up who has waited too long; forget what ended. Whether anybody still waits."""
-        for batch in self._deadlines.over(now, BrokerUnavailable(f"not confirmed in time: {why}")):
+        over = self._deadlines.over(now, BrokerUnavailable(f"not confirmed in time: {why}"))
+        for batch in list(self) if self.cancelled else over:
             self._withdraw(batch)
+        self.cancelled = False
         for lane in list(self._lanes.values()):
             busy = lane.waiting or lane.flying or lane.held or lane.refused or lane is self._plain
             if not busy and now - lane.declared > self._expiry:
@@ -366,9 +369,7 @@ class Outbox:
             self._withdraw(batch)
 
     def shrink(self, limit: int) -> None:
-        """The broker takes no message larger than `limit`: those that are have failed, batches that are
-        become smaller.
-        """
+        """The broker takes no message larger than `limit`: such events have failed, such batches shrink."""
         self.max_message = min(self.max_message, limit - HEAD)
         self.batch_bytes = min(self.batch_bytes, self.max_message)
         error = MessageTooLarge(f"the broker takes messages of at most {limit} bytes (its max_message_size)")

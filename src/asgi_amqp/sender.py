@@ -71,7 +71,7 @@ class Sender:
             return
         ticket = FutureTicket(1, timeout)
         self.submit(destination, data, ticket, watched=False)
-        await ticket.settled()
+        await self._settled(ticket)
 
     async def send_many(self, events: list[tuple[Destination, bytes]], timeout: float) -> None:
         """All under way at once; back when the broker has the confirmed ones. The first error is raised after
@@ -84,7 +84,14 @@ class Sender:
         ticket = FutureTicket(len(events), timeout)
         for destination, data in events:
             self.submit(destination, data, ticket, watched=False)
-        await ticket.settled()
+        await self._settled(ticket)
+
+    async def _settled(self, ticket: FutureTicket) -> None:
+        try:
+            await ticket.settled()
+        except asyncio.CancelledError:
+            self.outbox.cancelled = True  # until the next tick what it waited for takes up room
+            raise
 
     async def _room(self, destination: Destination, timeout: float) -> None:
         """Until there is room, one after the other."""

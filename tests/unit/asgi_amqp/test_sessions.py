@@ -149,6 +149,21 @@ async def test_a_queue_that_withholds_its_confirms_stops_no_group_send(make, bro
     await asyncio.gather(*jobs, return_exceptions=True)
 
 
+async def test_who_is_cancelled_takes_up_no_room(make, brokers):
+    brokers.found = [BrokerUnavailable("down")]
+    layer = make(durable=["jobs"])
+    sender = layer.session().sender
+    jobs = [asyncio.create_task(layer.send("jobs", {"x": bytes(4000)})) for _ in range(4)]
+    await until(lambda: sender.outbox.buffered > 16_000)
+    for job in jobs[1:]:
+        job.cancel()
+    async with asyncio.timeout(1):
+        await until(lambda: sender.outbox.buffered < 8_000)
+    assert sender.outbox.buffered > 4_000
+    jobs[0].cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
+
+
 async def test_who_waits_for_room_hears_that_there_will_be_no_connection(make, brokers, monkeypatch):
     brokers.found = [BrokerUnavailable("down")]
     layer = make(buffer_bytes=10_000)
