@@ -505,7 +505,7 @@ def test_nginx_reads_what_a_run_that_was_cut_off_had_written(machine, playbook, 
         "roles": ["nginx"],
     }
     (tmp_path / "nginx.yml").write_text(yaml.safe_dump([play]))
-    workers = "ps -o pid= --ppid $(cat /run/nginx.pid)"
+    workers = "ps -o pid= --ppid $(systemctl show --property MainPID --value nginx)"
     before = machine.run(workers)
     assert "changed=0" in playbook(str(tmp_path / "nginx.yml"))
     assert machine.run(workers) == before
