@@ -162,7 +162,6 @@ def rotate(config: Config) -> None:
     """
     aside = config.state / production.ROTATION
     with development.alone(config):
-        production.keep(config)
         if not aside.exists():
             new = {name: secrets.token_urlsafe(secret_files.SECRETS[name]) for name in secret_files.ROTATED}
             secret_files.write(aside, json.dumps(new), 0o600)
@@ -184,6 +183,8 @@ def rotate(config: Config) -> None:
             secret_files.write(config.secrets / name, word + "\n", 0o444)
         stack.up(config, renew=["app"])
         aside.unlink()
+    # What this run was told of ports and certificates is looked at, in force and kept.
+    production.up(config)
 
 
 def refresh(config: Config) -> None:

@@ -170,7 +170,8 @@ class EventStream:
                                 raise PositionGone(f"the log began anew, its epoch is {its_epoch}")
                             reached = place
                             yield Event(Position(epoch, place), message)
-                    reader.acknowledge()
+                    if arrived.empty():  # it acknowledges all that was handed over
+                        reader.acknowledge()
                     messages = await arrived.get()
             except TimeoutError:
                 with contextlib.suppress(*GONE):  # the broker has fallen silent: again with the next link

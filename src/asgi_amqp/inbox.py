@@ -117,14 +117,17 @@ class Inbox:
     def _stop_if_idle(self) -> None:
         self._timer = None
         consumer = self._consumer
-        if self._readers or consumer is None or consumer.paused or self._starting is not None:
+        if self._readers or consumer is None or self._starting is not None:
+            return
+        if consumer.paused and self._unread:  # begun, and to be read to its end
             return
         self._starting = self._receiver.loop.create_task(self._rest(consumer))
 
     async def _rest(self, consumer: Consumer) -> None:
         """Consume no more. What has been begun stays, to be read to its end."""
         try:
-            await consumer.pause()
+            if not consumer.paused:
+                await consumer.pause()
             begun = self.box.keep_begun()
             for parcel, received in list(self._unread.items()):
                 if parcel is not begun:

@@ -271,6 +271,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         """Take a channel out of a group; nothing happens when it is not in it."""
         self.require_valid_group_name(group)
         destination = self.destination(channel)
+        if destination.queue is not None and self.publisher.running is None:
+            return  # no normal channel is in a group
         owner = self._member_of(destination)
         mine = owner or self.session()
 

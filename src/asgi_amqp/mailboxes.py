@@ -198,8 +198,8 @@ class Mailbox:
         return self._parcel
 
     def keep_returned(self) -> None:
-        """Forget all but what readers that went away had taken: it has been acknowledged, and never comes
-        again, unless others of its parcel are still unread.
+        """Forget all but what readers that went away had taken: it may have been acknowledged. Where it has
+        not been, since others of its parcel were still unread, it is read twice.
         """
         kept, expires = list(islice(self._reading, self.returned)), self._expires
         self.clear()

@@ -378,6 +378,7 @@ class Outbox:
                 if batch.size <= self.batch_bytes:
                     self._again(batch, len(lane.waiting))
                     continue
+                self._deadlines.forget(batch)
                 for alone in batch.split():
                     if alone.size > self.max_message:
                         self._end(alone, error)
@@ -392,9 +393,7 @@ class Outbox:
         unsent = sum(len(batch.parts) - len(batch.tickets) for batch in self)
         self.lost("closed")
         for lane in self._lanes.values():
-            lane.waiting.clear()
-            lane.refused.clear()
-            lane.size = 0
+            lane.clear()
         self.size = 0
         if unsent:
             self.stats.lose("unsent", unsent)

@@ -207,7 +207,9 @@ class SyncPublisher:
         return background.run(flush(), timeout + 1)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Send what has gathered and end the background thread; the next send starts another."""
+        """Send what has gathered and end the background thread; the next send starts another. Normal
+        channels are in no group of this process any more.
+        """
         with self._lock:
             background, self.running = self.running, None
         if background is not None:

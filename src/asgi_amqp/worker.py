@@ -25,7 +25,7 @@ from .layer import AMQPChannelLayer
 log = logging.getLogger("asgi_amqp.worker")
 
 Handler = Callable[[Message], Awaitable[None]]
-GOODBYE = 1.0  # seconds for the broker to answer when a worker ends
+GOODBYE = 1.0  # seconds for a handler that was cancelled, and for the broker to answer, when a worker ends
 RESTING = 64  # failed messages that wait for their next attempt; more wait on their slots
 
 
@@ -92,6 +92,8 @@ class Worker:
         if queue is None:
             raise ValueError(f"{self._channel} is a process-local channel: a worker needs a normal one")
         self._keeps_order = bool(queue.arguments.get("x-single-active-consumer"))
+        if self._keeps_order:
+            self._concurrency = 1
         self._session = self._layer.session()
         self._consumer = consumer = Consumer(
             self._session.receiver, queue, self._concurrency, self._on_message, self._on_lost
@@ -167,7 +169,7 @@ class Worker:
             self._stopping.set()
 
     async def _slot(self) -> None:
-        while True:
+        while not self._ended:  # a handler may have swallowed its cancellation
             while not self._events or (self._stopping.is_set() and not self._events[0][0].begun):
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
@@ -321,7 +323,10 @@ class Worker:
             tasks = [*slots, *self._resting.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            done, _ = await asyncio.wait(tasks, timeout=GOODBYE)
+            for task in done:
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    log.error("Channel %s: %s", self._channel, describe(error))
 
     def _give_back(self) -> None:
         """What has not begun: nothing else comes, so that it does not come here again."""

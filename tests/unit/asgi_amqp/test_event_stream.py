@@ -64,6 +64,7 @@ async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, bro
     for offset in range(3):
         batch = body("ep", {"n": offset}, {"n": offset})
         wire.deliver(batch, tag=offset + 1, headers={"x-stream-offset": offset})
+        await asyncio.sleep(0)  # each in a turn of its own
     got = [(await waiting).position.number] + [(await anext(events)).position.number for _ in range(4)]
     assert got == [1, 4096, 4097, 8192, 8193]
     assert wire.answers == []
@@ -71,3 +72,35 @@ async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, bro
     await until(lambda: wire.answers == [("ack", 3)])
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_slow_reader_has_no_more_in_hand_than_the_prefetch(make, brokers):
+    """The broker sends what the prefetch allows, each message in a turn of its own."""
+    layer = make()
+    stream = EventStream(layer, "log")
+    stream.epoch = "ep"
+    events = stream.read(Position("ep", 0))
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: reading(brokers))
+    (wire,) = reading(brokers)
+    sent = 0
+
+    async def broker():
+        nonlocal sent
+        while True:
+            acknowledged = max((tag for how, tag, *_ in wire.answers if how == "ack"), default=0)
+            if sent - acknowledged < 16:
+                headers = {"x-stream-offset": sent}
+                sent += 1
+                wire.deliver(body("ep", {"n": sent}), tag=sent, headers=headers)
+            await asyncio.sleep(0)
+
+    sending = asyncio.create_task(broker())
+    async with asyncio.timeout(20):
+        await waiting
+        for read in range(2, 50):
+            await asyncio.sleep(0.001)
+            await anext(events)
+            assert sent - read <= 17
+    sending.cancel()
+    await events.aclose()

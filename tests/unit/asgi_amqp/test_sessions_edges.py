@@ -496,3 +496,26 @@ async def test_two_threads_may_find_the_same_loop_that_ended(make, brokers):
 
     layer._sessions[Ended()] = None
     assert layer.session().living
+
+
+async def test_a_channel_whose_batch_was_read_to_its_end_after_a_rest_is_forgotten(
+    make, brokers, monkeypatch
+):
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.01)
+    layer = make(expiry=0.05, durable=["jobs"])
+    receiver = layer.session().receiver
+    inbox = await receiver.inbox(layer.destination("jobs").queue)
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}, {"n": 2}), tag=1)
+    assert (await receiving)["n"] == 1
+    await until(lambda: inbox._consumer is not None and inbox._consumer.paused and inbox._starting is None)
+    assert (await layer.receive("jobs"))["n"] == 2
+    await until(lambda: inbox.idle)
+    assert wire.closed
+
+
+async def test_who_takes_a_channel_out_of_a_group_that_it_is_not_in_starts_nothing(make):
+    layer = make()
+    await layer.group_discard("g", "jobs")
+    assert layer.publisher.running is None

@@ -335,3 +335,29 @@ async def test_a_batch_that_has_begun_is_finished_when_the_worker_stops(make, br
         go_on.set()
         await until(lambda: ("ack", 1) in wire.answers)
     assert numbers == [1, 2]
+
+
+async def test_single_keeps_the_order_whatever_concurrency_says(make, brokers):
+    layer, handler = make(durable={"jobs": {"single": True}}), Handler(1, 1)
+    async with working(layer, brokers, handler, concurrency=2) as (_, wire):
+        assert wire.consuming == [("asgi.d.jobs", 1)]
+        wire.deliver(body("jobs", {"n": 1}, {"n": 2}, {"n": 3}), tag=1)
+        await until(lambda: ("ack", 1) in wire.answers)
+    assert handler.numbers == [1, 1, 1, 2, 3]
+
+
+async def test_a_worker_ends_though_a_handler_swallows_its_cancellation(make, brokers):
+    begun = asyncio.Event()
+
+    async def handler(message):
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    layer = make(durable=["jobs"])
+    async with working(layer, brokers, handler, drain_timeout=0.05) as (worker, wire):
+        wire.deliver(body("jobs", {"n": 1}), tag=1)
+        await begun.wait()
+        worker.stop()
+        async with asyncio.timeout(1):
+            await until(lambda: ("ack", 1) in wire.answers)

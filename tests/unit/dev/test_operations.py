@@ -179,6 +179,10 @@ class Rotated:
         monkeypatch.setattr(stack, "compose", self.step(self.change))
         monkeypatch.setattr(stack, "up", self.step(lambda config, renew: self.run()))
         monkeypatch.setattr(secret_files, "write", self.step(secret_files.write))
+        self.up = []  # whether a rotation was under way
+        monkeypatch.setattr(
+            production, "up", lambda config: self.up.append((config.state / production.ROTATION).exists())
+        )
         self.run()
 
     def read(self, name):
@@ -255,4 +259,5 @@ def test_the_next_rotation_has_secrets_of_its_own(rotated):
     operations.rotate(rotated.settings)
     assert rotated.application[secret_files.FALLBACKS] == first["secret_key"]
     assert all(rotated.application[name] != first[name] for name in secret_files.ROTATED)
-    assert all(path.name in ("secrets", "lock", "make.env") for path in rotated.settings.state.iterdir())
+    assert all(path.name in ("secrets", "lock") for path in rotated.settings.state.iterdir())
+    assert rotated.up == [False, False], "what it was told is looked at by nobody else"
