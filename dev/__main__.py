@@ -28,7 +28,6 @@ from dev import (
 from dev import config as configuration
 from dev.config import load
 from dev.output import Failure, fail, say
-from release import make
 
 Command = Callable[[list[str]], int | None]
 
@@ -132,6 +131,8 @@ def _enter_release() -> None:
 def make_release(_: list[str]) -> None:
     """`make release`: signed with the key that CARILLON_RELEASE_KEY names."""
     _enter_release()
+    from release import make
+
     key = os.environ.get(make.KEY)
     if not key:
         raise Failure(f"{make.KEY} is not set: name the maintainers' secret key (minisign)")
@@ -150,6 +151,8 @@ def make_release(_: list[str]) -> None:
 def rebuild_release(arguments: list[str]) -> int:
     """`verify --rebuild` of a release: what the commit does not build again."""
     _enter_release()
+    from release import make
+
     try:
         problems = make.rebuild(configuration.ROOT, arguments[0], Path(arguments[1]))
     except make.ReleaseError as error:
