@@ -94,7 +94,9 @@ Carillon is up ({seconds:.0f} s).
 
 def clean(config: Config, *, everything: bool = False) -> None:
     """Containers, volumes, the names of their images and the state directory go, but for its backups: those
-    go with `everything`, the tests' way. Where no engine answers, the secrets stay: the volumes need them."""
+    go with `everything`, the tests' way. Where no engine answers, a state with secrets stays: the volumes
+    need them.
+    """
     found, _ = engine.state()
     if found is engine.State.READY:
         stack.down(config, volumes=True)

@@ -162,6 +162,7 @@ def rotate(config: Config) -> None:
     """
     aside = config.state / production.ROTATION
     with development.alone(config):
+        certificate = production.taken(config)
         if not aside.exists():
             new = {name: secrets.token_urlsafe(secret_files.SECRETS[name]) for name in secret_files.ROTATED}
             secret_files.write(aside, json.dumps(new), 0o600)
@@ -181,10 +182,8 @@ def rotate(config: Config) -> None:
             secret_files.write(config.secrets / secret_files.FALLBACKS, old + "\n", 0o444)
         for name, word in new.items():
             secret_files.write(config.secrets / name, word + "\n", 0o444)
-        stack.up(config, renew=["app"])
+        production.serve(config, certificate, renew=["app"])
         aside.unlink()
-    # What this run was told of ports and certificates is looked at, in force and kept.
-    production.up(config)
 
 
 def refresh(config: Config) -> None:

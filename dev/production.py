@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,37 +94,50 @@ def build(config: Config) -> None:
 
 def up(config: Config, *, anew: str = "make production-clean") -> None:
     """The containers run and are healthy. Run again, it changes nothing."""
-    # Not at the top: they need the private environment.
-    from dev import operations, server_certificate
+    # Not at the top: it needs the private environment.
+    from dev import operations
 
     with development.alone(config):
-        if config.told:
-            progress(f"{shown(config.state / _TOLD)}: {' '.join(f'{n}={v}' for n, v in config.told.items())}")
-        certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
-        keep(config)
+        certificate = taken(config)
         if (config.state / ROTATION).exists():
             progress("a rotation of secrets was cut off: finish it with `make production-rotate`")
         if not operations.held(config):
             build(config)
             operations.use(config, operations.built(config))
         development.ensure_secrets(config, anew=anew)
-        renewed, reload = mounted(config, certificate)
-        folder, file = config.state / "nginx", config.state / _SERVED
-        now = [images.fingerprint(names, "", folder) for names in (["site.conf", "site.d"], ["tls"])]
-        # What a run that failed has placed is still due.
-        served = file.read_text().split() if file.exists() else ["", ""]
-        renewed |= now[0] != served[0]
-        stack.up(config, renew=["nginx"] if renewed else [])
-        if (reload or now[1] != served[1]) and not renewed:
-            # Open sockets stay with the old workers.
-            stack.compose(config, "kill", "--signal", "HUP", "nginx", seconds=30)
-        secret_files.write(file, " ".join(now), 0o600)
+        serve(config, certificate)
         stack.compose(
             config,
             *("exec", "-T", "app", "carillon", "manage", "ensure_admin", "--password-file", "-"),
             seconds=60,
             stdin=secret_files.read(config.secrets, "admin_password"),
         )
+
+
+def taken(config: Config) -> tuple[str, str] | None:
+    """What it was told is in order, and kept; the certificate that it names. Raises `Failure`."""
+    from dev import server_certificate
+
+    if config.told:
+        progress(f"{shown(config.state / _TOLD)}: {' '.join(f'{n}={v}' for n, v in config.told.items())}")
+    certificate = server_certificate.chosen(config.told, config.settings["CARILLON_ALLOWED_HOSTS"])
+    keep(config)
+    return certificate
+
+
+def serve(config: Config, certificate: tuple[str, str] | None, renew: Sequence[str] = ()) -> None:
+    """The containers run with what they have mounted, those of `renew` anew, and nginx has read its files."""
+    renewed, reload = mounted(config, certificate)
+    folder, file = config.state / "nginx", config.state / _SERVED
+    now = [images.fingerprint(names, "", folder) for names in (["site.conf", "site.d"], ["tls"])]
+    # What a run that failed has placed is still due.
+    served = file.read_text().split() if file.exists() else ["", ""]
+    renewed |= now[0] != served[0]
+    stack.up(config, renew=[*renew, *(["nginx"] if renewed else [])])
+    if (reload or now[1] != served[1]) and not renewed:
+        # Open sockets stay with the old workers.
+        stack.compose(config, "kill", "--signal", "HUP", "nginx", seconds=30)
+    secret_files.write(file, " ".join(now), 0o600)
 
 
 def mounted(config: Config, certificate: tuple[str, str] | None, **site: str) -> tuple[bool, bool]:

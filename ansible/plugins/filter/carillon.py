@@ -129,8 +129,8 @@ def listen_ports(listen: list[str]) -> list[int]:
     return sorted({int(str(where).rpartition(":")[2]) for where in listen})
 
 
-def asked(listen: list[str]) -> dict[str, str | int]:
-    """Where to ask nginx, of what it listens on: the lowest `port`, and its `address`, "" for any."""
+def first_listener(listen: list[str]) -> dict[str, str | int]:
+    """Of what nginx listens on, the lowest `port` with its `address`, "" for any: who checks asks there."""
     port = listen_ports(listen)[0]
     addresses = {
         str(where).rpartition(":")[0].strip("[]") for where in listen if listen_ports([where]) == [port]
@@ -193,12 +193,12 @@ class FilterModule:
             "rabbitmq_password_hash": rabbitmq_password_hash,
             "postgresql_verifier": postgresql_verifier,
             "postgresql_verifies": postgresql_verifies,
-            "asked": asked,
             "backup_made": backup_made,
             "days_left": days_left,
             "declared": declared,
             "ends_at": ends_at,
             "endpoint": endpoint,
+            "first_listener": first_listener,
             "hsts_seconds": hsts_seconds,
             "listen_ports": listen_ports,
             "ports_of": ports_of,

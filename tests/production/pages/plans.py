@@ -30,7 +30,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "make observe": DEVELOPMENT,
         "make dev": DEVELOPMENT,
         "ssh -L": "the beginning of one, for a browser",
-        "carillon top": "goes on until it is interrupted: tests/unit/metrics, tests/infra",
+        "carillon top": "goes on until it is interrupted: tests/unit/observability/test_top.py",
     },
     "troubleshooting": {"make bench-stack": DEVELOPMENT},
     "production-container": {

@@ -181,7 +181,7 @@ def test_a_rollback_to_what_is_not_there_changes_nothing(machine, playbook, secr
     "task",
     [
         None,
-        "secrets : Move",
+        "secrets : Move to the free slots",
         "postgresql : Owner, login and database",
         # The file is written, and the broker has not read it.
         "rabbitmq : Ask the broker which logins it knows",

@@ -52,14 +52,19 @@ async def test_a_reader_that_waits_for_a_connection_hears_that_its_layer_was_clo
     assert not layer._sessions
 
 
-async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, brokers):
-    layer = make()
-    stream = EventStream(layer, "log")
+async def begun(make, brokers):
+    """A reader that waits for its first event, and the wire that it reads on."""
+    stream = EventStream(make(), "log")
     stream.epoch = "ep"
     events = stream.read(Position("ep", 0))
     waiting = asyncio.create_task(anext(events))
     await until(lambda: reading(brokers))
     (wire,) = reading(brokers)
+    return events, waiting, wire
+
+
+async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, brokers):
+    events, waiting, wire = await begun(make, brokers)
     assert wire.consuming == [("asgi.s.log", 16)]
     for offset in range(3):
         batch = body("ep", {"n": offset}, {"n": offset})
@@ -76,13 +81,7 @@ async def test_a_reader_has_few_batches_in_hand_until_it_has_read_them(make, bro
 
 async def test_a_slow_reader_has_no_more_in_hand_than_the_prefetch(make, brokers):
     """The broker sends what the prefetch allows, each message in a turn of its own."""
-    layer = make()
-    stream = EventStream(layer, "log")
-    stream.epoch = "ep"
-    events = stream.read(Position("ep", 0))
-    waiting = asyncio.create_task(anext(events))
-    await until(lambda: reading(brokers))
-    (wire,) = reading(brokers)
+    events, waiting, wire = await begun(make, brokers)
     sent = 0
 
     async def broker():

@@ -177,12 +177,10 @@ class Rotated:
         self.left = None  # steps until the cut
         monkeypatch.setattr(operations, "_sql", self.step(self.alter))
         monkeypatch.setattr(stack, "compose", self.step(self.change))
-        monkeypatch.setattr(stack, "up", self.step(lambda config, renew: self.run()))
+        monkeypatch.setattr(production, "taken", lambda config: self.taken.append(config))
+        monkeypatch.setattr(production, "serve", self.step(lambda config, certificate, renew: self.run()))
         monkeypatch.setattr(secret_files, "write", self.step(secret_files.write))
-        self.up = []  # whether a rotation was under way
-        monkeypatch.setattr(
-            production, "up", lambda config: self.up.append((config.state / production.ROTATION).exists())
-        )
+        self.taken = []  # what was told, looked at by each rotation
         self.run()
 
     def read(self, name):
@@ -260,4 +258,16 @@ def test_the_next_rotation_has_secrets_of_its_own(rotated):
     assert rotated.application[secret_files.FALLBACKS] == first["secret_key"]
     assert all(rotated.application[name] != first[name] for name in secret_files.ROTATED)
     assert all(path.name in ("secrets", "lock") for path in rotated.settings.state.iterdir())
-    assert rotated.up == [False, False], "what it was told is looked at by nobody else"
+    assert len(rotated.taken) == 2
+
+
+def test_a_rotation_that_is_told_what_will_not_do_changes_nothing(rotated, monkeypatch):
+    def refuse(_):
+        raise Failure("CARILLON_CERTIFICATE=typo.pem: no such file")
+
+    before = {path.name: path.read_text() for path in rotated.settings.secrets.iterdir()}
+    monkeypatch.setattr(production, "taken", refuse)
+    with pytest.raises(Failure, match="no such file"):
+        operations.rotate(rotated.settings)
+    assert {path.name: path.read_text() for path in rotated.settings.secrets.iterdir()} == before
+    assert not (rotated.settings.state / production.ROTATION).exists()

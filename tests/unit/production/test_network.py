@@ -52,7 +52,7 @@ def test_ports_of_what_nginx_listens_on(listen, ports):
     ],
 )
 def test_nginx_is_asked_where_it_listens(listen, address, port):
-    assert filters.asked(listen) == {"address": address, "port": port}
+    assert filters.first_listener(listen) == {"address": address, "port": port}
 
 
 @pytest.mark.parametrize(
