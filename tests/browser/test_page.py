@@ -1667,6 +1667,19 @@ def test_no_control_is_cut_off_or_covered(fake, open_page, wordy_job, place):
     assert wrong == [], "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    "count", ["Loading the output", "Waiting for output", "Saving: 100 %", "1,000,000 lines"]
+)
+def test_the_toolbar_of_a_job_fits_whatever_is_said_of_its_lines(fake, open_page, wordy_job, count):
+    watched = open_page(has_touch=True)
+    page = watched.page
+    show(fake, watched, "running", wordy_job)
+    expect(page.locator(".job .count")).to_have_text("151 lines")
+    page.set_viewport_size({"width": 320, "height": 568})
+    page.locator(".job .count").evaluate("(one, words) => (one.textContent = words)", count)
+    assert page.evaluate(CUT) == []
+
+
 def test_a_phone_is_for_the_output(fake, open_page, wordy_job):
     page = open_page(390, 844, is_mobile=True, has_touch=True).page
     page.goto(f"{fake.url}/#/jobs/6")

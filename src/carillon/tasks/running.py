@@ -17,7 +17,7 @@ from typing import Any
 
 from channels.layers import get_channel_layer
 from django.db import Error, close_old_connections
-from django.db.models import QuerySet
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_tasks import TaskResultStatus
@@ -85,10 +85,15 @@ def is_given_up(begun: int, errors: int) -> bool:
 
 
 def take(backend: DurableBackend, queue: str, worker: str) -> QueuedTask | None:
-    """The most urgent task that is due, which is this worker's from now on. Raises django.db.Error."""
+    """The most urgent task that is due, which is this worker's from now on. Raises django.db.Error.
+
+    What was never deferred, or was announced, is due by the clock of who said so. Ours may be behind that
+    one, or was read before another worker took the task of our message and left us a younger one.
+    """
     while True:
         now = timezone.now()
-        waiting = QueuedTask.objects.filter(backend=backend.alias, queue=queue, status=READY, due__lte=now)
+        due = Q(due__lte=now) | Q(due=F("enqueued")) | Q(announced=True)
+        waiting = QueuedTask.objects.filter(due, backend=backend.alias, queue=queue, status=READY)
         row = waiting.order_by("-priority", "due", "pk").first()
         if row is None:
             return None

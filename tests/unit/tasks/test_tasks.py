@@ -278,6 +278,22 @@ def test_nothing_is_run_before_its_time(commits, sent):
     assert samples.add.get_result(result.id).return_value == 2
 
 
+def test_a_task_that_was_not_deferred_is_due_whatever_the_clock_of_its_worker_says(monkeypatch):
+    """It is another host's, or it was read before another worker took the task of our message."""
+    now = timezone.now()
+    samples.add.enqueue(1)
+    monkeypatch.setattr(running.timezone, "now", lambda: now - timedelta(seconds=1))
+    assert running.take(task_backends["default"], "default", "worker")
+
+
+def test_a_deferred_task_that_was_announced_is_due_whatever_the_clock_of_its_worker_says():
+    samples.add.using(run_after=timezone.now() + timedelta(seconds=60)).enqueue(1)
+    backend = task_backends["default"]
+    assert running.take(backend, "default", "worker") is None
+    QueuedTask.objects.update(announced=True)
+    assert running.take(backend, "default", "worker")
+
+
 def test_one_task_is_taken_by_one_worker(monkeypatch):
     """Another takes it between the look and the grip of the first."""
     samples.add.enqueue(1)
