@@ -59,7 +59,7 @@ def demo(arguments: list[str]) -> None:
 
 
 def _test_config() -> configuration.Config:
-    return load(project=testing.PROJECT, state=testing.STATE)
+    return load(configuration.unnamed(), project=testing.PROJECT, state=testing.STATE)
 
 
 def everything(_: list[str]) -> int:

@@ -55,7 +55,12 @@ def read(path: Path) -> dict[str, str]:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         return {}
-    return {name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in lines)}
+    try:
+        return {
+            name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in lines)
+        }
+    except ValueError as error:
+        raise Failure(f"{path} is not of lines NAME=value: {error}") from None
 
 
 def write(path: Path, values: dict[str, str]) -> None:

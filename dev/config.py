@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ DEFAULT_PORTS = {
     "CARILLON_MANAGEMENT_PORT": 15672,
     "CARILLON_AMQP_PORT": 5672,
 }
+# A state directory has one of these, however early its first run was cut off.
+_OURS = {"secrets", "logs", "backups", "make.env", "lock"}
 _BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -103,12 +105,19 @@ class Config:
         return replace(self, ports=dict(ports))
 
 
-def load(environ: Mapping[str, str] = os.environ, *, project: str = NAME, state: str = ".dev") -> Config:
-    """The configuration that the variables describe, with `project` and `state` where they say nothing.
+def load(
+    environ: Mapping[str, str] = os.environ,
+    *,
+    project: str = NAME,
+    state: str = ".dev",
+    names: Iterable[str] = DEFAULT_PORTS,
+) -> Config:
+    """The configuration that the variables describe, with `project` and `state` where they say nothing;
+    of the ports those of `names`.
 
     Raises `Failure` at the first value that cannot be.
     """
-    ports = {name: port(environ, name, default) for name, default in DEFAULT_PORTS.items()}
+    ports = {name: port(environ, name, DEFAULT_PORTS[name]) for name in names}
     if len(set(ports.values())) < len(ports):
         raise Failure(f"two of {', '.join(ports)} are the same port")
     return Config(
@@ -121,7 +130,21 @@ def load(environ: Mapping[str, str] = os.environ, *, project: str = NAME, state:
 
 
 def state_of(environ: Mapping[str, str], default: str) -> Path:
-    return (HOME / (environ.get("CARILLON_STATE") or default)).resolve()
+    """The state directory. Raises `Failure` for a folder of something else: `make clean` would empty it."""
+    state = (HOME / (environ.get("CARILLON_STATE") or default)).resolve()
+    held = {path.name for path in state.iterdir()} if state.is_dir() else set()
+    if HOME.is_relative_to(state) or (held and not held & _OURS and not state.name.startswith(".dev")):
+        raise Failure(
+            f"CARILLON_STATE={state} holds what is not of a stack: name a new folder, or an empty one"
+        )
+    return state
+
+
+def unnamed(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Without the name and the state of somebody's own stack: tests remove what they started."""
+    return {
+        name: value for name, value in environ.items() if name not in ("CARILLON_PROJECT", "CARILLON_STATE")
+    }
 
 
 def shown(path: Path) -> str:

@@ -6,16 +6,21 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from dev import base_image, engine, environments, images, preflight, process, project, secret_files, stack
 from dev.config import ROOT, YOURS, Config, shown
 from dev.output import Failure, say, timed
 
+_alone: set[Path] = set()  # states that this run is at work on
 
-def prepare(config: Config, chosen: tuple[images.Image, ...] = images.IMAGES) -> None:
+
+def prepare(
+    config: Config, chosen: tuple[images.Image, ...] = images.IMAGES, *, needs_disk: bool = True
+) -> None:
     """What can be done with the system's own Python: preflight (for `chosen` images), the engine."""
     ready = engine.check()
-    preflight.check(config, images_present=ready and images.present(config, chosen))
+    preflight.check(config, images_present=ready and images.present(config, chosen), needs_disk=needs_disk)
     # Nothing has been touched up to here.
     secret_files.private_directory(config.state)
     engine.ensure(config)
@@ -57,7 +62,10 @@ def ensure_secrets(config: Config, *, anew: str) -> None:
 
 @contextmanager
 def alone(config: Config) -> Iterator[None]:
-    """One at a time for each stack: two would start containers over one another."""
+    """One at a time for each stack: two would start containers over one another. Who has it may ask again."""
+    if config.state in _alone:
+        yield
+        return
     secret_files.private_directory(config.state)
     with (config.state / "lock").open("w") as lock:
         try:
@@ -65,7 +73,11 @@ def alone(config: Config) -> Iterator[None]:
         except BlockingIOError:
             say(f"    another run is at work on {config.state}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        _alone.add(config.state)
+        try:
+            yield
+        finally:
+            _alone.remove(config.state)
 
 
 def dev(config: Config) -> None:

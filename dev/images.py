@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,10 @@ def ensure(config: Config, chosen: tuple[Image, ...] = IMAGES, *, fresh: bool = 
             built.result()
 
 
+# As of Dockerfile.dockerignore: what a program left that ran here.
+_NOT_IN_IT = re.compile(r"(^|/)__pycache__/|\.egg-info/")
+
+
 def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
     """A hash of the names, modes and contents of all files in `inputs`, and of the base image."""
     digest = hashlib.sha256(base.encode())
@@ -98,6 +103,8 @@ def fingerprint(inputs: Iterable[str], base: str, root: Path = ROOT) -> str:
         path = root / name
         files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
         for file in files:
+            if _NOT_IN_IT.search(str(file.relative_to(root))):
+                continue
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             executable = bool(file.stat().st_mode & 0o100)
             digest.update(f"{file.relative_to(root)}\0{executable}\0{content}\n".encode())

@@ -13,7 +13,6 @@ from dev.output import say, timed
 IMAGE = images.Image("observability", ("images/observability",))
 PORTS = {"CARILLON_PROMETHEUS_PORT": 9090, "CARILLON_ALERTMANAGER_PORT": 9093}
 SERVICES = ("prometheus", "alertmanager", "postgres-exporter", "nginx-exporter")
-TOKEN = "metrics_token"  # noqa: S105 - a file's name
 
 
 def beside(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
@@ -54,7 +53,7 @@ def _token(config: Config) -> None:
     """The scraper's own: it reads metrics and nothing else."""
     from dev import account
 
-    file = config.secrets / TOKEN
+    file = config.secrets / secret_files.METRICS_TOKEN
     if not file.exists():
         token = account.new_token(config, "make observe", scope="metrics", days=0)
         # 0444: see secret_files.ensure.

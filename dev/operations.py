@@ -199,18 +199,21 @@ def refresh(config: Config) -> None:
 def verb(name: str, argument: str = "") -> None:
     """`make production-<name>`."""
     config = production.load()
-    development.prepare(config, production.IMAGES)
+    # Who frees disk may have none left.
+    development.prepare(config, production.IMAGES, needs_disk=name != "prune")
     environments.enter(config)
     start = time.monotonic()
-    if name == "backup":
-        say(f"Backup in {backup(config)}: whoever has it has the installation.")
-    elif name == "restore":
-        # As `backup` has said it: from where the Makefile lies.
-        restore(config, HOME / argument)
-    elif name == "prune":
-        say(prune(config))
-    else:
-        {"upgrade": upgrade, "rollback": rollback, "rotate": rotate, "refresh": refresh}[name](config)
+    # From beginning to end: a second restore would drop the database that the first is filling.
+    with development.alone(config):
+        if name == "backup":
+            say(f"Backup in {backup(config)}: whoever has it has the installation.")
+        elif name == "restore":
+            # As `backup` has said it: from where the Makefile lies.
+            restore(config, HOME / argument)
+        elif name == "prune":
+            say(prune(config))
+        else:
+            {"upgrade": upgrade, "rollback": rollback, "rotate": rotate, "refresh": refresh}[name](config)
     progress(f"production-{name}: {time.monotonic() - start:.0f} s")
 
 

@@ -21,10 +21,11 @@ NEEDED_TO_RUN = 1 * _GIB
 _STOP = "`make down`, `make test-clean`, `make production-down`, `make cluster-down`"
 
 
-def check(config: Config, *, images_present: bool) -> None:
+def check(config: Config, *, images_present: bool, needs_disk: bool = True) -> None:
     """Raises `Failure` with what to do. Changes nothing."""
     project.declared()
-    disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
+    if needs_disk:
+        disk(NEEDED_TO_RUN if images_present else NEEDED_FOR_IMAGES)
     if YOURS:
         readable(YOURS, ("src",))
     readable()

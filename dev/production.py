@@ -65,13 +65,11 @@ def load(
         if name in told:
             told[name] = str(HOME / Path(told[name]).expanduser())
     config = configuration.load(
-        {**environ, **defaults, **told}, project=project or f"{NAME}-{kind}", state=state
+        {**environ, **defaults, **told}, project=project or f"{NAME}-{kind}", state=state, names=PORTS
     )
-    ports = {name: config.ports[name] for name in PORTS}
-    origins = (f"https://{host}:{ports['CARILLON_HTTPS_PORT']}" for host in ("localhost", "127.0.0.1"))
+    origins = (f"https://{host}:{config.https_port}" for host in ("localhost", "127.0.0.1"))
     return replace(
         config,
-        ports=ports,
         compose_files=(_COMPOSE / "production.yml", *([_COMPOSE / "cluster.yml"] if cluster else [])),
         settings={
             "CARILLON_ALLOWED_HOSTS": told.get("CARILLON_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +38,6 @@ DRILL_CLONE = ROOT / ".dev-prod-drill-clone"
 DRILL_SITE = ROOT / ".dev-prod-drill-site" / "drill_site"
 # A clone of this checkout, in which the pages' commands are typed.
 PAGES_CLONE = ROOT / ".dev-prod-pages-clone"
-_OWN = ("CARILLON_PROJECT", "CARILLON_STATE")
 # The stacks of tests/production, beside whatever else runs here: name, and the first of their ports.
 STACKS = {
     **{"container": 51180, "container-cluster": 51280, "parity": 51380},
@@ -77,9 +75,7 @@ DRILL = Suite("drill", (*_PYTEST, "-q", "tests/production/drill"))
 
 
 def load() -> Config:
-    # Never the state of somebody's own stack: what these tests leave behind is removed.
-    environ = {name: value for name, value in os.environ.items() if name not in _OWN}
-    config = production.load(environ, project=PROJECT, state=STATE)
+    config = production.load(configuration.unnamed(), project=PROJECT, state=STATE)
     # The ports that the tests use, and not those of a `make production` that may run meanwhile.
     return replace(config, ports=stack("container").ports)
 

@@ -19,6 +19,8 @@ SECRETS = {
 ROTATED = ("secret_key", "database_password", "amqp_password")
 # Keys of before, with which sessions last over a rotation.
 FALLBACKS = "secret_key_fallbacks"
+# The scraper's, of `make observe`.
+METRICS_TOKEN = "metrics_token"  # noqa: S105 - a file's name
 
 PROJECT_SETTINGS = """\
 # Settings of your own, read by every process at its start: PROJECT_NAME=value, one a line.

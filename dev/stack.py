@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from dev import preflight, process
+from dev import preflight, process, secret_files
 from dev.config import Config
 from dev.output import Failure, progress, step
 
@@ -137,3 +137,6 @@ def down(config: Config, *, volumes: bool) -> None:
     preflight.neighbour(config)
     extra = ["--volumes"] if volumes else []
     compose(config, "down", "--remove-orphans", *extra, seconds=stop_seconds(config))
+    if volumes:
+        # Of a user in the database that is gone.
+        (config.secrets / secret_files.METRICS_TOKEN).unlink(missing_ok=True)

@@ -25,7 +25,10 @@ CARILLONS = ("asgi_amqp", "carillon", "tower")
 CHECKOUT = ".carillon"
 # What must go whatever state the code is in.
 WITHOUT_CODE = frozenset(
-    ("down", "clean", "logs", "shell", "token", "watch", "production-down", "production-clean")
+    (
+        *("down", "clean", "logs", "shell", "token", "watch"),
+        *(f"production-{verb}" for verb in ("down", "clean", "backup", "rollback")),
+    )
 )
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?==.*\n(?:[ #].*\n)*", re.MULTILINE)
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", re.MULTILINE)

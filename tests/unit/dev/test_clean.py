@@ -82,6 +82,39 @@ def test_a_folder_that_is_not_ours_is_left_alone(ready, settings):
     assert files(settings) == {"letters.txt"}
 
 
+@pytest.mark.parametrize("state", [".", "..", "letters"])
+def test_a_folder_that_is_not_ours_is_no_state(state, tmp_path, monkeypatch):
+    """`make dev` would put secrets there, and `make clean` would then take the folder for its own."""
+    monkeypatch.setattr(config, "HOME", tmp_path / "work" / "checkout")
+    letters = config.HOME / "letters" / "dear.txt"
+    letters.parent.mkdir(parents=True)
+    config.load({"CARILLON_STATE": state if state == "letters" else "new"})
+    letters.touch()
+    with pytest.raises(Failure, match="holds what is not of a stack"):
+        config.load({"CARILLON_STATE": state})
+
+
+def test_the_tests_stack_is_never_somebodys_own(monkeypatch):
+    """`make test` removes its volumes, `make test-clean` its secrets."""
+    monkeypatch.setenv("CARILLON_PROJECT", "mine")
+    monkeypatch.setenv("CARILLON_STATE", ".dev-mine")
+    for found in (command._test_config(), production_testing.load()):
+        assert found.project != "mine"
+        assert found.state.name != ".dev-mine"
+
+
+def test_with_the_volumes_goes_the_token_of_who_lived_there(settings, monkeypatch):
+    secret_files.private_directory(settings.secrets)
+    token = settings.secrets / secret_files.METRICS_TOKEN
+    secret_files.write(token, "of a database that was\n", 0o444)
+    monkeypatch.setattr(stack, "compose", lambda *_, **__: "")
+    monkeypatch.setattr(stack.preflight, "neighbour", lambda _: None)
+    stack.down(settings, volumes=False)
+    assert token.exists()
+    stack.down(settings, volumes=True)
+    assert not token.exists()
+
+
 def test_a_machine_of_unit_tests_alone_needs_no_engine(settings, monkeypatch):
     """There are private environments, and nothing that a volume could need."""
     monkeypatch.setattr(engine, "state", lambda: (engine.State.MISSING, ""))

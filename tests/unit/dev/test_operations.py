@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import tarfile
@@ -13,9 +14,11 @@ import yaml
 from dev import (
     base_image,
     development,
+    engine,
     environments,
     images,
     operations,
+    preflight,
     process,
     production,
     secret_files,
@@ -56,6 +59,46 @@ def test_a_release_of_before_there_were_uploads_is_backed_up_too(tmp_path, there
     assert bool(done.stdout) == there
 
 
+def test_a_verb_has_its_stack_for_itself_from_beginning_to_end(settings, monkeypatch):
+    """Of two restores the second would drop the database that the first is filling."""
+    monkeypatch.setattr(production, "load", lambda: settings)
+    monkeypatch.setattr(development, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(environments, "enter", lambda *_: None)
+    others = []
+
+    def work(config, *_):
+        with development.alone(config):  # as `production.up` in it
+            pass
+        with (config.state / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                others.append("waits")
+
+    for name in ("restore", "upgrade", "rollback", "refresh"):
+        monkeypatch.setattr(operations, name, work)
+        operations.verb(name, "backups/now")
+    assert others == ["waits"] * 4
+    with development.alone(settings):
+        pass
+
+
+def test_who_frees_disk_may_have_none_left(settings, monkeypatch):
+    wanted = {}
+    monkeypatch.setattr(production, "load", lambda: settings)
+    monkeypatch.setattr(environments, "enter", lambda *_: None)
+    monkeypatch.setattr(engine, "check", lambda: True)
+    monkeypatch.setattr(engine, "ensure", lambda _: None)
+    monkeypatch.setattr(images, "present", lambda *_: True)
+    for name in ("readable", "neighbour", "ports"):
+        monkeypatch.setattr(preflight, name, lambda *_: None)
+    monkeypatch.setattr(preflight, "disk", lambda _: wanted.setdefault(verb, True))
+    for verb in ("prune", "upgrade"):
+        monkeypatch.setattr(operations, verb, lambda _: "")
+        operations.verb(verb)
+    assert wanted == {"upgrade": True}
+
+
 def test_what_a_cut_off_backup_left_is_removed_by_the_next(settings, monkeypatch):
     def cut(*_, **__):
         raise KeyboardInterrupt
@@ -91,7 +134,7 @@ def test_a_backup_is_named_from_where_the_makefile_lies(settings, monkeypatch, t
     monkeypatch.setattr(operations, "HOME", tmp_path)
     monkeypatch.setattr(operations, "restore", lambda config, folder: said.append(folder))
     monkeypatch.setattr(production, "load", lambda: settings)
-    monkeypatch.setattr(development, "prepare", lambda *_: None)
+    monkeypatch.setattr(development, "prepare", lambda *_, **__: None)
     monkeypatch.setattr(environments, "enter", lambda *_: None)
     operations.verb("restore", ".dev-production/backups/now")
     operations.verb("restore", "/elsewhere/now")

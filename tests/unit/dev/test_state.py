@@ -132,6 +132,16 @@ def test_fingerprint_sees_content_names_and_modes(tmp_path):
     assert images.fingerprint(["image"], "other base", tmp_path) not in seen
 
 
+def test_fingerprint_does_not_see_what_a_program_left_that_ran_here(tmp_path):
+    """A second `make production` would make the application's image anew, and drop its sockets."""
+    (tmp_path / "src").mkdir()
+    seen = images.fingerprint(["src"], "base", tmp_path)
+    for name in ("__pycache__/page.cpython-313.pyc", "carillon.egg-info/PKG-INFO"):
+        (tmp_path / "src" / name).parent.mkdir()
+        (tmp_path / "src" / name).touch()
+    assert images.fingerprint(["src"], "base", tmp_path) == seen
+
+
 class Engine:
     """What docker is asked, and the images that it has: tag to the fingerprint of what they were built of."""
 

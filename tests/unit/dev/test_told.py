@@ -104,7 +104,7 @@ def test_every_command_of_production_reads_it(up, load, monkeypatch):
     found = []
     monkeypatch.setattr(stack, "down", lambda config, **_: found.append(config.project))
     monkeypatch.setattr(development, "clean", lambda config: found.append(config.project))
-    monkeypatch.setattr(development, "prepare", lambda *_: None)
+    monkeypatch.setattr(development, "prepare", lambda *_, **__: None)
     monkeypatch.setattr(environments, "enter", lambda *_: None)
     verbs = ("backup", "restore", "prune", "upgrade", "rollback", "rotate", "refresh")
     for verb in verbs:
@@ -112,6 +112,18 @@ def test_every_command_of_production_reads_it(up, load, monkeypatch):
     for name in ("down", "clean", *verbs):
         command.COMMANDS[f"production-{name}"](["backups/now"])
     assert found == ["chimes"] * 9
+
+
+def test_what_it_was_told_by_a_slip_of_an_editor_is_one_line(up, load):
+    up(**TOLD)
+    file = load().state / "make.env"
+    file.write_text(file.read_text() + "CARILLON_LISTEN='0.0.0.0\n")
+    with pytest.raises(Failure, match=r"make\.env is not of lines NAME=value: No closing quotation"):
+        load()
+
+
+def test_a_port_that_production_does_not_publish_is_in_nobodys_way(load):
+    assert load(CARILLON_HTTPS_PORT="15672").https_port == 15672
 
 
 def test_no_variable_of_the_compose_files_is_forgotten():
