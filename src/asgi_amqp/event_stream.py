@@ -5,8 +5,8 @@ import contextlib
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
@@ -14,10 +14,12 @@ from .codec import NOTHING, Message, decode, encode, encode_target
 from .connection import Link
 from .exceptions import GONE, BrokerUnavailable, LayerError, Unroutable, describe, is_gone
 from .layer import AMQPChannelLayer
+from .loops import run_in
 from .position import BATCH, Position, first_of, message_of
 from .stream import FIRST, Messages, Stream, StreamReader, declare, last_chunk, peek
 from .topology import Destination
 
+T = TypeVar("T")
 PREFETCH = 16  # AMQP messages that a reader has in hand: each a batch of at most BATCH_BYTES, or one event
 
 
@@ -47,6 +49,13 @@ class EventStream:
 
     async def open(self) -> str:
         """Agree on the epoch with all other processes, making the log if there is none; the epoch."""
+        return await self._there(self._agree)
+
+    async def _there(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """In the loop of the session: of async_to_sync, that is another one."""
+        return await run_in(self._layer.session().loop, call)
+
+    async def _agree(self) -> str:
         async with self._opening:
             if not self.epoch:
                 link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
@@ -68,13 +77,14 @@ class EventStream:
         if not newest:
             founding = encode_target(secrets.token_hex(6)) + NOTHING
             await self._append("", [founding], self._layer.timeout)
-        records = [record for _, body in newest for record in decode(body)]
-        if all(message is None for _, message in records):  # several may have founded it: the first counts
+        # Several may have founded it, the last of them after its first event: the first one counts.
+        events = [record for _, body in newest for record in decode(body) if record[1] is not None]
+        if not events:
             first = await peek(link, name, FIRST, self._layer.timeout)
             if not first:
                 raise BrokerUnavailable(f"{name} does not give its first message")
-            records = list(decode(first[0][1]))
-        epoch = records[-1][0]
+            events = list(decode(first[0][1]))[:1]
+        epoch = events[-1][0]
         await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key(epoch)))
         return epoch
 
@@ -95,8 +105,11 @@ class EventStream:
         """Append events in this order, under way together; back when the broker has them all."""
         deadline = time.monotonic() + (self._layer.timeout if timeout is None else timeout)
         data = [encode(message) for message in messages]
+        await self._there(lambda: self._publish(data, deadline))
+
+    async def _publish(self, data: list[bytes], deadline: float) -> None:
         while data:
-            epoch = await self.open()
+            epoch = await self._agree()
             target = encode_target(epoch)
             try:
                 await self._append(epoch, [target + each for each in data], deadline - time.monotonic())
@@ -107,8 +120,11 @@ class EventStream:
 
     async def last(self) -> Position:
         """The position of the newest event; before the first one, that of the founding record."""
+        return await self._there(self._last)
+
+    async def _last(self) -> Position:
         while True:
-            epoch = await self.open()
+            epoch = await self._agree()
             link = await self._layer.session().receiver.supervisor.link(self._layer.timeout)
             try:
                 offset, body = (await last_chunk(link, self._stream.name, self._layer.timeout))[-1]
@@ -132,7 +148,7 @@ class EventStream:
         events that follow were dropped by retention, or the log is not the one of the position.
         BrokerUnavailable: this broker has no copy of the log, or the layer was closed.
         """
-        session = self._layer.session()
+        session = self._layer.lasting_session()
         at = since if since is not None else await self.last()
         if at.epoch != self.epoch:
             self.epoch = ""  # it may have begun anew

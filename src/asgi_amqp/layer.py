@@ -167,6 +167,15 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             session = self._sessions[loop] = self.make_session()
         return session
 
+    def lasting_session(self) -> Session:
+        """The session of the running loop. RuntimeError in a loop of async_to_sync, which ends with its call:
+        what waits there would never be woken.
+        """
+        session = self.session()
+        if session.loop is not get_running_loop():
+            raise RuntimeError("use this in a loop that lasts, as of asyncio.run(): async_to_sync has none")
+        return session
+
     def _all(self) -> list[Session]:
         """The sessions of this process that are in use."""
         sessions = [reference() for reference in self._owners.valuerefs()]  # others may be making some

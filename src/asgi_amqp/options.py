@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 from .exceptions import ConfigurationError
 
+_PORT = re.compile("[0-9]{0,5}")
+_PORTS = range(1, 2**16)
 URL_SHAPE = "amqp[s]://user:password@host:port/vhost"
 
 
@@ -54,10 +56,16 @@ class Target:
         host, colon, port = address.rpartition(":")
         if address.endswith("]") or not colon:
             host, port = address, ""
-        if not host or "@" in userinfo or "/" in vhost or (port and not port.isdigit()):
+        if (
+            not host
+            or "@" in userinfo
+            or "/" in vhost
+            or not _PORT.fullmatch(port)
+            or int(port or 1) not in _PORTS
+        ):
             raise ConfigurationError(
                 f"url: a broker URL reads {URL_SHAPE}; percent-encode @ : / # and % inside user, password "
-                "and vhost"
+                "and vhost. A port is from 1 to 65535"
             )
         return cls(
             host.strip("[]"),

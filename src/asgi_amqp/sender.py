@@ -245,7 +245,7 @@ class Sender:
                 await declare_queue(link, self._topology, queue)
             except ConfigurationError as error:
                 return self.outbox.undeclared(queue, error)
-            except BrokerUnavailable:
+            except (BrokerUnavailable, TimeoutError):  # it may be blocked, and not say no
                 await asyncio.sleep(TICK)
             except Exception as error:
                 await asyncio.sleep(0.05)  # a lost link is known to be one a moment later

@@ -14,7 +14,7 @@ import logging
 import signal
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from .codec import Message, encode
 from .consumer import Consumer, Received
@@ -94,11 +94,15 @@ class Worker:
         self._keeps_order = bool(queue.arguments.get("x-single-active-consumer"))
         if self._keeps_order:
             self._concurrency = 1
-        self._session = self._layer.session()
+        self._session = self._layer.lasting_session()
         self._consumer = consumer = Consumer(
             self._session.receiver, queue, self._concurrency, self._on_message, self._on_lost
         )
-        with self._signals():
+        with contextlib.ExitStack() as stack:
+            if self._handle_signals and threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    self._loop.add_signal_handler(number, self._stopping.set)
+                    stack.callback(self._loop.remove_signal_handler, number)
             try:
                 await consumer.started(self._layer.timeout)
                 slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
@@ -113,21 +117,6 @@ class Worker:
                         await consumer.stop()
         if self._error is not None:
             raise self._error
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT stop the worker, in the main thread."""
-        loop = asyncio.get_running_loop()
-        wanted = self._handle_signals and threading.current_thread() is threading.main_thread()
-        if wanted:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stopping.set)
-        try:
-            yield
-        finally:
-            if wanted:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    loop.remove_signal_handler(number)
 
     def _on_message(self, received: Received) -> None:
         received.left = len(received.messages)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from aiormq.exceptions import ChannelPreconditionFailed
+from asgiref.sync import async_to_sync
 
 from asgi_amqp import stream
 from asgi_amqp.event_stream import EventStream, PositionGone
@@ -47,6 +48,15 @@ async def test_every_event_has_a_position_and_can_be_read_on_from(make_layer):
     for index in (0, 7, 299):  # in the middle of a batch too
         since = Position.parse(str(events[index].position))
         assert await collect(log, 300 - index, since) == events[index + 1 :]
+
+
+async def test_a_log_is_written_and_asked_from_synchronous_code(make_layer):
+    log = EventStream(make_layer(), "log")
+    start = await asyncio.to_thread(async_to_sync(log.last))
+    for number in range(3):
+        await asyncio.to_thread(async_to_sync(log.publish), event(number))
+    assert numbers(await collect(EventStream(make_layer(), "log"), 3, start)) == [0, 1, 2]
+    assert await asyncio.to_thread(async_to_sync(log.last)) > start
 
 
 async def test_a_tail_begins_with_what_comes_next(make_layer):

@@ -3,9 +3,12 @@
 import asyncio
 
 import pytest
+from asgiref.sync import async_to_sync
 
-from asgi_amqp import BrokerUnavailable, Position
+from asgi_amqp import BrokerUnavailable, Position, event_stream
+from asgi_amqp.codec import NOTHING, encode, encode_batch, encode_target
 from asgi_amqp.event_stream import EventStream
+from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import until
 from tests.unit.asgi_amqp.test_sessions import body
 
@@ -50,6 +53,61 @@ async def test_a_reader_that_waits_for_a_connection_hears_that_its_layer_was_clo
     with pytest.raises(BrokerUnavailable, match="closed"):
         await asyncio.wait_for(waiting, 5)
     assert not layer._sessions
+
+
+FOUNDED = {name: encode_target(name) + NOTHING for name in ("one", "two")}
+FIRST_EVENT = encode_target("one") + encode({"n": 1})
+
+
+@pytest.mark.parametrize(
+    ("newest", "first"),
+    [
+        ([FOUNDED["one"]], [FOUNDED["one"]]),
+        ([FOUNDED["two"]], [FOUNDED["one"]]),
+        ([FOUNDED["two"]], [FOUNDED["one"], FOUNDED["two"]]),
+        (
+            [FOUNDED["one"], FIRST_EVENT, FOUNDED["two"]],
+            [],
+        ),  # it was found empty before
+        ([FIRST_EVENT], []),
+    ],
+)
+async def test_the_first_who_founded_a_log_gave_it_its_epoch(make, monkeypatch, newest, first):
+    def answering(records):
+        async def answer(*_):
+            return [(0, encode_batch(records))] if records else []
+
+        return answer
+
+    class Link:
+        async def attempt(self, call):
+            pass
+
+    monkeypatch.setattr(event_stream, "declare", answering([]))
+    monkeypatch.setattr(event_stream, "last_chunk", answering(newest))
+    monkeypatch.setattr(event_stream, "peek", answering(first))
+    assert await EventStream(make(), "log")._open(Link()) == "one"
+
+
+async def test_a_log_is_written_from_synchronous_code(make, brokers):
+    """The links belong to another loop than that of the call, whose deadline nobody would keep."""
+    stream = EventStream(make(timeout=0.3), "log")
+    stream.epoch = "ep"
+    with pytest.raises(BrokerUnavailable):
+        await asyncio.wait_for(asyncio.to_thread(async_to_sync(stream.publish), {"n": 1}), 10)
+
+
+async def test_what_goes_on_needs_a_loop_that_does(make, brokers):
+    async def handle(message):
+        pass
+
+    async def read():
+        await anext(EventStream(layer, "log").read())
+
+    layer = make(timeout=0.3)
+    for call in (read, Worker(layer, handle, "jobs").run):
+        with pytest.raises(RuntimeError, match="use this in a loop that lasts"):
+            await asyncio.wait_for(asyncio.to_thread(async_to_sync(call)), 10)
 
 
 async def begun(make, brokers):

@@ -44,6 +44,22 @@ def consumed(link, queue):
 # Sending
 
 
+async def test_a_broker_that_is_blocked_while_a_queue_is_declared_is_waited_for(make, brokers):
+    """No answer is no mistake of whoever sends: it is asked again, on the link that is kept."""
+    layer = make()
+    link = await publishing(layer, brokers)
+    link.blocked = True
+    link.passing.failing["queue_declare"] = TimeoutError()
+    sending = asyncio.create_task(layer.send("jobs", {"n": 1}))
+    await until(lambda: len(link.passing.named("queue_declare")) > 2)
+    assert not sending.done()
+    link.passing.failing.clear()
+    await until(lambda: sent(link) == [("jobs", {"n": 1})])
+    link.wires[0].callbacks["on_confirm"](1, False, True)
+    await sending
+    assert brokers.links == [link]
+
+
 async def test_a_queue_is_declared_on_the_next_link_where_the_first_went_meanwhile(make, brokers):
     """Given up by this side: the socket stands, and nothing but the cancelled call says that it has ended."""
     layer = make()
