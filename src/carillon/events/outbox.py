@@ -21,6 +21,7 @@ from django.db import Error, close_old_connections, transaction
 from django.db.models import Count, Min
 from django.utils import timezone
 
+from asgi_amqp import MessageTooLarge
 from carillon import locks, tracing
 from carillon.events import queue
 from carillon.metrics import names
@@ -66,7 +67,14 @@ def send_some(most: int = BATCH) -> int:
             return 0
         rows = list(_rows().order_by("pk")[:most])
         if rows:
-            queue.publish([msgpack.unpackb(bytes(row.message)) for row in rows])
+            try:
+                queue.publish([msgpack.unpackb(bytes(row.message)) for row in rows])
+            except queue.NotificationsUnavailable as error:
+                if len(rows) > 1 or not isinstance(error.__cause__, MessageTooLarge):
+                    raise
+                # No broker takes it, ever: it would hold up what is behind it, withdrawn rights too.
+                logger.error("Dropped an event of the outbox: %s", error.__cause__)
+                names.DROPPED.inc()
             _rows().filter(pk__in=[row.pk for row in rows]).delete()
         return len(rows)
 

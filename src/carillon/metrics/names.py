@@ -65,7 +65,7 @@ KEPT = _counter(
     "Events that went by the outbox: the broker was away, or others waited",
     EVERYWHERE,
 )
-DROPPED = _counter("carillon_events_dropped", "Events whose payload was no JSON", EVERYWHERE)
+DROPPED = _counter("carillon_events_dropped", "Events that were no JSON, or too large", EVERYWHERE)
 
 # The outbox
 OUTBOX_EVENTS = _gauge("carillon_outbox_events", "Events that wait in the outbox", (RUNWORKER,))

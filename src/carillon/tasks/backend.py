@@ -8,13 +8,15 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 from channels.layers import get_channel_layer
 from django.apps import apps
 from django.core import checks
 from django.db import Error, router, transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.module_loading import import_string
 from django_tasks.backends.base import BaseTaskBackend
@@ -104,8 +106,10 @@ class DurableBackend(BaseTaskBackend):
         get_channel_layer().publisher.send_many(
             [(self.channel(row.queue), {"type": "carillon.task"}) for row in rows]
         )
-        # Not before: of what is sent twice, the second finds nothing to do.
-        table().objects.filter(pk__in=[row.pk for row in rows]).update(announced=True)
+        # Not before: of what is sent twice, the second finds nothing to do. Not what was begun meanwhile: of
+        # its next run nobody has told.
+        told = reduce(or_, (Q(pk=row.pk, attempted=row.attempted) for row in rows))
+        table().objects.filter(told).update(announced=True)
 
     def _announce(self, row: Any) -> None:
         if time.monotonic() - self._failed < AGAIN:

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from channels.layers import get_channel_layer
-from django.db import Error, close_old_connections
+from django.db import DataError, Error, IntegrityError, close_old_connections
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -64,6 +64,10 @@ class TooLarge(ValueError):
     """A task returned more than is kept."""
 
 
+class Unkept(ValueError):
+    """What a task returned cannot be kept."""
+
+
 class WorkerLost(RuntimeError):
     """The workers that ran a task ended before it did."""
 
@@ -87,12 +91,12 @@ def is_given_up(begun: int, errors: int) -> bool:
 def take(backend: DurableBackend, queue: str, worker: str) -> QueuedTask | None:
     """The most urgent task that is due, which is this worker's from now on. Raises django.db.Error.
 
-    What was never deferred, or was announced, is due by the clock of who said so. Ours may be behind that
-    one, or was read before another worker took the task of our message and left us a younger one.
+    It is due by the database's clock, as for who announces it: ours may be behind. What was never deferred is
+    due by the clock of who enqueued it.
     """
     while True:
         now = timezone.now()
-        due = Q(due__lte=now) | Q(due=F("enqueued")) | Q(announced=True)
+        due = Q(due__lte=Now()) | Q(due=F("enqueued"))
         waiting = QueuedTask.objects.filter(due, backend=backend.alias, queue=queue, status=READY)
         row = waiting.order_by("-priority", "due", "pk").first()
         if row is None:
@@ -120,11 +124,11 @@ def run(backend: DurableBackend, row: QueuedTask) -> None:
         _keep(row, None, error, pause_after(len(row.errors) + 1, LIVES, backend.pause))
         return
     result = result_of(row, task)
-    task_started.send(type(backend), task_result=result)
+    task_started.send_robust(type(backend), task_result=result)
     try:
         context = [TaskContext(task_result=result)] if task.takes_context else []
         value = normalize_json(task.call(*context, *result.args, **result.kwargs))
-        if (size := len(json.dumps(value))) > backend.result_bytes:
+        if (size := len(json.dumps(value, allow_nan=False))) > backend.result_bytes:
             raise TooLarge(f"it returned {size} bytes of JSON: result_bytes is {backend.result_bytes}")
     except BaseException as error:  # one that exits has failed as well
         _end(backend, row, task, None, error)
@@ -138,15 +142,24 @@ def _end(
     again = None
     if raised is not None:
         again = pause_after(len(row.errors) + 1, backend.attempts, backend.pause)
-    if _keep(row, value, raised, again) and again is None:
-        task_finished.send(type(backend), task_result=result_of(row, task))
+    try:
+        kept = _keep(row, value, raised, again)
+    except (DataError, IntegrityError) as error:  # such as of a NUL in what it returned
+        again, kept = None, _keep(row, None, Unkept(f"the database does not take it: {error}"), None)
+    if kept and again is None:
+        task_finished.send_robust(type(backend), task_result=result_of(row, task))
+
+
+def _storable(text: str) -> str:
+    """Text that every database takes: without NUL and halves of characters."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
 def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: float | None) -> bool:
     """Whether it was still ours. A database that is away is waited for: else what is done were done twice."""
     changes: dict[str, Any] = {}
     if raised is not None:
-        path, said = get_module_path(type(raised)), get_exception_traceback(raised)[-TRACEBACK:]
+        path, said = get_module_path(type(raised)), _storable(get_exception_traceback(raised)[-TRACEBACK:])
         changes["errors"] = [*row.errors, {"exception_class_path": path, "traceback": said}]
     if again is not None:
         due = timezone.now() + timedelta(seconds=again)
@@ -161,6 +174,8 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
         try:
             kept = ours.update(**changes)
             break
+        except (DataError, IntegrityError):  # it is not away
+            raise
         except Error:
             if time.monotonic() > deadline:
                 raise
@@ -181,7 +196,7 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
 def announce_due(backend: DurableBackend) -> int:
     """Messages for tasks that are due and have none: deferred, to be run again, or enqueued while the broker
     was away. How many. Raises django.db.Error, LayerError, ChannelFull."""
-    rows = QueuedTask.objects.filter(backend=backend.alias, announced=False, due__lte=timezone.now())
+    rows = QueuedTask.objects.filter(backend=backend.alias, announced=False, due__lte=Now())
     some = list(rows.order_by("due")[:SOME])
     if some:
         backend.announce(some)
@@ -211,7 +226,7 @@ def put_back(rows: QuerySet[QueuedTask]) -> None:
 
 def announce_again(backend: DurableBackend, queues: Sequence[str]) -> int:
     """Tasks of these queues have waited for long while a worker had nothing to do. Raises django.db.Error."""
-    before = timezone.now() - timedelta(seconds=IDLE)
+    before = Now() - timedelta(seconds=IDLE)
     waiting = QueuedTask.objects.filter(
         backend=backend.alias, queue__in=queues, status=READY, announced=True, due__lt=before
     )
@@ -234,7 +249,7 @@ class Runner:
         self._concurrency = concurrency
         self._drain = drain
         self._name = f"{os.uname().nodename}-{os.getpid()}-{get_random_id()[:8]}"[:64]
-        self._running: set[str] = set()
+        self._running: dict[str, datetime | None] = {}  # and when it was begun: later, another has it
         self._given = time.monotonic()  # when a message last came
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(concurrency * len(queues), "task")
@@ -243,10 +258,11 @@ class Runner:
         """False when tasks had to be cut off; others run them. Raises LayerError, django.db.Error."""
         asyncio.run(self._serve())
         self._pool.shutdown(wait=False, cancel_futures=True)
-        cut_off = list(self._running)
+        cut_off = dict(self._running)
         if cut_off:
             logger.warning("Cut off, to be run again: tasks %s", ", ".join(cut_off))
-            put_back(QueuedTask.objects.filter(pk__in=cut_off))
+        for id, attempted in cut_off.items():
+            put_back(QueuedTask.objects.filter(pk=id, attempted=attempted))
         return not cut_off
 
     async def _serve(self) -> None:
@@ -290,11 +306,11 @@ class Runner:
             row = take(self._backend, queue, self._name)
             if row is None:
                 return
-            self._running.add(row.pk)
+            self._running[row.pk] = row.attempted
             try:
                 run(self._backend, row)
             finally:
-                self._running.discard(row.pk)
+                self._running.pop(row.pk, None)
                 self._given = time.monotonic()
         finally:
             close_old_connections()

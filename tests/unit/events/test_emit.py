@@ -17,6 +17,7 @@ from django.db import InterfaceError, transaction
 from django.utils.functional import lazystr
 from rest_framework.test import APIClient
 
+from asgi_amqp import MessageTooLarge
 from carillon.events import (
     Notification,
     NotificationsUnavailable,
@@ -130,6 +131,24 @@ def test_in_the_transaction(sent):
     assert outbox.send_some() == 1
     assert [message["text"] for message in sent.messages] == ['{"n": 1}']
     assert outbox.send_some() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_event_that_no_broker_takes_holds_up_nothing(monkeypatch, caplog):
+    taken = []
+
+    def send_many(messages, timeout=None):
+        if any(len(message["text"]) > 100 for _, message in messages):
+            raise MessageTooLarge("101 bytes: 100 are the most")
+        taken.extend(message["text"] for _, message in messages)
+
+    monkeypatch.setattr(queue.get_channel_layer().publisher, "send_many", send_many)
+    outbox.store([queue.message("jobs-summary", text) for text in ("1", "x" * 101, "2")])
+    with pytest.raises(NotificationsUnavailable):
+        outbox.send_some()
+    assert [outbox.send_some(1) for _ in range(4)] == [1, 1, 1, 0]
+    assert taken == ["1", "2"]
+    assert "Dropped an event of the outbox: 101 bytes" in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)

@@ -25,6 +25,17 @@ def fail(words):
 
 
 @task
+def fail_in_words_of_its_own():
+    raise LookupError("a \0 and half a \ud83d")
+
+
+@task
+def give(number):
+    done.append(number)
+    return [float(number.strip("[]"))]
+
+
+@task
 def leave():
     raise SystemExit(3)
 

@@ -6,7 +6,7 @@ import traceback
 from datetime import timedelta
 
 import pytest
-from django.db import Error, transaction
+from django.db import DataError, Error, IntegrityError, transaction
 from django.utils import timezone
 from django_tasks import TaskResultStatus, task_backends
 from django_tasks.base import Task
@@ -272,7 +272,7 @@ def test_nothing_is_run_before_its_time(commits, sent):
     work()
     assert (samples.done, sent.messages) == ([], [])
     assert running.announce_due(task_backends["default"]) == 0
-    QueuedTask.objects.update(due=timezone.now())
+    QueuedTask.objects.update(due=timezone.now() - timedelta(seconds=1))
     assert running.announce_due(task_backends["default"]) == 1
     work()
     assert samples.add.get_result(result.id).return_value == 2
@@ -286,12 +286,41 @@ def test_a_task_that_was_not_deferred_is_due_whatever_the_clock_of_its_worker_sa
     assert running.take(task_backends["default"], "default", "worker")
 
 
-def test_a_deferred_task_that_was_announced_is_due_whatever_the_clock_of_its_worker_says():
-    samples.add.using(run_after=timezone.now() + timedelta(seconds=60)).enqueue(1)
+def test_a_deferred_task_is_due_by_the_clock_of_the_database(sent, monkeypatch):
+    """What a worker's clock says would leave it without a message, or its message without it."""
+    now = timezone.now()
+    samples.add.using(run_after=now + timedelta(hours=2)).enqueue(1)
     backend = task_backends["default"]
-    assert running.take(backend, "default", "worker") is None
-    QueuedTask.objects.update(announced=True)
-    assert running.take(backend, "default", "worker")
+    for due, hours, found in ((-1, -1, 1), (60, 1, 0)):
+        QueuedTask.objects.update(due=now + timedelta(seconds=due), announced=False)
+        monkeypatch.setattr(running.timezone, "now", lambda hours=hours: now + timedelta(hours=hours))
+        assert running.announce_due(backend) == found
+        row = running.take(backend, "default", "worker")
+        assert bool(row) == bool(found)
+        QueuedTask.objects.update(status="READY")
+
+
+def test_a_task_that_failed_while_it_was_told_of_is_told_of_again(sent, monkeypatch):
+    """A worker had it before the broker had confirmed the message that is the last of many."""
+    backend = task_backends["stubborn"]
+    samples.fail.using(backend="stubborn").enqueue("x")
+    samples.add.using(backend="stubborn").enqueue(1)
+    send_many = sent.publisher.send_many
+
+    def quick(*given, **how):
+        send_many(*given, **how)
+        running.run(backend, running.take(backend, "default", "worker"))
+
+    monkeypatch.setattr(sent.publisher, "send_many", quick)
+    assert running.announce_due(backend) == 2
+    failed, waiting = QueuedTask.objects.order_by("path", "pk").reverse()
+    assert (failed.status, failed.announced) == ("READY", False)
+    assert (waiting.status, waiting.announced) == ("READY", True)
+    monkeypatch.undo()
+    assert running.take(backend, "default", "worker").pk == waiting.pk
+    assert running.take(backend, "default", "worker") is None  # its pause is kept
+    QueuedTask.objects.filter(pk=failed.pk).update(due=timezone.now() - timedelta(seconds=1))
+    assert running.announce_due(backend) == 1
 
 
 def test_one_task_is_taken_by_one_worker(monkeypatch):
@@ -324,7 +353,7 @@ def test_a_task_that_raises_is_run_as_often_as_said_with_growing_pauses():
         if row.status == "READY":
             pauses.append(round((row.due - timezone.now()).total_seconds(), -1))
             assert (row.announced, row.finished) == (False, None)
-            QueuedTask.objects.update(due=timezone.now())
+            QueuedTask.objects.update(due=timezone.now() - timedelta(seconds=1))
     result.refresh()
     assert (result.status, result.attempts, len(result.errors)) == (TaskResultStatus.FAILED, 3, 3)
     assert pauses == [10, 20]
@@ -419,6 +448,61 @@ def test_a_value_that_is_too_large_is_not_kept():
     row = QueuedTask.objects.get(pk=result.id)
     assert (row.status, row.value) == ("FAILED", None)
     assert "101 bytes of JSON: result_bytes is 100" in row.errors[-1]["traceback"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")]])
+def test_a_value_that_is_no_number_of_json_is_the_end(value):
+    result = samples.give.enqueue(str(value))
+    work()
+    result.refresh()
+    assert (result.status, result.attempts, samples.done) == (TaskResultStatus.FAILED, 1, [str(value)])
+    assert "not JSON compliant" in result.errors[0].traceback
+
+
+@pytest.mark.parametrize("error", [DataError, IntegrityError])
+def test_a_value_that_the_database_does_not_take_is_the_end(monkeypatch, error):
+    """Such as text with a NUL: the database was taken to be away, and the task was run five times."""
+    result = samples.add.enqueue(1)
+    queryset = type(QueuedTask.objects.all())
+    update = queryset.update
+
+    def picky(self, **changes):
+        if changes.get("value") is not None:
+            raise error("unsupported Unicode escape sequence")
+        return update(self, **changes)
+
+    monkeypatch.setattr(queryset, "update", picky)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: pytest.fail("waited"))
+    work()
+    result.refresh()
+    assert (result.status, result.attempts, samples.done) == (TaskResultStatus.FAILED, 1, [1])
+    assert result.errors[0].exception_class is running.Unkept
+    assert "unsupported Unicode escape sequence" in result.errors[0].traceback
+
+
+def test_words_of_an_exception_are_kept_whatever_they_are():
+    result = samples.fail_in_words_of_its_own.enqueue()
+    work()
+    result.refresh()
+    assert result.status == TaskResultStatus.FAILED
+    assert "LookupError: a \N{REPLACEMENT CHARACTER} and half a ?" in result.errors[0].traceback
+
+
+def test_a_listener_that_raises_ends_no_task(caplog):
+    def broken(sender, **kwargs):
+        raise RuntimeError("listener")
+
+    for told in (task_started, task_finished):
+        told.connect(broken)
+    try:
+        result = samples.add.enqueue(1)
+        work()
+    finally:
+        for told in (task_started, task_finished):
+            told.disconnect(broken)
+    result.refresh()
+    assert (result.status, samples.done) == (TaskResultStatus.SUCCESSFUL, [1])
+    assert "listener" in caplog.text
 
 
 def test_a_traceback_is_cut():
