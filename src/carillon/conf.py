@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
         "events": (2_000_000, 20_000_000),
         "notifications": (200_000, 20_000_000),
         "schedules": (1_000, 1_000),
+        "tokens": (200, 2_000),
     },
     # What is made for one team, by whomever, likewise: as much as four such accounts.
     "TEAM_QUOTAS": {

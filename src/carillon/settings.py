@@ -32,6 +32,7 @@ MIDDLEWARE = [
     "carillon.api.position.PositionMiddleware",
     "carillon.accounts.logins.RefusalMiddleware",
     "django.middleware.security.SecurityMiddleware",
+    "carillon.accounts.sessions.cookie_middleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

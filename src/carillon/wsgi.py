@@ -4,10 +4,11 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from carillon.charset import guarded
 from carillon.process.environment import SETTINGS_MODULE
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
-application = get_wsgi_application()
+application = guarded(get_wsgi_application())
 
 from carillon import tracing  # noqa: E402
 from carillon.conf import conf  # noqa: E402  (needs Django's apps)

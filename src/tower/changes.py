@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db import transaction
 
-from carillon.events import emit_in_transaction, emit_on_commit, outbox
+from carillon.events import Notification, emit_in_transaction, emit_on_commit, outbox
 from tower import payloads, states
 from tower.models import Job, JobEvent, Schedule
 
@@ -27,8 +27,9 @@ class IllegalTransition(Exception):
         super().__init__(f"A job that is {current} cannot become {wanted}: {hint}.")
 
 
-def _tell_of_status(job: Job) -> None:
-    emit_in_transaction(payloads.status_changed(job))
+def _tell(notifications: Sequence[Notification]) -> None:
+    """Exactly when the change is made, whatever ends the process then, and as soon as it is."""
+    emit_in_transaction(notifications)
     transaction.on_commit(outbox.send_now)
 
 
@@ -36,7 +37,7 @@ def _tell_of_status(job: Job) -> None:
 def create_job(**fields: Any) -> Job:
     """A new job, and the word of its first status."""
     job = Job.objects.create(**fields)
-    _tell_of_status(job)
+    _tell(payloads.status_changed(job))
     return job
 
 
@@ -49,7 +50,7 @@ def set_status(job_id: int, status: str) -> Job:
     if job.status != status:
         job.become(status)
         job.save(update_fields=["status", "started", "finished", "modified"])
-        _tell_of_status(job)
+        _tell(payloads.status_changed(job))
     return job
 
 
@@ -85,7 +86,7 @@ def add_events(job_id: int, rows: Sequence[JobEvent], final_counter: int | None)
 def create_schedule(**fields: Any) -> Schedule:
     """A new schedule."""
     schedule = Schedule.objects.create(**fields)
-    emit_on_commit([payloads.schedule_changed(schedule)])
+    _tell([payloads.schedule_changed(schedule)])
     return schedule
 
 
@@ -96,7 +97,7 @@ def change_schedule(schedule_id: int, fields: Mapping[str, Any]) -> Schedule:
     for name, value in fields.items():
         setattr(schedule, name, value)
     schedule.save(update_fields=[*fields, "modified"])
-    emit_on_commit([payloads.schedule_changed(schedule)])
+    _tell([payloads.schedule_changed(schedule)])
     return schedule
 
 
@@ -106,4 +107,4 @@ def delete_schedule(schedule_id: int) -> None:
     schedule = Schedule.objects.select_for_update().get(pk=schedule_id)
     gone = payloads.schedule_changed(schedule)
     schedule.delete()
-    emit_on_commit([gone])
+    _tell([gone])

@@ -21,11 +21,19 @@ MAX_BATCH = 1000
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def own_team(user: Any, team: Team | None) -> Team | None:
-    """Refuses a team that the user is no member of, in the words for one that does not exist."""
-    if team is not None and not user.is_superuser and not team.members.filter(pk=user.pk).exists():
-        raise serializers.ValidationError(f'Invalid pk "{team.pk}" - object does not exist.')
-    return team
+class OwnTeam(serializers.PrimaryKeyRelatedField):
+    """A team that the user is a member of: any other does not exist for him."""
+
+    def get_queryset(self) -> Any:
+        user = self.context["request"].user
+        return Team.objects.all() if user.is_superuser else Team.objects.filter(members=user)
+
+
+class VisibleJob(serializers.PrimaryKeyRelatedField):
+    """A job that the user may see."""
+
+    def get_queryset(self) -> Any:
+        return Job.objects.visible_to(self.context["request"].user)
 
 
 def summary(owned: Job | Schedule) -> dict[str, Any]:
@@ -43,6 +51,8 @@ class JobSerializer(serializers.ModelSerializer):
     elapsed = serializers.FloatField(read_only=True)
     failed = serializers.BooleanField(read_only=True)
     event_family = serializers.CharField(read_only=True)
+    team = OwnTeam(queryset=Team.objects.all(), required=False, allow_null=True)
+    workflow_job = VisibleJob(queryset=Job.objects.all(), required=False, allow_null=True)
     related = serializers.SerializerMethodField()
     summary_fields = serializers.SerializerMethodField()
 
@@ -80,15 +90,8 @@ class JobSerializer(serializers.ModelSerializer):
     def get_summary_fields(self, job: Job) -> dict[str, Any]:
         return summary(job)
 
-    def validate_team(self, team: Team | None) -> Team | None:
-        return own_team(self.context["request"].user, team)
-
     def validate_workflow_job(self, workflow: Job | None) -> Job | None:
-        if workflow is None:
-            return None
-        if not Job.objects.visible_to(self.context["request"].user).filter(pk=workflow.pk).exists():
-            raise serializers.ValidationError(f'Invalid pk "{workflow.pk}" - object does not exist.')
-        if workflow.kind != Kind.WORKFLOW_JOB:
+        if workflow is not None and workflow.kind != Kind.WORKFLOW_JOB:
             raise serializers.ValidationError(f"job {workflow.pk} is a {workflow.kind}, not a workflow_job")
         return workflow
 
@@ -189,6 +192,7 @@ class EventsResultSerializer(serializers.Serializer):
 
 class ScheduleSerializer(serializers.ModelSerializer):
     url = serializers.SerializerMethodField()
+    team = OwnTeam(queryset=Team.objects.all(), required=False, allow_null=True)
     summary_fields = serializers.SerializerMethodField()
 
     class Meta:
@@ -213,9 +217,6 @@ class ScheduleSerializer(serializers.ModelSerializer):
 
     def get_summary_fields(self, schedule: Schedule) -> dict[str, Any]:
         return summary(schedule)
-
-    def validate_team(self, team: Team | None) -> Team | None:
-        return own_team(self.context["request"].user, team)
 
 
 def storable(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -48,6 +48,8 @@ EVENT_PARAMETERS = [
     OpenApiParameter("search", str, description="part of the output, without its colours"),
 ]
 MOST_HITS = 10_000  # of one answer
+MOST_SEARCHED = 300  # characters
+SEARCHES = 2  # through the output of jobs, of one user at a time, in each uwsgi process
 
 
 class Conflict(APIException):
@@ -156,7 +158,9 @@ class JobViewSet(
         job = self.get_object()
         serializer = StatusSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        return Response(self.changed(job, serializer.validated_data["status"]))
+        # It is told of, like an event.
+        with quotas.spent("events", request.user, team=job.team_id):
+            return Response(self.changed(job, serializer.validated_data["status"]))
 
     @extend_schema(request=None, responses={202: JobSerializer, 409: dict})
     @action(detail=True, methods=["post"])
@@ -200,7 +204,8 @@ class JobViewSet(
     @action(detail=True)
     def summary(self, request: Request, pk: str) -> Response:
         """What the job's events come to: how many, their lines of output, and the results in them."""
-        return Response(self.events_of(self.get_object()).summary())
+        with self.searching():
+            return Response(self.events_of(self.get_object()).summary())
 
     @extend_schema(parameters=[*EVENT_PARAMETERS, OpenApiParameter("offset", int)], responses=HitsSerializer)
     @action(detail=True)
@@ -208,10 +213,17 @@ class JobViewSet(
         """The counters of the events that the query asks for, from `offset` on, and how many there are."""
         found = self.events_of(self.get_object()).order_by("counter").values_list("counter", flat=True)
         offset = integer(request, "offset") or 0
-        counters = list(found[offset : offset + MOST_HITS + 1])
-        whole = len(counters) <= MOST_HITS and (counters or not offset)
-        count = offset + len(counters) if whole else found.count()
+        with self.searching():
+            counters = list(found[offset : offset + MOST_HITS + 1])
+            whole = len(counters) <= MOST_HITS and (counters or not offset)
+            count = offset + len(counters) if whole else found.count()
         return Response({"count": count, "offset": offset, "counters": counters[:MOST_HITS]})
+
+    def searching(self) -> AbstractContextManager[None]:
+        """Around what reads the output of a whole job."""
+        if not self.request.query_params.get("search"):
+            return nullcontext()
+        return quotas.at_once("searches", self.request.user, SEARCHES)
 
     def events_of(self, job: Job) -> Any:
         """The job's events that the query asks for."""
@@ -226,6 +238,8 @@ class JobViewSet(
             events = events.filter(event__in=names)
         if text["host"]:
             events = events.of_host(text["host"])
+        if len(text["search"]) > MOST_SEARCHED:
+            raise ValidationError({"search": [f"longer than {MOST_SEARCHED} characters"]})
         if text["search"]:
             events = events.with_text(text["search"])
         return events
@@ -237,7 +251,8 @@ class JobViewSet(
         events = self.events_of(job).order_by(order)
         pages = BoundedPagination()
         pages.after = "counter__gt" if order == "counter" else "counter__lt"
-        page = pages.paginate_queryset(events, self.request, self, size=JobEvent.BYTES)
+        with self.searching():
+            page = pages.paginate_queryset(events, self.request, self, size=JobEvent.BYTES)
         try:
             data = EventSerializer(page, many=True, context={"job": job}).data
             return pages.get_paginated_response(data)
@@ -310,8 +325,9 @@ class ScheduleViewSet(viewsets.ModelViewSet):
             )
 
     def perform_update(self, serializer: Any) -> None:
-        with _still_there():
-            serializer.instance = changes.change_schedule(serializer.instance.pk, serializer.validated_data)
+        was = serializer.instance
+        with quotas.spent("events", self.request.user, team=was.team_id), _still_there():
+            serializer.instance = changes.change_schedule(was.pk, serializer.validated_data)
 
     def perform_destroy(self, instance: Schedule) -> None:
         with _still_there():

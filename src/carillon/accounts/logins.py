@@ -29,6 +29,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_login_failed
 from django.db import transaction
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
@@ -214,9 +215,10 @@ def _with_budgets(
     """`act` on both budgets, which nobody else touches meanwhile; what it changed is stored."""
     of_name, of_address = keys(name, where)
     with transaction.atomic():
-        now = timezone.now()
         # The lock of the address is that of all its names, too.
-        address = _locked(of_address, conf.LOGIN_ADDRESS_BURST, now)
+        address = _locked(of_address, conf.LOGIN_ADDRESS_BURST)
+        # Behind the lock, and by one clock for all hosts: a time that goes back would fill budgets again.
+        now = LoginBudget.objects.filter(pk=address.pk).values_list(Now(), flat=True).get()
         pair = LoginBudget.objects.filter(key=of_name).first()
         known = pair is not None
         pair = pair or LoginBudget(key=of_name, left=conf.LOGIN_NAME_BURST, at=now)
@@ -230,9 +232,9 @@ def _with_budgets(
     return verdict
 
 
-def _locked(key: str, burst: float, now: datetime) -> LoginBudget:
+def _locked(key: str, burst: float) -> LoginBudget:
     while True:
-        LoginBudget.objects.bulk_create([LoginBudget(key=key, left=burst, at=now)], ignore_conflicts=True)
+        LoginBudget.objects.bulk_create([LoginBudget(key=key, left=burst, at=Now())], ignore_conflicts=True)
         # A sweep may have removed an old row between the two: the next one is new.
         if (row := LoginBudget.objects.select_for_update().filter(key=key).first()) is not None:
             return row

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.db import DataError
+from django.db import DataError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import split_domain_port
 from django.shortcuts import render
 from django.urls import get_script_prefix
 from django.views.debug import technical_500_response
+from psycopg.errors import QueryCanceled
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
@@ -24,6 +25,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
         return Response(
             {"detail": str(error), "code": "broker_unavailable"}, status=503, headers={"Retry-After": "5"}
         )
+    if isinstance(error, OperationalError) and isinstance(error.__cause__, QueryCanceled):
+        detail = "The database takes longer for this than is allowed: ask for less, or try again later."
+        return Response({"detail": detail}, status=503, headers={"Retry-After": "5"})
     if isinstance(error, DataError) or (isinstance(error, ValueError) and "NUL" in str(error)):
         return Response(
             {"detail": "The request has a value that the database cannot hold, such as a NUL character."},

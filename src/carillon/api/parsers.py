@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from rest_framework import parsers
@@ -12,29 +13,25 @@ DEEPEST = 100
 
 
 class JSONParser(parsers.JSONParser):
-    """The REST framework's; what is nested too deep is a 400."""
+    """The REST framework's; what is nested too deep is a 400, and so is a number that is none (1e999)."""
 
     def parse(self, *args: Any, **kwargs: Any) -> Any:
         try:
             value = super().parse(*args, **kwargs)
         except RecursionError:
             raise ParseError(f"JSON error - nested deeper than {DEEPEST}") from None
-        if _deeper_than(value, DEEPEST):
-            raise ParseError(f"JSON error - nested deeper than {DEEPEST}")
+        _check(value)
         return value
 
 
-def _deeper_than(value: Any, most: int) -> bool:
-    """Breadth first: no depth is a problem here."""
+def _check(value: Any) -> None:
+    """Breadth first: no depth is a problem here. Raises ParseError."""
     level = [value]
-    for _ in range(most):
-        level = [
-            child
-            for each in level
-            if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
+    for _ in range(DEEPEST + 1):
+        if any(isinstance(each, float) and not isfinite(each) for each in level):
+            raise ParseError("JSON error - a number is too large")
+        around = [each for each in level if isinstance(each, dict | list)]
+        if not around:
+            return
+        level = [child for each in around for child in (each.values() if isinstance(each, dict) else each)]
+    raise ParseError(f"JSON error - nested deeper than {DEEPEST}")

@@ -12,11 +12,12 @@ from typing import Any
 
 from rest_framework.exceptions import Throttled
 
-from carillon.budgets import Allowance, Meter
+from carillon.budgets import Allowance, InHand, Meter
 from carillon.conf import DEFAULTS, conf
 from carillon.metrics import names
 
 _meter = Meter()
+_in_hand = InHand(0, seconds=120)  # longer than a process works at a request
 _lock = Lock()  # of a process's threads
 
 DAY = 24 * 3600
@@ -57,6 +58,22 @@ def _spend(budget: str, setting: str, what: str, actor: int, amount: int) -> All
     names.OVER_BUDGET.labels(f"{budget}_{what}").inc()
     whose = f" of team {actor}" if setting == "TEAM_QUOTAS" else ""
     raise OverQuota(f"Too many {what}{whose}: {burst:,} at once and {a_day:,} a day are allowed.", wait)
+
+
+@contextmanager
+def at_once(what: str, user: Any, most: int) -> Iterator[None]:
+    """Of what takes long, so much at a time in each process. Raises OverQuota."""
+    with _lock:
+        _in_hand.most = most
+        ticket = _in_hand.take((what, user.pk), 1, time.monotonic())
+    if ticket is None:
+        names.OVER_BUDGET.labels(f"quota_{what}").inc()
+        raise OverQuota(f"{most} {what} of yours are under way: wait for their answers.", 1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _in_hand.give((what, user.pk), ticket)
 
 
 def at_most(what: str, there: int, most: int) -> None:

@@ -82,7 +82,8 @@ class TokenSerializer(serializers.ModelSerializer):
         if "expires" not in validated_data:
             year = timezone.now() + timedelta(days=conf.TOKEN_DAYS)
             validated_data["expires"] = min(year, parent.expires) if parent and parent.expires else year
-        row, token = ApiToken.issue(user, parent=parent, **validated_data)
+        with quotas.spent("tokens", user):
+            row, token = ApiToken.issue(user, parent=parent, **validated_data)
         row.token = token
         return row
 

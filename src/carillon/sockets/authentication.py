@@ -11,14 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
 from django.contrib.auth.models import AnonymousUser
-from django.db import Error
+from django.db import DataError, Error
 from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
 from django.utils import timezone
@@ -28,8 +27,6 @@ from carillon.accounts import identities, jwts, sessions
 from carillon.accounts.models import ApiToken, ExternalIdentity, Team
 from carillon.events.event import EVERYONE
 from carillon.sockets.protocol import FORBIDDEN_ORIGIN, TRY_LATER, UNAUTHENTICATED
-
-SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
 
 
 class Refused(Exception):
@@ -172,10 +169,10 @@ def _is_ours(host: str) -> bool:
     return bool(domain) and validate_host(domain, allowed)
 
 
-def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
-    """Who each of them is, or why not: a thousand who come back at once are a few queries. Asks the
-    database."""
-    answers: list[Identity | Refused | None] = [None] * len(handshakes)
+def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Exception]:
+    """Who each of them is, or why not: a thousand who come back at once are a few queries. Sessions are asked
+    for one by one, and may have an engine that fails. Raises django.db.Error."""
+    answers: list[Identity | Exception | None] = [None] * len(handshakes)
     spelled: dict[int, str] = {}
     claimed: dict[int, jwts.Claims] = {}
     for place, handshake in enumerate(handshakes):
@@ -195,8 +192,12 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Refused]:
                 answers[place] = _by_session(credential.value)
                 if answers[place] is None:
                     raise Refused("the session has ended: log in again")
-        except Refused as refused:
-            answers[place] = refused
+        except DataError:  # such as of a NUL in a cookie: nobody else has to hear of it
+            answers[place] = Refused("the session has ended: log in again")
+        except Error:
+            raise
+        except Exception as error:
+            answers[place] = error
     found = ApiToken.find_many(set(spelled.values())) if spelled else {}
     known = identities.find_many(claimed.values()) if claimed else {}
     users = {row.user_id for row in known.values() if isinstance(row, ExternalIdentity)}
@@ -253,7 +254,7 @@ def revalidate_each(identities: Sequence[Identity]) -> list[Identity | Exception
             holder = identity
         else:
             token = tokens.get(identity.token_id)
-            holder = None if token is None else (token.user, token.expires)
+            holder = (token.user, token.expires) if token is not None and token.allows("read") else None
         if isinstance(holder, tuple):
             user, expires = holder
             holder = replace(identity, user=user, team_ids=teams[user.pk], expires=expires)
@@ -289,7 +290,10 @@ def _by_session(key: str) -> Identity | None:
 def _holder(key: str) -> tuple[Any, datetime] | None:
     """Whose session it is, and when it ends. Not `django.contrib.auth.get_user`: that may change the
     session's key, and a socket sets no cookie."""
-    session = SessionStore(key)
+    found = sessions.find(key)
+    if found is None:
+        return None
+    session, expires = found
     if SESSION_KEY not in session or session.get(BACKEND_SESSION_KEY) not in settings.AUTHENTICATION_BACKENDS:
         return None
     user = load_backend(session[BACKEND_SESSION_KEY]).get_user(session[SESSION_KEY])
@@ -299,6 +303,4 @@ def _holder(key: str) -> tuple[Any, datetime] | None:
     hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
     if not any(constant_time_compare(known, valid) for valid in hashes):
         return None
-    if not sessions.are_rows() and sessions.has_ended(session):
-        return None
-    return user, session.get_expiry_date()
+    return user, expires

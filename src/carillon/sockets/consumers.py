@@ -27,6 +27,7 @@ from django.db import Error
 from django.urls import re_path
 
 from asgi_amqp import Position
+from carillon.accounts import sessions
 from carillon.conf import conf
 from carillon.events.event import public
 from carillon.fanout.forms import Texts2
@@ -101,7 +102,7 @@ class ProjectConsumer:
             await self._turn_away(Close(protocol.TRY_LATER, reason="the server cannot reach its database"))
             return
         # With a token: an empty session, for the cookie may be what a page of somebody else's has sent along.
-        session = authentication.SessionStore(self.identity.session_key)
+        session = sessions.store()(self.identity.session_key)
         scope = {**self.scope, "user": self.identity.user, "session": session, CONNECTION: self}
         self.outlet.tags = self.identity.tags
         here.add(self)

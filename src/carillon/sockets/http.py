@@ -21,6 +21,8 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import Error, connections
 from django.urls import URLPattern, re_path
 
+from carillon import charset
+from carillon.accounts import sessions
 from carillon.conf import conf
 from carillon.process import launcher
 from carillon.sockets import authentication, protocol
@@ -83,7 +85,7 @@ class Known:
             count_refusal(error)
             await answer(send, 503, AWAY)
             return
-        session = authentication.SessionStore(identity.session_key)
+        session = sessions.store()(identity.session_key)
         await share_a_thread()
         await self._application({**scope, "user": identity.user, "session": session}, receive, send)
 
@@ -117,6 +119,10 @@ class Django:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = dict(scope["headers"]).get(b"content-type", b"")
+        if not charset.is_fit(said.decode("latin1")):
+            await answer(send, 415, charset.REFUSED)
+            return
         if self._open >= conf.HTTP_REQUESTS:
             detail = f"This process serves {self._open} requests already: try again later."
             await answer(send, 503, {"detail": detail}, {"Retry-After": "5"})

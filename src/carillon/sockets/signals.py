@@ -11,6 +11,7 @@ from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
 from django.dispatch import receiver
+from django.utils import timezone
 
 from carillon.accounts import sessions
 from carillon.accounts.models import ApiToken, ExternalIdentity, Team, UserSession
@@ -42,9 +43,8 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
         if limit < 0:
             return
         keys = list(
-            UserSession.objects.filter(user=user)
-            .order_by("-created", "-pk")
-            .values_list("session_id", flat=True)
+            # By number, which the lock gives them in turn: the clocks of two hosts may differ.
+            UserSession.objects.filter(user=user).order_by("-pk").values_list("session_id", flat=True)
         )
         if evicted := keys[max(limit, 1) :]:
             # First the word, then the end of the sessions, which closes their sockets.
@@ -102,7 +102,17 @@ def team_deleted(sender: Any, instance: Team, **kwargs: Any) -> None:
     access_changed(instance.members.values_list("pk", flat=True))
 
 
+@receiver(post_save, sender=ApiToken)
+def token_changed(sender: Any, instance: ApiToken, created: bool, **kwargs: Any) -> None:
+    # That it was used is written without a signal.
+    if not created:
+        access_changed([instance.user_id])
+
+
 @receiver(post_delete, sender=ApiToken)
 @receiver(post_delete, sender=ExternalIdentity)
 def token_revoked(sender: Any, instance: ApiToken | ExternalIdentity, **kwargs: Any) -> None:
-    access_changed([instance.user_id])
+    # Nobody comes in by one that has ended.
+    expires = instance.expires if isinstance(instance, ApiToken) else None
+    if expires is None or expires > timezone.now():
+        access_changed([instance.user_id])

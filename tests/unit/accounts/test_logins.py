@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import itertools
 import json
 import logging
 import re
@@ -107,6 +109,18 @@ def test_what_counts_as_one_address(address, same):
 def test_names_that_look_alike_are_one():
     assert logins.keys("Ann", HERE) == logins.keys("ann", HERE) == logins.keys("\uff21\uff4e\uff4e", HERE)
     assert logins.keys("ann", HERE) != logins.keys("ann", THERE)
+
+
+def test_hosts_whose_clocks_differ_fill_no_budget(monkeypatch, people):
+    """A time that goes back and forth counted its seconds again and again."""
+    now, passed = timezone.now(), 0
+    clock = itertools.cycle([now, now + timedelta(hours=1)])
+    monkeypatch.setattr(logins.timezone, "now", lambda: next(clock))
+    for number in range(40):
+        with contextlib.suppress(logins.TooManyLogins):
+            logins.admit(f"name{number}", HERE)
+            passed += 1
+    assert passed == 5
 
 
 # Every way to log in

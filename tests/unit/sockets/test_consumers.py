@@ -15,6 +15,7 @@ from django.db import InterfaceError, OperationalError
 from django.urls import path
 from django.utils import timezone
 
+from carillon.accounts import sessions
 from carillon.accounts.models import ApiToken
 from carillon.fanout.station import station
 from carillon.sockets import authentication
@@ -161,7 +162,7 @@ async def test_a_session_engine_that_fails_leaves_nobody_counted(people, monkeyp
         raise RuntimeError("no engine")
 
     token = await database_sync_to_async(people.token)(people.ann)
-    monkeypatch.setattr(authentication, "SessionStore", broken)
+    monkeypatch.setattr(sessions, "store", lambda: broken)
     client = Client(ROOM, token=token)
     with pytest.raises(RuntimeError):
         await client.raw.connect()

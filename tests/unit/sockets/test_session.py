@@ -495,6 +495,18 @@ class TestPermissionsThatChange:
         assert await client.close_code() == 4401
         assert await other.is_silent()
 
+    @pytest.mark.parametrize("change", [{"expires": timezone.now()}, {"scope": "publish"}])
+    async def test_a_token_that_is_saved_with_less(self, people, change):
+        client, other = await client_of(people, people.ann), await client_of(people, people.ann)
+        first = await ApiToken.objects.filter(user=people.ann).order_by("id").afirst()
+        for name, value in change.items():
+            setattr(first, name, value)
+        await first.asave()
+        await pump()
+        assert "error" in await client.frame()
+        assert await client.close_code() == 4401
+        assert await other.is_silent()
+
     async def test_logging_out(self, people):
         session, csrf = await database_sync_to_async(session_of)(people.ann)
         client = Client(cookie=f"__Host-awx_sessionid={session};csrftoken={csrf}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from datetime import timedelta
 
 import pytest
 from channels.db import database_sync_to_async
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DataError
 from django.test import Client as HttpClient
+from django.utils import timezone
 
 from carillon.accounts import sessions
-from carillon.accounts.models import EndedSession
+from carillon.accounts.models import EndedSession, UserSession
 from carillon.retention import kinds
 from carillon.sockets import authentication
 from tests.unit.support.sockets import Client, pump
@@ -27,7 +30,6 @@ ENGINES = [
 def engine(request, settings, monkeypatch, tmp_path):
     settings.SESSION_ENGINE = request.param
     settings.SESSION_FILE_PATH = str(tmp_path)
-    monkeypatch.setattr(authentication, "SessionStore", import_module(request.param).SessionStore)
     monkeypatch.setattr("carillon.sockets.presence.Presence._announce", lambda self: None)
     monkeypatch.setattr("carillon.sockets.session.GOODBYE_TIMEOUT", 0.1)
 
@@ -95,6 +97,42 @@ async def test_a_changed_password_and_a_user_who_is_switched_off(browser, people
         await people.ann.asave()
 
 
+@pytest.mark.parametrize("engine", [f"{DJANGOS}.db", f"{DJANGOS}.cached_db"], indirect=True)
+async def test_a_session_ends_when_its_row_says(browser, people):
+    """Not as long after the handshake as one that begins then."""
+    soon = timezone.now() + timedelta(seconds=60)
+    await Session.objects.aupdate(expire_date=soon)
+    scope = {"headers": [(b"cookie", browser.cookie.encode())]}
+    (identity,) = await database_sync_to_async(authentication.authenticate)([authentication.Handshake(scope)])
+    assert (identity.user, identity.expires) == (people.ann, soon)
+
+
+@pytest.mark.parametrize("error", [DataError("a NUL"), RuntimeError("the cache is away")])
+async def test_a_session_that_cannot_be_read_is_its_own_affair(people, monkeypatch, error):
+    """One that asks for itself would have refused up to a hundred who come in at the same moment."""
+
+    def fail(key):
+        raise error
+
+    monkeypatch.setattr(sessions, "find", fail)
+    token = await database_sync_to_async(people.token)(people.ann)
+    cookie = {"headers": [(b"cookie", b'__Host-awx_sessionid="aaaaaaaa\\000b"')]}
+    both = [authentication.Handshake(cookie), authentication.Handshake.by(token)]
+    asked, other = await database_sync_to_async(authentication.authenticate)(both)
+    assert other.user == people.ann
+    if isinstance(error, DataError):
+        assert (asked.reason, asked.code) == ("the session has ended: log in again", 4401)
+    else:
+        assert asked is error
+
+
+def test_a_cookie_with_a_nul_is_nobodys(people, monkeypatch):
+    """PostgreSQL's driver refuses to ask for it: the answer would be a 500."""
+    monkeypatch.setattr(sessions.store(), "load", lambda self: pytest.fail(f"asked for {self.session_key!r}"))
+    client = HttpClient(headers={"cookie": '__Host-awx_sessionid="aaaaaaaa\\000b"'})
+    assert client.get("/api/v2/me/").status_code == 401
+
+
 def test_a_cache_of_one_process_alone_is_refused_in_words(settings):
     settings.SESSION_ENGINE = f"{DJANGOS}.db"
     sessions.check_settings()
@@ -119,6 +157,15 @@ def test_sessions_that_nobody_counts_have_no_limit(settings, engine, fits):
     else:
         with pytest.raises(ImproperlyConfigured, match="nobody knows which sessions there are"):
             sessions.check_settings()
+
+
+async def test_the_last_login_is_the_one_that_stays_whatever_the_clocks_say(people, settings):
+    settings.CARILLON = {**settings.CARILLON, "SESSIONS_PER_USER": 1}
+    ahead = await database_sync_to_async(Browser)(people.ann)
+    await UserSession.objects.aupdate(created=timezone.now() + timedelta(hours=2))
+    later = await database_sync_to_async(Browser)(people.ann)
+    for browser, status in ((ahead, 401), (later, 200)):
+        assert (await database_sync_to_async(browser.http.get)("/api/v2/me/")).status_code == status
 
 
 @pytest.mark.parametrize("engine", [f"{DJANGOS}.db", f"{DJANGOS}.cached_db"], indirect=True)

@@ -11,6 +11,8 @@ from django.core.cache import cache
 from rest_framework.test import APIClient
 
 from carillon.accounts.models import ApiToken, Team
+from carillon.api import quotas
+from carillon.budgets import Meter
 from carillon.events import heads, outbox
 from carillon.events.models import Outbox
 from tests.unit.support.fakes import Sent
@@ -24,6 +26,7 @@ def fresh():
     cache.clear()
     heads.forget()
     outbox._failed = float("-inf")
+    quotas._meter = Meter()
     yield
     channel_layers.backends.clear()
 

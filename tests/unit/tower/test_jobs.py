@@ -533,6 +533,14 @@ class TestSchedules:
             told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
         )
 
+    def test_a_process_that_ends_right_after_the_commit_costs_no_word(self, people, monkeypatch):
+        monkeypatch.setattr(outbox, "send_now", lambda: None)
+        client = people.client(people.ann)
+        made = client.post("/api/v2/schedules/", {"name": "x", "rrule": "FREQ=DAILY"}, format="json").json()
+        client.patch(made["url"], {"enabled": False}, format="json")
+        client.delete(made["url"])
+        assert outbox.waiting()[0] == 3
+
     @pytest.fixture
     def meanwhile(self, monkeypatch):
         """Something that another process does to a schedule while this one has just read it."""
