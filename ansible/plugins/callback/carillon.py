@@ -872,11 +872,12 @@ class CallbackModule(CallbackBase):
             self._end("canceled" if self._interrupted else "error", HURRY)
 
     def _catch_signals(self):
-        # SIGTERM ends Ansible without any Python code running afterwards: the job would run for ever.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # SIGTERM, and the SIGHUP of a terminal that is closed, end Ansible without any Python code running
+        # afterwards: the job would run for ever. One that is ignored (nohup) ends nothing.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             try:
                 previous = signal.getsignal(number)
-                if previous != self._on_signal:
+                if previous not in (self._on_signal, signal.SIG_IGN):
                     signal.signal(number, self._on_signal)
                     self._handlers[number] = previous
             except ValueError:  # not the main thread: whoever runs Ansible there has signals of their own
@@ -892,7 +893,7 @@ class CallbackModule(CallbackBase):
         previous = self._handlers.get(number, signal.SIG_DFL)
         if os.getpid() == self._pid:
             self._interrupted = number
-            if number == signal.SIGTERM:
+            if number != signal.SIGINT:
                 try:
                     self._end("canceled", min(HURRY, self.get_option("finish_timeout")))
                 except Exception:  # such as a print that the signal interrupted: stopping is what counts now

@@ -291,7 +291,7 @@ def test_a_run_that_breaks_off_ends_in_error(start):
     assert api.jobs[41]["eof"] == len(api.events)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_is_canceled(start, number, tmp_path):
     with StubApi() as api:
         run = start(api.url, PAUSING % tmp_path)
@@ -299,9 +299,26 @@ def test_a_stopped_run_is_canceled(start, number, tmp_path):
         time.sleep(0.2)  # lets the worker set up its own signal handling; it is killed either way
         run.process.send_signal(number)
         run.end(15)
-    assert run.code == (99 if number == signal.SIGINT else -signal.SIGTERM)
+    assert run.code == (99 if number == signal.SIGINT else -number)
     assert api.jobs[41]["statuses"][-1] == "canceled"
     assert api.jobs[41]["eof"] == len(api.events)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(start, tmp_path):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the run inherits
+    try:
+        with StubApi() as api:
+            run = start(api.url, PAUSING % tmp_path)
+            api.wait_for(
+                lambda a: any(e["event"] == "runner_on_start" and e["task"] == "raw" for e in a.events)
+            )
+            run.process.send_signal(signal.SIGHUP)
+            (tmp_path / "go").touch()
+            run.end(30)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert run.code == 0
+    assert api.jobs[41]["statuses"][-1] == "successful"
 
 
 def test_an_api_that_is_away_costs_warnings_only(start):
