@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -34,8 +35,15 @@ def ensure(config: Config, name: str, lock: str) -> Path:
     python = directory / "bin" / "python"
     wanted = f"{hashlib.sha256((ROOT / lock).read_bytes()).hexdigest()} {sys.version}\n"
     mark = directory / _MARK
-    if mark.is_file() and mark.read_text() == wanted and python.exists():
-        return python
+    with (directory.parent / f"{name}.lock").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)  # another run may be making it
+        if not (mark.is_file() and mark.read_text() == wanted and python.exists()):
+            _make(config, name, directory, lock)
+            write(mark, wanted, 0o644)
+    return python
+
+
+def _make(config: Config, name: str, directory: Path, lock: str) -> None:
     step(f"Making the private Python environment {directory.relative_to(HOME)} from {lock}")
     shutil.rmtree(directory, ignore_errors=True)
     # PIP_CERT also for an ordinary pip: a CA bundle that the machine itself uses adds nobody to trust.
@@ -46,15 +54,21 @@ def ensure(config: Config, name: str, lock: str) -> Path:
     interpreter = getattr(sys, "_base_executable", sys.executable)
     process.work([interpreter, "-m", "venv", str(directory)], what="python -m venv", log=log, seconds=120)
     process.work(
-        [str(python), "-m", "pip", "install", "--require-hashes", "--requirement", str(ROOT / lock)],
+        [
+            str(directory / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--require-hashes",
+            "--requirement",
+            str(ROOT / lock),
+        ],
         what=f"pip install ({lock})",
         log=log,
         seconds=_SECONDS,
         env=env,
         hint="Does the network need a CA of its own? Then set CA_BUNDLE=…",
     )
-    write(mark, wanted, 0o644)
-    return python
 
 
 def enter(config: Config, name: str = "venv") -> None:
