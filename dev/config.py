@@ -28,8 +28,8 @@ DEFAULT_PORTS = {
     "CARILLON_MANAGEMENT_PORT": 15672,
     "CARILLON_AMQP_PORT": 5672,
 }
-# A state directory has one of these, however early its first run was cut off.
-_OURS = {"secrets", "logs", "backups", "make.env", "lock"}
+# What a state directory has at most before its secrets are there, and what an empty one may have.
+_FIRST = {"secrets", "logs", "backups", "lock", "lost+found", ".gitkeep"}
 _BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -133,7 +133,9 @@ def state_of(environ: Mapping[str, str], default: str) -> Path:
     """The state directory. Raises `Failure` for a folder of something else: `make clean` would empty it."""
     state = (HOME / (environ.get("CARILLON_STATE") or default)).resolve()
     held = {path.name for path in state.iterdir()} if state.is_dir() else set()
-    if HOME.is_relative_to(state) or (held and not held & _OURS and not state.name.startswith(".dev")):
+    known = any((state / name).exists() for name in ("make.env", "secrets/amqp_password"))
+    ours = known or held <= _FIRST or state.name.startswith(".dev")
+    if HOME.is_relative_to(state) or not ours:
         raise Failure(
             f"CARILLON_STATE={state} holds what is not of a stack: name a new folder, or an empty one"
         )

@@ -62,7 +62,7 @@ def ensure_secrets(config: Config, *, anew: str) -> None:
 
 @contextmanager
 def alone(config: Config) -> Iterator[None]:
-    """One at a time for each stack: two would start containers over one another. Who has it may ask again."""
+    """One at a time for each stack: two would start containers over one another. Within itself, nothing."""
     if config.state in _alone:
         yield
         return

@@ -199,7 +199,7 @@ def refresh(config: Config) -> None:
 def verb(name: str, argument: str = "") -> None:
     """`make production-<name>`."""
     config = production.load()
-    # Who frees disk may have none left.
+    # A command that frees disk must work where none is left.
     development.prepare(config, production.IMAGES, needs_disk=name != "prune")
     environments.enter(config)
     start = time.monotonic()

@@ -169,7 +169,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     def lasting_session(self) -> Session:
         """The session of the running loop. RuntimeError in a loop of async_to_sync, which ends with its call:
-        what waits there would never be woken.
+        nothing would wake a task that waits there.
         """
         session = self.session()
         if session.loop is not get_running_loop():

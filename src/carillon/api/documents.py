@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from django.conf import settings
 from django.urls import get_script_prefix
-from drf_spectacular.generators import SchemaGenerator
+from django.utils.translation import override
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularJSONAPIView
 from rest_framework.permissions import AllowAny
@@ -22,7 +23,8 @@ from carillon.sockets import asyncapi
 @lru_cache(maxsize=2)
 def _openapi(prefix: str) -> Any:
     """Of an installation whose paths begin so. It takes a processor for a twentieth of a second."""
-    return SchemaGenerator().get_schema(public=True)
+    with override(settings.LANGUAGE_CODE):  # not that of the first visitor
+        return OpenAPIView.generator_class().get_schema(public=True)
 
 
 class OpenAPIView(SpectacularJSONAPIView):

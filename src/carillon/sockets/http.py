@@ -119,7 +119,7 @@ class Django:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        said = dict(scope["headers"]).get(b"content-type", b"")
+        said = b",".join(value for name, value in scope["headers"] if name == b"content-type")  # as Django
         if not charset.is_fit(said.decode("latin1")):
             await answer(send, 415, charset.REFUSED)
             return

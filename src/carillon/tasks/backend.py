@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import partial, reduce
 from operator import or_
 from typing import Any
@@ -108,7 +109,7 @@ class DurableBackend(BaseTaskBackend):
         )
         # Not before: of what is sent twice, the second finds nothing to do. Not what was begun meanwhile: of
         # its next run nobody has told.
-        told = reduce(or_, (Q(pk=row.pk, attempted=row.attempted) for row in rows))
+        told = same((row.pk, row.attempted) for row in rows)
         table().objects.filter(told).update(announced=True)
 
     def _announce(self, row: Any) -> None:
@@ -153,6 +154,11 @@ def _is_durable(layer: Any, channel: str) -> bool:
         return False
     queue = layer.destination(channel).queue
     return queue is not None and bool(queue.dead)
+
+
+def same(runs: Iterable[tuple[str, datetime | None]]) -> Q:
+    """Tasks by their id and when they were last begun: begun since, they are another's."""
+    return reduce(or_, (Q(pk=id, attempted=attempted) for id, attempted in runs))
 
 
 def table() -> Any:

@@ -27,7 +27,7 @@ from django_tasks.utils import get_exception_traceback, get_module_path, get_ran
 
 from asgi_amqp import ChannelFull, LayerError
 from asgi_amqp.worker import Worker
-from carillon.tasks.backend import DurableBackend, result_of
+from carillon.tasks.backend import DurableBackend, result_of, same
 from carillon.tasks.models import QueuedTask
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ SOME = 500
 
 TRACEBACK = 16 * 1024
 """The last characters of one are kept."""
+
+
+DUE = Q(due__lte=Now()) | Q(due=F("enqueued"))
+"""A task that was never deferred is due at once, though the clock of the host that enqueued it be ahead."""
 
 
 class TooLarge(ValueError):
@@ -91,13 +95,11 @@ def is_given_up(begun: int, errors: int) -> bool:
 def take(backend: DurableBackend, queue: str, worker: str) -> QueuedTask | None:
     """The most urgent task that is due, which is this worker's from now on. Raises django.db.Error.
 
-    It is due by the database's clock, as for who announces it: ours may be behind. What was never deferred is
-    due by the clock of who enqueued it.
+    The clock is the database's, as for who announces it: this host's may be behind.
     """
     while True:
         now = timezone.now()
-        due = Q(due__lte=Now()) | Q(due=F("enqueued"))
-        waiting = QueuedTask.objects.filter(due, backend=backend.alias, queue=queue, status=READY)
+        waiting = QueuedTask.objects.filter(DUE, backend=backend.alias, queue=queue, status=READY)
         row = waiting.order_by("-priority", "due", "pk").first()
         if row is None:
             return None
@@ -127,21 +129,30 @@ def run(backend: DurableBackend, row: QueuedTask) -> None:
     task_started.send_robust(type(backend), task_result=result)
     try:
         context = [TaskContext(task_result=result)] if task.takes_context else []
-        value = normalize_json(task.call(*context, *result.args, **result.kwargs))
+        value = task.call(*context, *result.args, **result.kwargs)
+    except BaseException as error:  # one that exits has failed as well
+        again = pause_after(len(row.errors) + 1, backend.attempts, backend.pause)
+        _end(backend, row, task, None, error, again)
+        return
+    # It is done: a value that cannot be kept is no reason to do it again.
+    try:
+        value = normalize_json(value)
         if (size := len(json.dumps(value, allow_nan=False))) > backend.result_bytes:
             raise TooLarge(f"it returned {size} bytes of JSON: result_bytes is {backend.result_bytes}")
-    except BaseException as error:  # one that exits has failed as well
-        _end(backend, row, task, None, error)
+    except Exception as error:
+        _end(backend, row, task, None, error, None)
     else:
-        _end(backend, row, task, value, None)
+        _end(backend, row, task, value, None, None)
 
 
 def _end(
-    backend: DurableBackend, row: QueuedTask, task: Task, value: Any, raised: BaseException | None
+    backend: DurableBackend,
+    row: QueuedTask,
+    task: Task,
+    value: Any,
+    raised: BaseException | None,
+    again: float | None,
 ) -> None:
-    again = None
-    if raised is not None:
-        again = pause_after(len(row.errors) + 1, backend.attempts, backend.pause)
     try:
         kept = _keep(row, value, raised, again)
     except (DataError, IntegrityError) as error:  # such as of a NUL in what it returned
@@ -162,8 +173,7 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
         path, said = get_module_path(type(raised)), _storable(get_exception_traceback(raised)[-TRACEBACK:])
         changes["errors"] = [*row.errors, {"exception_class_path": path, "traceback": said}]
     if again is not None:
-        due = timezone.now() + timedelta(seconds=again)
-        changes |= {"status": READY, "due": due, "announced": False}
+        changes |= {"status": READY, "due": Now() + timedelta(seconds=again), "announced": False}
         logger.warning("Task id=%s path=%s raised %s: again in %g s", row.pk, row.path, path, again)
     else:
         status = TaskResultStatus.SUCCESSFUL if raised is None else TaskResultStatus.FAILED
@@ -196,7 +206,7 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
 def announce_due(backend: DurableBackend) -> int:
     """Messages for tasks that are due and have none: deferred, to be run again, or enqueued while the broker
     was away. How many. Raises django.db.Error, LayerError, ChannelFull."""
-    rows = QueuedTask.objects.filter(backend=backend.alias, announced=False, due__lte=Now())
+    rows = QueuedTask.objects.filter(DUE, backend=backend.alias, announced=False, status=READY)
     some = list(rows.order_by("due")[:SOME])
     if some:
         backend.announce(some)
@@ -226,9 +236,9 @@ def put_back(rows: QuerySet[QueuedTask]) -> None:
 
 def announce_again(backend: DurableBackend, queues: Sequence[str]) -> int:
     """Tasks of these queues have waited for long while a worker had nothing to do. Raises django.db.Error."""
-    before = Now() - timedelta(seconds=IDLE)
+    long = Q(due__lt=Now() - timedelta(seconds=IDLE)) | Q(due=F("enqueued"), due__gt=Now())
     waiting = QueuedTask.objects.filter(
-        backend=backend.alias, queue__in=queues, status=READY, announced=True, due__lt=before
+        long, backend=backend.alias, queue__in=queues, status=READY, announced=True
     )
     ids = list(waiting.order_by("due").values_list("pk", flat=True)[:SOME])
     return QueuedTask.objects.filter(pk__in=ids, status=READY).update(announced=False)
@@ -261,8 +271,7 @@ class Runner:
         cut_off = dict(self._running)
         if cut_off:
             logger.warning("Cut off, to be run again: tasks %s", ", ".join(cut_off))
-        for id, attempted in cut_off.items():
-            put_back(QueuedTask.objects.filter(pk=id, attempted=attempted))
+            put_back(QueuedTask.objects.filter(same(cut_off.items())))
         return not cut_off
 
     async def _serve(self) -> None:
@@ -310,7 +319,8 @@ class Runner:
             try:
                 run(self._backend, row)
             finally:
-                self._running.pop(row.pk, None)
+                if self._running.get(row.pk) == row.attempted:  # else another run of it has begun here
+                    del self._running[row.pk]
                 self._given = time.monotonic()
         finally:
             close_old_connections()
@@ -320,9 +330,9 @@ class Runner:
         while not self._ended.wait(LOOK):
             close_old_connections()
             try:
-                if running := list(self._running):
+                if running := list(self._running.items()):
                     if time.monotonic() - said >= SAY:
-                        QueuedTask.objects.filter(pk__in=running, status=RUNNING).update(seen=Now())
+                        QueuedTask.objects.filter(same(running), status=RUNNING).update(seen=Now())
                         said = time.monotonic()
                 elif time.monotonic() - self._given >= IDLE:
                     if lost := announce_again(self._backend, self._queues):

@@ -90,8 +90,20 @@ def test_a_folder_that_is_not_ours_is_no_state(state, tmp_path, monkeypatch):
     letters.parent.mkdir(parents=True)
     config.load({"CARILLON_STATE": state if state == "letters" else "new"})
     letters.touch()
+    (letters.parent / "logs").mkdir()
     with pytest.raises(Failure, match="holds what is not of a stack"):
         config.load({"CARILLON_STATE": state})
+
+
+def test_a_state_that_was_hardly_begun_is_one(tmp_path):
+    for name in ("lost+found", "logs", "lock", "secrets"):
+        (tmp_path / name).mkdir()
+        assert config.load({"CARILLON_STATE": str(tmp_path)}).state == tmp_path
+    (tmp_path / "nginx").mkdir()
+    with pytest.raises(Failure, match="holds what is not of a stack"):
+        config.load({"CARILLON_STATE": str(tmp_path)})
+    (tmp_path / "secrets" / "amqp_password").touch()
+    assert config.load({"CARILLON_STATE": str(tmp_path)}).state == tmp_path
 
 
 def test_the_tests_stack_is_never_somebodys_own(monkeypatch):

@@ -280,10 +280,40 @@ def test_nothing_is_run_before_its_time(commits, sent):
 
 def test_a_task_that_was_not_deferred_is_due_whatever_the_clock_of_its_worker_says(monkeypatch):
     """It is another host's, or it was read before another worker took the task of our message."""
-    now = timezone.now()
+    now, backend = timezone.now(), task_backends["default"]
     samples.add.enqueue(1)
     monkeypatch.setattr(running.timezone, "now", lambda: now - timedelta(seconds=1))
-    assert running.take(task_backends["default"], "default", "worker")
+    assert running.take(backend, "default", "worker")
+
+
+def test_a_task_of_a_host_whose_clock_is_ahead_is_announced_and_taken_at_once(sent):
+    backend, ahead = task_backends["default"], timezone.now() + timedelta(minutes=10)
+    samples.add.enqueue(1)
+    QueuedTask.objects.update(enqueued=ahead, due=ahead)
+    assert running.announce_due(backend) == 1
+    assert running.announce_again(backend, QUEUES) == 1  # its message is lost
+    assert running.announce_due(backend) == 1
+    assert running.take(backend, "default", "worker")
+
+
+def test_a_pause_is_by_the_clock_of_the_database(monkeypatch):
+    now, backend = timezone.now(), task_backends["stubborn"]
+    samples.fail.using(backend="stubborn").enqueue("x")
+    monkeypatch.setattr(running.timezone, "now", lambda: now - timedelta(hours=1))
+    work("stubborn")
+    assert QueuedTask.objects.get().due > now + timedelta(seconds=9)
+    assert running.take(backend, "default", "worker") is None
+
+
+def test_only_the_run_of_a_task_that_goes_on_here_is_said_to():
+    backend = task_backends["default"]
+    samples.add.enqueue(1)
+    late = running.take(backend, "default", "late")
+    lapse()
+    running.recover(backend)
+    assert running.take(backend, "default", "second")
+    runs = [(late.pk, late.attempted)]
+    assert not QueuedTask.objects.filter(backends.same(runs)).exists()
 
 
 def test_a_deferred_task_is_due_by_the_clock_of_the_database(sent, monkeypatch):
@@ -452,8 +482,9 @@ def test_a_value_that_is_too_large_is_not_kept():
 
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")]])
 def test_a_value_that_is_no_number_of_json_is_the_end(value):
-    result = samples.give.enqueue(str(value))
-    work()
+    """The task is done: it is not run again, as often as one that raises may be."""
+    result = samples.give.using(backend="stubborn").enqueue(str(value))
+    work("stubborn")
     result.refresh()
     assert (result.status, result.attempts, samples.done) == (TaskResultStatus.FAILED, 1, [str(value)])
     assert "not JSON compliant" in result.errors[0].traceback

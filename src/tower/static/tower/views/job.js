@@ -13,6 +13,7 @@ import { Tally } from "../tally.js";
 const PAGE_SIZE = 200;
 const HITS = 10_000; // of one answer: the API's
 const TYPED = 300; // ms: a word that is typed becomes one question
+const BUSY = 1000; // ms until the server is asked again that has too many searches of ours
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const WATCHED = 15_000; // ms from one question who watches to the next, while the page is looked at
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
@@ -476,7 +477,14 @@ export class JobPage {
     const search = this.box.value;
     const [number, turn] = [++this.seeking, this.turn];
     if (!search) return;
-    const asked = async (offset) => ({ ...(await request(address(`/api/v2/jobs/${this.id}/hits/`, { search, offset, ...this.output.filter }), { signal: this.stop.signal })), search });
+    const ask = (offset) => request(address(`/api/v2/jobs/${this.id}/hits/`, { search, offset, ...this.output.filter }), { signal: this.stop.signal });
+    const asked = async (offset) => {
+      for (;;) {
+        const found = await ask(offset).catch((error) => (error.status === 429 && number === this.seeking ? null : Promise.reject(error)));
+        if (found) return { ...found, search };
+        await new Promise((done) => setTimeout(done, BUSY)); // searches of before, or of another window, are not through
+      }
+    };
     const holds = (hits) => hits?.search === search && hits.counters[at - hits.offset] !== undefined;
     let hits = this.hits;
     let at = hits?.count ? hits.at + step : 0;
@@ -486,7 +494,7 @@ export class JobPage {
       if (!holds(hits)) hits = await asked(Math.floor(at / HITS) * HITS);
       if (!holds(hits) && at > 0) hits = await asked((at = 0));
     } catch (error) {
-      return this.app.failed(error);
+      return number === this.seeking && this.app.failed(error);
     }
     if (number !== this.seeking) return;
     this.hits = { ...hits, at };
