@@ -330,3 +330,23 @@ def test_what_is_found_can_be_read_and_nothing_is_cut_off(fake, open_page, theme
             f"{width} x {height}: {what}: {where}" for what, where in page.evaluate(CUT) if ", " not in where
         ]
     assert wrong == [], "\n".join(wrong)
+
+
+def test_a_search_that_must_wait_is_asked_again(fake, open_page):
+    """The server makes few at a time for one user: those of words that were typed on the way are among them."""
+    fake.do("events", job=1, events=story())
+    watched = open_page()
+    watched.expect("429")
+    page, refused = watched.page, []
+
+    def answer(route):
+        if len(refused) < 2:
+            refused.append(route.request.url)
+            route.fulfill(status=429, json={"detail": "2 searches of yours are under way."})
+        else:
+            route.continue_()
+
+    page.route("**/hits/**", answer)
+    page.goto(f"{fake.url}/#/jobs/1?find=fatal")
+    expect(page.locator(".found")).to_have_text("1 of 1+")
+    assert len(refused) == 2
