@@ -333,7 +333,7 @@ def test_what_is_found_can_be_read_and_nothing_is_cut_off(fake, open_page, theme
 
 
 def test_a_search_that_must_wait_is_asked_again(fake, open_page):
-    """The server makes few at a time for one user: those of words that were typed on the way are among them."""
+    """The server makes few at a time for one user: those of words that were typed before are among them."""
     fake.do("events", job=1, events=story())
     watched = open_page()
     watched.expect("429")
