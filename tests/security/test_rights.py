@@ -69,6 +69,9 @@ def test_tokens_have_an_end(stack, inside, a_user):
         ("POST", "/api/logout/", {"json": []}),
         ("POST", "/api/v2/jobs/", {"data": b"[" * 50_000}),
         ("GET", "/api/v2/me/", {"headers": {"Host": "evil.test"}}),
+        ("GET", "/api/v2/ping/?a=1", {"headers": {"Content-Type": "text/plain; charset=hex"}}),
+        ("GET", "/api/v2/me/", {"headers": {"Cookie": '__Host-awx_sessionid="aaaaaaaa\\000b"'}}),
+        ("GET", "/api/v2/me/", {"headers": {"Cookie": 'awx_sessionid="aaaaaaaa\\000b"'}}),
         ("GET", "/websocket/&token=car_x", {}),
     ],
 )
