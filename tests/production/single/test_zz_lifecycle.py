@@ -547,6 +547,11 @@ def test_nginx_reads_what_a_run_that_was_cut_off_had_written(machine, role):
     machine.run("touch /etc/carillon/tls/fullchain.pem")
     role("nginx")
     wait_for_other_workers(machine, before)
+    process = "systemctl show -P MainPID nginx"
+    started = machine.run(process)
+    machine.run("touch /etc/systemd/system/nginx.service.d/carillon.conf")
+    role("nginx")
+    assert machine.run(process) != started, "its unit has changed, and only a start reads that"
 
 
 def test_a_certificate_that_was_renewed_and_not_read_is_read_by_the_timer_s_run(machine, playbook):
