@@ -34,8 +34,9 @@ def handle(event: str, payload: dict[str, str], folder: Path = FOLDER) -> None:
     name = program(payload)
     marker = folder / name.replace("/", "_")
     if event == "PROCESS_STATE_RUNNING":
-        if marker.exists():
-            marker.unlink()
+        marker.unlink(missing_ok=True)
+        # Also where this one had no marker: those of programs that are gone, others take away.
+        if folder.exists():
             report(folder)
         return
     folder.mkdir(mode=0o755, exist_ok=True)

@@ -192,6 +192,12 @@ def main() -> None:
             make_authority(authority_certificate, authority_key)
         authority = x509.load_pem_x509_certificate(authority_certificate.read_bytes())
         reason = why_new(certificate, key, authority, parameters["names"], parameters["renew_days"])
+        if reason and authority.not_valid_after_utc < until(0):
+            module.fail_json(
+                msg=f"the authority {authority_certificate} ended on"
+                f" {authority.not_valid_after_utc:%Y-%m-%d}, and {parameters['name']} needs a certificate"
+                f" ({reason}): docs/how-to/certificates.md says how to replace the authority"
+            )
         if reason and not module.check_mode:
             signer = serialization.load_pem_private_key(authority_key.read_bytes(), None)
             body, private = make_leaf(parameters["names"], parameters["days"], authority, signer)

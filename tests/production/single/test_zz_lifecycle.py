@@ -380,7 +380,26 @@ def test_a_certificate_that_ends_soon_is_renewed_without_a_restart(machine, play
     assert "changed=0" in playbook("certificates.yml")
     output = " ".join(playbook("check.yml", "-e", "check_certificate_days=400", expect=2).split())
     assert "/etc/carillon/tls/fullchain.pem ends in 396 days, and nothing has renewed it" in output
+    assert "127.0.0.1:443 ends in 396 days, and nothing has renewed it" in output
     healthy()
+
+
+def test_an_authority_in_its_last_year_is_named(playbook, secrets_dir, tmp_path):
+    authority = secrets_dir / "tls/authority.crt"
+    before = authority.read_bytes()
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 300 -subj /CN=old"
+    subprocess.run(
+        [*make.split(), "-keyout", tmp_path / "key", "-out", tmp_path / "crt"],
+        check=True,
+        capture_output=True,
+    )
+    try:
+        authority.write_bytes((tmp_path / "crt").read_bytes())
+        output = playbook.kill_at("When they end", "check.yml")
+    finally:
+        authority.write_bytes(before)
+    assert "tls/authority.crt ends in 299 days" in " ".join(output.split())
+    assert "certificates.md" in output
 
 
 @full
@@ -498,27 +517,99 @@ def test_a_broken_site_file_leaves_the_running_one(machine, stack, playbook, tmp
     machine.run("nginx -t -q")
 
 
-def test_nginx_reads_what_a_run_that_was_cut_off_had_written(machine, playbook, tmp_path):
-    play = {
-        "hosts": "nginx",
-        "vars_files": [str(ROOT / f"ansible/roles/{name}/vars/main.yml") for name in ("topology", "secrets")],
-        "roles": ["nginx"],
-    }
-    (tmp_path / "nginx.yml").write_text(yaml.safe_dump([play]))
+@pytest.fixture
+def role(playbook, tmp_path):
+    """A function that runs one role alone, with variables; the output."""
 
-    def nginx() -> str:
-        return playbook(str(tmp_path / "nginx.yml"), "-e", f"topology_source={ROOT}")
+    def run(name: str, expect: int = 0, **variables) -> str:
+        shared = [str(ROOT / f"ansible/roles/{shared}/vars/main.yml") for shared in ("topology", "secrets")]
+        play = {"hosts": "carillon", "vars_files": shared, "roles": [name]}
+        (tmp_path / "role.yml").write_text(yaml.safe_dump([play]))
+        variables = {"topology_source": str(ROOT), **variables}
+        return playbook(str(tmp_path / "role.yml"), "-e", json.dumps(variables), expect=expect)
 
-    workers = "ps -o pid= --ppid $(systemctl show --property MainPID --value nginx)"
-    before = machine.run(workers)
-    assert "changed=0" in nginx()
-    assert machine.run(workers) == before
-    machine.run("touch /etc/carillon/tls/fullchain.pem")
-    nginx()
+    return run
+
+
+WORKERS = "ps -o pid= --ppid $(systemctl show --property MainPID --value nginx)"
+
+
+def wait_for_other_workers(machine, before: str) -> None:
     wait_for(
-        lambda: not set(before.split()) & set(machine.run(workers).split()), 30, "workers that have read it"
+        lambda: not set(before.split()) & set(machine.run(WORKERS).split()), 30, "workers that have read it"
     )
-    assert "changed=0" in nginx()
+
+
+def test_nginx_reads_what_a_run_that_was_cut_off_had_written(machine, role):
+    before = machine.run(WORKERS)
+    assert "changed=0" in role("nginx")
+    assert machine.run(WORKERS) == before
+    machine.run("touch /etc/carillon/tls/fullchain.pem")
+    role("nginx")
+    wait_for_other_workers(machine, before)
+    process = "systemctl show -P MainPID nginx"
+    started = machine.run(process)
+    machine.run("touch /etc/systemd/system/nginx.service.d/carillon.conf")
+    role("nginx")
+    assert machine.run(process) != started, "its unit has changed, and only a start reads that"
+
+
+def test_a_certificate_that_was_renewed_and_not_read_is_read_by_the_timer_s_run(machine, playbook):
+    before = machine.run(WORKERS)
+    machine.run("touch /etc/carillon/tls/fullchain.pem")
+    playbook("certificates.yml")
+    wait_for_other_workers(machine, before)
+
+
+def test_a_key_of_another_certificate_comes_to_no_nginx(machine, playbook, secrets_dir):
+    pair = {"certificate": f"{secrets_dir}/tls/authority.crt", "key": f"{secrets_dir}/tls/public.key"}
+    given = {f"tls_{name}_file": path for name, path in pair.items()}
+    before = machine.run("sha256sum /etc/carillon/tls/*.pem")
+    output = playbook("certificates.yml", "-e", json.dumps({"tls_mode": "files", **given}), expect=2)
+    assert "does not belong to the certificate in" in " ".join(output.split())
+    assert machine.run("sha256sum /etc/carillon/tls/*.pem") == before
+
+
+def test_the_packet_filter_gets_the_rules_that_a_run_that_was_cut_off_had_written(machine, role):
+    loaded = "nft list table inet carillon"
+    assert "changed=0" in role("firewall")
+    machine.run("nft add rule inet carillon input tcp dport 4242 accept")
+    machine.run("touch /etc/carillon/firewall.nft")
+    role("firewall")
+    assert "4242" not in machine.run(loaded)
+    assert "changed=0" in role("firewall")
+
+
+def test_a_rule_that_nft_refuses_does_not_stay_to_break_the_next_start(machine, role):
+    assert "nonsense" in role("firewall", expect=2, firewall_extra_rules=["nonsense"])
+    machine.run("! grep nonsense /etc/carillon/firewall.nft")
+
+
+def test_the_broker_starts_anew_with_what_a_run_that_was_cut_off_had_written(machine, role, healthy):
+    process = "systemctl show -P MainPID rabbitmq-server"
+    before = machine.run(process)
+    assert "changed=0" in role("rabbitmq")
+    machine.run("touch /etc/rabbitmq/rabbitmq.conf")
+    role("rabbitmq")
+    assert machine.run(process) != before
+    assert "changed=0" in role("rabbitmq")
+    healthy()
+
+
+def test_a_program_that_is_given_up_stops_other_playbooks_and_not_an_upgrade(machine, playbook, secrets_dir):
+    held, mark = secrets_dir / "release-held", "/run/carillon/fatal/broken"
+    before = held.read_text() if held.exists() else None
+    machine.run(f"install -d {mark.rpartition('/')[0]} && touch {mark}")
+    try:
+        assert "supervisord has given up on broken" in " ".join(playbook("check.yml", expect=2).split())
+        output = playbook.kill_at("No release is held any longer", "upgrade.yml")
+        assert "given up on broken. The upgrade goes on." in " ".join(output.split())
+        machine.run("carillon-roll --update")
+        assert not machine.host.file(mark).exists, "no program of this name is there"
+    finally:
+        machine.run(f"rm -f {mark}")
+        if before is not None:
+            held.write_text(before)
 
 
 def test_one_host_does_not_become_several_without_a_word(machine, playbook, tmp_path):

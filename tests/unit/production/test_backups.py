@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.unit.production.test_control_node import ANSIBLE, TOOLS
 from tests.unit.production.test_secrets import filters
 
 NEW = "2026-11-25T03-00-00Z"
+WHOLE = ("secrets.tar", "certificates.tar", "definitions.json", "database.dump")
 
 
 def role(tasks: str) -> dict:
@@ -25,16 +27,11 @@ def role(tasks: str) -> dict:
 def backups(tmp_path) -> Path:
     """The folder beside the inventory, with three backups, and one that is being made."""
     folder = tmp_path / "backups"
-    for name in (
-        "2026-11-22T03-00-00Z",
-        "2026-11-23T03-00-00Z",
-        f".unfinished-{NEW}",
-        ".unfinished-old",
-        "mine",
-    ):
+    for name in ("2026-11-22T03-00-00Z", "2026-11-23T03-00-00Z", f".unfinished-{NEW}", "mine"):
         (folder / name).mkdir(parents=True)
     (folder / "2026-11-24T03-00-00Z.tar.gpg").write_text("")
-    (folder / f".unfinished-{NEW}/database.dump").write_text("rows\n")
+    for name in WHOLE:
+        (folder / f".unfinished-{NEW}" / name).write_text("rows\n")
     return folder
 
 
@@ -47,7 +44,7 @@ def keep(play, backups):
             "backup_folder": str(backups / f".unfinished-{NEW}"),
             "backup_final": str(backups / NEW),
         }
-        return play(role("main"), **folders, **variables)
+        return play(role("main"), topology_databases=["db"], topology_brokers=["mq"], **folders, **variables)
 
     return run
 
@@ -57,6 +54,33 @@ def test_a_backup_gets_its_name_when_it_is_whole_and_the_oldest_go(keep, backups
     assert code == 0, said
     assert {path.name for path in backups.iterdir()} == {NEW, "2026-11-24T03-00-00Z.tar.gpg", "mine"}
     assert (backups / NEW / "database.dump").read_text() == "rows\n"
+
+
+@pytest.mark.parametrize("missing", WHOLE)
+def test_a_backup_that_lacks_a_file_gets_no_name(keep, backups, missing):
+    """Another run may have taken away what this one had written."""
+    (backups / f".unfinished-{NEW}" / missing).unlink()
+    code, said = keep(backup_keep=1)
+    assert code == 2, said
+    assert f"no {missing} there" in said
+    assert len([path for path in backups.iterdir() if path.name.startswith("2026")]) == 3
+
+
+def test_what_a_run_left_goes_before_the_next_begins_and_what_another_makes_stays(play, backups):
+    long_ago = time.time() - 20 * 3600
+    for name in (".unfinished-old", ".unfinished-2026-11-24T03-00-00Z.part"):
+        (backups / name).touch()
+        os.utime(backups / name, (long_ago, long_ago))
+    os.utime(backups / "mine", (long_ago, long_ago))
+    code, said = play(role("leftovers"))
+    assert code == 0, said
+    assert {path.name for path in backups.iterdir()} == {
+        "2026-11-22T03-00-00Z",
+        "2026-11-23T03-00-00Z",
+        "2026-11-24T03-00-00Z.tar.gpg",
+        f".unfinished-{NEW}",
+        "mine",
+    }
 
 
 def test_none_goes_unless_one_says_how_many_stay(keep, backups):
@@ -123,6 +147,8 @@ def test_where_it_cannot_be_encrypted_nothing_in_plain_looks_like_a_whole_backup
     assert code == 2, said
     assert not (backups / NEW).exists()
     assert (backups / f".unfinished-{NEW}/database.dump").exists()
+    # A half of the encrypted file is removed with the rest, a day later.
+    assert (backups / f".unfinished-{NEW}.part").exists()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def roll(tmp_path):
         (tmp_path / name).chmod(0o755)
     text = (ANSIBLE / "roles/supervisord/files/carillon-roll").read_text()
     text = text.replace("/usr/local/sbin/carillon-ctl", str(tmp_path / "ctl"))
+    text = text.replace("/run/carillon/fatal", str(tmp_path / "fatal"))
     (tmp_path / "roll").write_text(text.replace("/etc/carillon/supervisord/conf.d", str(conf)))
 
     def run(*reread: str) -> list[str]:
@@ -72,6 +73,15 @@ def test_a_group_without_a_socket_holds_nobody_back(roll):
 
 def test_a_group_that_is_gone_has_no_file(roll):
     assert roll("_release_marker: disappeared") == ["ctl update _release_marker"]
+
+
+def test_the_mark_of_a_program_that_is_gone_goes_and_of_one_that_is_there_stays(roll, tmp_path):
+    """Else check.yml would refuse for ever, after the rollback too."""
+    (tmp_path / "fatal").mkdir()
+    for name in ("daphne:daphne_1", "runworker", "worker:worker_0", "run"):
+        (tmp_path / "fatal" / name).touch()
+    roll("worker: disappeared")
+    assert {mark.name for mark in (tmp_path / "fatal").iterdir()} == {"daphne:daphne_1", "runworker"}
 
 
 def test_all_that_differ_are_done(roll):
