@@ -11,12 +11,13 @@ from django.http.request import split_domain_port
 from django.shortcuts import render
 from django.urls import get_script_prefix
 from django.views.debug import technical_500_response
-from psycopg.errors import QueryCanceled
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
 from carillon.conf import conf
 from carillon.events import NotificationsUnavailable
+
+QUERY_CANCELED = "57014"  # of SQLSTATE
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -25,7 +26,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
         return Response(
             {"detail": str(error), "code": "broker_unavailable"}, status=503, headers={"Retry-After": "5"}
         )
-    if isinstance(error, OperationalError) and isinstance(error.__cause__, QueryCanceled):
+    if isinstance(error, OperationalError) and getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
         detail = "The database takes longer for this than is allowed: ask for less, or try again later."
         return Response({"detail": detail}, status=503, headers={"Retry-After": "5"})
     if isinstance(error, DataError) or (isinstance(error, ValueError) and "NUL" in str(error)):

@@ -1,5 +1,6 @@
 """Real runs: what arrives at the API, and what an API that is away, dying or slow does to it: nothing."""
 
+import contextlib
 import re
 import signal
 import time
@@ -291,10 +292,21 @@ def test_a_run_that_breaks_off_ends_in_error(start):
     assert api.jobs[41]["eof"] == len(api.events)
 
 
+@contextlib.contextmanager
+def inherited(number, handler):
+    """What is started meanwhile has it: whoever runs these tests may ignore SIGHUP (nohup) or SIGINT (&)."""
+    previous = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_is_canceled(start, number, tmp_path):
     with StubApi() as api:
-        run = start(api.url, PAUSING % tmp_path)
+        with inherited(number, signal.SIG_DFL):
+            run = start(api.url, PAUSING % tmp_path)
         api.wait_for(lambda a: any(e["event"] == "runner_on_start" and e["task"] == "raw" for e in a.events))
         time.sleep(0.2)  # lets the worker set up its own signal handling; it is killed either way
         run.process.send_signal(number)
@@ -305,18 +317,13 @@ def test_a_stopped_run_is_canceled(start, number, tmp_path):
 
 
 def test_a_run_under_nohup_outlives_its_terminal(start, tmp_path):
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the run inherits
-    try:
-        with StubApi() as api:
+    with StubApi() as api:
+        with inherited(signal.SIGHUP, signal.SIG_IGN):
             run = start(api.url, PAUSING % tmp_path)
-            api.wait_for(
-                lambda a: any(e["event"] == "runner_on_start" and e["task"] == "raw" for e in a.events)
-            )
-            run.process.send_signal(signal.SIGHUP)
-            (tmp_path / "go").touch()
-            run.end(30)
-    finally:
-        signal.signal(signal.SIGHUP, previous)
+        api.wait_for(lambda a: any(e["event"] == "runner_on_start" and e["task"] == "raw" for e in a.events))
+        run.process.send_signal(signal.SIGHUP)
+        (tmp_path / "go").touch()
+        run.end(30)
     assert run.code == 0
     assert api.jobs[41]["statuses"][-1] == "successful"
 
