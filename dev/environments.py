@@ -53,16 +53,9 @@ def _make(config: Config, name: str, directory: Path, lock: str) -> None:
     # Out of an environment of ours, venv would make a child of it.
     interpreter = getattr(sys, "_base_executable", sys.executable)
     process.work([interpreter, "-m", "venv", str(directory)], what="python -m venv", log=log, seconds=120)
+    python = str(directory / "bin" / "python")
     process.work(
-        [
-            str(directory / "bin" / "python"),
-            "-m",
-            "pip",
-            "install",
-            "--require-hashes",
-            "--requirement",
-            str(ROOT / lock),
-        ],
+        [python, "-m", "pip", "install", "--require-hashes", "--requirement", str(ROOT / lock)],
         what=f"pip install ({lock})",
         log=log,
         seconds=_SECONDS,

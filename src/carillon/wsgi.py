@@ -4,8 +4,8 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from carillon.charset import guarded
 from carillon.process.environment import SETTINGS_MODULE
+from carillon.text import guarded
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", SETTINGS_MODULE)
 application = guarded(get_wsgi_application())

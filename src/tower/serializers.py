@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from carillon import text
 from carillon.accounts.models import Team
 from carillon.api.addresses import api
 from carillon.conf import conf
@@ -17,8 +17,6 @@ from tower.payloads import event_url
 
 EOF = "EOF"
 MAX_BATCH = 1000
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class OwnTeam(serializers.PrimaryKeyRelatedField):
@@ -225,7 +223,7 @@ def storable(value: Any) -> Any:
     Programs print such things all the same, and one odd character must not cost a batch of events.
     """
     if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
+        return text.storable(value)
     if isinstance(value, list):
         return [storable(item) for item in value]
     if isinstance(value, dict):

@@ -27,6 +27,7 @@ from django.utils import timezone
 from carillon import logs
 from carillon.accounts.models import ApiToken, AuditEntry, Team
 from carillon.budgets import Allowance, Meter
+from carillon.text import storable
 
 logger = logging.getLogger("carillon.audit")
 
@@ -74,7 +75,7 @@ def keep(what: str, name: str, **about: Any) -> None:
     user = getattr(request, "user", None)
     AuditEntry.objects.create(
         what=what,
-        name=_storable(name),
+        name=storable(name[:150]),
         by=user.get_username() if user is not None and user.is_authenticated else "",
         address=request.META.get("REMOTE_ADDR", "")[:64] if request is not None else "",
         request=logs.request_id.get(),
@@ -101,10 +102,6 @@ def keep_publishing(user: Any, families: Iterable[str]) -> None:
             with _publishing_lock:
                 allowance.give(now)
             raise
-
-
-def _storable(name: str) -> str:
-    return name[:150].replace("\0", "").encode("utf-8", "replace").decode()
 
 
 class PasswordChanges:

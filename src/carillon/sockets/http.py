@@ -21,7 +21,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import Error, connections
 from django.urls import URLPattern, re_path
 
-from carillon import charset
+from carillon import text
 from carillon.accounts import sessions
 from carillon.conf import conf
 from carillon.process import launcher
@@ -120,8 +120,8 @@ class Django:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         said = b",".join(value for name, value in scope["headers"] if name == b"content-type")  # as Django
-        if not charset.is_fit(said.decode("latin1")):
-            await answer(send, 415, charset.REFUSED)
+        if not text.is_fit(said.decode("latin1")):
+            await answer(send, 415, text.REFUSED)
             return
         if self._open >= conf.HTTP_REQUESTS:
             detail = f"This process serves {self._open} requests already: try again later."

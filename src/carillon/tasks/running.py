@@ -29,6 +29,7 @@ from asgi_amqp import ChannelFull, LayerError
 from asgi_amqp.worker import Worker
 from carillon.tasks.backend import DurableBackend, result_of, same
 from carillon.tasks.models import QueuedTask
+from carillon.text import storable
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ TRACEBACK = 16 * 1024
 
 
 DUE = Q(due__lte=Now()) | Q(due=F("enqueued"))
-"""A task that was never deferred is due at once, though the clock of the host that enqueued it be ahead."""
+"""By the database's clock. A task that was never deferred is due at once, whatever its host's clock says."""
 
 
 class TooLarge(ValueError):
@@ -161,16 +162,11 @@ def _end(
         task_finished.send_robust(type(backend), task_result=result_of(row, task))
 
 
-def _storable(text: str) -> str:
-    """Text that every database takes: without NUL and halves of characters."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
-
-
 def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: float | None) -> bool:
     """Whether it was still ours. A database that is away is waited for: else what is done were done twice."""
     changes: dict[str, Any] = {}
     if raised is not None:
-        path, said = get_module_path(type(raised)), _storable(get_exception_traceback(raised)[-TRACEBACK:])
+        path, said = get_module_path(type(raised)), storable(get_exception_traceback(raised)[-TRACEBACK:])
         changes["errors"] = [*row.errors, {"exception_class_path": path, "traceback": said}]
     if again is not None:
         changes |= {"status": READY, "due": Now() + timedelta(seconds=again), "announced": False}

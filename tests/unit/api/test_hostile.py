@@ -11,7 +11,7 @@ from rest_framework.exceptions import ParseError
 from carillon.accounts.models import ApiToken
 from carillon.api import documents
 from carillon.api.parsers import DEEPEST, _check
-from carillon.charset import guarded
+from carillon.text import guarded
 from tests.unit.accounts.test_accounts import Browser
 from tower.models import EventQuerySet
 

@@ -140,6 +140,8 @@ def test_fingerprint_does_not_see_what_a_program_left_that_ran_here(tmp_path):
         (tmp_path / "src" / name).parent.mkdir()
         (tmp_path / "src" / name).touch()
     assert images.fingerprint(["src"], "base", tmp_path) == seen
+    ignored = (config.ROOT / "images/app/Dockerfile.dockerignore").read_text().split()
+    assert {line for line in ignored if line.startswith("**")} == {"**/__pycache__", "**/*.egg-info"}
 
 
 class Engine:

@@ -127,6 +127,15 @@ async def http_(where, **given):
     return start["status"], data.decode()
 
 
+@pytest.mark.parametrize("said", [["a/b; charset=hex"], ["a/b; charset=punycode; c=d", "text/plain"]])
+async def test_a_charset_that_is_none(said):
+    """Django joins two lines of a header to one."""
+    communicator, message = request("/live/ask/")
+    communicator.scope["headers"] += [(b"content-type", each.encode()) for each in said]
+    await communicator.send_input(message)
+    assert (await communicator.receive_output(5))["status"] == 415
+
+
 async def test_an_async_view_runs_in_the_loop_and_has_its_middleware(people):
     cookie, _ = await database_sync_to_async(session_of)(people.ann)
     status, body = await http_("/live/ask/", cookie=f"__Host-awx_sessionid={cookie}")

@@ -516,7 +516,7 @@ def test_words_of_an_exception_are_kept_whatever_they_are():
     work()
     result.refresh()
     assert result.status == TaskResultStatus.FAILED
-    assert "LookupError: a \N{REPLACEMENT CHARACTER} and half a ?" in result.errors[0].traceback
+    assert "LookupError: a \ufffd and half a \ufffd" in result.errors[0].traceback
 
 
 def test_a_listener_that_raises_ends_no_task(caplog):

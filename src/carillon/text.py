@@ -1,4 +1,4 @@
-"""Text that a request brings is UTF-8.
+"""Text that comes from outside: its charset is UTF-8, and a database can hold it.
 
 Python knows codecs that are no charsets, or take the square of the length. Django uses the one that a request
 names while it makes the request: before any middleware, budget or handler of errors.
@@ -7,6 +7,7 @@ names while it makes the request: before any middleware, budget or handler of er
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,13 @@ from django.utils.http import parse_header_parameters
 
 KNOWN = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 REFUSED = {"detail": "What is sent here is UTF-8: leave the charset out of Content-Type, or say utf-8."}
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """The same with U+FFFD for what PostgreSQL does not store: NUL and lone surrogates."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def is_fit(content_type: str) -> bool:
