@@ -1,5 +1,7 @@
 """Requests that no client of ours makes: each is told what is wrong with it."""
 
+from contextlib import nullcontext
+
 import pytest
 from django.db import OperationalError
 from django.test import Client
@@ -78,6 +80,15 @@ def test_the_document_of_the_api_is_made_once_whatever_is_asked(monkeypatch):
         assert answer.status_code == 200
         assert answer.json()["info"]["title"]
     assert len(made) == 1
+
+
+def test_the_document_of_the_api_is_in_no_visitors_language(monkeypatch, settings):
+    """A project may have USE_I18N and a LocaleMiddleware."""
+    languages = []
+    documents._openapi.cache_clear()
+    monkeypatch.setattr(documents, "override", lambda language: languages.append(language) or nullcontext())
+    assert documents._openapi("/")["info"]["title"]
+    assert languages == [settings.LANGUAGE_CODE]
 
 
 def test_searches_through_output_are_few_at_a_time(people, monkeypatch):

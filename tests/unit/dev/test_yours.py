@@ -152,13 +152,14 @@ def test_a_checkout_that_is_worked_on_is_never_written_to(site):
     assert (done.returncode, "is not the .carillon/ of" in done.stderr) == (1, True)
 
 
-def test_a_stack_goes_down_whatever_the_code_is_like(site, monkeypatch):
+@pytest.mark.parametrize("name", ["down", "production-rollback", "production-backup"])
+def test_what_needs_no_code_goes_whatever_it_is_like(site, monkeypatch, name):
     write(site, {"src/helpers.py": ""})
     monkeypatch.setattr(command.configuration, "YOURS", site)
     monkeypatch.setattr(yours, "put", lambda **_: pytest.fail("looked at the code"))
     monkeypatch.setattr(command.os, "chdir", lambda _: None)
-    monkeypatch.setitem(command.COMMANDS, "down", lambda _: 7)
-    assert command.main(["down"]) == 7
+    monkeypatch.setitem(command.COMMANDS, name, lambda _: 7)
+    assert command.main([name]) == 7
 
 
 def test_state_and_names_are_the_repositorys_own(site):

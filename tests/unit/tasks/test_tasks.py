@@ -305,15 +305,31 @@ def test_a_pause_is_by_the_clock_of_the_database(monkeypatch):
     assert running.take(backend, "default", "worker") is None
 
 
-def test_only_the_run_of_a_task_that_goes_on_here_is_said_to():
+def test_a_run_that_went_to_another_worker_is_neither_kept_alive_nor_put_back_here(monkeypatch):
     backend = task_backends["default"]
     samples.add.enqueue(1)
     late = running.take(backend, "default", "late")
     lapse()
     running.recover(backend)
-    assert running.take(backend, "default", "second")
-    runs = [(late.pk, late.attempted)]
-    assert not QueuedTask.objects.filter(backends.same(runs)).exists()
+    second = running.take(backend, "default", "second")
+    seen = QueuedTask.objects.get().seen
+    runner = running.Runner(backend, ["default"], 1, 1)
+    runner._running = {late.pk: late.attempted}
+    monkeypatch.setattr(running, "LOOK", 0)
+    monkeypatch.setattr(running, "recover", lambda backend: runner._ended.set())
+    monkeypatch.setattr(running, "close_old_connections", lambda: None)
+    runner._look()
+    assert QueuedTask.objects.get().seen == seen
+
+    async def served(self):
+        pass
+
+    monkeypatch.setattr(running.Runner, "_serve", served)
+    assert runner.run() is False
+    assert QueuedTask.objects.get().status == "RUNNING"
+    runner._running = {second.pk: second.attempted}
+    assert runner.run() is False
+    assert QueuedTask.objects.get().status == "READY"
 
 
 def test_a_deferred_task_is_due_by_the_clock_of_the_database(sent, monkeypatch):
