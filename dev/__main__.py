@@ -62,7 +62,10 @@ def _test_config() -> configuration.Config:
     return load(configuration.unnamed(), project=testing.PROJECT, state=testing.STATE)
 
 
-def everything(_: list[str]) -> int:
+def everything(arguments: list[str]) -> int:
+    part = "".join(arguments)
+    if part and part not in testing.PARTS:
+        raise Failure(f"PART={part}: there are {', '.join(testing.PARTS)}")
     config = _test_config()
     if engine.check():
         # What a cut-off run left behind goes first: it would hold the ports.
@@ -70,7 +73,7 @@ def everything(_: list[str]) -> int:
     config = config.moved(ports=testing.free_ports(config))
     development.prepare(config)
     environments.enter(config, "venv-test")
-    return testing.everything(config, linting.sources())
+    return testing.everything(config, linting.sources(), part)
 
 
 def unit(_: list[str]) -> int:

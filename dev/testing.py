@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dev import account, debian, development, preflight, stack
+from dev import account, base_image, debian, development, images, preflight, stack
 from dev.config import COMPOSE_FILE, DEFAULT_PORTS, ROOT, Config
 from dev.output import Failure, say, step
 
@@ -70,23 +70,27 @@ def documentation(config: Config) -> int:
     return run([_documentation()], {})
 
 
-def everything(config: Config, lints: list[Suite]) -> int:
-    """The `lints` and all suites; 0 when all passed. Takes down the stack that it started in any case."""
+# `make test` in parts, for a machine with something else to do: what only makes ready, what comes to no harm
+# beside another suite, and what measures, counts or breaks things and runs alone.
+CODE = ("unit", "packages")
+ALONE = ("simulation", "integration", "infra", "security", "chaos", "browser")
+PARTS = ("prepare", "code", "alone")
+
+
+def everything(config: Config, lints: list[Suite], part: str = "") -> int:
+    """The `lints` and all suites, or one of `PARTS`; 0 when all passed. Takes down the stack that it started
+    in any case."""
     programs = ensure_programs(config)
+    if part == "prepare":
+        base_image.ensure(config)
+        images.ensure(config)
+        return 0
+    code = [*lints, _documentation(), *suites(CODE)]
+    alone = suites(ALONE)
     with interruptible():
         try:
             development.up(config)
-            kinds = (
-                "unit",
-                "simulation",
-                "packages",
-                "integration",
-                "infra",
-                "security",
-                "chaos",
-                "browser",
-            )
-            chosen = [*lints, _documentation(), *suites(kinds)]
+            chosen = {"code": code, "alone": alone}.get(part, [*code, *alone])
             return run(chosen, {**exported(config), "CARILLON_BROWSER": programs["chromium"]})
         finally:
             step("Taking down the test stack")

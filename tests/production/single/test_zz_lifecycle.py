@@ -80,12 +80,16 @@ def first(machine) -> str:
     return current(machine)
 
 
-def test_upgrade_under_load_fails_no_request(machine, stack, playbook, first, another_release, healthy):
+def test_upgrade_under_load_though_it_was_killed_fails_no_request(
+    machine, stack, playbook, first, another_release, healthy
+):
+    """With the release in use and no program that runs it. One that nobody kills: the drill's."""
     process = supervisord(machine)
-    start = time.monotonic()
     with Ledger(stack) as ledger:
+        playbook.kill_at("supervisord : Programs that differ, one group after another", "upgrade.yml")
+        start = time.monotonic()
         playbook("upgrade.yml")
-    print(f"upgrade: {time.monotonic() - start:.0f} s")
+    print(f"the second upgrade: {time.monotonic() - start:.0f} s")
     ledger.assert_nothing_lost()
     assert current(machine) != first
     assert supervisord(machine) == process, "supervisord was restarted"
@@ -124,15 +128,15 @@ def test_every_playbook_keeps_to_the_release_until_the_next_upgrade(
     assert current(machine) == first
 
 
+@full
 @pytest.mark.parametrize(
     "task",
     [
-        pytest.param("Release", marks=full),  # nothing is done yet
-        # Installed beside the one that runs.
-        pytest.param("carillon : Are there migrations to apply", marks=full),
-        pytest.param("carillon : The release in use", marks=full),
+        "Release",  # nothing is done yet
+        "carillon : Are there migrations to apply",  # installed beside the one that runs
+        "carillon : The release in use",
         "supervisord : Programs that differ, one group after another",  # in use, and no program runs it
-        pytest.param("carillon : The release in use, and the one before", marks=full),
+        "carillon : The release in use, and the one before",
     ],
 )
 def test_an_upgrade_that_was_killed_is_rolled_back_with_no_request_lost(
@@ -440,11 +444,12 @@ def test_the_next_run_changes_nothing(playbook):
         (["-e", '{"common_somaxconn": "many"}'], "common_somaxconn"),
         (["-e", "ssl_certificate=/x.pem"], "the variable ssl_certificate is now tls_certificate_file"),
         (["-e", '{"common_distributions": {"Debian": ["12"]}}'], "supported are Debian 12"),
-        (
+        pytest.param(
             ["-e", '{"common_releases": ["Debian 13", "Ubuntu 24"]}'],
             "hosts run Debian 13 and Ubuntu 24. All must run the same",
+            marks=full,
         ),
-        (
+        pytest.param(
             [
                 "-e",
                 "tls_mode=files",
@@ -454,10 +459,23 @@ def test_the_next_run_changes_nothing(playbook):
                 "tls_key_file=/nowhere.key",
             ],
             "tls_certificate_file (/nowhere.pem) is no file on the control node",
+            marks=full,
         ),
-        (["-e", "carillon_domain=https://chimes.test/"], "carillon_domain must be the public host name"),
-        (["-e", '{"nginx_trusted_proxies": ["balancer.test"]}'], "which is no address or network"),
-        (["-e", '{"rabbitmq_memory_watermark": 40}'], "is a share of the memory, between 0 and 1"),
+        pytest.param(
+            ["-e", "carillon_domain=https://chimes.test/"],
+            "carillon_domain must be the public host name",
+            marks=full,
+        ),
+        pytest.param(
+            ["-e", '{"nginx_trusted_proxies": ["balancer.test"]}'],
+            "which is no address or network",
+            marks=full,
+        ),
+        pytest.param(
+            ["-e", '{"rabbitmq_memory_watermark": 40}'],
+            "is a share of the memory, between 0 and 1",
+            marks=full,
+        ),
     ],
 )
 def test_a_mistake_stops_before_harm_with_words(machine, playbook, arguments, message):
@@ -506,18 +524,6 @@ def test_a_broker_that_does_not_join_stops_the_run(playbook):
     assert "PLAY [Application]" not in output
 
 
-def test_a_broken_site_file_leaves_the_running_one(machine, stack, playbook, tmp_path):
-    (tmp_path / "broken.conf").write_text("location /mine { nonsense; }\n")
-    output = playbook(
-        "site.yml", "-e", json.dumps({"nginx_drop_ins": [str(tmp_path / "broken.conf")]}), expect=2
-    )
-    assert "nonsense" in output
-    assert stack.api("/api/v2/me/")["count"] == 1
-    # It would have waited there for the next start.
-    assert not machine.host.file("/etc/nginx/carillon/site.d/broken.conf").exists
-    machine.run("nginx -t -q")
-
-
 @pytest.fixture
 def role(playbook, tmp_path):
     """A function that runs one role alone, with variables; the output."""
@@ -530,6 +536,16 @@ def role(playbook, tmp_path):
         return playbook(str(tmp_path / "role.yml"), "-e", json.dumps(variables), expect=expect)
 
     return run
+
+
+def test_a_broken_site_file_leaves_the_running_one(machine, stack, role, tmp_path):
+    (tmp_path / "broken.conf").write_text("location /mine { nonsense; }\n")
+    output = role("nginx", expect=2, nginx_drop_ins=[str(tmp_path / "broken.conf")])
+    assert "nonsense" in output
+    assert stack.api("/api/v2/me/")["count"] == 1
+    # It would have waited there for the next start.
+    assert not machine.host.file("/etc/nginx/carillon/site.d/broken.conf").exists
+    machine.run("nginx -t -q")
 
 
 WORKERS = "ps -o pid= --ppid $(systemctl show --property MainPID --value nginx)"

@@ -1,0 +1,27 @@
+"""The parts of `make test`, which the gate runs at different times."""
+
+from __future__ import annotations
+
+import pytest
+
+from dev import __main__ as command
+from dev import testing
+from dev.config import ROOT
+from dev.output import Failure
+
+
+def test_every_folder_of_tests_is_in_one_part():
+    folders = {path.parent.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/test_*.py")}
+    parts = [*testing.CODE, *testing.ALONE]
+    assert sorted(parts) == sorted(folders - {"production"})
+
+
+def test_the_gate_runs_every_part():
+    gate = (ROOT / ".ci/run").read_text()
+    for part in testing.PARTS:
+        assert f"test PART={part}" in gate
+
+
+def test_a_part_that_is_none_is_named():
+    with pytest.raises(Failure, match="PART=chaos: there are prepare, code, alone"):
+        command.everything(["chaos"])
