@@ -12,6 +12,7 @@ from dev import base_image, engine, environments, images, preflight, process, pr
 from dev.config import ROOT, YOURS, Config, shown
 from dev.output import Failure, say, timed
 
+SERVED = "nginx-served"  # what of its files nginx has read
 _alone: set[Path] = set()  # states that this run is at work on
 
 
@@ -36,11 +37,15 @@ def up(config: Config, *, orphans: bool = False) -> dict[str, str]:
         base_image.ensure(config)
         images.ensure(config)
         ensure_secrets(config, anew="make clean")
-        renewed = certificates.ensure(config.certificates)
+        certificates.ensure(config.certificates)
         project.compose(config)
-        renewed |= site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
-        renewed |= project.locations(config.state / "nginx" / "site.d")
+        site_file.write(ROOT / "nginx/sites/development.yml", config.state / "nginx" / "site.conf")
+        project.locations(config.state / "nginx" / "site.d")
+        # What a run that failed has placed is still due.
+        now, served = images.fingerprint(["certificates", "nginx"], "", config.state), config.state / SERVED
+        renewed = not served.exists() or served.read_text() != now
         stack.up(config, renew=["nginx"] if renewed else [], orphans=orphans)
+        secret_files.write(served, now, 0o600)
         return account.ensure(config)
 
 

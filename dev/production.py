@@ -25,7 +25,6 @@ _TOLD = "make.env"
 # New secrets that are not all in force yet (`operations.rotate`).
 ROTATION = "rotation.json"
 # Of the files that nginx was last given: the site's, which are another container's, and its certificate.
-_SERVED = "nginx-served"
 _COMPOSE = ROOT / "compose"
 _SITE = ROOT / "nginx/sites/container.yml"
 
@@ -126,7 +125,7 @@ def taken(config: Config) -> tuple[str, str] | None:
 def serve(config: Config, certificate: tuple[str, str] | None, renew: Sequence[str] = ()) -> None:
     """The containers run with what they have mounted, those of `renew` anew, and nginx has read its files."""
     renewed, reload = mounted(config, certificate)
-    folder, file = config.state / "nginx", config.state / _SERVED
+    folder, file = config.state / "nginx", config.state / development.SERVED
     now = [images.fingerprint(names, "", folder) for names in (["site.conf", "site.d"], ["tls"])]
     # What a run that failed has placed is still due.
     served = file.read_text().split() if file.exists() else ["", ""]

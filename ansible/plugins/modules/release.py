@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import suppress
 from importlib import util
 from io import BytesIO
 from pathlib import Path
@@ -61,6 +62,7 @@ DECLARED = "src/project/carillon.toml"
 LOCATIONS = "src/project/nginx"  # the project's own
 OWN = ("src/asgi_amqp", "src/carillon", ".")  # each becomes a wheel; own.in: what the last needs
 SKIPPED = ("__pycache__", ".egg-info")
+KEPT = 10  # of archives and of wheelhouses, some 50 MB each; a host keeps those that it runs
 PLATFORMS = (
     "manylinux2014",
     "manylinux_2_17",
@@ -239,6 +241,17 @@ def build(source: Path, wheels: Path, release: str, archive: Path, when: int | N
         os.replace(partial, archive)
 
 
+def tidy(cache: Path) -> None:
+    """All but the `KEPT` archives and wheelhouses that were used last go, and what builds that were cut off
+    left. Whoever calls holds the lock."""
+    for pattern in ("carillon-*.tar", "wheels-*"):
+        found = sorted(cache.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in found[KEPT:]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for left in cache.glob("tmp*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def ensure(
     source: Path,
     cache: Path,
@@ -256,8 +269,12 @@ def ensure(
     """
     release = f"{version(source)}-{digest(source, files(source))[:8]}"
     archive = cache / f"carillon-{release}-{python}-{architecture}.tar"
-    if dry or archive.exists():
+    if dry:
         return release, archive, not archive.exists()
+    if archive.exists():
+        with suppress(OSError):  # a bundle may be somebody else's
+            os.utime(archive)
+        return release, archive, False
     if (source / BUNDLE_MARK).exists():
         there = ", ".join(sorted(path.name for path in cache.glob("carillon-*.tar"))) or "none"
         raise ValueError(
@@ -270,6 +287,9 @@ def ensure(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             house = wheelhouse(source / "requirements/app.txt", wheels or cache, python, architecture)
+            os.utime(house)
+            if wheels is None:
+                tidy(cache)
             build(source, house, release, archive, when)
     return release, archive, True
 

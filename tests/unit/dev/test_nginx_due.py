@@ -3,6 +3,7 @@
 import pytest
 
 from dev import development, operations, production, project, secret_files, stack
+from dev.config import load
 from dev.output import Failure
 
 
@@ -83,3 +84,32 @@ def test_a_run_that_failed_for_another_reason_does_nothing_to_nginx(nginx, state
     assert nginx.run(state) == []
     another_certificate(state)
     assert nginx.run(state) == ["reload"]
+
+
+def test_so_it_is_in_development(tmp_path, monkeypatch):
+    config = load({"CARILLON_STATE": str(tmp_path / "state")})
+    renewed = []
+
+    def up(config, renew, orphans):
+        if fails:
+            raise Failure("up failed")
+        renewed.append(renew)
+
+    monkeypatch.setattr(stack, "up", up)
+    monkeypatch.setattr("dev.base_image.ensure", lambda config: None)
+    monkeypatch.setattr("dev.images.ensure", lambda config: None)
+    monkeypatch.setattr("dev.account.ensure", lambda config: {})
+    monkeypatch.setattr(development, "ensure_secrets", lambda config, anew: None)
+    fails = False
+    development.up(config)
+    development.up(config)
+    assert renewed.pop() == []
+    another_certificate(config)
+    fails = True
+    with pytest.raises(Failure, match="up failed"):
+        development.up(config)
+    fails = False
+    development.up(config)
+    assert renewed.pop() == ["nginx"]
+    development.up(config)
+    assert renewed.pop() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,29 @@ def test_nginx_of_a_release_that_is_held_is_its_own(play, tmp_path, there, named
     unpacked = tmp_path / "checkout/build/releases/0.9/nginx"
     assert f"from {unpacked if there else 'the checkout'}" in said
     assert not there or (unpacked / "nginx.conf").read_text() == "held"
+
+
+def test_the_control_node_keeps_a_bounded_number_of_archives(checkout):
+    cache = checkout / "cache"
+    name, first, _ = release.ensure(checkout, cache, "3.13", "x86_64")
+    for number in range(30):
+        archive, house = (
+            cache / f"carillon-0.{number}-1-3.13-x86_64.tar",
+            cache / f"wheels-{number}-3.13-x86_64",
+        )
+        archive.touch()
+        house.mkdir()
+        for path in (archive, house):
+            os.utime(path, (number, number))
+    (cache / "tmp-of-a-build-that-was-killed").mkdir()
+    os.utime(first, (0, 0))
+    assert release.ensure(checkout, cache, "3.13", "x86_64")[0] == name
+    (checkout / "supervisord/uwsgi.ini").write_text("# another")
+    _, second, _ = release.ensure(checkout, cache, "3.13", "x86_64")
+    newest = [f"carillon-0.{number}-1-3.13-x86_64.tar" for number in range(29, 20, -1)]
+    assert {path.name for path in cache.glob("*.tar")} == {first.name, second.name, *newest}, "the used stay"
+    assert len(list(cache.glob("wheels-*"))) == 10
+    assert not list(cache.glob("tmp*"))
 
 
 def test_processes_that_the_project_declares_are_programs_of_the_release(checkout):
