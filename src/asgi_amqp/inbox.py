@@ -3,13 +3,14 @@
 An AMQP message is acknowledged when the last of its events is handed to its receiver: what that one does
 with it is not known here, which is why work that must not be lost belongs to `asgi_amqp.worker`. A channel
 that nobody receives on for a while is no longer consumed, and what nobody has begun to read goes back to the
-broker for others. Giving back counts as an attempt before RabbitMQ 4.3, so little is fetched ahead where
-attempts are counted.
+broker for others; later so does what has been begun, whole. Giving back counts as an attempt before RabbitMQ
+4.3, so little is fetched ahead where attempts are counted.
 """
 
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 PREFETCH = 32  # AMQP messages fetched ahead
 IDLE = 1.0  # seconds without a receiver, at most a quarter of the expiry: given back, a message keeps its age
+# Seconds without one after which a batch that was begun goes back. Long, for those of it that were read come
+# again. After RabbitMQ's consumer_timeout, half an hour, an open one costs the link.
+BEGUN = 600.0
 
 
 async def wait(box: Mailbox) -> None:
@@ -109,22 +113,29 @@ class Inbox:
 
     def _arm(self) -> None:
         """Look after a while whether anyone still receives."""
+        self._later(min(IDLE, self._expiry / 4), self._stop_if_idle)
+
+    def _later(self, seconds: float, look: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        idle = min(IDLE, self._expiry / 4)
-        self._timer = self._receiver.loop.call_later(idle, self._stop_if_idle) if not self._readers else None
+        self._timer = self._receiver.loop.call_later(seconds, look) if not self._readers else None
 
     def _stop_if_idle(self) -> None:
         self._timer = None
         consumer = self._consumer
-        if self._readers or consumer is None or self._starting is not None:
-            return
-        if consumer.paused and self._unread:  # begun, and to be read to its end
-            return
-        self._starting = self._receiver.loop.create_task(self._rest(consumer))
+        if not self._readers and consumer is not None and self._starting is None:
+            self._starting = self._receiver.loop.create_task(self._rest(consumer))
+
+    def _let_go(self) -> None:
+        """Nobody has read what was begun to its end: it goes back, and the consumer ends."""
+        self._timer = None
+        if not self._readers and self._starting is None:
+            for received in self._unread.values():
+                received.give_back()
+            self._on_lost(None)
 
     async def _rest(self, consumer: Consumer) -> None:
-        """Consume no more. What has been begun stays, to be read to its end."""
+        """Consume no more. What has been begun stays for a while, to be read to its end."""
         try:
             if not consumer.paused:
                 await consumer.pause()
@@ -133,7 +144,9 @@ class Inbox:
                 if parcel is not begun:
                     del self._unread[parcel]
                     received.give_back()
-            if not self._unread:
+            if self._unread:
+                self._later(BEGUN, self._let_go)
+            else:
                 if self._consumer is consumer:
                     self._consumer = None
                 await consumer.stop()

@@ -531,6 +531,50 @@ async def test_a_channel_whose_batch_was_read_to_its_end_after_a_rest_is_forgott
     assert wire.closed
 
 
+async def test_a_batch_that_nobody_reads_to_its_end_goes_back_to_others(make, brokers, monkeypatch):
+    """Held for ever, it would cost the link when the broker's consumer_timeout is over."""
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.01)
+    monkeypatch.setattr("asgi_amqp.inbox.BEGUN", 0.05, raising=False)
+    layer = make(durable=["jobs"])
+    receiver = layer.session().receiver
+    inbox = await receiver.inbox(layer.destination("jobs").queue)
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    batch = body("jobs", {"n": 1}, {"n": 2}, {"n": 3})
+    wire.deliver(batch, tag=1)
+    assert (await receiving)["n"] == 1
+    await until(lambda: wire.closed)
+    assert [answer for answer in wire.answers if answer[0] != "cancel"] == [("nack", 1)]
+    assert inbox.idle
+    assert receiver.consumers == set()
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    await until(lambda: len(consumed(brokers.links[0], "asgi.d.jobs")) == 2)
+    consumed(brokers.links[0], "asgi.d.jobs")[-1].deliver(batch, tag=1)
+    assert [await receiving, await layer.receive("jobs"), await layer.receive("jobs")] == [
+        {"n": number} for number in (1, 2, 3)
+    ]
+
+
+async def test_who_goes_on_reading_a_batch_slowly_reads_each_of_it_once(make, brokers, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.inbox.IDLE", 0.01)
+    layer = make(durable=["jobs"])
+    inbox = await layer.session().receiver.inbox(layer.destination("jobs").queue)
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", *({"n": number} for number in range(4))), tag=1)
+    assert (await receiving)["n"] == 0
+    now = asyncio.get_running_loop().time
+    for number in (1, 2):
+        await until(lambda: inbox._timer is not None and inbox._timer.when() > now() + 60)
+        look = inbox._timer
+        assert (await layer.receive("jobs"))["n"] == number
+        assert look.cancelled()
+    assert ("nack", 1) not in wire.answers
+    assert (await layer.receive("jobs"))["n"] == 3
+    await until(lambda: wire.closed)
+    assert [answer for answer in wire.answers if answer[0] != "cancel"] == [("ack", 1)]
+
+
 async def test_who_takes_a_channel_out_of_a_group_that_it_is_not_in_starts_nothing(make):
     layer = make()
     await layer.group_discard("g", "jobs")
