@@ -84,7 +84,7 @@ class Inbox:
 
     async def _ready(self) -> None:
         """A receiver found nothing: consume, once, and to the end even when that one is cancelled."""
-        while self._consumer is None or self._consumer.paused:
+        while self._starting is not None or self._consumer is None or self._consumer.paused:
             if self._starting is None:
                 self._starting = self._receiver.loop.create_task(self._start())
             starting = self._starting

@@ -575,6 +575,20 @@ async def test_who_goes_on_reading_a_batch_slowly_reads_each_of_it_once(make, br
     assert [answer for answer in wire.answers if answer[0] != "cancel"] == [("ack", 1)]
 
 
+async def test_a_reader_that_comes_in_the_turn_in_which_an_inbox_goes_to_rest_is_heard(make, brokers):
+    layer = make(durable=["jobs"])
+    inbox = await layer.session().receiver.inbox(layer.destination("jobs").queue)
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    wire = await consuming(brokers, "asgi.d.jobs")
+    wire.deliver(body("jobs", {"n": 1}), tag=1)
+    assert await receiving == {"n": 1}
+    receiving = asyncio.create_task(layer.receive("jobs"))  # it runs before what the timer begins
+    inbox._stop_if_idle()
+    await until(lambda: sum(len(each.consuming) for each in consumed(brokers.links[0], "asgi.d.jobs")) == 2)
+    consumed(brokers.links[0], "asgi.d.jobs")[-1].deliver(body("jobs", {"n": 2}), tag=2)
+    assert await receiving == {"n": 2}
+
+
 async def test_who_takes_a_channel_out_of_a_group_that_it_is_not_in_starts_nothing(make):
     layer = make()
     await layer.group_discard("g", "jobs")
