@@ -1,5 +1,6 @@
 """What the sessions of a layer share."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Config:
         if self.gap_type is not None and not isinstance(self.gap_type, str):
             raise ConfigurationError(f"gap_type={self.gap_type!r}: write the type of a message, or None")
 
-    @property
+    @functools.cached_property
     def topology(self) -> Topology:
         return Topology(self.prefix, self.expiry)
 

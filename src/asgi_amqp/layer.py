@@ -29,7 +29,7 @@ from .publisher import SyncPublisher
 from .receiver import Receiver
 from .sender import Forward
 from .session import Session
-from .topology import Destination, Topology, process_of
+from .topology import Destination, process_of
 
 T = TypeVar("T")
 KNOWN = 10_000  # destinations remembered
@@ -94,7 +94,7 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             options, self.stats, self.get_capacity, self._homes, prefix, expiry, group_expiry, timeout,
             buffer_bytes, queue_bytes, max_message_bytes, overflow, gap_type,
         )  # fmt: skip
-        self._topology = Topology(prefix, expiry)
+        self._topology = self.config.topology
         self.destination = functools.lru_cache(KNOWN)(self._destination)
         self.group_destination = functools.lru_cache(KNOWN)(self._group_destination)
         self._queues: set[str] = set()  # of the normal channels that were used
