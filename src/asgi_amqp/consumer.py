@@ -64,7 +64,8 @@ class Received:
 class Consumer:
     """Consumes a queue over all links of a receiver; at most `prefetch` messages are not acknowledged.
 
-    `on_message` gets each; `on_lost` is called when the link goes, with an error when no other will come.
+    `on_message` gets each that holds an event or more; `on_lost` is called when the link goes, with an error
+    when no other will come.
     """
 
     def __init__(
@@ -166,7 +167,10 @@ class Consumer:
             wire.reject(delivery.tag, requeue=False)
             return
         stats.received += len(messages)
-        self._on_message(Received(messages, delivery, wire))
+        if messages:
+            self._on_message(Received(messages, delivery, wire))
+        else:
+            wire.ack(delivery.tag)
 
     def lost(self, error: LayerError | None) -> None:
         """The link is gone."""

@@ -158,9 +158,6 @@ class Inbox:
     def _on_message(self, received: Received) -> None:
         now = time.monotonic()
         parcel = Parcel(0, now + self._expiry, None)
-        if not received.messages:
-            received.ack()
-            return
         self._unread[parcel] = received
         self.box.put(parcel, received.messages, now)
 

@@ -120,9 +120,6 @@ class Worker:
 
     def _on_message(self, received: Received) -> None:
         received.left = len(received.messages)
-        if not received.left:
-            received.ack()
-            return
         self._unfinished += 1
         self._held.add(received)
         if self._resting:

@@ -416,9 +416,10 @@ async def test_what_is_not_a_message_of_a_layer_is_counted_and_becomes_a_dead_le
     receiving = asyncio.create_task(layer.receive("jobs"))
     wire = await consuming(brokers, "asgi.d.jobs")
     wire.deliver(b"nonsense", tag=1)
-    wire.deliver(body("jobs", {"n": 1}), tag=2)
+    wire.deliver(body("jobs"), tag=2)  # a batch of nothing
+    wire.deliver(body("jobs", {"n": 1}), tag=3)
     assert await receiving == {"n": 1}
-    assert wire.answers[0] == ("reject", 1, False)
+    assert wire.answers[:2] == [("reject", 1, False), ("ack", 2)]
     assert layer.stats.lost == {"undecodable": 1}
 
 

@@ -367,9 +367,11 @@ async def test_a_worker_whose_queue_holds_what_is_no_message_goes_on(make, broke
     working = asyncio.create_task(worker.run())
     wire = await consuming(brokers, "asgi.d.jobs")
     wire.deliver(b"\xdd\x00\x00\x00\x02\xa0\x05", tag=1)  # a batch of the number 5
-    wire.deliver(body("jobs", {"n": 1}), tag=2)
+    wire.deliver(body("jobs"), tag=2)  # a batch of nothing
+    wire.deliver(body("jobs", {"n": 1}), tag=3)
     await until(lambda: done == [1])
     assert ("reject", 1, False) in wire.answers
+    assert ("ack", 2) in wire.answers
     assert layer.stats.lost == {"undecodable": 1}
     worker.stop()
     await working
