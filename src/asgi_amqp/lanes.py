@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from .topology import Destination
 
@@ -41,25 +42,21 @@ class Ticket:
         """Wakes who waits; subclasses know how."""
 
 
+@dataclass(slots=True, eq=False)
 class Batch:
     """Events that leave in one AMQP message. `tickets` are by place in `parts`."""
 
-    __slots__ = (
-        "due", "keys", "lane", "number", "parts", "returned", "since", "size", "tag", "tickets", "waits",
-    )  # fmt: skip
-
-    def __init__(self, lane: "Lane", number: float, since: float) -> None:
-        self.lane = lane
-        self.number = number  # grows in a lane: what leaves again goes before what is younger
-        self.since = since
-        self.keys: dict[str, None] = {}
-        self.parts: list[bytes] = []
-        self.tickets: dict[int, Ticket] = {}
-        self.size = 0
-        self.tag = 0
-        self.returned: bool  # since it left last
-        self.waits = True  # in its lane
-        self.due = INF  # kept by Deadlines
+    lane: "Lane"
+    number: float  # grows in a lane: what leaves again goes before what is younger
+    since: float
+    keys: dict[str, None] = field(default_factory=dict)
+    parts: list[bytes] = field(default_factory=list)
+    tickets: dict[int, Ticket] = field(default_factory=dict)
+    size: int = 0
+    tag: int = 0
+    returned: bool = False  # since it left last
+    waits: bool = True  # in its lane
+    due: float = INF  # kept by Deadlines
 
     @property
     def confirmed(self) -> bool:
@@ -91,11 +88,9 @@ class Batch:
     def split(self) -> Iterator["Batch"]:
         """Its events, each in a batch of its own."""
         for place, part in enumerate(self.parts):
-            alone = Batch(self.lane, self.number + place / len(self.parts), self.since)
-            alone.keys, alone.parts, alone.size = dict(self.keys), [part], len(part)
-            if place in self.tickets:
-                alone.tickets[0] = self.tickets[place]
-            yield alone
+            number = self.number + place / len(self.parts)
+            tickets = {0: self.tickets[place]} if place in self.tickets else {}
+            yield Batch(self.lane, number, self.since, dict(self.keys), [part], tickets, len(part))
 
 
 class Deadlines:

@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from aiormq import ChannelNotFoundEntity
@@ -359,19 +360,19 @@ class Sender:
             self._wake()
 
 
+@dataclass(frozen=True, slots=True)
 class Forward:
     """A normal channel as a member of a group."""
 
-    def __init__(self, channel: str, sender: "Sender", destination: Destination, timeout: float) -> None:
-        self._channel = channel
-        self._sender = sender
-        self._destination = destination
-        self._timeout = timeout
+    channel: str
+    sender: Sender
+    destination: Destination
+    timeout: float
 
     def put(self, parcel: Parcel, messages: list[Message], now: float) -> None:
         for message in messages:
-            if self._sender.outbox.full(self._destination):
-                self._sender.stats.lose("overflow", 1, self._channel)
+            if self.sender.outbox.full(self.destination):
+                self.sender.stats.lose("overflow", 1, self.channel)
             else:
-                ticket = Unwatched(self._timeout, self._sender.stats)
-                self._sender.submit(self._destination, encode(message), ticket)
+                ticket = Unwatched(self.timeout, self.sender.stats)
+                self.sender.submit(self.destination, encode(message), ticket)
