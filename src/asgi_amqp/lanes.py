@@ -154,9 +154,3 @@ class Lane:
         self.flying = 0
         self.declared = float("-inf")
         self.held = self.draining = False
-
-    def clear(self) -> None:
-        """Forget what waits and what was refused."""
-        self.waiting.clear()
-        self.refused.clear()
-        self.size = 0

@@ -10,9 +10,11 @@ for until the broker confirms them share WATCHED. Confirmed events have a lane f
 that withholds its confirms holds up nobody else.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from itertools import takewhile
+from operator import attrgetter
 
 from .codec import HEAD
 from .exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
@@ -269,11 +271,8 @@ class Outbox:
     def _put_back(self, batch: Batch) -> None:
         """It waits again, before what is younger."""
         batch.withdraw()
-        waiting, place = batch.lane.waiting, 0
-        while place < len(waiting) and waiting[place].number < batch.number:
-            place += 1
         if batch.parts:
-            self._again(batch, place)
+            self._again(batch, bisect_left(batch.lane.waiting, batch.number, key=attrgetter("number")))
 
     # What the shell says
 
@@ -393,7 +392,9 @@ class Outbox:
         unsent = sum(len(batch.parts) - len(batch.tickets) for batch in self)
         self.lost("closed")
         for lane in self._lanes.values():
-            lane.clear()
+            lane.waiting.clear()
+            lane.refused.clear()
+            lane.size = 0
         self.size = 0
         if unsent:
             self.stats.lose("unsent", unsent)
