@@ -229,10 +229,9 @@ class Link:
         for task in list(self._tasks):
             task.cancel()
         try:
-            async with asyncio.timeout(deadline):
-                await self._connection.close()
-        except GONE:
-            pass
+            with contextlib.suppress(*GONE):
+                async with asyncio.timeout(deadline):
+                    await self._connection.close()
         finally:
             self.abort()
 

@@ -1,11 +1,7 @@
 """What can go wrong, as classes. `ChannelFull` is the one of Channels itself."""
 
 import aiormq
-from channels.exceptions import ChannelFull
-
-__all__ = [
-    "BrokerUnavailable", "ChannelFull", "ConfigurationError", "LayerError", "MessageTooLarge", "Unroutable",
-]  # fmt: skip
+from channels.exceptions import ChannelFull as ChannelFull
 
 
 class LayerError(Exception):

@@ -125,7 +125,6 @@ class SyncPublisher:
         self._layer = weakref.proxy(layer)
         self._lock = threading.Lock()
         self.running: Background | None = None
-        self._stats = layer.stats
         me = weakref.ref(self)
         atexit.register(lambda: _stop(me))
 
@@ -189,7 +188,7 @@ class SyncPublisher:
             time.sleep(0.002)
         ticket = ThreadTicket(len(events), deadline) if wait else None
         for destination, data in events:
-            unwatched = Unwatched(timeout, self._stats) if destination.confirmed else None
+            unwatched = Unwatched(timeout, self._layer.stats) if destination.confirmed else None
             background.put(destination, data, ticket or unwatched)
         if ticket is not None:
             ticket.wait()

@@ -54,8 +54,8 @@ class Receiver:
         self.consumers: set[Consumer] = set()
         self._inboxes: dict[str, Inbox] = {}
         self._connected_before = False
-        self._sweeper = self.loop.call_later(max(1.0, config.expiry / 2), self._sweep)
-        self._expirer = self.loop.call_later(max(0.05, config.expiry / EXPIRE), self._expire)
+        self._sweep()
+        self._expire()
 
     # Channels
 
