@@ -57,10 +57,6 @@ class Delivery:
         return cast("dict[str, Any]", self.properties.headers or {})
 
 
-def _nobody(*_: object) -> None:
-    """Hears nothing."""
-
-
 class Tap:
     """What becomes of the hot frames of one channel."""
 
@@ -84,7 +80,7 @@ class Tap:
         """Its link is lost: what still comes is for nobody, least of all for those on the next one."""
         for name in ("on_delivery", "on_confirm", "on_return", "on_answer"):
             if getattr(self, name) is not None:
-                setattr(self, name, _nobody)
+                setattr(self, name, lambda *_: None)
 
     def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Handle the frame whose payload is data[start:end], if it is one of ours."""
