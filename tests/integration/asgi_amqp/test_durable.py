@@ -52,6 +52,18 @@ async def test_the_plain_receive_works_too(make_layer):
     assert got == list(range(100))
 
 
+async def test_a_batch_that_nobody_reads_to_its_end_is_read_whole_by_others(make_layer, monkeypatch):
+    monkeypatch.setattr("asgi_amqp.inbox.BEGUN", 0.5)
+    first = make_layer(durable=["jobs"])
+    second = make_layer(durable=["jobs"])
+    # They gather while the queue is declared, and leave as one.
+    await first.send_many([("jobs", {"type": "a", "number": number}) for number in range(3)])
+    assert (await asyncio.wait_for(first.receive("jobs"), 20))["number"] == 0
+    got = [(await asyncio.wait_for(second.receive("jobs"), 20))["number"] for _ in range(3)]
+    assert got == [0, 1, 2]
+    assert first.stats.reconnects == 0
+
+
 @pytest.mark.parametrize("batch", [1, 256])  # each in a message of its own, and all in one
 async def test_concurrency_is_what_was_asked_for(make_layer, batch):
     layer = make_layer(durable={"jobs": {"batch": batch}})
