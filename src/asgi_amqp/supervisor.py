@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from copy import copy
 
@@ -45,7 +46,8 @@ class Supervisor:
         self._failed_at = 0.0
         self._closed: LayerError | None = None
         self._generation = 0
-        self._first = random.randrange(len(options.targets))  # noqa: S311 - spreads clients over a cluster
+        self._targets = deque(options.targets)  # the next to try comes first
+        self._targets.rotate(random.randrange(len(options.targets)))  # noqa: S311 - spreads clients over a cluster
 
     @property
     def trying(self) -> bool:
@@ -122,7 +124,7 @@ class Supervisor:
                         await link.close()
                         link = None
                         # It answers and is of no use, as a broker without a copy of the stream: to the next.
-                        self._first += 1
+                        self._targets.rotate(-1)
                     hopeless = isinstance(error, ConfigurationError)
                     self.problem = (
                         error if isinstance(error, LayerError) else BrokerUnavailable(describe(error))
@@ -153,7 +155,7 @@ class Supervisor:
                 if time.monotonic() - began >= STEADY:
                     attempt = 0
                 else:  # it answers, and throws us out: to the next, after a pause
-                    self._first += 1
+                    self._targets.rotate(-1)
                     await asyncio.sleep(_pause(attempt))
                     attempt = min(attempt + 1, 30)
         finally:
@@ -183,18 +185,14 @@ class Supervisor:
 
     async def _next(self, patience: float) -> Link:
         """A link to the first host that answers, each tried once, beginning after the last that failed us."""
-        targets = self.options.targets
         problems: list[LayerError] = []
-        for turn in range(len(targets)):
-            target = targets[(self._first + turn) % len(targets)]
+        for _ in self.options.targets:
             self._generation += 1
             try:
-                link = await connect(target, self.options, self._generation, patience)
+                return await connect(self._targets[0], self.options, self._generation, patience)
             except LayerError as error:
                 problems.append(error)
-            else:
-                self._first = (self._first + turn) % len(targets)
-                return link
+                self._targets.rotate(-1)
         if all(isinstance(problem, ConfigurationError) for problem in problems):
             raise problems[0]
         raise BrokerUnavailable("; ".join(str(problem) for problem in problems))

@@ -1,6 +1,7 @@
 """Supervisor: one link is kept open, and everybody who waits for it hears."""
 
 import asyncio
+from collections import deque
 
 import pytest
 
@@ -17,7 +18,7 @@ class Watched(Supervisor):
         self.set_up, self.losses, self.failures = [], [], []
         self.during = setup
         super().__init__(OPTIONS, self._prepare, lambda *loss: self.losses.append(loss), self.failures.append)
-        self._first = 0
+        self._targets = deque(OPTIONS.targets)
 
     async def _prepare(self, link):
         self.set_up.append(link)
