@@ -54,9 +54,15 @@ def _documentation() -> Suite:
 
 
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
-    """A pytest run for each folder of tests/ that exists."""
+    """A pytest run for each folder of tests/ that exists, without what is a suite of its own."""
+    inner = [kind for kind in (*CODE, *ALONE) if "/" in kind]
     return [
-        Suite(kind, ("pytest", "-q", f"tests/{kind}")) for kind in kinds if (ROOT / "tests" / kind).is_dir()
+        Suite(
+            kind,
+            ("pytest", "-q", f"tests/{kind}", *(f"--ignore=tests/{name}" for name in inner if name != kind)),
+        )
+        for kind in kinds
+        if (ROOT / "tests" / kind).is_dir()
     ]
 
 
@@ -72,7 +78,7 @@ def documentation(config: Config) -> int:
 
 # `make test` in parts, for a machine with something else to do: what only makes ready, what comes to no harm
 # beside another suite, and what measures, counts or breaks things and runs alone.
-CODE = ("unit", "packages")
+CODE = ("unit", "packages", "integration/asgi_amqp")
 ALONE = ("simulation", "integration", "infra", "security", "chaos", "browser")
 PARTS = ("prepare", "code", "alone")
 

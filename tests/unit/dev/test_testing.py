@@ -13,7 +13,11 @@ from dev.output import Failure
 def test_every_folder_of_tests_is_in_one_part():
     folders = {path.parent.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/test_*.py")}
     parts = [*testing.CODE, *testing.ALONE]
-    assert sorted(parts) == sorted(folders - {"production"})
+    assert sorted(part for part in parts if "/" not in part) == sorted(folders - {"production"})
+    commands = {suite.name: suite.command for suite in testing.suites(tuple(parts))}
+    assert list(commands) == parts
+    assert "--ignore=tests/integration/asgi_amqp" in commands["integration"]
+    assert "--ignore=tests/integration/asgi_amqp" not in commands["integration/asgi_amqp"]
 
 
 def test_the_gate_runs_every_part():

@@ -167,7 +167,10 @@ async def test_the_keys_are_looked_at_though_nobody_comes(trusted, db, settings,
     await client.open()
     del trusted.kinds["a"]
     now += kept.FRESH
-    await client.frame()
+    try:
+        await client.frame()
+    except TimeoutError:  # seen once in some hundred runs, on a machine that had much else to do
+        pytest.fail(f"its issuer was asked {trusted.asked}: {jwts.access().keys.kept.problem!r}")
     assert await client.close_code() == protocol.UNAUTHENTICATED
     assert len(trusted.asked) == 2
 
