@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.function is _new:  # there is no configuration yet
             return _new(options)
         # The project's own settings are read when Django first needs them: inside of the function.
-        return options.function(options, environment.load()) or 0
+        code = options.function(options, environment.load()) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `carillon top | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ConfigurationError as error:
         for problem in error.problems:
             launcher.say(problem)

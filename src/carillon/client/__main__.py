@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import codecs
+import io
 import json
 import os
 import re
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(["watch"])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of a locale that has no such character
     try:
         where = from_environment(url=options.url, token_file=options.token_file, ca=options.ca_cert)
         command = _watch if options.command == "watch" else _output
@@ -159,9 +163,9 @@ async def _output(where: Endpoint, options: argparse.Namespace) -> int:
 
 def _json_line(event: Event) -> None:
     # JSON leaves these as they are, and a terminal takes them for commands.
-    text = re.sub(
-        "[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(event.payload, ensure_ascii=False)
-    )
+    plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+    text = json.dumps(event.payload, ensure_ascii=plain)
+    text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
     print(text, flush=True)
 
 

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, SecurityError
 
 from carillon.client.errors import Away, CertificateError, ClientError, NotThere, Refused
 
@@ -20,6 +20,8 @@ def connection_failure(error: Exception, where: str) -> ClientError:
         )
     if isinstance(error, InvalidStatus):
         return http_failure(error.response.status_code, error.response.body, where)
+    if isinstance(error, (InvalidURI, SecurityError)):
+        return Away(f"{where} redirects to another address: name that one ({error})")
     if isinstance(error, ssl.SSLError):
         return Away(f"{where} does not speak TLS as it should ({error.reason or error})")
     if isinstance(error, TimeoutError):

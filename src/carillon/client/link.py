@@ -11,7 +11,7 @@ from typing import Self
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
 from carillon.client.endpoint import Endpoint, endpoint
@@ -143,9 +143,7 @@ class Socket:
         if self._failure is not None:
             raise self._failure
         self._groups = groups
-        self._memory.keep(groups)
-        if since is not None:
-            self._memory.asked(since)
+        self._memory.subscribed(groups, since)
         self._errors = []
         self._reply = asyncio.get_running_loop().create_future()
         if self._connection is not None:
@@ -182,6 +180,9 @@ class Socket:
             await self._keep_connected()
         except ClientError as error:
             self._failure = error
+        except Exception as error:  # whoever iterates is to hear that it has not ended well
+            self._failure = Away(f"the link to {self._where.url} failed: {type(error).__name__}: {error}")
+            self._failure.__cause__ = error
         except asyncio.CancelledError:  # closed: nobody is to hear the rest
             while not self._events.empty():
                 self._events.get_nowait()
@@ -225,7 +226,7 @@ class Socket:
                     self._tell(farewell.words)
                     return
                 why = farewell.words
-            except (OSError, InvalidHandshake, TimeoutError) as error:
+            except (OSError, WebSocketException, TimeoutError) as error:
                 failure = connection_failure(error, self._where.url)
                 if isinstance(failure, (CertificateError, Refused)):
                     raise failure from None

@@ -10,7 +10,7 @@ from carillon.client import rest
 from carillon.client.endpoint import Endpoint
 from carillon.client.errors import Away, NotThere, UnknownJob
 from carillon.client.link import Socket, Tell
-from carillon.client.protocol import RELATIONS, Event
+from carillon.client.protocol import RELATIONS, Backoff, Event
 from carillon.client.sequence import Sequence, lines_with, output_of
 
 FINAL = frozenset({"successful", "failed", "error", "canceled"})
@@ -41,7 +41,7 @@ async def follow(
     """
     tell = on_link or (lambda words: None)
     follower = _Follower(where, job_id, write, tell, search)
-    job = await follower.job()
+    job = await _first(follower, wait)
     if job["status"] in FINAL:
         await follower.fetch()
         tell(f"loaded: {follower.written}")
@@ -62,6 +62,21 @@ async def follow(
         for error in (await socket.subscribe(groups)).errors:
             tell(f"the server says: {error}")
         return await _until_the_end(follower, socket, look)
+
+
+async def _first(follower: _Follower, wait: float) -> Any:
+    """The job, asked for again for `wait` seconds while nobody answers."""
+    backoff, loop = Backoff(), asyncio.get_running_loop()
+    deadline = loop.time() + wait
+    while True:
+        try:
+            return await follower.job()
+        except Away as away:
+            delay = backoff.next()
+            if loop.time() + delay > deadline:
+                raise
+            follower.tell(f"{away}; trying again in {delay:.1f} s")
+            await asyncio.sleep(delay)
 
 
 async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Event) -> str:

@@ -184,6 +184,7 @@ class Memory:
     def __init__(self) -> None:
         self.since: str | None = None
         self._replaying = False
+        self._groups: set[str] = set()
         self._heard: dict[str, int] = {}
         self._epoch = ""
 
@@ -222,10 +223,30 @@ class Memory:
         if not self._replaying:
             self.since = position
 
-    def keep(self, groups: Groups) -> None:
-        """Forget groups that are no longer subscribed."""
+    def subscribed(self, groups: Groups, since: str | None = None) -> None:
+        """These groups are asked for from now on, those of them that are new from `since` on. Others are
+        forgotten."""
         names = {f"{family}-{key}" for family, keys in groups.items() for key in keys}
+        new, self._groups = names - self._groups, names
         self._heard = {group: number for group, number in self._heard.items() if group in names}
+        if since is None:
+            return
+        own, (epoch, _, number) = (self.since or "").partition(":"), since.partition(":")
+        if self.since is None or (own[0] == epoch and _number(own[2]) >= _number(number)):
+            self.since = since
+        elif own[0] == epoch:
+            # The groups of before are to be asked for from where they are, which is earlier. Of the new ones
+            # what comes from there on is older than what their reader has.
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._heard.clear()
+            self._heard |= dict.fromkeys(new, _number(number))
+        # Else what we know is of another log: the server will say so, and that not everything can be sent.
+        self._replaying = True
+
+
+def _number(digits: str) -> int:
+    return int(digits) if digits.isdigit() else -1
 
 
 def parse_groups(words: Sequence[str]) -> dict[str, list[str]]:

@@ -103,6 +103,7 @@ test("close codes: which heal by themselves", async () => {
 test("a cookie is found, unquoted and decoded", async () => {
   assert.equal(cookie("csrftoken", 'a=1; csrftoken="ab=c%20d"; xcsrftoken=no'), "ab=c d");
   assert.equal(cookie("missing", "a=1"), "");
+  assert.equal(cookie("csrftoken", "csrftoken=100%"), "100%"); // of somebody else, who does not encode
 });
 
 test("the state in words", async () => {
@@ -287,6 +288,31 @@ test("silence is probed with the subscription itself; no answer is a break", asy
   assert.equal(link.link.reason, "the server fell silent");
 });
 
+test("an answer that lies behind much else is waited for while anything comes", async () => {
+  const { link } = make();
+  link.connect();
+  await FakeSocket.last.stands();
+  const answer = link.subscribe({ jobs: ["summary"] });
+  for (let second = 0; second < 30; second += 9) {
+    mock.timers.tick(9000);
+    FakeSocket.last.says({ group_name: "jobs" });
+  }
+  assert.equal(link.link.state, "connected");
+  FakeSocket.last.answers("jobs-summary");
+  assert.deepEqual((await answer).current, ["jobs-summary"]);
+  const unanswered = link.subscribe({ jobs: ["summary"] });
+  mock.timers.tick(10_000);
+  assert.equal(link.link.reason, "the server fell silent");
+  await assert.rejects(unanswered, /silent/);
+});
+
+test("an xrftoken that cannot be had is a refusal in words, and no link that is stuck", () => {
+  const { link } = make({ xrftoken: () => { throw new Error("no such element"); } });
+  link.connect();
+  assert.equal(link.link.state, "refused");
+  assert.match(link.link.reason, /no such element/);
+});
+
 test("the network's news: offline is probed at once, online ends the wait", async () => {
   const { link, network } = make();
   link.connect();
@@ -425,4 +451,29 @@ test("version 2: state, then events since its position", async () => {
   assert.equal(link.position, "ep:4");
   link.close();
   await assert.rejects(subscribed, /closed/);
+});
+
+test("version 2: a later `since` while the link is away skips nothing of what was subscribed before", async () => {
+  const { link } = make();
+  const heard = [];
+  link.on("*", (event) => heard.push(event.n));
+  link.subscribe({ jobs: ["summary"] });
+  link.connect();
+  accepts2("ep:100");
+  FakeSocket.last.answers("jobs-summary");
+  await settle();
+  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+  FakeSocket.last.says({ position: "ep:101", group: "jobs-summary", event: { group_name: "jobs", n: 101 } });
+  FakeSocket.last.closes(1006);
+  link.subscribe({ jobs: ["summary"], job_events: [42] }, { since: "ep:200" });
+  link.retry();
+  accepts2("ep:210");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:101");
+  FakeSocket.last.answers("jobs-summary", "job_events-42");
+  await settle();
+  for (const [group, n] of [["jobs-summary", 150], ["job_events-42", 160], ["job_events-42", 205]]) {
+    FakeSocket.last.says({ position: `ep:${n}`, group, event: { group_name: group.split("-")[0], n } });
+  }
+  assert.deepEqual(heard, [101, 150, 205]); // 160 is in the state that was shown
+  link.close();
 });

@@ -211,6 +211,29 @@ async def test_output_of_a_job_that_is_over_is_its_text_and_its_state(stub, run)
     assert out == "one\n\ntwo\n"
 
 
+async def test_output_waits_for_a_server_that_is_not_there_yet(stub, run):
+    finished(stub, events=[job_event(1, "one")])
+    port = stub.port
+    await stub.stop()
+    command = await run("output", "42", "--wait", "30")
+    await command.error_line("trying again")
+    await stub.start(port)
+    assert (await command.end())[:2] == (0, "one\n")
+    await stub.stop()
+    code, _, err = await (await run("output", "42", "--wait", "0.2")).end()
+    assert code == 3
+    assert "nothing listens" in err
+
+
+async def test_output_of_characters_that_the_locale_has_not_is_no_failure(stub, run):
+    finished(stub, events=[job_event(1, "one \u2713")])
+    code, out, err = await (await run("output", "42", PYTHONIOENCODING="latin-1")).end()
+    assert (code, out) == (0, "one ?\n"), err
+    stub.scripts.append(say_and_close(1000, {"group_name": "jobs", "name": "\u2713 \U0001f514 \x85"}))
+    code, out, err = await (await run("watch", "--json", PYTHONIOENCODING="latin-1")).end()
+    assert (code, json.loads(out)["name"]) == (0, "\u2713 \U0001f514 \x85"), err
+
+
 async def test_output_pages_through_what_there_is(stub, run):
     finished(stub, events=[job_event(number, str(number)) for number in range(1, 1001)])
     code, out, _ = await (await run("output", "42")).end()

@@ -173,6 +173,46 @@ async def test_a_refused_handshake_is_in_words(stub, link, http, error, words):
             pass
 
 
+@pytest.fixture
+async def redirecting():
+    """Answers each request with a redirect to HTTPS, as nginx does by its policy."""
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 301 M\r\nLocation: https://localhost/websocket/\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def test_a_redirect_is_an_error_in_words(redirecting):
+    with pytest.raises(Away, match="redirects to another address: name that one"):
+        async with Socket(endpoint(f"http://127.0.0.1:{redirecting}", TOKEN)):
+            pass
+
+
+async def test_a_redirect_of_a_reconnect_ends_nothing_as_if_all_were_well(stub, link, redirecting):
+    stub.scripts.append(say_and_break(status(1, "running")))
+    async with link(give_up=0.3) as socket:
+        await socket.subscribe(GROUPS)
+        socket._where = endpoint(f"http://127.0.0.1:{redirecting}", TOKEN)
+        with pytest.raises(Away, match="redirects"):
+            await take(socket, 9)
+
+
+async def test_what_nobody_foresaw_is_an_error_and_no_end(stub, link, monkeypatch):
+    async def broken(self, connection):
+        raise ZeroDivisionError("of the client")
+
+    monkeypatch.setattr(Socket, "_read", broken)
+    async with link() as socket:
+        with pytest.raises(Away, match="ZeroDivisionError: of the client"):
+            await take(socket, 1)
+
+
 @pytest.mark.parametrize("code", [4401, 4403, 1008])
 async def test_being_shown_the_door_is_final(stub, link, code):
     stub.scripts.append(say_and_close(code, status(1, "running")))

@@ -63,9 +63,41 @@ def test_groups_that_are_left_are_forgotten():
     memory = Memory()
     memory.is_new(event(7))
     memory.is_new(event(8, "jobs-status_changed"))
-    memory.keep({"jobs": ["summary"]})
+    memory.subscribed({"jobs": ["summary"]})
     assert memory.is_new(event(8, "jobs-status_changed"))
     assert not memory.is_new(event(7))
+
+
+def test_a_later_since_of_new_groups_skips_nothing_of_the_others():
+    memory = Memory()
+    memory.subscribed({"jobs": ["summary"]})
+    memory.welcome("ep:100")
+    assert memory.is_new(event(101))
+    memory.subscribed({"jobs": ["summary", "status_changed"]}, "ep:200")
+    assert memory.since == "ep:101", "what the first group has missed is asked for"
+    assert memory.is_new(event(150))
+    assert not memory.is_new(event(150, "jobs-status_changed")), "older than the state that was shown"
+    assert memory.is_new(event(201, "jobs-status_changed"))
+    assert memory.since == "ep:101"
+    memory.settled("ep:201")
+    assert memory.since == "ep:201"
+
+
+def test_an_earlier_since_is_where_to_ask_from():
+    memory = Memory()
+    memory.subscribed({"jobs": ["summary"]})
+    memory.welcome("ep:100")
+    memory.subscribed({"jobs": ["summary", "status_changed"]}, "ep:90")
+    assert memory.since == "ep:90"
+    assert memory.is_new(event(95, "jobs-status_changed"))
+
+
+def test_a_since_of_another_log_does_not_hide_that_ours_is_gone():
+    memory = Memory()
+    memory.subscribed({"jobs": ["summary"]})
+    assert memory.is_new(event(101))
+    memory.subscribed({"jobs": ["summary", "status_changed"]}, "other:3")
+    assert memory.since == "ep:101", "the server says that it cannot go on from there"
 
 
 @given(

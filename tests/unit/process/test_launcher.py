@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -345,3 +346,28 @@ def test_uwsgi_ini_stops_on_term_and_lets_no_misspelling_pass():
     ini = configparser.ConfigParser(strict=True)
     ini.read(ROOT / "supervisord" / "uwsgi.ini")
     assert ini["uwsgi"]["strict"] == ini["uwsgi"]["die-on-term"] == ini["uwsgi"]["need-app"] == "true"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    script = """
+from types import SimpleNamespace
+from carillon import __main__ as command
+
+def show(options, settings):
+    for number in range(100_000):
+        print(number)
+
+command.environment.load = lambda: None
+command._parser = lambda: SimpleNamespace(parse_args=lambda _: SimpleNamespace(function=show))
+raise SystemExit(command.main())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PYTHONPATH": "src"},
+    )
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(20) == 128 + signal.SIGPIPE

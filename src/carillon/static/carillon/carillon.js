@@ -146,6 +146,7 @@ export class Memory {
     /** @type {?string} */
     this.since = null;
     this.replaying = false;
+    this._groups = new Set();
     this._heard = new Map();
     this._epoch = "";
   }
@@ -185,10 +186,32 @@ export class Memory {
     if (!this.replaying) this.since = position;
   }
 
-  /** Forget groups that are no longer subscribed. @param {Groups} groups */
-  keep(groups) {
+  /**
+   * These groups are asked for from now on, those of them that are new from `since` on. Others are forgotten.
+   *
+   * @param {Groups} groups
+   * @param {?string} [since]
+   */
+  subscribed(groups, since) {
     const names = new Set(Object.entries(groups).flatMap(([family, keys]) => Array.from(keys ?? [], (key) => `${family}-${key}`)));
+    const fresh = [...names].filter((group) => !this._groups.has(group));
+    this._groups = names;
     for (const group of [...this._heard.keys()]) if (!names.has(group)) this._heard.delete(group);
+    if (!since) return;
+    const [ownEpoch, own] = (this.since ?? "").split(":");
+    const [epoch, number] = since.split(":");
+    if (this.since === null || (ownEpoch === epoch && Number(own) >= Number(number))) {
+      this.since = since;
+    } else if (ownEpoch === epoch) {
+      // The groups of before are to be asked for from where they are, which is earlier. Of the new ones what comes from there on
+      // is older than what their page has.
+      if (epoch !== this._epoch) {
+        this._epoch = epoch;
+        this._heard.clear();
+      }
+      for (const group of fresh) this._heard.set(group, Number(number));
+    } // Else what we know is of another log: the server will say so, and that not everything can be sent.
+    this.replaying = true;
   }
 }
 
@@ -226,7 +249,13 @@ export function describe(link, now = Date.now()) {
 export function cookie(name, cookies = globalThis.document?.cookie ?? "") {
   for (const part of cookies.split(";")) {
     const [key, ...value] = part.trim().split("=");
-    if (key === name) return decodeURIComponent(value.join("=").replace(/^"(.*)"$/, "$1"));
+    if (key !== name) continue;
+    const text = value.join("=").replace(/^"(.*)"$/, "$1");
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // somebody else's: a bare % in it
+    }
   }
   return "";
 }
@@ -344,8 +373,7 @@ export class Carillon {
    */
   subscribe(groups, { since } = {}) {
     this._groups = groups;
-    this._memory.keep(groups);
-    if (since) this._memory.asked(since);
+    this._memory.subscribed(groups, since);
     return this._admitted ? this._send(groups, since) : Promise.resolve(null);
   }
 
@@ -372,10 +400,10 @@ export class Carillon {
     const { token, xrftoken } = this.options;
     const url = new URL(this.options.url ?? ownAddress());
     if (token) url.searchParams.set("token", token);
-    // The server compares with the cookie of the handshake: take it now, a login elsewhere may change it later.
-    this._xrftoken = (typeof xrftoken === "function" ? xrftoken() : xrftoken) ?? cookie("csrftoken");
     let socket;
     try {
+      // The server compares with the cookie of the handshake: take it now, a login elsewhere may change it later.
+      this._xrftoken = (typeof xrftoken === "function" ? xrftoken() : xrftoken) ?? cookie("csrftoken");
       socket = new (this.options.WebSocket ?? globalThis.WebSocket)(url.href, [VERSION_2]);
     } catch (error) {
       this._become({ state: "refused", reason: String(error.message ?? error), code: null });
@@ -390,6 +418,7 @@ export class Carillon {
 
   _receive(data) {
     this._rest();
+    this._await();
     const frame = classify(data);
     switch (frame.kind) {
       case "accepted":
@@ -478,7 +507,7 @@ export class Carillon {
     this._emit("error", error);
   }
 
-  /** A deadline stands while any answer is due. */
+  /** A deadline stands while any answer is due. It is one of silence: an answer may lie behind much that was sent before it. */
   _await() {
     clearTimeout(this._timers.reply);
     if (this._waiting.length === 0) return;
