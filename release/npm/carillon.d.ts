@@ -68,7 +68,7 @@ export class Memory {
   isNew(group: string, position: string): boolean;
   settled(position: string): void;
   progress(position: string): void;
-  keep(groups: Groups): void;
+  subscribed(groups: Groups, since?: string | null): void;
 }
 
 export class Carillon {
