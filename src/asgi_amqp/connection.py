@@ -12,7 +12,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import aiormq
@@ -27,6 +27,20 @@ T = TypeVar("T")
 
 ATTEMPTS = 8  # passing channels at once
 ANSWER = 30.0  # seconds for an answer of the broker to one call
+
+
+@contextlib.contextmanager
+def unasked() -> Iterator[None]:
+    """Around aiormq's own calls: as its connection goes it throws CancelledError into them. A task would end
+    by that, and nobody would hear of it: unless somebody has cancelled the task, it is BrokerUnavailable.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise BrokerUnavailable("the connection is going") from None
 
 
 class Link:
@@ -229,7 +243,7 @@ class Link:
         for task in list(self._tasks):
             task.cancel()
         try:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*GONE), unasked():
                 async with asyncio.timeout(deadline):
                     await self._connection.close()
         finally:
@@ -267,8 +281,9 @@ async def connect(target: Target, options: Options, generation: int, patience: f
     )
     connection = aiormq.Connection(url, transport_factory=factory, client_properties={"product": "asgi_amqp"})
     try:
-        async with asyncio.timeout(options.connect_timeout * patience):
-            await connection.connect()
+        with unasked():
+            async with asyncio.timeout(options.connect_timeout * patience):
+                await connection.connect()
     except (aiormq.ProbableAuthenticationError, aiormq.AuthenticationError) as error:
         raise ConfigurationError(
             f"{target}: the broker refuses user {target.user!r}: {describe(error)}"

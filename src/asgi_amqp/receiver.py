@@ -15,7 +15,7 @@ from typing import Any
 from . import codec
 from .bindings import Bindings
 from .config import Config
-from .connection import ANSWER, Link
+from .connection import ANSWER, Link, unasked
 from .consumer import Consumer
 from .exceptions import LayerError
 from .inbox import Inbox, wait
@@ -149,15 +149,16 @@ class Receiver:
                 if not bind and not unbind:
                     break
                 calls = [(group, True) for group in bind] + [(group, False) for group in unbind]
-                async with asyncio.timeout(ANSWER):
-                    for number, (group, bound) in enumerate(calls, 1):
-                        where = self.queue_name, self.topology.exchange, self.topology.group_key(group)
-                        if not bound:
-                            await wire.channel.queue_unbind(*where)
-                        elif number < len(calls):
-                            await wire.channel.queue_bind(*where, nowait=True)
-                        else:
-                            await wire.channel.queue_bind(*where)
+                with unasked():
+                    async with asyncio.timeout(ANSWER):
+                        for number, (group, bound) in enumerate(calls, 1):
+                            where = self.queue_name, self.topology.exchange, self.topology.group_key(group)
+                            if not bound:
+                                await wire.channel.queue_unbind(*where)
+                            elif number < len(calls):
+                                await wire.channel.queue_bind(*where, nowait=True)
+                            else:
+                                await wire.channel.queue_bind(*where)
                 if wire is self._wire:
                     for group, bound in calls:
                         self._bindings.finished(group, time.monotonic(), bound=bound)

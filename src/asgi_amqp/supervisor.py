@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from copy import copy
 
-from .connection import Link, connect
+from .connection import Link, connect, unasked
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, describe
 from .options import Options
 
@@ -174,7 +174,8 @@ class Supervisor:
 
                 link.lost.add_done_callback(lost)
                 try:
-                    await self._setup(link)
+                    with unasked():
+                        await self._setup(link)
                 finally:
                     link.lost.remove_done_callback(lost)
         except TimeoutError:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from asgi_amqp import connection as module
 from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.transport import Tap
@@ -67,3 +68,21 @@ async def test_what_still_comes_on_a_link_that_is_lost_is_for_nobody(link):
     tap.on_return("1")
     tap.on_answer()
     assert heard == ["on_answer"]
+
+
+async def test_a_goodbye_that_is_cancelled_by_nobody_ends_no_supervisor(link):
+    async def close():
+        raise asyncio.CancelledError
+
+    link._connection.close = close
+    await link.close()
+    assert link.lost.done()
+
+
+async def test_an_attempt_that_is_cancelled_by_nobody_has_failed(monkeypatch):
+    async def connect(_):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("aiormq.Connection.connect", connect)
+    with pytest.raises(BrokerUnavailable, match="going"):
+        await module.connect(OPTIONS.targets[0], OPTIONS, 1)

@@ -198,6 +198,17 @@ async def test_groups_that_nobody_could_join_leave_nothing_behind(make, brokers)
     assert not receiver.mailboxes.groups
 
 
+async def test_a_binding_that_is_cancelled_by_nobody_ends_the_link_and_who_waits_is_bound_on_the_next(
+    make, brokers
+):
+    """aiormq throws CancelledError into a call as its connection goes."""
+    layer = make()
+    channel = await layer.new_channel()
+    brokers.links[0].wires[0].channel.failing["queue_bind"] = asyncio.CancelledError()
+    await layer.group_add("g", channel)
+    assert [link.closed for link in brokers.links] == [True, False]
+
+
 async def test_who_joins_is_not_kept_waiting_by_all_who_left(make, brokers, monkeypatch):
     monkeypatch.setattr("asgi_amqp.bindings.LINGER", 0.0)
     layer = make()

@@ -257,3 +257,33 @@ async def test_a_broker_that_throws_out_who_has_come_is_asked_again_after_a_paus
     await supervisor.close()
     assert 3 <= len(brokers.tried) <= 25
     assert brokers.tried[:3] == ["a", "b", "c"]
+
+
+async def test_a_setup_that_is_cancelled_by_nobody_is_a_connection_that_goes(brokers):
+    """aiormq throws CancelledError into the calls that wait as it ends a connection that is silent."""
+    going = [asyncio.CancelledError(), asyncio.CancelledError()]
+
+    async def setup(link):
+        if going:
+            raise going.pop()
+
+    supervisor = Watched(setup)
+    link = await supervisor.link(2)
+    assert link is brokers.links[2]
+    assert [each.closed for each in brokers.links] == [True, True, False]
+    assert supervisor.losses == [(each, "the connection is going") for each in brokers.links[:2]]
+    await supervisor.close()
+
+
+async def test_a_close_during_the_setup_is_one(brokers):
+    gate = asyncio.Event()
+
+    async def setup(link):
+        await gate.wait()
+
+    supervisor = Watched(setup)
+    supervisor.start()
+    await until(lambda: supervisor.set_up)
+    await asyncio.wait_for(supervisor.close(), 2)
+    assert not supervisor.trying
+    assert supervisor.losses == [(brokers.links[0], "closed")]
