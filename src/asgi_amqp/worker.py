@@ -13,8 +13,9 @@ import contextlib
 import logging
 import signal
 import threading
+import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from .codec import Message, encode
 from .consumer import Consumer, Received
@@ -27,11 +28,14 @@ log = logging.getLogger("asgi_amqp.worker")
 Handler = Callable[[Message], Awaitable[None]]
 GOODBYE = 1.0  # seconds for a handler that was cancelled, and for the broker to answer, when a worker ends
 RESTING = 64  # failed messages that wait for their next attempt; more wait on their slots
+SIGNALS = signal.SIGTERM, signal.SIGINT
+# A loop has one handler for a signal: it stops all that run there.
+_running: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "set[Worker]"] = weakref.WeakKeyDictionary()
 
 
 class Worker:
-    """`await Worker(layer, handler, "channel").run()`; ends after `stop()` or SIGTERM, or with an error of
-    the layer.
+    """`await Worker(layer, handler, "channel").run()`; ends after `stop()` or SIGTERM, which is for all
+    workers of the loop, or with an error of the layer.
 
     concurrency: handlers at a time, and AMQP messages fetched ahead. drain_timeout: seconds that running
     handlers get to finish after stop(); then they are cancelled and their messages go back. retry: first and
@@ -100,9 +104,7 @@ class Worker:
         )
         with contextlib.ExitStack() as stack:
             if self._handle_signals and threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    self._loop.add_signal_handler(number, self._stopping.set)
-                    stack.callback(self._loop.remove_signal_handler, number)
+                stack.enter_context(_stopped_by_signals(self, self._loop))
             try:
                 await consumer.started(self._layer.timeout)
                 slots = [asyncio.create_task(self._slot()) for _ in range(self._concurrency)]
@@ -320,3 +322,26 @@ class Worker:
             self._end(received, received.give_back)
         self._events = deque(each for each in self._events if each[0].begun)
         self._paused.set()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(worker: Worker, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """SIGTERM and SIGINT stop it, with all others of its loop, until the last of them has ended."""
+    workers = _running.setdefault(loop, set())
+    first = not workers
+    workers.add(worker)
+    try:
+        if first:
+            for number in SIGNALS:
+                loop.add_signal_handler(number, _stop_all, workers)
+        yield
+    finally:
+        workers.discard(worker)
+        if not workers:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+
+def _stop_all(workers: set[Worker]) -> None:
+    for worker in workers:
+        worker.stop()

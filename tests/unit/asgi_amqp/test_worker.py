@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 
 import pytest
 
@@ -361,3 +363,35 @@ async def test_a_worker_ends_though_a_handler_swallows_its_cancellation(make, br
         worker.stop()
         async with asyncio.timeout(1):
             await until(lambda: ("ack", 1) in wire.answers)
+
+
+async def test_a_signal_stops_all_workers_of_a_loop_and_the_next_disturbs_none_that_drains(make, brokers):
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(message):
+        begun.set()
+        await go_on.wait()
+
+    layer = make(durable=["jobs", "mails"])
+    jobs, _ = workers = [Worker(layer, handler, channel) for channel in ("jobs", "mails")]
+    running = [asyncio.create_task(worker.run()) for worker in workers]
+    try:
+        wire = await consuming(brokers, "asgi.d.jobs")
+        await consuming(brokers, "asgi.d.mails")
+        wire.deliver(body("jobs", {"n": 1}), tag=1)
+        await begun.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running[1], 5)
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # else the next ends the process
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: jobs._stopping.is_set())
+        assert not running[0].done()
+        go_on.set()
+        await asyncio.wait_for(running[0], 5)
+        assert ("ack", 1) in wire.answers
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for worker in workers:
+            worker.stop()
+        go_on.set()
+        await asyncio.gather(*running, return_exceptions=True)
