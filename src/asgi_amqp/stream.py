@@ -123,7 +123,13 @@ class StreamReader:
         if self._passing:
             wire.channel.closing.add_done_callback(lambda _: self._ended(wire))
             wire.channel.on_consumer_cancel_callbacks.add(lambda _: self._ended(wire))
-        await wire.consume(self.name, prefetch=self._prefetch, arguments={"x-stream-offset": self.next})
+        try:
+            await wire.consume(self.name, prefetch=self._prefetch, arguments={"x-stream-offset": self.next})
+        except BaseException:  # cancelled, it may consume all the same
+            if wire is self._wire:
+                self.detach()
+            link.spawn(wire.close())
+            raise
 
     def _ended(self, wire: Wire) -> None:
         if wire is self._wire:

@@ -9,8 +9,9 @@ from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
 from asgi_amqp.codec import encode, encode_batch, encode_target
 from asgi_amqp.event_stream import EventStream, PositionGone
 from asgi_amqp.position import Position
-from asgi_amqp.stream import StreamReader, StreamWriter, exists
+from asgi_amqp.stream import LAST, StreamReader, StreamWriter, exists, peek
 from tests.unit.asgi_amqp.links import Brokers, Link, until
+from tests.unit.asgi_amqp.test_sessions_edges import GatedLink, consumed
 
 
 async def attached(writer):
@@ -153,3 +154,40 @@ async def test_the_end_of_a_log_whose_broker_is_down_is_not_known(monkeypatch):
         await stream.last()
     assert stream.epoch == "e"
     await layer.close()
+
+
+async def test_a_look_at_a_stream_that_is_given_up_leaves_no_consumer(monkeypatch):
+    """It may consume all the same, and what nobody takes would gather for as long as the link lives."""
+    brokers = Brokers(monkeypatch, GatedLink)
+    layer = AMQPChannelLayer("amqp://broker.test")
+    link = await layer.session().receiver.supervisor.link(5)
+    link.may_consume.clear()
+    looking = asyncio.create_task(peek(link, "s", LAST, 5))
+    await until(lambda: consumed(link, "s"))
+    looking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await looking
+    (wire,) = consumed(link, "s")
+    await until(lambda: wire.closed, 1)
+    link.may_consume.set()
+    wire.deliver(b"x", headers={"x-stream-offset": 0})
+    assert brokers.links == [link]
+    assert not link.lost.done()
+    await layer.close()
+
+
+async def test_who_gives_up_a_look_at_a_stream_does_not_wait_for_a_broker_that_is_silent():
+    class Silent(GatedLink):
+        async def wire(self, **options):
+            wire = await super().wire(**options)
+            wire.close = asyncio.Event().wait
+            return wire
+
+    link = Silent()
+    link.may_consume.clear()
+    looking = asyncio.create_task(peek(link, "s", LAST, 5))
+    await until(lambda: consumed(link, "s"))
+    looking.cancel()
+    await asyncio.wait([looking], timeout=1)
+    assert looking.cancelled()
+    await link.close()
