@@ -295,10 +295,10 @@ class Receiver:
             link = await self.supervisor.link(self._config.timeout)
             await link.attempt(lambda channel: channel.queue_purge(self.queue_name))
 
-    def abandon(self) -> None:
-        """Its loop has ended."""
+    def abandon(self, error: LayerError) -> None:
+        """Its loop does not run."""
         self._unhome(self.mailboxes.boxes)
-        self.supervisor.abort()
+        self.supervisor.abandon(error)
 
     async def close(self, error: LayerError) -> None:
         """Disconnect; everybody who waits hears `error`."""

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from collections.abc import Coroutine
+from typing import Any
 
 from aiormq import ChannelNotFoundEntity
 
@@ -18,6 +20,8 @@ from .exceptions import BrokerUnavailable, LayerError, Unroutable
 from .receiver import Receiver
 from .sender import Sender
 from .tickets import FutureTicket
+
+CLOSED = "the layer was closed"
 
 
 class Session:
@@ -33,7 +37,7 @@ class Session:
         self._config = config
         self._numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[None]] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()  # and the end of what was abandoned
 
     @property
     def living(self) -> bool:
@@ -77,9 +81,12 @@ class Session:
         elif message["type"] == "group_discard":
             self.receiver.group_discard(message["group"], message["channel"])
         else:
-            task = self.loop.create_task(self._serve(message))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+            self._spawn(self._serve(message))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(coroutine)
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, request: codec.Message) -> None:
         """A request to join a group; one that fails is not answered."""
@@ -122,7 +129,7 @@ class Session:
         session hears that it was closed.
         """
         self.closed = True
-        error = BrokerUnavailable("the layer was closed")
+        error = BrokerUnavailable(CLOSED)
         try:
             await self.sender.close(error, timeout)
         finally:
@@ -132,7 +139,12 @@ class Session:
             await self.receiver.close(error)
 
     def abandon(self) -> None:
-        """Its loop has ended without closing it: cut its connections."""
+        """Its loop does not run, and most often never will again: cut its connections. One that only pauses
+        closes it when it goes on.
+        """
         self.closed = True
-        self.sender.supervisor.abort()
-        self.receiver.abandon()
+        error = BrokerUnavailable(CLOSED)
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self.loop.call_soon_threadsafe(lambda: self._spawn(self.close(0)))
+        self.sender.supervisor.abandon(error)
+        self.receiver.abandon(error)

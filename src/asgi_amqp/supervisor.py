@@ -104,8 +104,9 @@ class Supervisor:
             await asyncio.gather(self._task, return_exceptions=True)
         self._tell(self._closed)
 
-    def abort(self) -> None:
-        """Cut the connection of an event loop that has ended."""
+    def abandon(self, error: LayerError) -> None:
+        """Cut the connection of an event loop that does not run, from any thread; there will be no other."""
+        self._closed = error
         if self.current is not None:
             self.current.abort()
 
@@ -113,7 +114,7 @@ class Supervisor:
         attempt = 0
         link: Link | None = None
         try:
-            while True:
+            while self._closed is None:
                 try:
                     patience = min(4.0, 1 + attempt / 2)
                     link = await self._next(patience)

@@ -606,3 +606,45 @@ async def test_who_takes_a_channel_out_of_a_group_that_it_is_not_in_starts_nothi
     layer = make()
     await layer.group_discard("g", "jobs")
     assert layer.publisher.running is None
+
+
+class Cut(Link):
+    """Its loop hears of an abort when it runs again."""
+
+    def abort(self):
+        super().abort()
+        if not self.lost.done():
+            self.lost.get_loop().call_soon_threadsafe(self.give_up, "reset by a test")
+
+
+def test_a_loop_that_pauses_while_its_layer_is_closed_hears_it_when_it_goes_on(brokers):
+    """Between two calls of run_until_complete it does not run, and has not ended."""
+    brokers.found = [Cut]
+    layer = AMQPChannelLayer("amqp://broker.test")
+    loop = asyncio.new_event_loop()
+    channel = loop.run_until_complete(layer.new_channel())
+    loop.run_until_complete(layer.send(channel, {"n": 1}))
+    session = layer._sessions[loop]
+    reading = loop.create_task(session.receiver.receive(session.receiver.box(channel)))
+    waiting = loop.create_task(layer.send("jobs", {"n": 2}))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    links = list(brokers.links)
+    assert len(links) == 2
+    asyncio.run(layer.close())
+    for task in (reading, waiting):
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            loop.run_until_complete(asyncio.wait_for(task, 5))
+    loop.run_until_complete(asyncio.sleep(0.05))
+    assert brokers.links == links
+    assert all(link.closed for link in links)
+    assert not asyncio.all_tasks(loop)
+    loop.close()
+
+
+def test_a_loop_that_has_ended_is_left_as_it_is_when_its_layer_is_closed(brokers):
+    layer = AMQPChannelLayer("amqp://broker.test")
+    asyncio.run(layer.new_channel())
+    (session,) = layer._sessions.values()
+    asyncio.run(layer.close())
+    assert not session.living
+    assert session.receiver.supervisor.hopeless is not None

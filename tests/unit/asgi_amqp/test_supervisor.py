@@ -211,12 +211,16 @@ async def test_a_cancelled_wait_disturbs_nobody(brokers):
     await supervisor.close()
 
 
-async def test_an_abort_cuts_what_is_open(brokers):
+async def test_what_is_abandoned_is_cut_and_opens_nothing_again(brokers):
     supervisor = Watched()
-    supervisor.abort()
     link = await supervisor.link(5)
-    supervisor.abort()
+    supervisor.abandon(BrokerUnavailable("the layer was closed"))
     assert link.closed
+    link.give_up("reset")
+    await until(lambda: not supervisor.trying)
+    assert brokers.links == [link]
+    with pytest.raises(BrokerUnavailable, match="the layer was closed"):
+        await supervisor.link(5)
     await supervisor.close()
 
 
