@@ -60,6 +60,7 @@ async def go_through(
 ) -> set[str]:
     """`show`, `replay` or `drop` the letters with these names, or all, oldest first; the names that were
     found. One is taken off after it has been dealt with; what is not taken off goes back, in its order.
+    As many are looked at as there are when it begins, `limit` at most: what is replayed may die again.
     `before`: only those that are known to have died before then. `say` is called in the loop of the layer's
     session: where this is called by async_to_sync, that is the background's.
     """
@@ -70,15 +71,15 @@ async def go_through(
         destination = layer.destination(channel)
         link = await session.receiver.supervisor.link(layer.timeout)
         await declare_queue(link, layer._topology, queue)
+        there = await link.attempt(lambda channel: channel.queue_declare(queue.dead, passive=True))
+        most = there.message_count or 1  # a queue without a leader counts none: its own answer says so
         wire = await link.wire(passing=True)
         found: set[str] = set()
-        seen = 0
         try:
-            while limit is None or seen < limit:
+            for _ in range(most if limit is None else min(limit, most)):
                 got = await link.own(wire.channel.basic_get(queue.dead, timeout=layer.timeout))
                 if got.delivery_tag is None:
                     break
-                seen += 1
                 properties = got.header.properties
                 letter = letter_of(got.body, dict(properties.headers or {}), properties.timestamp)
                 if names is not None and letter.name not in names:
