@@ -68,7 +68,9 @@ class Receiver:
 
     async def open(self, channel: str) -> Mailbox:
         """`box`, to be called from another loop."""
-        return self.box(channel)
+        box = self.box(channel)
+        box.read_at = time.monotonic()  # somebody is about to
+        return box
 
     async def receive(self, box: Mailbox) -> codec.Message:
         """The oldest message of a mailbox, once there is one. LayerError when there will be none."""

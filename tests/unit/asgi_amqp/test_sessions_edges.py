@@ -648,3 +648,18 @@ def test_a_loop_that_has_ended_is_left_as_it_is_when_its_layer_is_closed(brokers
     asyncio.run(layer.close())
     assert not session.living
     assert session.receiver.supervisor.hopeless is not None
+
+
+async def test_a_reader_from_another_loop_is_not_deaf_where_its_channel_is_swept_meanwhile(make, brokers):
+    """It finds the mailbox in one turn of its loop, and waits there in another."""
+    layer = make()
+    channel = await layer.new_channel()
+    receiver = layer.session().receiver
+    receiver.box(channel).read_at -= 61  # nobody has read for longer than the expiry
+    box = await receiver.open(channel)
+    receiver._sweeper.cancel()
+    receiver._sweep()
+    reading = asyncio.create_task(receiver.receive(box))
+    await asyncio.sleep(0)
+    brokers.links[0].wires[0].deliver(body(channel, {"n": 1}))
+    assert (await asyncio.wait_for(reading, 2))["n"] == 1
