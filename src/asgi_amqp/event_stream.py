@@ -103,13 +103,21 @@ class EventStream:
 
     async def publish_many(self, messages: list[Message], timeout: float | None = None) -> None:
         """Append events in this order, under way together; back when the broker has them all."""
-        deadline = time.monotonic() + (self._layer.timeout if timeout is None else timeout)
+        timeout = self._layer.timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
         data = [encode(message) for message in messages]
-        await self._there(lambda: self._publish(data, deadline))
+        try:
+            await self._there(lambda: self._publish(data, deadline))
+        except TimeoutError:
+            problem = self._layer.session().receiver.supervisor.problem or "the broker does not answer"
+            raise BrokerUnavailable(
+                f"{self._stream.name} was not opened within {timeout:g} s: {problem}"
+            ) from None
 
     async def _publish(self, data: list[bytes], deadline: float) -> None:
         while data:
-            epoch = await self._agree()
+            async with asyncio.timeout(deadline - time.monotonic()):
+                epoch = await self._agree()
             target = encode_target(epoch)
             try:
                 await self._append(epoch, [target + each for each in data], deadline - time.monotonic())

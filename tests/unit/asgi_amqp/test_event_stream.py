@@ -161,3 +161,17 @@ async def test_a_slow_reader_has_no_more_in_hand_than_the_prefetch(make, brokers
             assert sent - read <= 17
     sending.cancel()
     await events.aclose()
+
+
+@pytest.mark.parametrize(("broker", "said"), [("down", "is down"), ("silent", "does not answer")])
+async def test_the_deadline_of_an_event_holds_though_its_log_is_not_open_yet(make, brokers, broker, said):
+    layer = make(timeout=60)
+    stream = EventStream(layer, "log")
+    if broker == "down":
+        brokers.found = [BrokerUnavailable("it is down")]
+    else:
+        link = await layer.session().receiver.supervisor.link(5)
+        link.passing.gate.clear()
+    with pytest.raises(BrokerUnavailable, match=rf"log .* 0\.05 s: .*{said}"):
+        await asyncio.wait_for(stream.publish({"n": 1}, timeout=0.05), 5)
+    assert not stream._opening.locked()
