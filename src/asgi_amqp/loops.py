@@ -32,6 +32,8 @@ async def _unless_ended(loop: AbstractEventLoop, future: "asyncio.Future[T]") ->
         while not (await asyncio.wait([future], timeout=0.5))[0]:
             if not loop.is_running():
                 raise BrokerUnavailable(ENDED)
+        if future.cancelled():  # in that loop, and not who waits here
+            raise BrokerUnavailable(ENDED)
         return future.result()
     except BaseException:
         future.cancel()
@@ -48,10 +50,12 @@ async def fetch(
     future: asyncio.Future[Message] = here.create_future()
 
     def hand_over(done: asyncio.Task[Message]) -> None:  # in our loop
-        if not future.done() and not done.cancelled():
+        if done.cancelled():
+            future.cancel()
+        elif not future.done():
             error = done.exception()
             future.set_exception(error) if error is not None else future.set_result(done.result())
-        elif not done.cancelled() and done.exception() is None:
+        elif done.exception() is None:
             loop.call_soon_threadsafe(box.put_first, done.result())
 
     def ended(done: asyncio.Task[Message]) -> None:  # in its loop

@@ -135,3 +135,18 @@ def test_a_message_whose_reader_is_in_a_loop_that_has_ended_stays():
             found = asyncio.run_coroutine_threadsafe(there.count(), there.loop).result(5)
             time.sleep(0.02)
         assert found == 1
+
+
+@pytest.mark.parametrize("what", ["a message", "anything"])
+async def test_what_somebody_cancels_in_another_loop_is_said_to_have_ended(what):
+    """As a framework that cancels all tasks of its loop: who waits here has not been cancelled."""
+    with Elsewhere() as there:
+        call = there.fetch() if what == "a message" else run_in(there.loop, there.take)
+        waiting = asyncio.create_task(call)
+        assert await asyncio.to_thread(there.begun.wait, 5)
+        there.loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(there.loop)])
+        await asyncio.wait([waiting], timeout=2)
+        assert waiting.done()
+        assert not waiting.cancelled()
+        with pytest.raises(BrokerUnavailable, match="has ended"):
+            await waiting
