@@ -18,11 +18,6 @@ from carillon.process import launcher  # noqa: E402
 if conf.METRICS_DIRECTORY is not None:
     shared.forget(conf.METRICS_DIRECTORY, launcher.processes())
 
-
-def begin() -> None:
-    shared.start(conf.METRICS_DIRECTORY, names.UWSGI)
-    tracing.start(names.UWSGI)
-
-
 # uWSGI's master has the application and serves nobody: each of its workers, forked from it, has its metrics.
-os.register_at_fork(after_in_child=begin)
+shared.start_in_forks(conf.METRICS_DIRECTORY, names.UWSGI)
+os.register_at_fork(after_in_child=lambda: tracing.start(names.UWSGI))

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,9 +76,9 @@ class Slot:
         with suppress(FileNotFoundError, ValueError):
             self.before = snapshot.unpack(self._file.read_bytes()).lasting()
 
-    def write(self, registry: Registry) -> None:
+    def write(self, registry: Registry, inherited: Mapping[Sample, float] | None = None) -> None:
         """Raises ValueError, too, where there is too much."""
-        families = snapshot.take(registry, self.process, self.before)
+        families = snapshot.take(registry, self.process, self.before, inherited)
         data = snapshot.pack(Snapshot(self.process, self.number, time.monotonic(), families))
         self._replace(self._file, data)
         for name, make in tuple(_beside.items()):
@@ -126,13 +126,20 @@ def beside(name: str, make: Callable[[], bytes]) -> None:
 
 class Writer(threading.Thread):
     """Leaves a snapshot of this process every second. Whatever goes wrong with that is said once, counted,
-    and stops nothing."""
+    and stops nothing. `inherited`: what the registry had when this process was forked."""
 
-    def __init__(self, directory: Path, process: str, registry: Registry = REGISTRY) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        process: str,
+        registry: Registry = REGISTRY,
+        inherited: Mapping[Sample, float] | None = None,
+    ) -> None:
         super().__init__(name="carillon metrics", daemon=True)
         self.directory = directory
         self.process = process
         self._registry = InTurns(registry)
+        self._inherited = inherited
         self._slot: Slot | None = None
         self._well = True
         self._stopped = threading.Event()
@@ -151,7 +158,7 @@ class Writer(threading.Thread):
             if self._slot is None:
                 self._slot = Slot(self.directory, self.process)
             sample()
-            self._slot.write(self._registry)
+            self._slot.write(self._registry, self._inherited)
         except Exception as error:
             names.METRICS_FAILURES.inc()
             if isinstance(error, FileNotFoundError):
@@ -181,13 +188,13 @@ _writing = threading.Lock()
 """Held while a snapshot is made: a fork in the midst of it would leave its locks taken in the child."""
 
 
-def start(directory: Path | None, process: str) -> None:
+def start(directory: Path | None, process: str, inherited: Mapping[Sample, float] | None = None) -> None:
     """Begin to leave snapshots of this process, which is a `process`; None: there are none."""
     global _writer
     names.BUILD.labels(__version__).set(1)
     if directory is not None:
         # After a fork the thread of before is not there, and the slot is the parent's.
-        _writer = Writer(directory, process)
+        _writer = Writer(directory, process, inherited=inherited)
         _writer.start()
         atexit.unregister(_last)
         atexit.register(_last)
@@ -202,12 +209,57 @@ def _last() -> None:
 def start_with_forks(directory: Path | None, process: str) -> None:
     """The same for a process and those that it forks, each with a slot of its own."""
     start(directory, process)
+    start_in_forks(directory, process)
 
-    def begin_anew() -> None:
-        _writing.release()
-        start(directory, process)
 
-    os.register_at_fork(before=_writing.acquire, after_in_parent=_writing.release, after_in_child=begin_anew)
+def start_in_forks(directory: Path | None, process: str) -> None:
+    """The same for those that this process and its children fork, and not for itself. The last word holds."""
+    global _forks
+    if directory is None:
+        return
+    if _forks is None:
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forked)
+    _forks = (directory, process)
+
+
+_forks: tuple[Path, str] | None = None
+"""Where forks of this process leave their snapshots, and as what."""
+
+_inherited: dict[Sample, float] | None = None
+"""What the registry has, while there is a fork."""
+
+
+def _before_fork() -> None:
+    global _inherited
+    _writing.acquire()
+    # Here and not in the child: what another thread has locked in the registry would stay locked there.
+    _inherited = _counted()
+
+
+def _after_fork() -> None:
+    global _inherited
+    _inherited = None
+    _writing.release()
+
+
+def _forked() -> None:
+    """In the child. Where nobody said a word before, as of uwsgi's master, this is the first moment: that one
+    has no threads which could have locked something."""
+    global _inherited, _writing
+    _writing = threading.Lock()
+    inherited, _inherited = _inherited, None
+    if _forks is not None:
+        start(*_forks, _counted() if inherited is None else inherited)
+
+
+def _counted() -> dict[Sample, float]:
+    found: dict[Sample, float] = {}
+    try:
+        sample()
+        snapshot.inherited(REGISTRY, found)
+    except Exception:  # a collector's: a fork goes on
+        logger.warning("What is counted could not be read at a fork", exc_info=True)
+    return found
 
 
 def forget(directory: Path, known: Collection[str]) -> None:

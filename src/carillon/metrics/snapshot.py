@@ -21,6 +21,9 @@ LASTING = ("counter", "histogram")
 OWN = ("carillon_", "asgi_amqp_")
 """What begins otherwise is about one process of the system: it ends with it."""
 
+OF_ONE_PROCESS = ("process_", "python_")
+"""What begins so, the kernel or the interpreter counts for each process by itself: no fork inherits it."""
+
 MOST_BYTES = 4 * 2**20
 """Of one snapshot; one that is larger is not written."""
 
@@ -59,18 +62,32 @@ def goes_on(family: Family) -> bool:
     return family.type in LASTING and family.name.startswith(OWN)
 
 
-def take(registry: Registry, process: str, before: Mapping[Sample, float]) -> list[Family]:
-    """What the registry has now and `process` shows, on top of what the slot had `before`."""
+def inherited(registry: Registry, found: dict[Sample, float] | None = None) -> dict[Sample, float]:
+    """What a fork of this moment has in its registry, and has not counted itself. Goes to `found` as it is
+    read: a collector that fails costs what comes after it."""
+    found = {} if found is None else found
+    for metric in registry.collect():
+        if metric.type in LASTING and not metric.name.startswith(OF_ONE_PROCESS):
+            found.update(_samples(metric))
+    return found
+
+
+def take(
+    registry: Registry,
+    process: str,
+    before: Mapping[Sample, float],
+    inherited: Mapping[Sample, float] | None = None,
+) -> list[Family]:
+    """What the registry has now and `process` shows, without what it had `inherited` when it was forked, and
+    on top of what the slot had `before`."""
     families = []
     for metric in registry.collect():
         owners = names.OWNERS.get(metric.name, names.EVERYWHERE)
         if owners != names.EVERYWHERE and process not in owners:
             continue
-        samples = {
-            (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
-            for sample in metric.samples
-            if not sample.name.endswith("_created")
-        }
+        samples = _samples(metric)
+        if inherited and metric.type in LASTING:
+            samples = _without(inherited, samples)
         family = Family(metric.name, metric.type, metric.documentation, samples)
         if before and goes_on(family):
             known = _sample_names(family)
@@ -79,6 +96,25 @@ def take(registry: Registry, process: str, before: Mapping[Sample, float]) -> li
                     samples[key] = samples.get(key, 0.0) + value
         families.append(family)
     return families
+
+
+def _samples(metric: Metric) -> dict[Sample, float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def _without(inherited: Mapping[Sample, float], samples: Mapping[Sample, float]) -> dict[Sample, float]:
+    """One that is less than it was has begun anew since. Only a sum may become less: its count tells."""
+    own = {}
+    for key, value in samples.items():
+        name, labels = key
+        count = (name.removesuffix("_sum") + "_count", labels) if name.endswith("_sum") else key
+        anew = samples.get(count, 0.0) < inherited.get(count, 0.0)
+        own[key] = value if anew else value - inherited.get(key, 0.0)
+    return own
 
 
 def _sample_names(family: Family) -> tuple[str, ...]:

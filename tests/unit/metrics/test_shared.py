@@ -318,6 +318,163 @@ time.sleep(60)
         process.wait()
 
 
+def run(script: str) -> None:
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(Path(carillon.__file__).parents[1])},
+        check=True,
+        timeout=60,
+    )
+
+
+def emitted(directory: Path, process: str, slots: int = 6) -> list[float | None]:
+    return [value(directory, "carillon_events_emitted_total", process, slot) for slot in range(slots)]
+
+
+def test_a_fork_does_not_count_what_its_parent_has_counted(directory):
+    """Four at the same time that emit nothing, then one more that does, and one that it forks."""
+    run(f"""
+import os, signal
+from pathlib import Path
+from carillon.metrics import names, shared
+shared.INTERVAL = 60
+shared.start_with_forks(Path({str(directory)!r}), "worker")
+names.EMITTED.inc(1000)
+names.EMIT_SECONDS.observe(0.3)
+shared._writer.once()
+here, there = os.pipe()
+children = []
+for _ in range(4):
+    if not (child := os.fork()):
+        shared._writer.once()
+        os.write(there, b"x")
+        signal.pause()
+    children.append(child)
+    os.read(here, 1)
+if not os.fork():
+    names.EMITTED.inc(5)
+    names.SPANS.labels("sent").inc(2)
+    names.EMIT_SECONDS.observe(0.2)
+    shared._writer.once()
+    if not os.fork():
+        names.EMITTED.inc(7)
+        shared._writer.once()
+        os._exit(0)
+    os.wait()
+    names.EMITTED.inc(1)
+    shared._writer.once()
+    os._exit(0)
+os.wait()
+for child in children:
+    os.kill(child, 9)
+""")
+    assert emitted(directory, "worker", 7) == [1000, 0, 0, 0, 0, 6, 7]
+    assert [value(directory, "carillon_emit_seconds_count", "worker", slot) for slot in range(7)] == [
+        1, 0, 0, 0, 0, 1, 0,
+    ]  # fmt: skip
+    assert value(directory, "carillon_emit_seconds_sum", "worker", 5) == pytest.approx(0.2)
+    sent = ("carillon_spans_total", (("outcome", "sent"), ("process", "worker"), ("slot", "5")))
+    assert samples(directory)[sent] == 2
+
+
+def test_what_has_not_been_sampled_before_the_fork_is_the_parents(directory):
+    run(f"""
+import os
+from pathlib import Path
+from carillon.metrics import names, sampled, shared
+class Hot:
+    number, grown = 0, sampled.Grown()
+    def sample(self):
+        names.EMITTED.inc(self.grown.by(self.number))
+hot = Hot()
+sampled.sampled(hot)
+shared.INTERVAL = 60
+shared.start_with_forks(Path({str(directory)!r}), "worker")
+shared._writer.once()
+hot.number = 10
+if not os.fork():
+    hot.number += 1
+    shared._writer.once()
+    os._exit(0)
+os.wait()
+""")
+    assert emitted(directory, "worker", 2) == [10, 1]
+
+
+def test_the_workers_of_one_that_serves_nobody_do_not_count_what_it_has_counted(directory):
+    """As uwsgi's: some releases of it fork without asking who wants to know before."""
+    run(f"""
+import os
+from pathlib import Path
+from carillon.metrics import names, shared
+shared.INTERVAL = 60
+names.EMITTED.inc(100)
+shared.start_in_forks(Path({str(directory)!r}), "uwsgi")
+names.EMITTED.inc(100)
+if not os.fork():
+    names.EMITTED.inc(3)
+    shared._writer.once()
+    os._exit(0)
+os.wait()
+assert shared._writer is None
+names.EMITTED.inc(100)
+shared._forked()
+names.EMITTED.inc(4)
+shared._writer.once()
+""")
+    assert emitted(directory, "uwsgi", 2) == [7, None]
+
+
+def test_a_process_that_is_named_twice_forks_as_the_last(directory):
+    run(f"""
+import os
+from pathlib import Path
+from carillon.metrics import names, shared
+shared.INTERVAL = 60
+shared.start_with_forks(Path({str(directory)!r}), "worker")
+shared.start_in_forks(Path({str(directory)!r}), "uwsgi")
+names.EMITTED.inc(100)
+if not os.fork():
+    names.EMITTED.inc(3)
+    shared._writer.once()
+    os._exit(0)
+os.wait()
+""")
+    assert emitted(directory, "worker", 2) == [100, None]
+    assert emitted(directory, "uwsgi", 2) == [3, None]
+
+
+def test_a_collector_that_fails_at_a_fork_stops_nothing(directory):
+    run(f"""
+import os
+from pathlib import Path
+from prometheus_client import REGISTRY
+from carillon.metrics import names, shared
+class Failing:
+    fails = False
+    def collect(self):
+        if self.fails:
+            raise RuntimeError("as the test wants it")
+        return []
+shared.INTERVAL = 60
+shared.start_with_forks(Path({str(directory)!r}), "worker")
+names.EMITTED.inc(100)
+shared._writer.once()
+failing = Failing()
+REGISTRY.register(failing)
+failing.fails = True
+if not os.fork():
+    failing.fails = False
+    names.EMITTED.inc(3)
+    shared._writer.once()
+    os._exit(0)
+_, code = os.wait()
+assert code == 0
+failing.fails = False
+""")
+    assert emitted(directory, "worker", 2) == [100, 3]
+
+
 def test_processes_that_there_are_no_more_of_are_not_missed(directory):
     for name in ("daphne", "worker-2", "gone", "gone-2"):
         Process(directory, name).writer.once()

@@ -22,8 +22,8 @@ class Process:
         self.took = Histogram("carillon_took_seconds", "Took", buckets=(1, 2), registry=self.registry)
         self.of_the_machine = Counter("process_cpu_seconds", "CPU", registry=self.registry)
 
-    def says(self, written: float = 100.0, before=()) -> Snapshot:
-        families = snapshot.take(self.registry, self.process, dict(before))
+    def says(self, written: float = 100.0, before=(), inherited=()) -> Snapshot:
+        families = snapshot.take(self.registry, self.process, dict(before), dict(inherited))
         said = Snapshot(self.process, self.slot, written, families)
         assert snapshot.unpack(snapshot.pack(said)) == said
         return said
@@ -108,3 +108,63 @@ def test_one_that_is_too_large_is_not_written(monkeypatch):
     monkeypatch.setattr(snapshot, "MOST_BYTES", 100)
     with pytest.raises(ValueError, match="100 are the most"):
         Process().says()
+
+
+def test_what_was_inherited_at_a_fork_is_not_counted_again():
+    one = Process()
+    one.calls.labels("a").inc(5)
+    one.took.observe(1.5)
+    one.size.set(7)
+    one.of_the_machine.inc(9)
+    inherited = snapshot.inherited(one.registry)
+    one.calls.labels("a").inc(2)
+    one.calls.labels("b").inc(3)  # a label of after the fork
+    one.took.observe(0.5)
+    later = Counter("carillon_later", "Later", registry=one.registry)  # and a metric
+    later.inc(4)
+    shown = text(one.says(inherited=inherited))
+    assert 'carillon_calls_total{kind="a",process="daphne",slot="0"} 2.0' in shown
+    assert 'carillon_calls_total{kind="b",process="daphne",slot="0"} 3.0' in shown
+    assert 'carillon_later_total{process="daphne",slot="0"} 4.0' in shown
+    assert 'carillon_took_seconds_bucket{le="1.0",process="daphne",slot="0"} 1.0' in shown
+    assert 'carillon_took_seconds_bucket{le="2.0",process="daphne",slot="0"} 1.0' in shown
+    assert 'carillon_took_seconds_bucket{le="+Inf",process="daphne",slot="0"} 1.0' in shown
+    assert 'carillon_took_seconds_count{process="daphne",slot="0"} 1.0' in shown
+    assert 'carillon_took_seconds_sum{process="daphne",slot="0"} 0.5' in shown
+    assert 'carillon_size_bytes{process="daphne",slot="0"} 7.0' in shown
+    # The kernel counts that, for each process from 0 on.
+    assert 'process_cpu_seconds_total{process="daphne",slot="0"} 9.0' in shown
+
+
+def test_what_began_anew_after_the_fork_is_not_less_than_nothing():
+    one = Process()
+    one.calls.labels("a").inc(5)
+    one.calls.labels("b").inc(5)
+    one.took.observe(1.5)
+    inherited = snapshot.inherited(one.registry)
+    one.calls.clear()
+    one.took.clear()
+    one.calls.labels("a").inc(1)
+    shown = text(one.says(inherited=inherited))
+    assert 'carillon_calls_total{kind="a",process="daphne",slot="0"} 1.0' in shown
+    assert 'kind="b"' not in shown
+    assert 'carillon_took_seconds_count{process="daphne",slot="0"} 0.0' in shown
+    assert 'carillon_took_seconds_sum{process="daphne",slot="0"} 0.0' in shown
+
+
+def test_a_sum_that_becomes_less_is_less():
+    one = Process()
+    one.took.observe(1.5)
+    inherited = snapshot.inherited(one.registry)
+    one.took.observe(-0.5)
+    assert 'carillon_took_seconds_sum{process="daphne",slot="0"} -0.5' in text(one.says(inherited=inherited))
+
+
+def test_a_fork_counts_on_what_its_slot_had_and_not_what_its_parent_has():
+    before, forked = Process(), Process()
+    before.calls.labels("a").inc(2)
+    forked.calls.labels("a").inc(100)
+    inherited = snapshot.inherited(forked.registry)
+    forked.calls.labels("a").inc(1)
+    shown = text(forked.says(before=before.says().lasting(), inherited=inherited))
+    assert 'carillon_calls_total{kind="a",process="daphne",slot="0"} 3.0' in shown
