@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import datetime
 import http.client
 import itertools
@@ -114,7 +115,9 @@ DOCUMENTATION = """
         env: [{name: CARILLON_SEND_CONTENT}]
         ini: [{section: callback_carillon, key: send_content}]
       finish_timeout:
-        description: Seconds that the end of a run may wait for its last events to be sent.
+        description:
+          - Seconds that the end of a run may wait for its last events to be sent. The last two of them, and
+            a quarter at most, are kept for the job's final status.
         type: float
         default: 10
         env: [{name: CARILLON_FINISH_TIMEOUT}]
@@ -129,6 +132,7 @@ BATCH_BYTES = 256 * 1024
 FIRST_PAUSE = 0.5  # seconds
 LONGEST_PAUSE = 15.0
 CREATE_TIMEOUT = 30.0  # longer than other requests: creating twice would leave an orphan behind
+CLOSING = 2.0  # seconds of a deadline, and a quarter of it at most, that events leave to the final status
 HURRY = 3.0  # seconds that a run which was told to stop still spends on saying so
 
 # A fork while a thread holds an import lock would leave it locked in the child: what sockets import late is
@@ -339,7 +343,7 @@ def now():
 
 class Api:
     """
-    JSON over one kept-alive connection. Knows nothing of retries. Used by one thread.
+    JSON over one kept-alive connection. Knows nothing of retries. Used by one thread; others may cut().
 
     :raises ValueError: the address is no http(s) address
     :raises OSError: the CA file cannot be read
@@ -359,6 +363,8 @@ class Api:
                 self._context.check_hostname = False
                 self._context.verify_mode = ssl.CERT_NONE
         self._connection = None
+        self._handle = None  # a second one of the connection's socket, there while it is being made, too
+        self._cut = False
 
     def request(self, method, path, body=None, timeout=10.0):
         """
@@ -366,13 +372,14 @@ class Api:
         :return: (HTTP status, the answer's JSON or None, seconds of its Retry-After or 0)
         :raises OSError, http.client.HTTPException: no answer
         """
+        self._cut = False
         while True:
             fresh = self._connection is None
             try:
                 return self._exchange(method, path, body, timeout)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 self.close()
-                if fresh:
+                if fresh or self._cut:
                     raise
                 # A kept connection that the server had closed meanwhile: ask again on a new one.
             except BaseException:
@@ -383,6 +390,36 @@ class Api:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def cut(self):
+        """From another thread: the request that is under way ends now, with an error."""
+        self._cut = True
+        handle = self._handle
+        if handle is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                handle.shutdown(socket.SHUT_RDWR)
+
+    def _dial(self, address, timeout, source_address=None):
+        """As socket.create_connection, but cut() reaches the socket from its first moment on."""
+        failure = OSError("it has no address")
+        for family, kind, protocol, _, where in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+            dialled = socket.socket(family, kind, protocol)
+            handle, self._handle = self._handle, dialled.dup()
+            if handle is not None:
+                handle.close()
+            try:
+                if self._cut:
+                    raise ConnectionAbortedError("cut")
+                dialled.settimeout(timeout)
+                dialled.connect(where)
+                return dialled
+            except OSError as error:
+                dialled.close()
+                failure = error
+        raise failure
 
     def _exchange(self, method, path, body, timeout):
         if self._connection is None:
@@ -392,6 +429,7 @@ class Api:
                 )
             else:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+            connection._create_connection = self._dial
             self._connection = connection
         self._connection.timeout = timeout
         if self._connection.sock is not None:
@@ -438,6 +476,10 @@ class GaveUp(Exception):
     """Nothing more will be sent; the text says why."""
 
 
+class OutOfTime(GaveUp):
+    """There was no time left for this; there may be some for what comes last."""
+
+
 class Unwanted(Exception):
     """The API understood a request and does not want it: (status, words)."""
 
@@ -467,6 +509,10 @@ class Sender:
         self._changed = threading.Condition()
         self._final = None  # the status to end with
         self._deadline = None
+        self._closing = 0.0  # seconds before it at which the time for events is over
+        self._events_under_way = False  # a request that may be cut when that time comes
+        self._status = None  # the last one that was set
+        self._not_before = 0.0  # an API that is away said that it is back then
         self._done = False
         self._delivered = False
         self._failures = 0  # attempts in a row without success
@@ -489,15 +535,21 @@ class Sender:
     def finish(self, status, seconds):
         """
         Ends the job with this status once all events are sent; waits for that, but not longer than `seconds`.
+        Near the end of them it ends without the rest of the events.
 
         :return: whether everything arrived
         """
         with self._changed:
             if self._final is None:
                 self._final = status
-            self._deadline = time.monotonic() + seconds
+            self._closing = max(0.0, min(CLOSING, seconds / 4))
+            self._deadline = deadline = time.monotonic() + seconds
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: self._done, seconds) and not self._done:
+            if not self._changed.wait_for(lambda: self._done, max(0.0, seconds - self._closing)):
+                if self._events_under_way:
+                    self._api.cut()
+                self._changed.wait_for(lambda: self._done, max(0.0, deadline - time.monotonic()))
+            if not self._done:
                 self._done = True
                 self._report(f"its deadline of {seconds:g} s passed")
             return self._delivered
@@ -505,15 +557,19 @@ class Sender:
     def _run(self):
         try:
             self._create()
-            self._set_status("running")
-            while True:
-                batch = self._next_batch()
-                if not batch:
-                    break
-                self._send(batch)
-            self._post_events([dump({"event": "EOF", "final_counter": self._outbox.counter})])
-            self._set_status(self._final)
-            self._delivered = True
+            try:
+                self._set_status("running")
+                while True:
+                    batch = self._next_batch()
+                    if not batch:
+                        break
+                    self._send(batch)
+                self._post_end(self._outbox.counter)
+            except OutOfTime as why:
+                self._close(str(why))
+            else:
+                self._set_status(self._final, last=True)
+                self._delivered = True
         except GaveUp as why:
             self._give_up(str(why))
         except Unwanted as answer:
@@ -525,6 +581,30 @@ class Sender:
             with self._changed:
                 self._done = True
                 self._changed.notify_all()
+
+    def _close(self, why):
+        """
+        The time for events is over: the job's end, without the rest of them. Their number goes along, so that
+        readers learn how many are missing.
+        """
+        with self._changed:
+            number = self._outbox.counter + len(self._outbox)
+            wait = self._not_before - time.monotonic()
+            if wait > self._seconds_left(last=True):
+                raise GaveUp(why)
+            self._changed.wait_for(lambda: self._done, max(0.0, wait))
+        if self._status is None and self._final == "successful":
+            self._set_status("running", last=True)  # the API knows no other way there
+        self._set_status(self._final, last=True)
+        try:
+            self._post_end(number, last=True)
+        except (GaveUp, Unwanted):
+            pass  # the first reason is the one to tell
+        else:
+            if not len(self._outbox) + self._unanswered:
+                self._delivered = True
+                return
+        self._give_up(why)
 
     def _give_up(self, why):
         with self._changed:
@@ -540,26 +620,28 @@ class Sender:
             what = f"{left} events at the end of this run were not sent"
         else:
             what = "The end of this run was not sent"
-        self.notices.append(f"{what} to Carillon at {self._api.url}: {why}.")
+        ended = " Its status was sent." if self._final is not None and self._status == self._final else ""
+        self.notices.append(f"{what} to Carillon at {self._api.url}: {why}.{ended}")
 
     def _create(self):
-        answer = self._attempt("POST", "/api/v2/jobs/", dump(self._job), CREATE_TIMEOUT)
+        answer = self._attempt("POST", "/api/v2/jobs/", dump(self._job), CREATE_TIMEOUT, last=True)
         if not isinstance(answer, dict) or not isinstance(answer.get("id"), int):
             raise GaveUp("what answers there is no Carillon")
         self.job_id = answer["id"]
         self.notices.append(f"job {self.job_id}: {self._api.url}/#/jobs/{self.job_id}")
 
-    def _set_status(self, status):
+    def _set_status(self, status, last=False):
         try:
-            self._attempt("PATCH", f"/api/v2/jobs/{self.job_id}/", dump({"status": status}))
+            self._attempt("PATCH", f"/api/v2/jobs/{self.job_id}/", dump({"status": status}), last=last)
         except Unwanted as answer:
             # Of a repeated request the first may have arrived; a job canceled by somebody else stays
             # canceled.
             if answer.args[0] != 409:
                 raise
-            job = self._attempt("GET", f"/api/v2/jobs/{self.job_id}/")
+            job = self._attempt("GET", f"/api/v2/jobs/{self.job_id}/", last=last)
             if not isinstance(job, dict) or job.get("status") != status:
                 raise
+        self._status = status
 
     def _next_batch(self):
         """The next events as JSON texts; waits for them. Empty: the run is over and everything was taken."""
@@ -603,29 +685,46 @@ class Sender:
         with self._changed:
             self._unanswered = 0
 
-    def _post_events(self, batch):
-        self._attempt("POST", f"/api/v2/jobs/{self.job_id}/events/", "[{}]".format(", ".join(batch)))
+    def _post_events(self, batch, last=False):
+        body = "[{}]".format(", ".join(batch))
+        self._attempt("POST", f"/api/v2/jobs/{self.job_id}/events/", body, last=last)
 
-    def _attempt(self, method, path, body=None, timeout=None):
+    def _post_end(self, counter, last=False):
+        self._post_events([dump({"event": "EOF", "final_counter": counter})], last)
+
+    def _ask(self, method, path, body, timeout, last):
+        with self._changed:
+            self._events_under_way = not last
+        try:
+            return self._api.request(method, path, body, timeout)
+        finally:
+            with self._changed:
+                self._events_under_way = False
+
+    def _attempt(self, method, path, body=None, timeout=None, last=False):
         """
-        Asks until there is an answer.
+        Asks until there is an answer. `last`: it may take the time that events leave.
 
         :return: the JSON of a 2xx answer
         :raises Unwanted: the API does not want this request
-        :raises GaveUp: the token or the certificate is refused, or there is no time left
+        :raises GaveUp: the token or the certificate is refused
+        :raises OutOfTime: there is no time left
         """
+        over = "there was no time left" if last else "there was no time left for them"
         for attempt in itertools.count():
-            left = self._seconds_left()
+            left = self._seconds_left(last)
             if left <= 0:
-                raise GaveUp("there was no time left")
+                raise OutOfTime(over)
             try:
-                status, answer, later = self._api.request(
-                    method, path, body, min(timeout or self._request_timeout, left)
+                status, answer, later = self._ask(
+                    method, path, body, min(timeout or self._request_timeout, left), last
                 )
             except ssl.SSLCertVerificationError as error:
                 raise GaveUp(explain(error)) from None
             except (OSError, http.client.HTTPException) as error:
-                why, later = explain(error), 0
+                if not last and self._seconds_left(last) <= 0:  # it was cut, or its timeout was what was left
+                    raise OutOfTime(over) from None
+                status, why, later = None, explain(error), 0
             else:
                 if 200 <= status < 300:
                     self._failures = 0
@@ -641,6 +740,8 @@ class Sender:
                 if status == 429 and detail:  # a quota: it says which
                     why += f" {str(detail)[:300]}"
             not_before = time.monotonic() + later
+            if status is None or status >= 500:  # a quota's 429 is about this request alone
+                self._not_before = not_before
             self._failures += 1
             if not self._warned:
                 self._warned = True
@@ -656,15 +757,17 @@ class Sender:
                     # The API has been away all the time: nobody shall wait for it at the end of the run.
                     raise GaveUp(why)
                 else:
-                    self._changed.wait(max(0.0, min(pause_before(0, self._rng), self._seconds_left())))
+                    self._changed.wait(max(0.0, min(pause_before(0, self._rng), self._seconds_left(last))))
                 wait = not_before - time.monotonic()
-                if wait > self._seconds_left():
-                    raise GaveUp(why)
+                if wait > max(0.0, self._seconds_left(last)):
+                    raise OutOfTime(why)
                 if wait > 0:
                     self._changed.wait_for(lambda: False, wait)
 
-    def _seconds_left(self):
-        return float("inf") if self._deadline is None else self._deadline - time.monotonic()
+    def _seconds_left(self, last=False):
+        if self._deadline is None:
+            return float("inf")
+        return self._deadline - (0.0 if last else self._closing) - time.monotonic()
 
 
 # What Ansible prints ----------------------------------------------------------------------------------------

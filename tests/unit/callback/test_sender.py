@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import threading
 import time
 
 import pytest
@@ -11,11 +14,11 @@ from tests.unit.callback.stub_api import TOKEN, StubApi
 
 @pytest.fixture
 def begin(plugin):
-    def begin(api):
+    def begin(api, batch_events=200):
         """A sender whose own pauses are short."""
         job = {"name": "a", "status": "pending"}
         address = plugin.Api(api.url, TOKEN)
-        sender = plugin.Sender(address, job, TOKEN, 10**6, 200, 0.01, 5, lambda: 0.01)
+        sender = plugin.Sender(address, job, TOKEN, 10**6, batch_events, 0.01, 30, lambda: 0.01)
         sender.start()
         return sender
 
@@ -66,3 +69,188 @@ def test_a_word_that_is_no_number_of_seconds_is_none(begin, later):
             api.answer = None
         api.wait_for(lambda a: a.jobs)
         assert sender.finish("successful", 5)
+
+
+class Picky(StubApi):
+    """Is slow, or says nothing at all until it is told to, for what has `part` in its path or method."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.seconds, self.hangs, self.refusal = part, 0.0, False, None
+
+    def _respond(self, method, path, token, body):
+        if self.part in f"{method} {path}":
+            if self.seconds:
+                time.sleep(self.seconds)
+            if self.hangs:
+                self.changed.notify_all()  # it has come
+                self.changed.wait_for(lambda: not self.hangs, 30)  # others are answered meanwhile
+            if self.refusal:
+                return self.refusal, {"detail": "as the test wants it"}
+        return super()._respond(method, path, token, body)
+
+    def running(self):
+        self.wait_for(lambda a: a.jobs and a.jobs[41]["statuses"][-1] == "running")
+
+    def let_go(self):
+        with self.changed:
+            self.hangs = False
+            self.changed.notify_all()
+
+
+def fill(sender, number):
+    for counter in range(number):
+        sender.put({"event": f"number {counter}", "stdout": ""})
+
+
+def late(sender, seconds, status="successful"):
+    """Finishes what cannot arrive in time."""
+    begun = time.monotonic()
+    assert not sender.finish(status, seconds)
+    assert time.monotonic() - begun < max(0, seconds) + 0.5
+
+
+def test_a_slow_api_with_a_backlog_hears_how_the_run_has_ended(begin):
+    with Picky("/events/") as api:
+        sender = begin(api, batch_events=1)
+        api.running()
+        api.seconds = 0.3
+        fill(sender, 100)
+        late(sender, 4, "failed")
+        assert api.jobs[41]["statuses"][-1] == "failed"
+        # Whoever reads the job learns how many are missing.
+        assert api.jobs[41]["eof"] == 100
+        arrived = len(api.events)
+    assert 5 <= arrived <= 12
+    said = re.fullmatch(
+        r"(\d+) events at the end of this run were not sent to Carillon at \S+: there was no time left for "
+        r"them\. Its status was sent\.",
+        sender.notices[-1],
+    )
+    # The one that was cut has arrived, or not.
+    assert 100 - arrived <= int(said[1]) <= 100 - arrived + 1
+
+
+@pytest.mark.parametrize("part", ["POST /api/v2/jobs/41/events/", "PATCH"])
+def test_a_request_that_hangs_since_before_the_end_is_cut(begin, part):
+    with Picky(part) as api:
+        if part == "PATCH":
+            api.hangs = True
+        sender = begin(api)
+        if part != "PATCH":
+            api.running()
+            api.hangs = True
+        fill(sender, 3)
+        api.wait_for(lambda a: len(a.bodies) == (2 if part == "PATCH" else 3))
+        if part == "PATCH":
+            threading.Timer(1.7, api.let_go).start()  # it is away, and comes back in the last part
+        late(sender, 2)
+        assert api.jobs[41]["statuses"][-1] == "successful"
+        if part == "PATCH":
+            assert api.jobs[41]["eof"] == 3
+        api.let_go()
+    assert sender.notices[-1].startswith("3 events at the end of this run were not sent")
+    assert not any("is away" in words for words in sender.notices)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_api_that_comes_back_in_the_last_seconds_hears_how_the_run_has_ended(begin, hangs):
+    with Picky("/api/") as api:
+        sender = begin(api)
+        api.running()
+        with api.changed:
+            api.hangs, api.answer = hangs, None if hangs else (503, 0)
+        fill(sender, 3)
+
+        def back():
+            with api.changed:
+                api.answer = None
+            api.let_go()
+
+        threading.Timer(1.7, back).start()
+        late(sender, 2)
+        assert api.jobs[41]["statuses"][-1] == "successful"
+    assert sender.notices[-1].startswith("3 events at the end of this run were not sent")
+    assert sender.notices[-1].endswith("Its status was sent.")
+
+
+def test_a_job_that_is_made_late_ends_all_the_same(begin):
+    with Picky("POST /api/v2/jobs/") as api:
+        api.hangs = True
+        sender = begin(api)
+        fill(sender, 3)
+        api.wait_for(lambda a: a.bodies)
+        threading.Timer(1.7, api.let_go).start()
+        late(sender, 2)
+        assert api.jobs[41]["statuses"] == ["pending", "running", "successful"]
+
+
+def test_a_quota_of_events_does_not_keep_the_status_back(begin):
+    with Picky("/events/") as api:
+        sender = begin(api)
+        api.running()
+        # What it says of its Retry-After holds for these events.
+        with api.changed:
+            api.refusal, api.answer, api.later = 429, (200, 0), "3600"
+        fill(sender, 3)
+        begun = time.monotonic()
+        late(sender, 30)
+        assert time.monotonic() - begun < 5
+        assert api.jobs[41]["statuses"][-1] == "successful"
+    assert ": it answers 429 as the test wants it. Its status was sent." in sender.notices[-1]
+
+
+def test_an_api_that_is_away_gets_the_status_when_it_said_that_it_is_back(begin):
+    with StubApi() as api:
+        sender = begin(api)
+        api.wait_for(lambda a: a.jobs and a.jobs[41]["statuses"][-1] == "running")
+        with api.changed:
+            before, api.answer, api.later = len(api.times), (503, 0), "2"
+        fill(sender, 1)
+        api.wait_for(lambda a: len(a.times) > before)
+        with api.changed:
+            api.answer = None
+        late(sender, 2.4)
+        assert api.times[before + 1] - api.times[before] >= 2
+        assert api.jobs[41]["statuses"][-1] == "successful"
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 1e-9, 0.001, 0.05])
+def test_an_end_that_may_hardly_wait_does_not(begin, seconds):
+    with Picky("/events/") as api:
+        sender = begin(api)
+        api.running()
+        api.hangs = True
+        fill(sender, 3)
+        api.wait_for(lambda a: len(a.bodies) == 3)
+        late(sender, seconds)
+        sender._thread.join(5)
+        assert not sender._thread.is_alive()
+        api.let_go()
+    assert sum("not sent" in words for words in sender.notices) == 1
+
+
+def test_the_end_of_a_run_in_time_keeps_nothing_back(begin):
+    with StubApi() as api:
+        sender = begin(api)
+        fill(sender, 500)
+        assert sender.finish("successful", 10)
+        assert api.jobs[41]["statuses"] == ["pending", "running", "successful"]
+        assert api.jobs[41]["eof"] == len(api.events) == 500
+    assert [words for words in sender.notices if "not sent" in words] == []
+
+
+def test_a_connection_is_cut_while_it_is_made(plugin):
+    """To an address that takes no more: what is sent there is dropped."""
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for one in (first, second):
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        api = plugin.Api(f"http://127.0.0.1:{full.getsockname()[1]}", TOKEN)
+        threading.Timer(0.3, api.cut).start()
+        begun = time.monotonic()
+        with pytest.raises(ConnectionError):
+            api.request("GET", "/", timeout=20)
+        assert time.monotonic() - begun < 5
