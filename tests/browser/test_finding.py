@@ -62,14 +62,19 @@ def story():
 
 
 @pytest.fixture
-def page(fake, open_page):
+def watched(fake, open_page):
     """Job 1 with the story, open."""
     fake.do("events", job=1, events=story())
-    page = open_page().page
-    page.goto(f"{fake.url}/#/jobs/1")
-    expect(page.locator(".ln").last).to_have_text("PLAY RECAP ***")
-    quiet(page)
-    return page
+    watched = open_page()
+    watched.page.goto(f"{fake.url}/#/jobs/1")
+    expect(watched.page.locator(".ln").last).to_have_text("PLAY RECAP ***")
+    quiet(watched.page)
+    return watched
+
+
+@pytest.fixture
+def page(watched):
+    return watched.page
 
 
 def lines(page):
@@ -265,6 +270,38 @@ def test_plays_and_tasks_fold_and_say_how_long_they_took(page):
     expect(page.locator(".found")).to_have_text("2 of 4+")
     quiet(page)
     shows(page, everything)
+
+
+def test_the_one_thing_that_is_folded_unfolds(fake, watched, page):
+    watched.expect("502")
+    everything = texts(page)
+    task = page.get_by_role("button", name="Task, task 2 of web")
+    task.click()
+    expect(lines(page)).to_have_count(len(everything) - 3)
+    task.click()
+    expect(task).to_have_attribute("aria-expanded", "true")
+    shows(page, everything)
+    # Where that cannot be asked for, it stays folded, and the page says so.
+    task.click()
+    expect(lines(page)).to_have_count(len(everything) - 3)
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    task.click()
+    expect(page.locator("#toast")).to_contain_text("502")
+    expect(task).to_have_attribute("aria-expanded", "false")
+    task.click()
+    shows(page, everything)
+
+
+def test_a_jump_that_fails_is_said_and_breaks_nothing(fake, watched, page):
+    watched.expect("502")
+    page.get_by_role("button", name="Task, task 2 of web").click()
+    fake.do("fail", path="/api/v2/jobs/1/events/", times=1)
+    search(page, "[web2]")
+    expect(page.locator("#toast")).to_contain_text("502")
+    page.keyboard.press("Enter")
+    expect(page.locator(".found")).to_have_text("2 of 4+")
+    fake.do("status", job=1, status="successful")
+    expect(page.locator(".job .badge")).to_have_text("successful")
 
 
 @pytest.mark.parametrize("then", ["the next hit", "a line"])

@@ -356,6 +356,38 @@ def test_a_burst_of_new_jobs_waits_and_an_expanded_list_stays(fake, page):
     assert page.evaluate("[...document.querySelectorAll('.row')].filter((row) => row.kept).length") == 65
 
 
+def test_more_of_a_list_that_others_have_left_skips_none(fake, page):
+    for number in range(10, 140):
+        fake.do("job", quiet=True, fields={"number": number, "name": f"Run {number}", "status": "running"})
+    page.reload()
+    page.get_by_role("button", name="Active").click()
+    expect(page.locator(".row")).to_have_count(50)
+    fake.do("status", jobs=[*range(110, 130)], status="successful")
+    expect(page.locator(".row")).to_have_count(30)
+    more = page.get_by_role("button", name="Show more")
+    more.click()
+    expect(page.locator(".row")).to_have_count(50)
+    more.click()
+    expect(page.locator(".row")).to_have_count(100)
+    more.focus()
+    page.keyboard.press("Enter")
+    names = [f"Run {number}" for number in reversed(range(10, 140)) if not 110 <= number < 130]
+    expect(page.locator(".row")).to_have_count(len(names) + 2)  # and those of the story
+    assert page.locator(".row-link").all_text_contents()[: len(names)] == names
+    expect(more).to_be_hidden()
+    assert page.evaluate("document.activeElement !== document.body"), "the focus is lost"
+
+
+def test_a_year_of_five_digits_is_no_filter(page):
+    since = page.get_by_label("Since")
+    since.evaluate(
+        "field => { field.value = '20266-01-01'; field.dispatchEvent(new Event('change', {bubbles: true})); }"
+    )
+    page.get_by_role("button", name="Failed").click()
+    expect(page.get_by_role("button", name="Failed")).to_have_attribute("aria-pressed", "true")
+    assert page.evaluate("location.hash") == "#/jobs?status=failed"
+
+
 def test_jobs_that_wait_are_those_that_the_filter_still_shows(fake, page):
     page.get_by_role("button", name="Active").click()
     expect(page.locator(".row")).to_have_count(2)

@@ -120,6 +120,7 @@ export class Output {
 
   /** An empty window. @param {number} first  its first event's counter @param {number} line  the number of the line before */
   _clear(first, line) {
+    this._left = false; // lines that were left out, because they are folded
     this.first = first; // the events whose lines the window holds
     this.last = first - 1;
     this.attached = true; // what is new is added to it
@@ -219,9 +220,14 @@ export class Output {
     return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine;
   }
 
+  /** Whether nothing is folded, and no line is missing that was. */
+  get whole() {
+    return this.folded.size === 0 && !this._left;
+  }
+
   /** Whether all that an event says is there, or about to be. */
   has(counter) {
-    return this.folded.size === 0 && counter >= this.first && counter <= this.last;
+    return this.whole && counter >= this.first && counter <= this.last;
   }
 
   /** Jump to a line of the window, by its number or its event. @param {string} [which]  of the event's lines: the first, or ".hit" */
@@ -310,7 +316,10 @@ export class Output {
 
   _nodes(piece) {
     if (piece.note !== undefined) return [h("p.note", {}, piece.note)];
-    if (this.folded.size > 0 && above(piece.event).some((uuid) => this.folded.has(uuid))) return [];
+    if (this.folded.size > 0 && above(piece.event).some((uuid) => this.folded.has(uuid))) {
+      this._left = true;
+      return [];
+    }
     return piece.lines.slice(piece.at, piece.end).map((spans, index) => this._line(piece, spans, piece.at + index));
   }
 
@@ -349,7 +358,7 @@ export class Output {
   _fold({ event: { uuid, counter } }) {
     if (this.folded.delete(uuid)) {
       this.element.focus({ preventScroll: true }); // until the button is there again
-      this.onunfold(counter);
+      this.onunfold(counter, uuid);
       return;
     }
     this.folded.add(uuid);
@@ -357,6 +366,7 @@ export class Output {
       for (const line of [...this.content.querySelectorAll(".ln")]) {
         if (!line.above.includes(uuid)) continue;
         const chunk = line.parentElement;
+        this._left = true;
         line.remove();
         if (chunk.childElementCount === 0) chunk.remove();
         this._lines -= 1;

@@ -73,7 +73,7 @@ export class JobPage {
       onnear: (where) => this.reach(where),
       online: (number) => this.point(number),
       onmark: (line) => (this.inspector.hidden = !line),
-      onunfold: (counter) => this.show(counter, { folded: true }),
+      onunfold: (counter, uuid) => this.unfold(counter, uuid),
     });
     this.outputBox.prepend(this.output.element);
     this.asked = new Loader(app, `Job ${id}`, () => this.refresh(), () => this.draw());
@@ -248,12 +248,18 @@ export class JobPage {
       return this.reading;
     }
     this.reading = this.readOn();
+    let lines;
     try {
-      return await this.reading;
+      lines = await this.reading;
     } finally {
       this.reading = null;
       if (this.log.gap()) this.look();
     }
+    // Only now: a search may take long, and what is missed meanwhile is to be read.
+    if (this.written.knowledge.state !== "loaded") return lines;
+    if (this.box.value && !this.hits) await this.seek(1, this.opening === null);
+    if (this.opening) await this.go(this.opening);
+    return lines;
   }
 
   async readOn() {
@@ -263,9 +269,6 @@ export class JobPage {
       const { signal } = (this.hurry = new AbortController());
       await this.written.attempt(() => this.readTo(signal));
     } while (this.again && !this.stop.signal.aborted);
-    if (this.written.knowledge.state !== "loaded") return this.output.total - total;
-    if (this.box.value && !this.hits) await this.seek(1, this.opening === null);
-    if (this.opening) await this.go(this.opening);
     return this.output.total - total;
   }
 
@@ -379,6 +382,16 @@ export class JobPage {
     if (this.output.has(counter) || (await this.open({ counter__gte: counter }, !folded))) this.output.show({ counter, which });
   }
 
+  /** Show what was folded below a heading. */
+  async unfold(counter, uuid) {
+    try {
+      await this.show(counter, { folded: true });
+    } catch (error) {
+      this.output.folded.add(uuid); // its lines are still missing
+      this.app.failed(error);
+    }
+  }
+
   /** Go to a line. */
   async go(line) {
     this.turn += 1;
@@ -388,7 +401,7 @@ export class JobPage {
     this.opening = null;
     try {
       // Among its neighbours, whatever was left out or folded away.
-      const whole = !this.output.filtered && this.output.folded.size === 0;
+      const whole = !this.output.filtered && this.output.whole;
       if (this.output.filtered) this.filter({});
       if (!whole && !(await this.open({ end_line__gte: line }, true))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
@@ -500,7 +513,12 @@ export class JobPage {
     this.hits = { ...hits, at };
     const more = isActive(this.job.status) ? "+" : ""; // it goes on
     say(this.found, hits.count ? `${(at + 1).toLocaleString("en")} of ${hits.count.toLocaleString("en")}${more}` : "Not found");
-    if (jump && hits.count && turn === this.turn) await this.show(hits.counters[at - hits.offset], { which: ".hit" });
+    if (!jump || !hits.count || turn !== this.turn) return;
+    try {
+      await this.show(hits.counters[at - hits.offset], { which: ".hit" });
+    } catch (error) {
+      this.app.failed(error);
+    }
   }
   /** @returns {Promise<number>} how many lines were missed while the link was away */
   async resumed() {

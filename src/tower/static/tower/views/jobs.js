@@ -21,7 +21,7 @@ export class Jobs extends View {
     this.filter = FILTERS[0];
     this.search = "";
     this.only = {}; // by the names of NARROWS: what is let through
-    this.next = null;
+    this.next = false; // whether there are more
     this.news = new Set();
     this.fresh = new Map(); // jobs that wait to be shown
     this.shown = null; // the query that the rows answer
@@ -86,6 +86,7 @@ export class Jobs extends View {
 
   narrow(values) {
     for (const [name, value] of Object.entries(values)) this.only[name] = value.trim();
+    if (!midnight(this.only.since)) this.only.since = ""; // a year of five digits, while it is typed
     return this.choose(this.filter);
   }
 
@@ -106,10 +107,11 @@ export class Jobs extends View {
     const { query } = this;
     const other = query !== this.shown;
     more &&= !other; // the next page of what is shown is not the next of what is asked for
-    const path = more ? this.next : this.address();
+    const path = more ? this.address(this.rest()) : this.address();
     if (other) this.loader.knowledge.forget();
     this.list.setAttribute("aria-busy", String(other));
-    const page = await this.loader.attempt(() => request(path, { signal }));
+    const none = (error) => (more && error.status === 404 ? { results: [], next: null } : Promise.reject(error));
+    const page = await this.loader.attempt(() => request(path, { signal }).catch(none));
     if (signal.aborted) return;
     this.pending = null;
     this.gather();
@@ -119,7 +121,7 @@ export class Jobs extends View {
     if (!more) this.fresh.clear();
     this.shown = query;
     this.size = Math.min(MAX_PAGE_SIZE, Math.max(PAGE_SIZE, Math.ceil(this.jobs.size / PAGE_SIZE) * PAGE_SIZE));
-    this.next = page.next && "/api/v2/jobs/" + new URL(page.next, location.href).search;
+    this.next = Boolean(page.next);
     this.draw();
   }
 
@@ -127,14 +129,22 @@ export class Jobs extends View {
   empty() {
     this.jobs.clear();
     this.fresh.clear();
-    this.next = this.shown = null;
+    this.next = false;
+    this.shown = null;
     this.draw();
   }
 
-  address() {
+  /** The page in which the first job is that is not held. Pages are counted by what the server has now: rows that have left are none. */
+  rest() {
+    const held = [...this.jobs.values()].filter((job) => this.belongs(job)).length + this.fresh.size;
+    return { page_size: PAGE_SIZE, page: Math.floor(held / PAGE_SIZE) + 1 };
+  }
+
+  /** @param {object} [page]  else the first, of as many as are shown */
+  address(page = { page_size: this.size }) {
     const { owner: owner__username, team: team__name, kind, since } = this.only;
     const only = { kind, owner__username, team__name, created__gte: since && midnight(since).toISOString() };
-    return address("/api/v2/jobs/", { page_size: this.size, status: this.filter.states, search: this.search, ...only, order_by: "-id" });
+    return address("/api/v2/jobs/", { ...page, status: this.filter.states, search: this.search, ...only, order_by: "-id" });
   }
 
   told(event) {
@@ -192,9 +202,10 @@ export class Jobs extends View {
     if (this.jobs.size === 0) return this.load();
     const { results } = await request(this.address(), { signal });
     for (const id of ids) this.fresh.delete(id); // what still belongs here is in the answer
+    const oldest = this.next ? Math.min(...this.jobs.keys()) : 0; // what is older comes by "Show more"
     for (const job of results) {
       if (this.jobs.has(job.id)) this.update(this.newer(job));
-      else this.fresh.set(job.id, job);
+      else if (job.id > oldest) this.fresh.set(job.id, job);
     }
     this.count();
   }
@@ -277,6 +288,7 @@ export class Jobs extends View {
       else this.list.insertBefore(row.element, before);
     }
     if (held && !held.element.isConnected) (this.list.querySelector(".row-link") ?? this.heading).focus({ preventScroll: true });
+    if (!this.next && this.more === document.activeElement) this.heading.focus({ preventScroll: true }); // what goes must not take it
     this.more.hidden = !this.next;
     this.count();
     this.mark();
