@@ -363,7 +363,6 @@ class Api:
                 self._context.check_hostname = False
                 self._context.verify_mode = ssl.CERT_NONE
         self._connection = None
-        self._handle = None  # a second one of the connection's socket, there while it is being made, too
         self._cut = False
 
     def request(self, method, path, body=None, timeout=10.0):
@@ -390,36 +389,18 @@ class Api:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
 
     def cut(self):
-        """From another thread: the request that is under way ends now, with an error."""
+        """From another thread: the request that is under way ends now, with an error. One that still connects
+        ends by its own timeout: nothing else could be sent there either.
+        """
         self._cut = True
-        handle = self._handle
-        if handle is not None:
+        connection = self._connection
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
+            # Not of the TLS one: that forgets its state, which the other thread still uses.
             with contextlib.suppress(OSError):  # it has ended by itself
-                handle.shutdown(socket.SHUT_RDWR)
-
-    def _dial(self, address, timeout, source_address=None):
-        """As socket.create_connection, but cut() reaches the socket from its first moment on."""
-        failure = OSError("it has no address")
-        for family, kind, protocol, _, where in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
-            dialled = socket.socket(family, kind, protocol)
-            handle, self._handle = self._handle, dialled.dup()
-            if handle is not None:
-                handle.close()
-            try:
-                if self._cut:
-                    raise ConnectionAbortedError("cut")
-                dialled.settimeout(timeout)
-                dialled.connect(where)
-                return dialled
-            except OSError as error:
-                dialled.close()
-                failure = error
-        raise failure
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def _exchange(self, method, path, body, timeout):
         if self._connection is None:
@@ -429,11 +410,13 @@ class Api:
                 )
             else:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-            connection._create_connection = self._dial
             self._connection = connection
         self._connection.timeout = timeout
-        if self._connection.sock is not None:
-            self._connection.sock.settimeout(timeout)
+        if self._connection.sock is None:
+            self._connection.connect()
+            if self._cut:  # meanwhile
+                raise ConnectionAbortedError("cut")
+        self._connection.sock.settimeout(timeout)
         headers = {
             "Authorization": "Bearer " + self._token,
             "Accept": "application/json",
@@ -743,7 +726,7 @@ class Sender:
             if status is None or status >= 500:  # a quota's 429 is about this request alone
                 self._not_before = not_before
             self._failures += 1
-            if not self._warned:
+            if not self._warned and self._deadline is None:  # after its end there is another word for it
                 self._warned = True
                 self.notices.append(
                     f"Carillon at {self._api.url} is away: {why}. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import threading
 import time
 
@@ -238,19 +237,3 @@ def test_the_end_of_a_run_in_time_keeps_nothing_back(begin):
         assert api.jobs[41]["statuses"] == ["pending", "running", "successful"]
         assert api.jobs[41]["eof"] == len(api.events) == 500
     assert [words for words in sender.notices if "not sent" in words] == []
-
-
-def test_a_connection_is_cut_while_it_is_made(plugin):
-    """To an address that takes no more: what is sent there is dropped."""
-    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for one in (first, second):
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
-        api = plugin.Api(f"http://127.0.0.1:{full.getsockname()[1]}", TOKEN)
-        threading.Timer(0.3, api.cut).start()
-        begun = time.monotonic()
-        with pytest.raises(ConnectionError):
-            api.request("GET", "/", timeout=20)
-        assert time.monotonic() - begun < 5
