@@ -523,7 +523,10 @@ def test_five_thousand_lines_without_lag(fake, open_page):
         """window.long = []; window.shift = 0;
         new PerformanceObserver((list) => list.getEntries().forEach((one) => window.long.push(one.duration)))
           .observe({ type: "longtask", buffered: true });
-        new PerformanceObserver((list) => list.getEntries().forEach((one) => (window.shift += one.value)))
+        // Lines that were nowhere before, and are there once the page has followed to them, have not moved.
+        const moved = (one) => one.sources.some(({previousRect}) => previousRect.height > 0);
+        const add = (one) => (window.shift += one.value);
+        new PerformanceObserver((list) => list.getEntries().filter(moved).forEach(add))
           .observe({ type: "layout-shift", buffered: true });"""
     )
     page.goto(f"{fake.url}/#/jobs/1")
