@@ -183,7 +183,7 @@ outdated: $(TEST_PYTHON) ## what is older in the locks than at the package index
 #: SEEDS                       make simulate: these seeds (0-1999); make chaos: so many composed schedules
 #: SECONDS                     make simulate: no longer than this (120)
 #: CARILLON_LONG               make test: 1 on a quiet machine: what takes minutes too, and attacks held to twice the calm
-#: PART                        make test: one part of it (prepare, code, alone): .ci/run has another suite beside `code`
+#: PART                        make test: prepare (installs and builds), code (may run beside others) or alone; all without it
 #: SUITES                      make test-production[-full]: these suites alone (ansible-lint, host, container, hosts, ...)
 #: SEED_FROM                   make chaos SEEDS=20: the first of them (0)
 #: CORES                       make mutation: these alone (outbox, lanes, mailboxes, bindings, acks; relay, tail, log, window, cursor, …)

@@ -55,15 +55,13 @@ def _documentation() -> Suite:
 
 def suites(kinds: tuple[str, ...]) -> list[Suite]:
     """A pytest run for each folder of tests/ that exists, without what is a suite of its own."""
-    inner = [kind for kind in (*CODE, *ALONE) if "/" in kind]
-    return [
-        Suite(
-            kind,
-            ("pytest", "-q", f"tests/{kind}", *(f"--ignore=tests/{name}" for name in inner if name != kind)),
-        )
-        for kind in kinds
-        if (ROOT / "tests" / kind).is_dir()
-    ]
+    found = []
+    for kind in kinds:
+        inner = [name for name in (*CODE, *ALONE) if name.startswith(f"{kind}/")]
+        command = ("pytest", "-q", f"tests/{kind}", *(f"--ignore=tests/{name}" for name in inner))
+        if (ROOT / "tests" / kind).is_dir():
+            found.append(Suite(kind, command))
+    return found
 
 
 def unit() -> int:

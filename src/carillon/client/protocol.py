@@ -231,10 +231,11 @@ class Memory:
         self._heard = {group: number for group, number in self._heard.items() if group in names}
         if since is None:
             return
-        own, (epoch, _, number) = (self.since or "").partition(":"), since.partition(":")
-        if self.since is None or (own[0] == epoch and _number(own[2]) >= _number(number)):
+        own_epoch, _, own = (self.since or "").partition(":")
+        epoch, _, number = since.partition(":")
+        if self.since is None or (own_epoch == epoch and _number(own) >= _number(number)):
             self.since = since
-        elif own[0] == epoch:
+        elif own_epoch == epoch:
             # The groups of before are to be asked for from where they are, which is earlier. Of the new ones
             # what comes from there on is older than what their reader has.
             if epoch != self._epoch:

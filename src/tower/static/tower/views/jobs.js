@@ -107,11 +107,11 @@ export class Jobs extends View {
     const { query } = this;
     const other = query !== this.shown;
     more &&= !other; // the next page of what is shown is not the next of what is asked for
-    const path = more ? this.address(this.rest()) : this.address();
+    const path = more ? this.address(this.nextPage()) : this.address();
     if (other) this.loader.knowledge.forget();
     this.list.setAttribute("aria-busy", String(other));
-    const none = (error) => (more && error.status === 404 ? { results: [], next: null } : Promise.reject(error));
-    const page = await this.loader.attempt(() => request(path, { signal }).catch(none));
+    const pastTheEnd = (error) => (more && error.status === 404 ? { results: [], next: null } : Promise.reject(error));
+    const page = await this.loader.attempt(() => request(path, { signal }).catch(pastTheEnd));
     if (signal.aborted) return;
     this.pending = null;
     this.gather();
@@ -135,7 +135,7 @@ export class Jobs extends View {
   }
 
   /** The page in which the first job is that is not held. Pages are counted by what the server has now: rows that have left are none. */
-  rest() {
+  nextPage() {
     const held = [...this.jobs.values()].filter((job) => this.belongs(job)).length + this.fresh.size;
     return { page_size: PAGE_SIZE, page: Math.floor(held / PAGE_SIZE) + 1 };
   }
