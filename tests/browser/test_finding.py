@@ -292,6 +292,18 @@ def test_the_one_thing_that_is_folded_unfolds(fake, watched, page):
     shows(page, everything)
 
 
+def test_what_the_link_missed_while_a_search_is_asked_for_is_read(fake, page):
+    fake.do("hold", path="/api/v2/jobs/1/hits/", seconds=4)
+    page.evaluate("location.hash = '#/'")
+    page.evaluate("location.hash = '#/jobs/1?find=%5Bweb2%5D'")
+    expect(page.locator(".ln").last).to_have_text("PLAY RECAP ***")
+    missed = event(len(story()) + 1, "missed")
+    fake.do("events", job=1, events=[missed], live=False)
+    fake.do("close", code=4408)
+    expect(page.locator(".ln").last).to_have_text("missed")
+    expect(page.locator(".found")).to_have_text("1 of 4+")
+
+
 def test_a_jump_that_fails_is_said_and_breaks_nothing(fake, watched, page):
     watched.expect("502")
     page.get_by_role("button", name="Task, task 2 of web").click()
