@@ -134,6 +134,69 @@ def test_a_word_is_found_in_lines_that_are_not_loaded_and_the_address_keeps_it(l
     expect(page).to_have_url(re.compile("#/jobs/1$"))
 
 
+def in_one_turn(page, script):
+    """No pause of the machine comes between a word that is typed and what is done then."""
+    return page.evaluate(
+        """() => {
+            const label = (text) => document.querySelector(`[aria-label="${text}"]`);
+            const box = label("Search the output");
+            const type = (text) => {
+                box.value = text;
+                box.dispatchEvent(new Event("input", { bubbles: true }));
+            };
+            const next = () => label("Next hit").click();
+            const found = () => document.querySelector(".found").textContent;
+        """
+        + f"{script} }}"
+    )
+
+
+def test_what_was_found_of_a_word_is_not_said_of_the_next_one(fake, page):
+    search(page, "nowhere")
+    expect(page.locator(".found")).to_have_text("Not found")
+    assert in_one_turn(page, "type('db1'); return found()") == ""
+    expect(page.locator(".found")).to_have_text("1 of 4+")
+    fake.do("hold", path="/api/v2/jobs/1/hits/", seconds=1)
+    with page.expect_response("**/hits/?search=no*"):
+        with page.expect_request("**/hits/?search=no*"):
+            in_one_turn(page, "type('no')")
+        # The word grows all the time: it is not searched for before its beginning is answered.
+        in_one_turn(page, "let times = 0; setInterval(() => times++ < 20 && type('nowhere'), 100)")
+    page.wait_for_timeout(300)
+    expect(page.locator(".found")).to_have_text("", timeout=1)
+    expect(page.locator(".found")).to_have_text("Not found")
+
+
+def test_a_word_is_not_searched_for_by_the_first_reading_while_it_is_typed(long_job, open_page):  # noqa: F811
+    page = open_page().page
+    long_job.do("hold", path="/api/v2/jobs/1/summary/", seconds=2)
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    asked = []
+    page.on("request", lambda request: "/hits/" in request.url and asked.append(request.url))
+    with page.expect_response("**/summary/**"):
+        search(page, "LINE")
+        in_one_turn(page, "let times = 0; setInterval(() => times++ < 40 && type('LINE 123'), 100)")
+        asked.clear()  # a pause of the machine between two letters
+    page.wait_for_timeout(700)
+    assert asked == []
+    expect(page.locator(".found")).to_have_text("1 of 111+")
+    assert len(asked) == 1
+
+
+def test_next_searches_for_a_word_that_was_just_typed(page):
+    search(page, "[web2]")
+    expect(page.locator(".found")).to_have_text("1 of 4+")
+    page.keyboard.press("Enter")
+    expect(page.locator(".found")).to_have_text("2 of 4+")
+    in_one_turn(page, "type('[web'); next()")
+    expect(page.locator(".found")).to_have_text("1 of 9+")
+    # A word that was changed and changed back is the same search: it does not begin anew a moment later.
+    in_one_turn(page, "type('[we'); type('[web'); next()")
+    page.wait_for_timeout(1000)
+    expect(page.locator(".found")).to_have_text("2 of 9+")
+
+
 def test_what_is_not_there_is_not_found_and_what_comes_is_found_too(fake, page):
     search(page, "later")
     expect(page.locator(".found")).to_have_text("Not found")

@@ -55,8 +55,8 @@ export class JobPage {
       wrap: () => this.toggleWrap(),
       saver: () => this.save(),
       follow: () => this.toggleFollow(),
-      previous: () => this.seek(-1),
-      next: () => this.seek(1),
+      previous: () => this.goOn(-1),
+      next: () => this.goOn(1),
       inspector: () => this.inspect(),
       resume: () => this.output.follow(true),
     });
@@ -257,7 +257,7 @@ export class JobPage {
     }
     // Only now: a search may take long, and what is missed meanwhile is to be read.
     if (this.written.knowledge.state !== "loaded") return lines;
-    if (this.box.value && !this.hits) await this.seek(1, this.opening === null);
+    if (this.box.value && !this.hits && !this.typing) await this.seek(1, this.opening === null);
     if (this.opening) await this.go(this.opening);
     return lines;
   }
@@ -464,20 +464,27 @@ export class JobPage {
     if (this.box.value) this.seek(1, false);
   }
 
-  /** Enter goes on to the next hit, or begins at once. */
   entered({ key, shiftKey }) {
-    if (key !== "Enter") return;
-    if (this.hits?.search === this.box.value) this.seek(shiftKey ? -1 : 1);
+    if (key === "Enter") this.goOn(shiftKey ? -1 : 1);
+  }
+
+  /** To another hit; a word that was just typed is searched for first. @param {1|-1} step */
+  goOn(step) {
+    this.typing = clearTimeout(this.typing);
+    if (this.hits?.search === this.box.value) this.seek(step);
     else this.search();
   }
 
+  /** What was said, or is still asked, is of another word. */
   typed() {
+    this.seeking += 1;
+    say(this.found, "");
     clearTimeout(this.typing);
     this.typing = setTimeout(() => this.search(), TYPED);
   }
 
   search() {
-    clearTimeout(this.typing);
+    this.typing = clearTimeout(this.typing);
     this.hits = null;
     say(this.found, "");
     this.output.find(this.box.value);
