@@ -241,6 +241,7 @@ class Outbox:
         self._slim = 0  # so many entries on the left have nothing more to lose
         self._lost_events = 0  # since the last notice
         self._lost_bytes = 0
+        self._closed = False
 
     def __len__(self):
         return len(self._entries)
@@ -249,6 +250,9 @@ class Outbox:
         """
         Adds an event. Its `stdout` loses its last line end: an event is `end_line - start_line` whole lines.
         """
+        if self._closed:
+            self.counter += 1
+            return
         stdout = event.get("stdout", "")
         lines = stdout.count("\n")
         if stdout.endswith("\n"):
@@ -282,6 +286,13 @@ class Outbox:
             self._slim = max(0, self._slim - 1)
             taken.append(self._number(text, lines))
         return taken
+
+    def close(self):
+        """Lets go of all events. From now on they are only counted."""
+        self._closed = True
+        self.counter += len(self._entries)
+        self._entries.clear()
+        self.bytes = 0
 
     def _append(self, text, lines):
         self._entries.append((text, lines))
@@ -500,6 +511,7 @@ class Sender:
         self._delivered = False
         self._failures = 0  # attempts in a row without success
         self._warned = False
+        self._reported = None  # why events are not sent
         self._thread = threading.Thread(target=self._run, name="carillon-sender", daemon=True)
 
     def start(self):
@@ -550,6 +562,10 @@ class Sender:
                 self._post_end(self._outbox.counter)
             except OutOfTime as why:
                 self._close(str(why))
+            except Unwanted as answer:
+                if answer.args[0] in (404, 409):  # the job is gone, or somebody else has ended it
+                    raise
+                self._refused("it answered {} {}".format(*answer.args))
             else:
                 self._set_status(self._final, last=True)
                 self._delivered = True
@@ -567,8 +583,8 @@ class Sender:
 
     def _close(self, why):
         """
-        The time for events is over: the job's end, without the rest of them. Their number goes along, so that
-        readers learn how many are missing.
+        No more events: the job's end, without the rest of them. Their number goes along, so that readers
+        learn how many are missing.
         """
         with self._changed:
             number = self._outbox.counter + len(self._outbox)
@@ -584,21 +600,33 @@ class Sender:
         except (GaveUp, Unwanted):
             pass  # the first reason is the one to tell
         else:
-            if not len(self._outbox) + self._unanswered:
+            if not len(self._outbox) + self._unanswered and not self._reported:
                 self._delivered = True
                 return
         self._give_up(why)
+
+    def _refused(self, why):
+        """The API wants no more events of this job. It still hears how the run ends."""
+        with self._changed:
+            if self._final is None:
+                self._report(why)
+                self._outbox.close()
+                self._changed.wait_for(lambda: self._final is not None)
+        self._close(why)
 
     def _give_up(self, why):
         with self._changed:
             if not self._done:
                 self._report(why)
-            self._outbox = Outbox(0)  # frees the memory; from now on put() keeps nothing
+            self._outbox.close()
 
     def _report(self, why):
+        if why == self._reported:
+            return
+        self._reported = why
         left = len(self._outbox) + self._unanswered
         if self._final is None:
-            what = "From here on nothing of this run is sent"
+            what = "From here on no events of this run are sent"
         elif left:
             what = f"{left} events at the end of this run were not sent"
         else:

@@ -199,6 +199,65 @@ def test_a_quota_of_events_does_not_keep_the_status_back(begin):
     assert ": it answers 429 as the test wants it. Its status was sent." in sender.notices[-1]
 
 
+@pytest.mark.parametrize("part", ["/events/", "PATCH"])
+def test_an_api_that_wants_no_events_in_mid_run_hears_how_it_has_ended(begin, part):
+    """Whatever is wrong with them: an old API, a proxy that checks bodies. The job must not run for ever."""
+    with Picky(part) as api:
+        api.refusal = 405
+        sender = begin(api)
+        fill(sender, 3)
+        api.wait_for(lambda a: len(a.bodies) >= (3 if part == "/events/" else 2))
+        until = time.monotonic() + 5
+        while len(sender.notices) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with api.changed:
+            asked, api.refusal = api.requests, None
+        fill(sender, 4)
+        time.sleep(0.2)
+        assert api.requests == asked  # it wants none
+        late(sender, 5, "failed")
+        assert api.jobs[41]["statuses"][-1] == "failed"
+        assert api.jobs[41]["eof"] == 7  # readers learn how many are missing
+    assert re.fullmatch(
+        r"From here on no events of this run are sent to Carillon at \S+: it answered 405 .*\.",
+        sender.notices[1],
+    )
+    assert len(sender.notices) == 2
+
+
+def test_events_that_are_refused_at_the_end_do_not_keep_the_status_back(begin):
+    with Picky("/events/") as api:
+        sender = begin(api)
+        api.running()
+        with api.changed:  # until it is over
+            api.refusal = 405
+            fill(sender, 3)
+            threading.Timer(0.5, api.let_go).start()
+            api.hangs = True
+        late(sender, 5)
+        assert api.jobs[41]["statuses"][-1] == "successful"
+    assert re.fullmatch(
+        r"3 events at the end of this run were not sent .*: it answered 405 .*\. Its status was sent\.",
+        sender.notices[-1],
+    )
+
+
+@pytest.mark.parametrize("status", [404, 409])
+def test_a_job_that_is_gone_is_not_asked_for_at_the_end(begin, status):
+    with Picky("/41/") as api:
+        sender = begin(api)
+        api.running()
+        api.refusal = status
+        fill(sender, 3)
+        sender._thread.join(5)
+        assert sender.is_over
+        asked = api.requests
+        assert not sender.finish("successful", 5)
+        assert api.requests == asked
+    assert len(sender.notices) == 2
+
+
 def test_an_api_that_is_away_gets_the_status_when_it_said_that_it_is_back(begin):
     with StubApi() as api:
         sender = begin(api)
