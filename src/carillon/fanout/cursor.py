@@ -214,14 +214,14 @@ class Cursor:
         self.waits = []
         return lost
 
-    def tick(self, now: float, end: Position, patience: float) -> str | None:
+    def tick(self, now: float, end: Position, patience: float, room: bool = True) -> str | None:
         """`slow`: it has been too far behind for too long. Another word: the reason for which what it waits
-        for must be given up, that nobody waits for ever."""
+        for must be given up, that nobody waits for ever. Where its reader has no room, it waits for that."""
         if self.held or self.live:
             counted = None
         elif self.most is not None and self.lag > self.most:
             counted, limit = ("slow", 0), SLOW
-        elif self.waits:
+        elif self.waits and room:
             oldest = min(stretch.since.number for stretch in self.waits)
             ahead = oldest > end.number
             counted, limit = ("ahead" if ahead else "timeout", oldest), AHEAD if ahead else patience

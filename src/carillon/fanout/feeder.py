@@ -136,7 +136,7 @@ class Feeder:
         self._ticking = None
         now, end = time.monotonic(), self.hub.position
         for listener in list(self._behind):
-            word = listener.tick(now, end, self.patience)
+            word = listener.tick(now, end, self.patience, listener.ended or listener.room())
             if word == "slow":
                 listener.too_slow(listener.reached(end))
             elif word is not None:

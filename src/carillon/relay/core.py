@@ -1,6 +1,7 @@
 """What the relay decides, without broker, database, clock or loop: which queue messages are in hand, which
 numbers their events get, what the log has confirmed, and what may be taken off the queue."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -111,20 +112,15 @@ class RelayCore:
         if first != first_after(self._until):
             # Another relay has had numbers since, and may have taken off the queue what it sent under them.
             self._sent.clear()
-        again = (self._number_of(event.id) for event in given)
-        if number := next((number for number in again if number), 0):
+        sent: dict[bytes, int] = {}
+        for held in self._sent:
+            sent.update(zip(held.ids, itertools.count(held.number - len(held.ids) + 1), strict=False))
+        if number := next((sent[event.id] for event in given if event.id in sent), 0):
             noted = max(self.last, number - 1)
         self._first, self._number, self.reserved = first, first - 1, reserved
         self._flight.append(self._number)
         self._held.append(Held(self._number, 0, []))
         return pack([], first, noted)
-
-    def _number_of(self, id: bytes) -> int:
-        """The number under which it sent an event; 0: it did not, or long ago."""
-        for held in reversed(self._sent):
-            if id in held.ids:
-                return held.number - len(held.ids) + 1 + held.ids.index(id)
-        return 0
 
     def extended(self, reserved: int) -> None:
         """It has the numbers up to `reserved`."""

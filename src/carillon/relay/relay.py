@@ -109,7 +109,8 @@ class Relay:
     def _lost(self, link: Link, reason: str) -> None:
         self._fruitless += 1
         names.RELAY_LINKS_LOST.inc()
-        names.RELAY_ACTIVE.set(0)
+        for gauge in (names.RELAY_ACTIVE, names.DEAD_LETTERS, names.QUEUE_MESSAGES):
+            gauge.set(0)  # the relay that is active now counts
         for writer in self._writers:
             writer.lost(reason)
         self._link = None

@@ -339,6 +339,15 @@ def test_nobody_waits_for_ever(since, reason, after):
     assert cursor.live
 
 
+def test_who_has_not_read_what_it_has_waits_for_itself():
+    """The page has come long ago: it is not read before there is room."""
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(100), at(10))
+    cursor.feed(lambda *_: None, at(100))
+    assert [cursor.tick(now, at(100), 30.0, False) for now in (0.0, 99.0)] == [None, None]
+    assert [cursor.tick(now, at(100), 30.0) for now in (100.0, 129.9, 130.0)] == [None, None, "timeout"]
+
+
 def test_who_gets_on_does_not_wait():
     """Each look finds it waiting for the log, further on every time."""
     cursor = Cursor()

@@ -1,6 +1,7 @@
 """The local fan-out against a model: who hears what, in which order, how often written."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,23 @@ def test_what_goes_by_a_listener_that_has_ended_is_not_counted_as_delivered():
     ended.end()
     hub.deliver([Event(b"a-1", b"{}", number=1)])
     assert (ended.heard, hub.delivered) == ([], 0)
+
+
+async def test_patience_is_for_the_log_and_not_for_a_reader_that_has_no_room(monkeypatch):
+    hub, slow = Hub(Window(10**6)), Ear()
+    hub.begin("ep", 4)
+    hub.feeder.log, hub.feeder.patience = SimpleNamespace(want=lambda listener: None), 0.0
+    hub.subscribe(slow, frozenset([b"a-1"]), Position("ep", 1))
+    await fed(hub)
+    monkeypatch.setattr(Ear, "room", lambda self: False)
+    for _ in range(2):
+        hub.feeder._tick()
+    assert (bool(slow.waits), slow.told) == (True, [])
+    monkeypatch.setattr(Ear, "room", lambda self: True)
+    for _ in range(2):
+        hub.feeder._tick()
+    assert slow.told == ["timeout"]
+    hub.feeder._ticking.cancel()
 
 
 def event(number, group=b"a-1", audience=None, id=None):

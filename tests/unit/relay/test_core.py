@@ -10,6 +10,7 @@ from asgi_amqp.options import Options, Target
 from asgi_amqp.position import Position
 from carillon.events import broker, heads
 from carillon.events.event import Event, first_after, pack, unpack
+from carillon.metrics import names
 from carillon.relay import core as module
 from carillon.relay.core import RelayCore
 from carillon.relay.relay import Relay, pause_before
@@ -215,8 +216,8 @@ def test_a_lost_link_forgets_what_the_queue_gives_out_again():
 
 def test_the_mark_follows_what_does_not_come_again_as_far_as_it_knows():
     core = active()
-    for tag, names in enumerate(("ab", "cd"), 1):
-        core.arrived(tag, [event(name) for name in names])
+    for tag, letters in enumerate(("ab", "cd"), 1):
+        core.arrived(tag, [event(letter) for letter in letters])
         sent(core)
         core.confirmed()
         core.noted(2 * tag)
@@ -270,6 +271,38 @@ def test_a_part_that_was_sent_is_forgotten_too(monkeypatch):
     assert core.arrived(1, [event("a"), event("b")]) == 0
 
 
+class Id(bytes):
+    """How often one is compared with another."""
+
+    compared = 0
+
+    __hash__ = bytes.__hash__
+
+    def __eq__(self, other):
+        Id.compared += 1
+        return bytes.__eq__(self, other)
+
+
+def test_a_takeover_does_not_compare_all_that_waits_with_all_that_was_sent(monkeypatch):
+    """Of 1 024 queue messages with 200 events each, that held the loop for minutes, and the link was lost."""
+
+    def events(first):
+        return [Event(b"a-1", b"{}", None, Id(number.to_bytes(16))) for number in range(first, first + 200)]
+
+    core = active(reserved=10**6)
+    for tag in range(1, 11):
+        core.arrived(tag, events(200 * tag))
+        sent(core)
+        core.confirmed()
+        core.noted(core.to_note().number)
+        core.done()
+    core.lost()
+    core.read(unpack(core.fenced_by("ep", TOKEN)))
+    monkeypatch.setattr(Id, "compared", 0)
+    core.took_over(core.last, first_after(10**6), 2 * 10**6, events(10**6))
+    assert Id.compared < 100
+
+
 def test_takeovers_that_lead_to_nothing_come_ever_later():
     assert [pause_before(fruitless) for fruitless in range(4)] == [0, 0, 0.2, 0.4]
     assert pause_before(1000) == 5
@@ -279,9 +312,13 @@ async def test_a_lost_link_counts_until_events_get_through(monkeypatch):
     monkeypatch.setattr(broker, "queue", lambda: None)
     monkeypatch.setattr(broker, "options", lambda name: Options((Target.parse("amqp://nowhere/"),), name))
     relay = Relay()
+    for gauge in (names.DEAD_LETTERS, names.QUEUE_MESSAGES):
+        gauge.set(7)
     for _ in range(3):
         relay._lost(None, "test")
     assert pause_before(relay._fruitless) == 0.4
+    # Who takes over counts: what this one has counted would stand for ever.
+    assert [gauge._value.get() for gauge in (names.DEAD_LETTERS, names.QUEUE_MESSAGES)] == [0, 0]
 
 
 async def test_no_epoch_begins_while_the_broker_of_the_log_is_down(monkeypatch):
