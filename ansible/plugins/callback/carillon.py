@@ -149,11 +149,12 @@ def split_output(text, limit=STDOUT_PIECE):
     piece.
     """
     pieces = []
-    while len(text) > limit:
-        cut = text.rfind("\n", 0, limit) + 1 or limit
-        pieces.append(text[:cut])
-        text = text[cut:]
-    pieces.append(text)
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind("\n", start, start + limit) + 1 or start + limit
+        pieces.append(text[start:end])
+        start = end
+    pieces.append(text[start:])
     return pieces
 
 
@@ -474,6 +475,9 @@ class OutOfTime(GaveUp):
     """There was no time left for this; there may be some for what comes last."""
 
 
+REFUSED = (400, 413, 422)  # something in the events is wrong or too large
+
+
 class Unwanted(Exception):
     """The API understood a request and does not want it: (status, words)."""
 
@@ -673,13 +677,13 @@ class Sender:
 
     def _send(self, batch):
         """
-        Sends a batch; one that the API will not have goes event by event, the one it means without its
-        content.
+        Sends a batch; one that the API will not have goes event by event, the one it means without its data,
+        and if that does not help, without its output.
         """
         try:
             self._post_events(batch)
         except Unwanted as answer:
-            if answer.args[0] not in (400, 413, 422):
+            if answer.args[0] not in REFUSED:
                 raise
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -687,12 +691,16 @@ class Sender:
                 self._send(batch[middle:])
                 return
             event = json.loads(batch[0])
-            kept = ("counter", "start_line", "end_line", "event", "uuid", "created")
-            event = {key: event[key] for key in kept if key in event}
             event["event_data"] = {
                 "refused": "the API did not accept this event's content: {} {}".format(*answer.args)
             }
-            self._post_events([dump(event)])
+            try:
+                self._post_events([dump(event)])  # its output is often not to blame
+            except Unwanted as again:
+                if again.args[0] not in REFUSED:
+                    raise
+                kept = ("counter", "start_line", "end_line", "event", "uuid", "created", "event_data")
+                self._post_events([dump({key: event[key] for key in kept if key in event})])
         with self._changed:
             self._unanswered = 0
 

@@ -243,6 +243,33 @@ def test_events_that_are_refused_at_the_end_do_not_keep_the_status_back(begin):
     )
 
 
+class Strict(StubApi):
+    """Takes no events with too much data, nor with odd output."""
+
+    def _respond(self, method, path, token, body):
+        for event in body if path.endswith("/events/") else ():
+            if "too much" in event.get("event_data", ()) or "odd" in event.get("stdout", ""):
+                return 400, {"detail": "as the test wants it"}
+        return super()._respond(method, path, token, body)
+
+
+def test_an_event_that_is_refused_for_its_data_keeps_its_output(begin):
+    """Such as the recap of two thousand hosts."""
+    with Strict() as api:
+        sender = begin(api)
+        data = {"too much": 1}
+        sender.put({"event": "fine", "stdout": "a\n", "failed": True, "event_data": {"b": 1}})
+        sender.put({"event": "large", "stdout": "c\n", "failed": True, "event_data": data})
+        sender.put({"event": "odd", "stdout": "odd\n", "failed": True, "event_data": {"d": 1}})
+        assert sender.finish("failed", 10)
+    why = {"refused": "the API did not accept this event's content: 400 as the test wants it"}
+    assert [(event.get("stdout"), event.get("failed"), event["event_data"]) for event in api.events] == [
+        ("a", True, {"b": 1}),
+        ("c", True, why),
+        (None, None, why),
+    ]
+
+
 @pytest.mark.parametrize("status", [404, 409])
 def test_a_job_that_is_gone_is_not_asked_for_at_the_end(begin, status):
     with Picky("/41/") as api:
