@@ -77,6 +77,7 @@ class Link {
   }
 
   noted(note) {
+    if (this.app.link.link.state !== "connected") return; // it was lost again while views were loading
     this.note = note;
     this.noteUntil = Date.now() + RESUMED;
     this.tell(`${this.note}.`);
@@ -97,7 +98,9 @@ class Link {
     this.button.dataset.state = this.note ? "resumed" : link.state;
     say(this.words, this.note || describe(link));
     this.button.title = link.reason;
-    this.retry.hidden = !["reconnecting", "refused"].includes(link.state) || this.app.user === null;
+    const hidden = !["reconnecting", "refused"].includes(link.state) || this.app.user === null;
+    if (hidden && this.retry === document.activeElement) this.button.focus();
+    this.retry.hidden = hidden;
   }
 }
 

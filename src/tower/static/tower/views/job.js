@@ -42,8 +42,10 @@ export class JobPage {
     this.seeking = 0; // of the searching: the last one counts
     this.turn = 0; // of the asking for other parts of the output: the last one counts
     this.begun = null; // the first reading, from when the job is known
+    this.returning = false; // the end of the output was asked for, to follow it
     this.reading = null; // the fetch under way
     this.hurry = null; // what stops it, to begin anew
+    this.heard = 0; // states that were told: an answer to an earlier question does not know them
     this.again = false;
     this.looks = this.timer = 0;
     this.stop = new AbortController();
@@ -70,7 +72,7 @@ export class JobPage {
     this.output = new Output({
       label: `Output of job ${id}`,
       onfollow: (follows) => this.followed(follows),
-      onnear: (where) => this.reach(where),
+      onnear: (where) => (where === "end" ? this.goBack() : this.reach(where)),
       online: (number) => this.point(number),
       onmark: (line) => (this.inspector.hidden = !line),
       onunfold: (counter, uuid) => this.unfold(counter, uuid),
@@ -110,7 +112,8 @@ export class JobPage {
 
   async begin() {
     this.family = this.job.event_family;
-    this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)));
+    const lost = `${this.family}-${this.id}`; // with the rights to it, or with the job
+    this.offs.push(this.app.link.on(this.family, (event) => this.arrived(event)), this.app.link.on("subscribed", ({ left }) => left.includes(lost) && this.refresh()));
     // Subscribed before the first look: what happens in between arrives twice at most, and never not at all.
     await this.app.want("job", { [this.family]: [this.id] });
     if (this.stop.signal.aborted) return; // the page was left meanwhile
@@ -146,6 +149,7 @@ export class JobPage {
   }
 
   async refresh() {
+    const { heard } = this;
     const job = await this.asked.attempt(async () => {
       try {
         return await request(`/api/v2/jobs/${this.id}/`, { signal: this.stop.signal });
@@ -155,7 +159,7 @@ export class JobPage {
       }
     });
     if (!job) return;
-    this.about(job);
+    this.about(heard === this.heard || !this.job ? job : { ...job, status: this.job.status, finished: this.job.finished });
     await (this.begun ??= this.begin()); // once, whoever has asked
   }
 
@@ -188,6 +192,7 @@ export class JobPage {
 
   hear(event) {
     if (event.status) {
+      this.heard += 1;
       if (this.job) this.about({ ...this.job, status: event.status, finished: event.finished ?? this.job.finished });
       this.refresh();
     } else if (event.final_counter > this.log.last) {
@@ -406,10 +411,16 @@ export class JobPage {
       if (!whole && !(await this.open({ end_line__gte: line }, true))) return;
       if (line <= this.output.total && !this.output.holds(line) && !(await this.open({ end_line__gte: line }))) return;
     } catch (error) {
+      this.refill();
       return this.app.failed(error);
     }
     if (this.output.holds(line)) this.output.show({ line });
     else this.app.announce(`Line ${line.toLocaleString("en")} was not found in this output.`, true);
+  }
+
+  /** A filter was taken away, and what was to be shown instead did not come. */
+  refill() {
+    if (this.output.last === 0) this.reach("end");
   }
 
   /** A line was pointed at: the address names it from now on. */
@@ -451,6 +462,8 @@ export class JobPage {
     this.result.value = result;
     this.output.only({ host, result: this.result.value });
     this.turn += 1;
+    this.seeking += 1;
+    say(this.found, "");
     this.hits = null;
     this.app.keep();
   }
@@ -557,12 +570,20 @@ export class JobPage {
 
   followed(follows) {
     this.follow.setAttribute("aria-pressed", String(follows));
+    if (follows && this.resume === document.activeElement) this.follow.focus({ preventScroll: true });
     this.resume.hidden = follows;
+    if (follows || this.returning) this.turn += 1;
     if (!follows) return;
-    this.turn += 1;
     this.failure = null;
-    this.wanted = null;
+    this.wanted = this.opening = null;
     this.app.keep();
+  }
+
+  /** To the end, which is not here; unless the reader wants something else before it comes. */
+  async goBack() {
+    this.returning = true;
+    await this.reach("end");
+    this.returning = false;
   }
 
   toggleFollow() {
@@ -590,6 +611,7 @@ export class JobPage {
       if (!["", "failed"].includes(this.result.value)) this.filter({ host: this.host.value });
       await this.show((this.failure = found.counter));
     } catch (error) {
+      this.refill();
       this.app.failed(error);
     }
   }

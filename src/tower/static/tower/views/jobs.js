@@ -214,7 +214,7 @@ export class Jobs extends View {
     const { size } = this.fresh;
     this.waiting.hidden = size === 0;
     say(this.waiting, size >= this.size ? `${size} or more new jobs` : plural(size, "new job"));
-    const none = this.jobs.size + size === 0 && this.loader.knowledge.known;
+    const none = this.jobs.size + size === 0 && !this.next && this.loader.knowledge.known;
     this.status.hidden = !none;
     say(this.status, !none ? "" : this.query ? "No job matches." : "No jobs yet. Start one: make demo");
   }
@@ -245,6 +245,7 @@ export class Jobs extends View {
 
   update(job) {
     const before = this.jobs.get(job.id);
+    if (!before && this.next && job.id < Math.min(...this.jobs.keys())) return; // it comes by "Show more"
     // Behind new jobs that wait, others wait too.
     if (!before && this.fresh.size > 0) {
       if (this.belongs(job)) this.fresh.set(job.id, job);
@@ -268,6 +269,7 @@ export class Jobs extends View {
     if (!job || this.belongs(job)) return;
     this.jobs.delete(id);
     this.draw();
+    if (this.jobs.size === 0 && this.next) this.load();
   }
 
   /** Rows are kept and moved, never made anew: focus and scroll position stay. */
