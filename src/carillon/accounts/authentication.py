@@ -24,6 +24,10 @@ class IssuerAway(APIException):
         super().__init__(f"The token cannot be checked now, for its issuer's keys are not here: {why}.")
 
 
+class UnknownToken(AuthenticationFailed):
+    default_detail = "The token is unknown, expired or revoked: make a new one."
+
+
 class BearerAuthentication(authentication.BaseAuthentication):
     """`Authorization: Bearer <token>`; `request.auth` is the `ApiToken`, or the `AccessToken` of an issuer
     outside."""
@@ -37,7 +41,7 @@ class BearerAuthentication(authentication.BaseAuthentication):
             return self._by_access_token(token)
         found = ApiToken.find(token)
         if found is None:
-            raise AuthenticationFailed("The token is unknown, expired or revoked: make a new one.")
+            raise UnknownToken
         return found.user, found
 
     def _by_access_token(self, token: str) -> tuple[Any, jwts.AccessToken]:

@@ -33,7 +33,7 @@ from rest_framework.views import APIView
 
 from carillon.accounts import audit, logins, sessions
 from carillon.accounts.jwts import AccessToken
-from carillon.accounts.models import ApiToken, AuditEntry, UserSession
+from carillon.accounts.models import ApiToken, AuditEntry, UserSession, lock_user
 from carillon.accounts.permissions import IsAdmin, TokenScope
 from carillon.api import oidc
 from carillon.api.addresses import api, safe_target
@@ -227,6 +227,11 @@ class TokenViewSet(
         ):
             raise PermissionDenied("This login is too old to make a token: log in again.")
         super().perform_create(serializer)
+
+    def perform_destroy(self, instance: ApiToken) -> None:
+        with transaction.atomic():
+            lock_user(instance.user_id)  # whoever has the token would make another by it meanwhile
+            instance.delete()
 
     def get_queryset(self) -> Any:
         return ApiToken.objects.filter(user=self.request.user).order_by("-id")

@@ -6,11 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.db import transaction
 from django.utils import timezone
 from rest_framework import serializers
 
 from carillon.accounts import tokens
-from carillon.accounts.models import ApiToken, AuditEntry, Team, UserSession
+from carillon.accounts.authentication import UnknownToken
+from carillon.accounts.models import ApiToken, AuditEntry, Team, UserSession, lock_user
 from carillon.accounts.permissions import may_publish
 from carillon.api import quotas
 from carillon.conf import conf
@@ -76,8 +78,12 @@ class TokenSerializer(serializers.ModelSerializer):
         auth = self.context["request"].auth
         return auth if isinstance(auth, ApiToken) else None
 
+    @transaction.atomic
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
         user, parent = self.context["request"].user, self._parent()
+        lock_user(user.pk)
+        if parent is not None and not ApiToken.objects.valid().filter(pk=parent.pk).exists():
+            raise UnknownToken  # it has ended since the request came in
         quotas.at_most("tokens", ApiToken.objects.valid().filter(user=user).count(), conf.TOKENS_PER_USER)
         if "expires" not in validated_data:
             year = timezone.now() + timedelta(days=conf.TOKEN_DAYS)

@@ -15,7 +15,7 @@ from django.dispatch import receiver
 from django.utils import timezone
 
 from carillon.accounts import sessions
-from carillon.accounts.models import ApiToken, ExternalIdentity, Team, UserSession
+from carillon.accounts.models import ApiToken, ExternalIdentity, Team, UserSession, lock_user
 from carillon.conf import conf
 from carillon.events import Notification, access_changed, emit_in_transaction
 
@@ -32,7 +32,7 @@ def limit_sessions(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
         request.session.save()
     with transaction.atomic():
         # One login at a time per user: two at once would each count without the other.
-        get_user_model().objects.select_for_update(no_key=True).get(pk=user.pk)
+        lock_user(user.pk)
         meta = request.META
         about = {
             "user_id": user.pk,

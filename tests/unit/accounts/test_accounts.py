@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from datetime import timedelta
 from io import StringIO
 
@@ -10,6 +11,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
@@ -157,6 +159,27 @@ class TestSessionsPerUser:
         assert sent.messages == []
 
 
+@pytest.fixture
+def before_lock(monkeypatch):
+    """What another process does to a user's tokens, just before this one has the lock on the user's row.
+    SQLite has no such locks: the words for it are taken out."""
+    with ExitStack() as stack:
+
+        def do(user, change) -> None:
+            lock, others = " FOR NO KEY UPDATE", [change]
+
+            def execute(run, sql, params, many, context):
+                if sql.endswith(lock) and 'FROM "auth_user"' in sql and user.pk in params and others:
+                    others.pop()()
+                return run(sql.removesuffix(lock), params, many, context)
+
+            for name in ("has_select_for_update", "has_select_for_no_key_update"):
+                monkeypatch.setattr(connection.features, name, True)
+            stack.enter_context(connection.execute_wrapper(execute))
+
+        yield do
+
+
 class TestTokens:
     def test_life(self, people):
         client = people.client(people.ann)
@@ -260,6 +283,32 @@ class TestTokens:
         ApiToken.objects.get(expires=soon, parent=None).delete()
         assert child.get("/api/v2/me/").status_code == 401
         assert not ApiToken.objects.filter(pk=grandchild["id"]).exists()
+
+    @pytest.mark.parametrize("by_command", [False, True])
+    def test_one_that_is_made_while_its_maker_is_revoked_ends_with_it(self, people, before_lock, by_command):
+        """It would fail the deletion at its commit: whoever has a stolen token could hold off its end."""
+        row, _ = ApiToken.issue(people.ann)
+        client, made = people.client(people.ann), []
+        before_lock(people.ann, lambda: made.append(ApiToken.issue(people.ann, parent=row)[0].pk))
+        if by_command:
+            call_command("revoke_tokens", "--username", "ann", stdout=StringIO())
+        else:
+            assert client.delete(f"/api/v2/tokens/{row.pk}/").status_code == 204
+        assert made
+        assert not ApiToken.objects.filter(pk__in=[row.pk, *made]).exists()
+
+    def test_one_that_is_revoked_meanwhile_makes_no_other(self, people, before_lock):
+        client = people.client(people.ann)
+        before_lock(people.ann, lambda: ApiToken.objects.filter(user=people.ann).delete())
+        answer = client.post("/api/v2/tokens/", {}, format="json")
+        assert answer.status_code == 401
+        assert "revoked: make a new one" in answer.json()["detail"]
+
+    def test_two_at_once_are_no_more_than_are_allowed(self, people, before_lock, settings):
+        settings.CARILLON = {**settings.CARILLON, "TOKENS_PER_USER": 2}
+        client = people.client(people.ann)
+        before_lock(people.ann, lambda: ApiToken.issue(people.ann))
+        assert client.post("/api/v2/tokens/", {}, format="json").status_code == 429
 
     @pytest.mark.parametrize("scope", ["", "admin", "read,write"])
     def test_unknown_scope(self, people, scope):

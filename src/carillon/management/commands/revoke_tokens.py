@@ -8,7 +8,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
-from carillon.accounts.models import ApiToken
+from carillon.accounts.models import ApiToken, lock_user
 
 
 class Command(BaseCommand):
@@ -25,5 +25,6 @@ class Command(BaseCommand):
         if user is None:
             raise CommandError(f"There is no user {username!r}")
         with transaction.atomic():
+            lock_user(user.pk)
             _, each = ApiToken.objects.filter(user=user).delete()
         self.stdout.write(f"{each.get('carillon.ApiToken', 0)} tokens of {username} have ended")
