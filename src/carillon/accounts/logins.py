@@ -44,6 +44,9 @@ from carillon.metrics import names
 BEGAN = "_carillon_began"
 """In a session: when its login was, in seconds since 1970."""
 
+UNTYPED = "\0"
+"""Begins a name that no user's login spends the budget of: no form takes a NUL, nor does Basic."""
+
 SWEEP = 100
 """One attempt in so many also removes budgets that have been full for long."""
 
@@ -168,11 +171,20 @@ def succeeded(attempt: Attempt) -> None:
 
 def proven(attempt: Attempt) -> None:
     """What it took is given back, and nobody is told."""
+    _give_back(attempt, proven=True)
 
+
+def untried(attempt: Attempt) -> None:
+    """Whoever was to judge it was away: what it took is given back, and nothing is proven."""
+    _give_back(attempt, proven=False)
+
+
+def _give_back(attempt: Attempt, proven: bool) -> None:
     def act(pair: LoginBudget, address: LoginBudget, now: datetime) -> Verdict:
         of_name, of_address = _allowances(pair, address)
         give_back(of_name, of_address, attempt.proven, now.timestamp())
-        pair.proven = now
+        if proven:
+            pair.proven = now
         _keep(pair, of_name, now)
         _keep(address, of_address, now)
         return Verdict()
@@ -262,8 +274,9 @@ def _tell(outcome: str, name: str, where: str, why: str = "") -> None:
 
 def tell(outcome: str, name: str, where: str, why: str = "") -> None:
     """One line. A name may be anything that was typed: no line breaks of it."""
-    words = f"Login {outcome}: {name[:150]!r} from {where}"
-    audit.line(words, {"what": "login", "outcome": outcome, "name": name[:150], "address": where, "why": why})
+    name = name.removeprefix(UNTYPED)[:150]
+    words = f"Login {outcome}: {name!r} from {where}"
+    audit.line(words, {"what": "login", "outcome": outcome, "name": name, "address": where, "why": why})
 
 
 @receiver(user_logged_in)

@@ -29,8 +29,7 @@ VISIT = "carillon_oidc"
 
 LONGEST_TARGET = 1000
 ATTEMPT = "single sign-on"
-"""What the budget of logins calls an attempt, of which nobody knows yet whose it is. No user's name has a
-space."""
+"""What the log calls an attempt, of which nobody knows yet whose it is."""
 
 
 @never_cache
@@ -77,15 +76,17 @@ def _finish(request: HttpRequest) -> HttpResponse:
         return _failed(request, "This browser has no login under way, or it took too long: start again.")
     where = logins.place(request)
     try:
-        attempt = logins.admit(ATTEMPT, where)
+        attempt = logins.admit(logins.UNTYPED + ATTEMPT, where)
+    except logins.TooManyLogins as refused:
+        return _failed(request, str(refused.detail), 429, Retry_After=str(refused.wait))
+    try:
         claims, visit = oidc.finish(pending, request.GET.dict(), _back(request))
         user = identities.find(claims).user
     except (oidc.Failed, identities.Unwelcome) as error:
         logins.tell("wrong", ATTEMPT, where, str(error))
         return _failed(request, str(error))
-    except logins.TooManyLogins as refused:
-        return _failed(request, str(refused.detail), 429, Retry_After=str(refused.wait))
     except Away as away:
+        logins.untried(attempt)
         return _unavailable(request, away)
     identities.follow_groups(user, claims)
     login(request, user, backend=_backend())

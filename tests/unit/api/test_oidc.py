@@ -16,7 +16,7 @@ from oidc_provider_mock import run_server_in_thread
 
 from carillon import logs
 from carillon.accounts import fetch, identities, kept, oidc
-from carillon.accounts.models import ExternalIdentity, Team, UserSession
+from carillon.accounts.models import ExternalIdentity, LoginBudget, Team, UserSession
 from tests.unit.support.issuer import LOGOUT, Provider, drip, endless, never, reply
 
 pytestmark = pytest.mark.django_db
@@ -511,6 +511,23 @@ def test_who_gets_in_costs_nothing(provider, settings):
         assert log_in(Client(), provider).status_code == 302
 
 
+def test_a_name_that_is_typed_costs_nobody_s_single_sign_on(provider, settings, caplog):
+    slow = {"LOGIN_ADDRESS_RATE": 1e-6, "LOGIN_NAME_RATE": 1e-6}
+    settings.CARILLON = {**settings.CARILLON, **slow, "LOGIN_ADDRESS_BURST": 50, "LOGIN_NAME_BURST": 2}
+    for name in ("single sign-on", "\0single sign-on"):
+        for _ in range(3):
+            Client().post("/api/login/", {"username": name, "password": "x"})
+    assert log_in(Client(), provider).status_code == 302
+    # The budget of the logins by the provider has a name that one can read.
+    caplog.set_level(logging.INFO, "carillon.audit")
+    for _ in range(3):
+        browser = Client()
+        state = parse_qs(urlsplit(begin(browser)).query)["state"][0]
+        answer = come_back(browser, {"code": "x", "state": state})
+    assert answer.status_code == 429
+    assert caplog.records[-1].getMessage() == "Login refused: 'single sign-on' from 127.0.0.1"
+
+
 # The provider is away --------------------------------------------------------------------------------------
 
 
@@ -550,6 +567,22 @@ def test_where_a_provider_must_not_send_anybody(provider, browser, endpoint, url
 def test_a_provider_that_breaks_on_the_way(provider, browser, path):
     provider.broken = {path: 500}
     is_refused(log_in(browser, provider), "answers with 500", 503)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_provider_that_is_away_costs_nobody_an_attempt(provider, settings, known):
+    slow = {"LOGIN_ADDRESS_RATE": 1e-6, "LOGIN_NAME_RATE": 1e-6}
+    settings.CARILLON = {**settings.CARILLON, **slow, "LOGIN_ADDRESS_BURST": 2, "LOGIN_NAME_BURST": 2}
+    if known:
+        assert log_in(Client(), provider).status_code == 302
+    proofs = LoginBudget.objects.values_list("proven", flat=True)
+    before = set(proofs)
+    provider.broken = {"/token": 503}
+    for _ in range(5):
+        is_refused(log_in(Client(), provider), "answers with 503", 503)
+    assert set(proofs.all()) - before <= {None}  # and it proves nothing
+    provider.broken = {}
+    assert log_in(Client(), provider).status_code == 302
 
 
 @pytest.mark.parametrize("token", [{}, {"id_token": 7}, {"id_token": "a.b.c"}])
