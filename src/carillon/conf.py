@@ -88,7 +88,7 @@ DEFAULTS: dict[str, Any] = {
     "TOKENS_PER_USER": 200,
     "SOCKETS_PER_USER": 1000,
     # Bytes of one page of a list of job events, and how much of such pages one user may have made at a time
-    # in each uwsgi process. Characters of JSON of one event's `event_data`.
+    # in each uwsgi process. Characters of JSON of one event's `event_data`, as PostgreSQL writes its numbers.
     "PAGE_BYTES": 2 * 2**20,
     "PAGE_BYTES_AT_ONCE": 4 * 2**20,
     "EVENT_DATA_CHARACTERS": 256 * 1024,

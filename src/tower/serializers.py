@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -147,7 +148,7 @@ class EventSerializer(serializers.ModelSerializer):
     def validate_event_data(self, value: Any) -> Any:
         if not isinstance(value, dict):
             raise serializers.ValidationError("this must be an object")
-        if (length := len(json.dumps(value))) > conf.EVENT_DATA_CHARACTERS:
+        if (length := stored_length(value)) > conf.EVENT_DATA_CHARACTERS:
             raise serializers.ValidationError(
                 f"{length} characters of JSON: the most is {conf.EVENT_DATA_CHARACTERS}"
             )
@@ -215,6 +216,13 @@ class ScheduleSerializer(serializers.ModelSerializer):
 
     def get_summary_fields(self, schedule: Schedule) -> dict[str, Any]:
         return summary(schedule)
+
+
+def stored_length(value: Any) -> int:
+    """Characters of JSON as PostgreSQL has it: of 1e308, and of 1e-308, it writes every zero."""
+    text, zeros = json.dumps(value), []
+    json.loads(text, parse_float=lambda number: zeros.append(len(f"{Decimal(number):f}") - len(number)))
+    return len(text) + sum(zeros)
 
 
 def storable(value: Any) -> Any:

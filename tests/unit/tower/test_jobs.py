@@ -671,6 +671,18 @@ class TestLargePages:
             answer = people.client(people.ann).post(f"/api/v2/jobs/{job.pk}/events/", body, format="json")
             assert answer.status_code == status, answer.json()
 
+    @pytest.mark.parametrize("number", ["1e308", "-1e308", "1e-308", "5e-324"])
+    def test_numbers_count_as_the_database_writes_them(self, people, job, settings, number):
+        """With all their zeros: of 196 KB it made 10 MB in every answer."""
+        settings.CARILLON = {**settings.CARILLON, "EVENT_DATA_CHARACTERS": 1000}
+        for count, status in ((2, 201), (4, 400)):
+            data = ",".join([f'{{"a": "1e308", "b": [0.5, 7, {number}]}}'] * count)
+            body = f'{{"counter": {count}, "event": "x", "event_data": {{"x": [{data}]}}}}'
+            answer = people.client(people.ann).post(
+                f"/api/v2/jobs/{job.pk}/events/", body, content_type="application/json"
+            )
+            assert answer.status_code == status, answer.json()
+
 
 def test_what_is_told_is_as_its_family_says(people):
     schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")
