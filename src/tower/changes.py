@@ -94,10 +94,11 @@ def create_schedule(**fields: Any) -> Schedule:
 def change_schedule(schedule_id: int, fields: Mapping[str, Any]) -> Schedule:
     """Change these fields and leave to others what they change meanwhile. Raises Schedule.DoesNotExist."""
     schedule = Schedule.objects.select_for_update(no_key=True).get(pk=schedule_id)
+    before = schedule.audience
     for name, value in fields.items():
         setattr(schedule, name, value)
     schedule.save(update_fields=[*fields, "modified"])
-    _tell([payloads.schedule_changed(schedule)])
+    _tell([payloads.schedule_changed(schedule, before)])
     return schedule
 
 

@@ -4,6 +4,7 @@ API is."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from carillon.api.addresses import api
@@ -95,8 +96,10 @@ def event(job: Job, row: JobEvent) -> Notification:
     return Notification(f"{family}-{job.pk}", payload)
 
 
-def schedule_changed(schedule: Schedule) -> Notification:
-    """A schedule was made, changed or removed: look again."""
-    return Notification(
-        "schedules-changed", {"id": schedule.pk, "group_name": "schedules"}, schedule.audience
-    )
+def schedule_changed(schedule: Schedule, before: Mapping[str, list[int]] | None = None) -> Notification:
+    """A schedule was made, changed or removed: look again. `before`: its audience until now, which is told
+    that it has gone to others."""
+    audience = schedule.audience
+    if before is not None:
+        audience = {whom: sorted({*ids, *before[whom]}) for whom, ids in audience.items()}
+    return Notification("schedules-changed", {"id": schedule.pk, "group_name": "schedules"}, audience)

@@ -12,9 +12,11 @@ import jsonschema
 import pytest
 from django.db import OperationalError
 
+from carillon.accounts.models import Team
 from carillon.api import pagination
 from carillon.events import emit, outbox
 from carillon.events.families import registry
+from carillon.events.models import Outbox
 from tower import changes, models, payloads, views
 from tower.models import Job, JobEvent, Kind, Schedule, Status
 
@@ -532,6 +534,19 @@ class TestSchedules:
         assert (
             told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
         )
+
+    def test_one_that_moves_is_told_of_to_those_who_see_it_no_more(self, people, sent, commits):
+        other = Team.objects.create(name="tellers")
+        other.members.add(people.ann)
+        schedule = Schedule.objects.create(owner=people.ann, name="nightly", team=people.team)
+        client, url = people.client(people.ann), f"/api/v2/schedules/{schedule.pk}/"
+        Outbox.objects.all().delete()
+        for team in (other.pk, None):
+            with commits():
+                assert client.patch(url, {"team": team}, format="json").status_code == 200
+        assert people.client(people.ben).get(url).status_code == 404
+        ann, here, there = f"u{people.ann.pk}", f"t{people.team.pk}", f"t{other.pk}"
+        assert [set(audience) for _, _, audience in told(sent)] == [{ann, here, there}, {ann, there}]
 
     def test_a_process_that_ends_right_after_the_commit_costs_no_word(self, people, monkeypatch):
         monkeypatch.setattr(outbox, "send_now", lambda: None)
