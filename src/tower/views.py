@@ -97,6 +97,15 @@ def moment(request: Request, name: str) -> datetime | None:
     return found
 
 
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """What somebody else deletes meanwhile is not found."""
+    try:
+        yield
+    except (Job.DoesNotExist, Schedule.DoesNotExist):
+        raise NotFound() from None
+
+
 class JobViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.CreateModelMixin, viewsets.GenericViewSet
 ):
@@ -170,10 +179,11 @@ class JobViewSet(
 
     def changed(self, job: Job, status: str) -> dict[str, Any]:
         try:
-            changes.set_status(job.pk, status)
+            with _still_there():
+                changes.set_status(job.pk, status)
+                return self.get_serializer(self.get_queryset().get(pk=job.pk)).data
         except changes.IllegalTransition as error:
             raise Conflict(str(error)) from None
-        return self.get_serializer(self.get_queryset().get(pk=job.pk)).data
 
     @extend_schema(
         methods=["GET"],
@@ -275,7 +285,7 @@ class JobViewSet(
         serializer.is_valid(raise_exception=True)
         rows = [JobEvent(**fields) for fields in serializer.validated_data]
         final_counter = end_serializer.validated_data[-1]["final_counter"] if ends else None
-        with quotas.spent("events", self.request.user, len(events), job.team_id):
+        with quotas.spent("events", self.request.user, len(events), job.team_id), _still_there():
             created, duplicates = changes.add_events(job.pk, rows, final_counter)
         return Response({"created": created, "duplicates": duplicates}, status=201)
 
@@ -295,15 +305,6 @@ class EventView(mixins.RetrieveModelMixin, viewsets.GenericViewSet):
 
 class AdHocCommandEventView(EventView):
     kind = Kind.AD_HOC_COMMAND
-
-
-@contextmanager
-def _still_there() -> Iterator[None]:
-    """A schedule that somebody else deletes meanwhile is not found."""
-    try:
-        yield
-    except Schedule.DoesNotExist:
-        raise NotFound() from None
 
 
 class ScheduleViewSet(viewsets.ModelViewSet):

@@ -506,6 +506,31 @@ class TestEvents:
         row = people.client(people.ann).get(f"/api/v2/jobs/{job.pk}/events/").json()["results"][0]
         assert len(row["stdout"]) == len(row["event_data"]["big"]) == 200_000
 
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("patch", "", {"status": "running"}),
+            ("post", "cancel/", None),
+            ("post", "events/", [EVENT]),
+        ],
+    )
+    def test_a_job_that_is_pruned_meanwhile_is_not_found(
+        self, people, job, sent, commits, monkeypatch, method, path, body
+    ):
+        read = views.JobViewSet.get_object
+
+        def read_and_then(view):
+            found = read(view)
+            Job.objects.filter(pk=found.pk).delete()
+            return found
+
+        monkeypatch.setattr(views.JobViewSet, "get_object", read_and_then)
+        client = people.client(people.ann)
+        with commits():
+            answer = getattr(client, method)(f"/api/v2/jobs/{job.pk}/{path}", body, format="json")
+        assert answer.status_code == 404
+        assert [group for group, _, _ in told(sent) if group != "!access"] == []
+
     def test_a_workflow_has_none(self, people, post):
         assert post(EVENT, make(people, kind=Kind.WORKFLOW_JOB)).status_code == 400
 
