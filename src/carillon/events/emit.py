@@ -94,7 +94,8 @@ def _messages(notifications: Iterable[Notification]) -> list[dict[str, Any]]:
 
 def _publish_or_keep(messages: Sequence[dict[str, Any]]) -> None:
     """The change is made: what the broker does not take waits in the outbox, and is lost only with the
-    database. While anything waits there, what follows waits behind it: the order is that of the changes."""
+    database, or with this process. While anything waits there, what follows waits behind it: the order is
+    that of the changes."""
     reason = None
     try:
         if not outbox.waits():
