@@ -1,4 +1,4 @@
-"""Two things at once on the page: an answer that comes late, a second wish meanwhile. Against the fake server."""
+"""Two things at once on the page: an answer that is late, a second wish meanwhile."""
 
 import re
 
