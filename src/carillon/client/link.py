@@ -33,6 +33,7 @@ from carillon.client.protocol import (
     Subscription,
     Welcome,
     classify,
+    earlier,
     goodbye,
     refresh_message,
     subscribe_message,
@@ -89,7 +90,11 @@ class Socket:
         self._ready: asyncio.Future[None] | None = None
         self._reply: asyncio.Future[Subscription] | None = None
         self._errors: list[str] = []
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue(buffer)
+        # Each event with the position that it brings its reader to, and the turn in which that is true.
+        self._events: asyncio.Queue[tuple[Event, str | None, int] | None] = asyncio.Queue(buffer)
+        self._unheard = 0  # events that were received and not handed out
+        self._handed: str | None = None  # while there are any: how far those reach that were
+        self._turn = 0
         self._failure: ClientError | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -115,8 +120,13 @@ class Socket:
 
     @property
     def position(self) -> str | None:
-        """Everything up to here has been received; None with a server of version 1."""
-        return self._memory.since if self._version == 2 else None
+        """
+        Everything up to here has been handed out: when an event has been dealt with, it is the place to save.
+        None with a server of version 1.
+        """
+        if self._version != 2:
+            return None
+        return self._handed if self._unheard else self._memory.since
 
     async def refresh(self, token: str) -> None:
         """
@@ -144,6 +154,10 @@ class Socket:
             raise self._failure
         self._groups = groups
         self._memory.subscribed(groups, since)
+        if since is not None:
+            # What is new from `since` on comes behind what is in the queue, whose positions are later.
+            self._handed = earlier(self._handed, since)
+            self._turn += 1
         self._errors = []
         self._reply = asyncio.get_running_loop().create_future()
         if self._connection is not None:
@@ -165,12 +179,16 @@ class Socket:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
-            event = await self._events.get()
-            if event is None:
+            item = await self._events.get()
+            if item is None:
                 self._events.put_nowait(None)  # whoever asks again gets the same answer
                 if self._failure is not None:
                     raise self._failure
                 return
+            event, position, turn = item
+            self._unheard -= 1
+            if turn == self._turn:
+                self._handed = position
             yield event
 
     # The task
@@ -288,8 +306,12 @@ class Socket:
             frame = classify(await connection.recv())
             match frame:
                 case Event():
+                    before = self._memory.since
                     if frame.position is None or self._memory.is_new(frame):
-                        await self._events.put(frame)
+                        if not self._unheard:
+                            self._handed = before
+                        self._unheard += 1
+                        await self._events.put((frame, self._memory.since, self._turn))
                 case Recovery(whole=whole, position=position, reason=reason):
                     self._memory.settled(position)
                     if not whole:

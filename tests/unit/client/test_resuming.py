@@ -1,0 +1,167 @@
+"""The socket and a server of version 2 with a log: where to go on, and what a refusal leaves as it was."""
+
+import asyncio
+import json
+from contextlib import aclosing
+
+import pytest
+from websockets.asyncio.server import serve
+
+from carillon.client.endpoint import endpoint
+from carillon.client.link import Socket
+from carillon.client.protocol import Backoff
+
+SUMMARY = {"jobs": ["summary"]}
+
+
+def names_of(groups):
+    return sorted(f"{family}-{key}" for family, keys in groups.items() for key in keys)
+
+
+class Log:
+    """A server whose log begins with so many events of `jobs-summary`. Replays are in its order."""
+
+    def __init__(self, count):
+        self.events = [("jobs-summary", number) for number in range(1, count + 1)]
+        self.limit = 250
+        self.reasons = []  # of resumes that cannot be had, one each
+        self.answers = asyncio.Event()  # cleared: what is asked waits for its answer
+        self.answers.set()
+        self.asked = []  # (the connection's number, the message)
+        self.connections = []
+
+    @property
+    def position(self):
+        return f"ep:{len(self.events)}"
+
+    async def emit(self, group):
+        self.events.append((group, len(self.events) + 1))
+        await self.connections[-1].send(self._frame(*self.events[-1]))
+
+    def _frame(self, group, number):
+        payload = {"group_name": group.partition("-")[0], "unified_job_id": number}
+        return json.dumps({"position": f"ep:{number}", "group": group, "event": payload})
+
+    async def serve(self, connection):
+        self.connections.append(connection)
+        here = len(self.connections)
+        held = set()
+        await connection.send(json.dumps({"accept": True, "user": 7, "position": self.position}))
+        async for text in connection:
+            message = json.loads(text)
+            self.asked.append((here, message))
+            await self.answers.wait()
+            names = names_of(message["groups"])
+            if len(names) > self.limit:
+                error = f"invalid message: more than {self.limit} groups"
+                await connection.send(json.dumps({"error": error}))
+                continue
+            new, held = set(names) - held, set(names)
+            answer = {"groups_current": names, "groups_left": [], "groups_joined": sorted(new)}
+            await connection.send(json.dumps(answer))
+            if since := message.get("since"):
+                outcome = {"recovered": True, "position": self.position}
+                if self.reasons:
+                    outcome = {**outcome, "recovered": False, "reason": self.reasons.pop(0)}
+                else:
+                    for group, number in self.events[int(since.partition(":")[2]) :]:
+                        if group in new:
+                            await connection.send(self._frame(group, number))
+                await connection.send(json.dumps(outcome))
+
+    def breaks(self):
+        self.connections[-1].transport.abort()
+
+
+@pytest.fixture
+async def log():
+    log = Log(100)
+    async with serve(log.serve, "127.0.0.1", 0, subprotocols=["carillon.v2"], close_timeout=0.1) as server:
+        log.url = f"http://localhost:{next(iter(server.sockets)).getsockname()[1]}"
+        yield log
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def link(log, said):
+    def make(**options):
+        return Socket(endpoint(log.url, "token"), on_link=said.append, backoff=Backoff(0.01, 0.05), **options)
+
+    return make
+
+
+async def until(predicate):
+    async with asyncio.timeout(10):
+        while not predicate():
+            await asyncio.sleep(0.01)
+
+
+async def take(socket, count):
+    """The numbers of the next events."""
+    found = []
+    async with asyncio.timeout(10), aclosing(aiter(socket)) as events:
+        while len(found) < count:
+            found.append((await anext(events)).job_id)
+    return found
+
+
+async def test_another_process_goes_on_behind_what_was_handed_out(link, log):
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        log.events += [("jobs-summary", number) for number in range(101, 151)]
+        for number in range(101, 151):
+            await log.connections[-1].send(log._frame("jobs-summary", number))
+        assert await take(socket, 1) == [101]
+        await until(lambda: socket._events.qsize() == 49)  # it has received what it has not handed out
+        assert await take(socket, 4) == [102, 103, 104, 105]
+        assert socket.position == "ep:105"
+    assert socket.position == "ep:105"  # closed, and nobody hears the rest
+    async with link() as socket:
+        await socket.subscribe(SUMMARY, since="ep:105")
+        assert await take(socket, 45) == list(range(106, 151))
+        await until(lambda: socket.position == "ep:150")
+
+
+async def test_a_resume_that_is_whole_is_none_before_it_was_handed_out(link, log):
+    async with link() as socket:
+        await socket.subscribe(SUMMARY, since="ep:0")
+        await until(lambda: socket._memory.since == "ep:100")
+        assert socket.position == "ep:0"
+        await take(socket, 5)
+        assert socket.position == "ep:0"  # the events of a replay are none of where to go on
+        await take(socket, 95)
+        assert socket.position == "ep:100"
+
+
+async def test_a_reconnect_goes_on_from_what_was_received(link, log):
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        await log.emit("jobs-summary")
+        await log.emit("jobs-summary")
+        await until(lambda: socket._memory.since == "ep:102")
+        assert socket.position == "ep:100"
+        log.breaks()
+        await until(lambda: len(log.asked) == 2)
+        assert log.asked[-1] == (2, {"groups": SUMMARY, "since": "ep:102"})
+        assert await take(socket, 1) == [101]
+        assert socket.position == "ep:101"
+
+
+async def test_a_subscription_that_begins_earlier_takes_the_position_with_it(link, log):
+    """What is in the queue is later than what the new group will bring."""
+    log.events[60] = ("schedules-changed", 61)
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        await log.emit("jobs-summary")
+        await log.emit("jobs-summary")
+        await until(lambda: socket._memory.since == "ep:102")
+        await socket.subscribe({**SUMMARY, "schedules": ["changed"]}, since="ep:50")
+        await until(lambda: socket._memory.since == "ep:102")
+        assert await take(socket, 2) == [101, 102]
+        assert socket.position == "ep:50"
+        assert await take(socket, 1) == [61]
+        assert socket.position == "ep:102"
