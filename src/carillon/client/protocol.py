@@ -52,9 +52,10 @@ class ServerError:
     text: str
 
     @property
-    def concerns_one_group(self) -> bool:
-        """Whether the rest of the subscription proceeds, and a Subscription follows."""
-        return self.text.startswith("unknown channel ") or " for resource id " in self.text
+    def rejects(self) -> bool:
+        """Whether a whole message was rejected, and the subscription is as it was: no other answer
+        follows."""
+        return self.text == "access denied to channel" or self.text.startswith("invalid message")
 
 
 @dataclass(frozen=True, slots=True)

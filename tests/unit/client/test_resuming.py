@@ -2,12 +2,14 @@
 
 import asyncio
 import json
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 from carillon.client.endpoint import endpoint
+from carillon.client.errors import Away, SubscriptionError
 from carillon.client.link import Socket
 from carillon.client.protocol import Backoff
 
@@ -43,6 +45,10 @@ class Log:
         return json.dumps({"position": f"ep:{number}", "group": group, "event": payload})
 
     async def serve(self, connection):
+        with suppress(ConnectionClosed):
+            await self._serve(connection)
+
+    async def _serve(self, connection):
         self.connections.append(connection)
         here = len(self.connections)
         held = set()
@@ -79,6 +85,7 @@ async def log():
     async with serve(log.serve, "127.0.0.1", 0, subprotocols=["carillon.v2"], close_timeout=0.1) as server:
         log.url = f"http://localhost:{next(iter(server.sockets)).getsockname()[1]}"
         yield log
+        log.answers.set()
 
 
 @pytest.fixture
@@ -165,3 +172,105 @@ async def test_a_subscription_that_begins_earlier_takes_the_position_with_it(lin
         assert socket.position == "ep:50"
         assert await take(socket, 1) == [61]
         assert socket.position == "ep:102"
+
+
+async def test_each_call_has_the_answer_to_its_own_message(link, log):
+    log.answers.clear()
+    async with link() as socket:
+        calls = [
+            asyncio.create_task(socket.subscribe(groups))
+            for groups in (SUMMARY, {"schedules": ["changed"]}, {"job_events": [42]})
+        ]
+        await until(lambda: log.asked)
+        calls[1].cancel()  # its answer comes all the same
+        log.answers.set()
+        assert (await calls[0]).current == ("jobs-summary",)
+        assert (await calls[2]).current == ("job_events-42",)
+        await asyncio.wait([calls[1]])
+        assert calls[1].cancelled()
+
+
+async def test_the_answer_to_what_a_connection_begins_with_is_no_other_s(link, log):
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        log.answers.clear()
+        log.breaks()
+        await until(lambda: len(log.asked) == 2)
+        call = asyncio.create_task(socket.subscribe({"job_events": [42]}))
+        await asyncio.sleep(0)  # it is sent
+        log.answers.set()
+        assert (await call).current == ("job_events-42",)
+        assert log.asked[-1] == (2, {"groups": {"job_events": [42]}})
+
+
+async def test_what_has_no_answer_when_the_connection_breaks_is_what_the_next_begins_with(link, log):
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        log.answers.clear()
+        calls = [
+            asyncio.create_task(socket.subscribe({"schedules": ["changed"]})),
+            asyncio.create_task(socket.subscribe({"job_events": [42]}, since="ep:40")),
+        ]
+        await until(lambda: len(log.asked) == 2)
+        assert socket.position == "ep:40"
+        log.breaks()
+        log.answers.set()
+        assert (await calls[1]).current == ("job_events-42",)
+        assert (2, {"groups": {"job_events": [42]}, "since": "ep:40"}) in log.asked
+        with pytest.raises(SubscriptionError, match="another subscription"):
+            await calls[0]
+
+
+async def test_what_is_refused_leaves_what_was_subscribed(link, log):
+    log.limit = 2
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        with pytest.raises(SubscriptionError, match="more than 2 groups"):
+            await socket.subscribe({"job_events": [1, 2, 3]}, since="ep:10")
+        await log.emit("jobs-summary")
+        assert await take(socket, 1) == [101]
+        assert socket.position == "ep:101"
+        log.breaks()
+        await until(lambda: len(log.asked) == 3)
+        assert log.asked[-1] == (2, {"groups": SUMMARY, "since": "ep:101"})
+        await log.emit("jobs-summary")
+        assert await take(socket, 1) == [102]
+
+
+async def test_what_a_new_connection_refuses_leaves_what_was_subscribed_before(link, log, said):
+    log.limit = 2
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        await log.emit("jobs-summary")
+        assert await take(socket, 1) == [101]
+        log.answers.clear()
+        call = asyncio.create_task(socket.subscribe({"job_events": [1, 2, 3]}, since="ep:10"))
+        await until(lambda: len(log.asked) == 2)
+        log.breaks()
+        log.events.append(("jobs-summary", 102))
+        await until(lambda: len(log.asked) == 3)
+        log.answers.set()
+        with pytest.raises(SubscriptionError, match="more than 2 groups"):
+            await call
+        assert await take(socket, 1) == [102]
+        assert log.asked[-1] == (3, {"groups": SUMMARY, "since": "ep:101"})
+        assert socket.reconnects == 2
+        assert any(words.startswith("the server says: invalid message") for words in said)
+
+
+async def test_a_call_that_waits_hears_that_the_link_has_ended(link, log):
+    log.answers.clear()
+    async with link() as socket:
+        call = asyncio.create_task(socket.subscribe(SUMMARY))
+        await until(lambda: log.asked)
+        await log.connections[-1].close(1000)
+        with pytest.raises(Away, match="has ended"):
+            await call
+        with pytest.raises(Away, match="has ended"):
+            await socket.subscribe(SUMMARY)
+    async with link() as socket:
+        call = asyncio.create_task(socket.subscribe(SUMMARY))
+        await until(lambda: len(log.asked) == 2)
+        await socket.close()
+        with pytest.raises(Away, match="has ended"):
+            await call
