@@ -342,6 +342,9 @@ class Socket:
                             self._handed = before
                         self._unheard += 1
                         await self._events.put((frame, self._memory.since, self._turn))
+                case Recovery(whole=False, reason=("timeout" | "unavailable") as reason):
+                    # Not lost, only not to be had now: the same position is asked for again.
+                    raise _ComeBack(f"what happened meanwhile cannot be sent yet ({reason})")
                 case Recovery(whole=whole, position=position, reason=reason):
                     self._memory.settled(position)
                     if not whole:

@@ -274,3 +274,19 @@ async def test_a_call_that_waits_hears_that_the_link_has_ended(link, log):
         await socket.close()
         with pytest.raises(Away, match="has ended"):
             await call
+
+
+async def test_what_cannot_be_sent_yet_is_asked_for_again(link, log, said):
+    log.reasons = ["unavailable", "timeout"]
+    lost = []
+    async with link(on_reconnect=lambda: lost.append(1)) as socket:
+        await socket.subscribe(SUMMARY, since="ep:98")
+        assert await take(socket, 2) == [99, 100]
+        await until(lambda: socket.position == "ep:100")
+        assert log.asked == [(number, {"groups": SUMMARY, "since": "ep:98"}) for number in (1, 2, 3)]
+        assert lost == []
+        assert sum("cannot be sent yet" in words for words in said) == 2
+        log.reasons = ["retention"]
+        log.breaks()
+        await until(lambda: lost)
+        assert len(log.connections) == 4
