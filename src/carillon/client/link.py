@@ -153,7 +153,7 @@ class Socket:
     def position(self) -> str | None:
         """
         Everything up to here has been handed out: when an event has been dealt with, it is the place to save.
-        None with a server of version 1.
+        While a resume runs it stays where that began. None with a server of version 1.
         """
         if self._version != 2:
             return None
