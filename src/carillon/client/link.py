@@ -187,13 +187,14 @@ class Socket:
         """
         if self._over is not None:
             raise self._over
+        message = subscribe_message(groups, since if self._version == 2 else None)
         answer: asyncio.Future[Subscription] = asyncio.get_running_loop().create_future()
         asked = _Asked(groups, since, answer)
         self._waiting.append(asked)
         if self._connection is not None:
             # A connection that breaks right now is made anew, and begins with what was asked last.
             try:
-                await self._connection.send(subscribe_message(groups, since if self._version == 2 else None))
+                await self._connection.send(message)
             except ConnectionClosed:
                 self._tell("the connection broke while subscribing")
         try:

@@ -579,3 +579,17 @@ test("version 2: what cannot be sent yet is asked for again", async () => {
   assert.equal(link.position, "ep:11");
   link.close();
 });
+
+test("what is no message waits for no answer", async () => {
+  const { link } = make();
+  link.connect();
+  await FakeSocket.last.stands();
+  await assert.rejects(link.subscribe({ job_events: [42n] }), TypeError);
+  const answer = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.answers("jobs-summary");
+  assert.deepEqual((await answer).current, ["jobs-summary"]);
+  FakeSocket.last.closes(1006);
+  link.retry();
+  FakeSocket.last.accepts();
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
+});

@@ -290,3 +290,13 @@ async def test_what_cannot_be_sent_yet_is_asked_for_again(link, log, said):
         log.breaks()
         await until(lambda: lost)
         assert len(log.connections) == 4
+
+
+async def test_what_is_no_message_waits_for_no_answer(link, log):
+    async with link() as socket:
+        with pytest.raises(TypeError):
+            await socket.subscribe({"jobs": 5})
+        assert (await socket.subscribe(SUMMARY)).current == ("jobs-summary",)
+        log.breaks()
+        await until(lambda: len(log.asked) == 2)
+        assert log.asked[-1] == (2, {"groups": SUMMARY, "since": "ep:100"})

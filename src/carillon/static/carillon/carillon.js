@@ -515,9 +515,10 @@ export class Carillon {
   /** @param {"subscription" | "greeting" | "probe"} [kind]  only the first changes what is subscribed */
   _send(groups, since = null, kind = "subscription") {
     return new Promise((resolve, reject) => {
+      const text = JSON.stringify({ groups, xrftoken: this._xrftoken || null, ...(since && this._version === 2 ? { since } : {}) });
       this._waiting.push({ kind, groups, since, resolve, reject, errors: [] });
       this._await();
-      this._socket.send(JSON.stringify({ groups, xrftoken: this._xrftoken || null, ...(since && this._version === 2 ? { since } : {}) }));
+      this._socket.send(text);
     });
   }
 
