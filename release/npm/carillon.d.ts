@@ -63,6 +63,7 @@ export function cookie(name: string, cookies?: string): string;
 export class Memory {
   since: string | null;
   replaying: boolean;
+  copy(): Memory;
   welcome(position: string | null): void;
   asked(since: string): void;
   isNew(group: string, position: string): boolean;

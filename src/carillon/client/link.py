@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +35,7 @@ from carillon.client.protocol import (
     Subscription,
     Welcome,
     classify,
+    earlier,
     goodbye,
     refresh_message,
     subscribe_message,
@@ -48,6 +51,32 @@ STABLE = (
 )
 
 Tell = Callable[[str], None]
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Asked:
+    """A message that was sent, or is to be, and has no answer yet."""
+
+    groups: Groups
+    since: str | None
+    answer: asyncio.Future[Subscription] | None = None  # None: nobody called for it
+    errors: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_awaited(self) -> bool:
+        return self.answer is not None and not self.answer.done()
+
+    def answered(self, reply: Subscription) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(dataclasses.replace(reply, errors=tuple(self.errors)))
+
+    def failed(self, error: ClientError) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class _ComeBack(Exception):
+    """This connection is of no use; another may be."""
 
 
 class Socket:
@@ -84,13 +113,19 @@ class Socket:
         self._memory = Memory()
         self._version = 1
         self._asked_to_wait: float | None = None
-        self._groups: Groups | None = None
+        self._groups: Groups | None = None  # as the server knows them, or is to hear first
         self._connection: ClientConnection | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._reply: asyncio.Future[Subscription] | None = None
-        self._errors: list[str] = []
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue(buffer)
+        self._waiting: deque[_Asked] = deque()  # in the order in which the server answers
+        self._greeting: _Asked | None = None  # what this connection began with, until it is answered
+        self._before: tuple[Groups | None, Memory] | None = None  # what holds if that is refused
+        # Each event with the position that it brings its reader to, and the turn in which that is true.
+        self._events: asyncio.Queue[tuple[Event, str | None, int] | None] = asyncio.Queue(buffer)
+        self._unheard = 0  # events that were received and not handed out
+        self._handed: str | None = None  # while there are any: how far those reach that were
+        self._turn = 0
         self._failure: ClientError | None = None
+        self._over: ClientError | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -99,6 +134,7 @@ class Socket:
         try:
             await asyncio.shield(self._ready)
         except BaseException:
+            self._ready.cancel()
             await self.close()
             raise
         return self
@@ -115,8 +151,16 @@ class Socket:
 
     @property
     def position(self) -> str | None:
-        """Everything up to here has been received; None with a server of version 1."""
-        return self._memory.since if self._version == 2 else None
+        """
+        Everything up to here has been handed out: when an event has been dealt with, it is the place to save.
+        While a resume runs it stays where that began. None with a server of version 1.
+        """
+        if self._version != 2:
+            return None
+        at = self._handed if self._unheard else self._memory.since
+        for asked in self._waiting:
+            at = earlier(at, asked.since) if asked.since is not None else at
+        return at
 
     async def refresh(self, token: str) -> None:
         """
@@ -137,40 +181,43 @@ class Socket:
         state: groups
             that are new begin there, and nothing falls between (version 2)
         :return: what is subscribed now, with the server's words on what it would not give
-        :raises SubscriptionError: the server took nothing of it, or did not answer in time
+        :raises SubscriptionError: the server took nothing of it, or did not answer in time. What it refused
+            as a whole leaves the subscription as it was
         :raises ClientError: the link has ended
         """
-        if self._failure is not None:
-            raise self._failure
-        self._groups = groups
-        self._memory.subscribed(groups, since)
-        self._errors = []
-        self._reply = asyncio.get_running_loop().create_future()
+        if self._over is not None:
+            raise self._over
+        message = subscribe_message(groups, since if self._version == 2 else None)
+        answer: asyncio.Future[Subscription] = asyncio.get_running_loop().create_future()
+        asked = _Asked(groups, since, answer)
+        self._waiting.append(asked)
         if self._connection is not None:
-            # A connection that breaks right now is made anew, and subscribes by itself.
+            # A connection that breaks right now is made anew, and begins with what was asked last.
             try:
-                await self._connection.send(subscribe_message(groups, since if self._version == 2 else None))
+                await self._connection.send(message)
             except ConnectionClosed:
                 self._tell("the connection broke while subscribing")
         try:
-            reply = await asyncio.wait_for(self._reply, REPLY_TIMEOUT)
+            reply = await asyncio.wait_for(answer, REPLY_TIMEOUT)
         except TimeoutError:
-            words = "; ".join(self._errors) or f"no answer to the subscription in {REPLY_TIMEOUT:g} s"
+            words = "; ".join(asked.errors) or f"no answer to the subscription in {REPLY_TIMEOUT:g} s"
             raise SubscriptionError(words) from None
-        finally:
-            self._reply = None
         if groups and not reply.current:
             raise SubscriptionError("; ".join(reply.errors) or "the server subscribed to nothing of it")
         return reply
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
-            event = await self._events.get()
-            if event is None:
+            item = await self._events.get()
+            if item is None:
                 self._events.put_nowait(None)  # whoever asks again gets the same answer
                 if self._failure is not None:
                     raise self._failure
                 return
+            event, position, turn = item
+            self._unheard -= 1
+            if turn == self._turn:
+                self._handed = position
             yield event
 
     # The task
@@ -188,12 +235,11 @@ class Socket:
                 self._events.get_nowait()
             raise
         finally:
-            for future in (self._ready, self._reply):
-                if future is not None and not future.done():
-                    if self._failure is not None:
-                        future.set_exception(self._failure)
-                    else:
-                        future.cancel()
+            self._over = self._failure or Away(f"the link to {self._where.url} has ended")
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_exception(self._over)
+            for asked in self._waiting:
+                asked.failed(self._over)
             await self._events.put(None)
 
     async def _keep_connected(self) -> None:
@@ -226,6 +272,8 @@ class Socket:
                     self._tell(farewell.words)
                     return
                 why = farewell.words
+            except _ComeBack as words:
+                why = str(words)
             except (OSError, WebSocketException, TimeoutError) as error:
                 failure = connection_failure(error, self._where.url)
                 if isinstance(failure, (CertificateError, Refused)):
@@ -268,6 +316,7 @@ class Socket:
         self._version = 2 if connection.subprotocol == VERSION_2 and first.position is not None else 1
         if first.position is not None:
             self._memory.welcome(first.position)
+        self._take_over()
         if self._groups is not None:
             since = self._memory.since if self._version == 2 else None
             if since is not None:
@@ -288,8 +337,15 @@ class Socket:
             frame = classify(await connection.recv())
             match frame:
                 case Event():
+                    before = self._memory.since
                     if frame.position is None or self._memory.is_new(frame):
-                        await self._events.put(frame)
+                        if not self._unheard:
+                            self._handed = before
+                        self._unheard += 1
+                        await self._events.put((frame, self._memory.since, self._turn))
+                case Recovery(whole=False, reason=("timeout" | "unavailable") as reason):
+                    # Not lost, only not to be had now: the same position is asked for again.
+                    raise _ComeBack(f"what happened meanwhile cannot be sent yet ({reason})")
                 case Recovery(whole=whole, position=position, reason=reason):
                     self._memory.settled(position)
                     if not whole:
@@ -310,22 +366,58 @@ class Socket:
                 case Welcome():
                     self._tell("ignored a second welcome")
 
+    def _take_over(self) -> None:
+        """A connection begins with what has no answer from the one before: one message for all of it."""
+        unanswered = [asked for asked in self._waiting if asked.answer is not None]
+        for asked in unanswered:
+            self._before = self._before or (self._groups, copy.copy(self._memory))
+            self._take(asked)
+        for asked in unanswered[:-1]:
+            asked.failed(SubscriptionError("another subscription has taken its place"))
+        self._greeting = None
+        if self._groups is not None:
+            self._greeting = unanswered[-1] if unanswered else _Asked(self._groups, None)
+        self._waiting = deque([self._greeting] if self._greeting else [])
+
+    def _take(self, asked: _Asked) -> None:
+        self._groups = asked.groups
+        self._memory.subscribed(asked.groups, asked.since)
+        if asked.since is not None:
+            # What is new from `since` on comes behind what is in the queue, whose positions are later.
+            self._handed = earlier(self._handed, asked.since)
+            self._turn += 1
+
     def _subscribed(self, reply: Subscription) -> None:
         self.current = reply.current
-        reply = Subscription(reply.current, reply.joined, reply.left, tuple(self._errors))
-        self._errors = []
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result(reply)
-        elif reply.left:
-            self._tell(f"no longer subscribed to {', '.join(reply.left)}")
+        if not self._waiting:
+            if reply.left:
+                self._tell(f"no longer subscribed to {', '.join(reply.left)}")
+            return
+        asked = self._waiting.popleft()
+        if asked is self._greeting:
+            self._greeting = self._before = None
+        else:
+            self._take(asked)
+        asked.answered(reply)
 
     def _refused(self, error: ServerError) -> None:
-        if self._reply is None or self._reply.done():
+        """
+        :raises _ComeBack: this connection has nothing subscribed, and what stood before is to be heard
+        """
+        asked = self._waiting[0] if self._waiting else None
+        if asked is None or not asked.is_awaited:
             self._tell(f"the server says: {error.text}")
-        elif error.concerns_one_group:
-            self._errors.append(error.text)
-        else:
-            self._reply.set_exception(SubscriptionError(error.text))
+        if asked is None:
+            return
+        if not error.rejects:
+            asked.errors.append(error.text)
+            return
+        self._waiting.popleft()
+        asked.failed(SubscriptionError(error.text))
+        if asked is self._greeting and self._before is not None:
+            (self._groups, self._memory), self._before = self._before, None
+            if self._groups:
+                raise _ComeBack(f"the server says: {error.text}")
 
 
 def _kind(frame: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from carillon.client import rest
@@ -82,6 +82,17 @@ async def _first(follower: _Follower, wait: float) -> Any:
 async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Event) -> str:
     events = aiter(socket)
     upcoming = asyncio.ensure_future(anext(events))
+
+    async def hear(seconds: float) -> None:
+        """Takes what comes meanwhile, if the socket still stands."""
+        nonlocal upcoming
+        await asyncio.sleep(seconds)
+        while upcoming.done() and upcoming.exception() is None:
+            event = upcoming.result()
+            upcoming = asyncio.ensure_future(anext(events))
+            follower.take(event)
+            await asyncio.sleep(0)
+
     try:
         while True:
             if look.is_set():
@@ -96,7 +107,7 @@ async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Even
                     follower.tell(f"behind: {away}; asking again in {ASK_AGAIN:g} s")
                     asyncio.get_running_loop().call_later(ASK_AGAIN, look.set)
             if follower.status in FINAL:
-                return await follower.end()
+                return await follower.end(hear)
             looked = asyncio.ensure_future(look.wait())
             patience = GAP_PATIENCE if follower.sequence.has_gap else POLL
             await asyncio.wait([upcoming, looked], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -200,23 +211,23 @@ class _Follower:
             if answer.get("next") is None:
                 return
 
-    async def end(self) -> str:
-        """The job has ended: writes what is left of its output."""
+    async def end(self, hear: Callable[[float], Awaitable[None]]) -> str:
+        """The job has ended: writes what is left of its output, which may come after the last status."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_PATIENCE
         while True:
             late = loop.time() > deadline
             try:
                 await self.fetch()
-                if self.final_counter is None or self.sequence.last >= self.final_counter:
-                    return self.status
-                if late:
-                    self.tell(f"{self.final_counter - self.sequence.last} events at the end never came")
+                missing = 0 if self.final_counter is None else self.final_counter - self.sequence.last
+                if late and missing > 0:
+                    self.tell(f"{missing} events at the end never came")
+                if late or (self.final_counter is not None and missing <= 0):
                     return self.status
             except Away:
                 if late:
                     raise
-            await asyncio.sleep(0.3)
+            await hear(0.3)
 
     def give_up_gap(self) -> None:
         missing, due = self.sequence.skip()

@@ -52,9 +52,10 @@ class ServerError:
     text: str
 
     @property
-    def concerns_one_group(self) -> bool:
-        """Whether the rest of the subscription proceeds, and a Subscription follows."""
-        return self.text.startswith("unknown channel ") or " for resource id " in self.text
+    def rejects(self) -> bool:
+        """Whether a whole message was rejected, and the subscription is as it was: no other answer
+        follows."""
+        return self.text == "access denied to channel" or self.text.startswith("invalid message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +232,9 @@ class Memory:
         self._heard = {group: number for group, number in self._heard.items() if group in names}
         if since is None:
             return
-        own_epoch, _, own = (self.since or "").partition(":")
+        self.since = earlier(self.since, since)
         epoch, _, number = since.partition(":")
-        if self.since is None or (own_epoch == epoch and _number(own) >= _number(number)):
-            self.since = since
-        elif own_epoch == epoch:
+        if self.since != since and self.since.partition(":")[0] == epoch:
             # The groups of before are to be asked for from where they are, which is earlier. Of the new ones
             # what comes from there on is older than what their reader has.
             if epoch != self._epoch:
@@ -244,6 +243,15 @@ class Memory:
             self._heard |= dict.fromkeys(new, _number(number))
         # Else what we know is of another log: the server will say so, and that not everything can be sent.
         self._replaying = True
+
+
+def earlier(own: str | None, since: str) -> str:
+    """Which of two positions lies before the other; of two logs nobody knows, and the first one stays."""
+    if own is None:
+        return since
+    own_epoch, _, own_digits = own.partition(":")
+    epoch, _, digits = since.partition(":")
+    return since if own_epoch == epoch and _number(own_digits) >= _number(digits) else own
 
 
 def _number(digits: str) -> int:

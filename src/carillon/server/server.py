@@ -200,7 +200,9 @@ class SocketProtocol(WebSocketProtocol):
         """Close with any code: Autobahn's own sendClose() refuses 1008, 1012 and 1013."""
         if self.state == self.STATE_OPEN:
             self.outlet.stop()
-            self.sendCloseFrame(code=1000 if code is None else code, reasonUtf8=reason.encode()[:123])
+            # As much as a frame takes: half a character makes it invalid.
+            reason = reason.encode()[:123].decode(errors="ignore")
+            self.sendCloseFrame(code=1000 if code is None else code, reasonUtf8=reason.encode())
 
     def too_slow(self, at: Position) -> None:
         """The reader is given up: 4408, and where to go on from."""

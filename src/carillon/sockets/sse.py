@@ -113,7 +113,9 @@ class SseSession(Session):
         )
         self._arrive(before)
         self._watch()
-        self._say("accept", {"user": self.identity.user.pk, "position": str(here.station.position)})
+        at = str(here.station.position)
+        # Cut before its first event, an EventSource resumes from here; one that resumes keeps its own place.
+        self._say("accept", {"user": self.identity.user.pk, "position": at}, "" if wanted.since else at)
         try:
             await self._subscribe(wanted)
         except protocol.Refusal as refusal:

@@ -477,3 +477,119 @@ test("version 2: a later `since` while the link is away skips nothing of what wa
   assert.deepEqual(heard, [101, 150, 205]); // 160 is in the state that was shown
   link.close();
 });
+
+test("version 2: what is refused leaves what was subscribed", async () => {
+  const { link } = make();
+  const heard = [];
+  link.on("*", (event) => heard.push(event.n));
+  link.subscribe({ jobs: ["summary"] });
+  link.connect();
+  accepts2("ep:100");
+  FakeSocket.last.answers("jobs-summary");
+  await settle();
+  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+  const event = (n) => ({ position: `ep:${n}`, group: "jobs-summary", event: { group_name: "jobs", n } });
+  const refused = link.subscribe({ job_events: [1, 2, 3] }, { since: "ep:10" });
+  FakeSocket.last.says(event(101));
+  assert.equal(link.position, "ep:10", "what is asked for may begin there");
+  FakeSocket.last.says({ error: "invalid message: more than 2 groups" });
+  await assert.rejects(refused, /more than 2 groups/);
+  FakeSocket.last.says(event(102));
+  assert.equal(link.position, "ep:102");
+  mock.timers.tick(25_000); // it probes with what stands
+  assert.deepEqual(FakeSocket.last.sent.at(-1).groups, { jobs: ["summary"] });
+  FakeSocket.last.closes(1006);
+  link.retry();
+  accepts2("ep:110");
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
+  assert.equal(FakeSocket.last.sent[0].since, "ep:102");
+  assert.deepEqual(heard, [101, 102]);
+  link.close();
+});
+
+test("version 2: what a new link refuses leaves what was subscribed before, and the next begins with that", async () => {
+  const { link } = make();
+  link.subscribe({ jobs: ["summary"] });
+  link.connect();
+  accepts2("ep:100");
+  FakeSocket.last.answers("jobs-summary");
+  await settle();
+  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+  const unanswered = link.subscribe({ job_events: [1, 2, 3] }, { since: "ep:10" });
+  FakeSocket.last.closes(1006);
+  await assert.rejects(unanswered, /lost/);
+  link.retry();
+  accepts2("ep:110");
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { job_events: [1, 2, 3] }, "made again");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:10");
+  FakeSocket.last.says({ error: "invalid message: more than 2 groups" });
+  await settle();
+  assert.equal(link.link.state, "reconnecting");
+  assert.equal(link.link.reason, "invalid message: more than 2 groups");
+  link.retry();
+  accepts2("ep:120");
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
+  assert.equal(FakeSocket.last.sent[0].since, "ep:100");
+  link.close();
+});
+
+test("refused from the beginning, the link stands with nothing subscribed", async () => {
+  const { link, states } = make();
+  link.subscribe({ job_events: [1, 2, 3] });
+  link.connect();
+  FakeSocket.last.accepts();
+  FakeSocket.last.says({ error: "invalid message: more than 2 groups" });
+  await settle();
+  assert.deepEqual(states, ["connecting", "connected"]);
+  FakeSocket.last.closes(1006);
+  link.retry();
+  FakeSocket.last.accepts();
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { job_events: [1, 2, 3] }, "there is nothing else to ask for");
+  const answer = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.says({ error: "invalid message: more than 2 groups" });
+  await settle();
+  assert.equal(link.link.state, "connected");
+  FakeSocket.last.answers("jobs-summary");
+  assert.deepEqual((await answer).current, ["jobs-summary"]);
+  link.close();
+});
+
+test("version 2: what cannot be sent yet is asked for again", async () => {
+  const { link } = make();
+  const told = [];
+  link.onreconnect = (how) => told.push(how);
+  link.subscribe({ jobs: ["summary"] });
+  link.connect({ since: "ep:4" });
+  for (const reason of ["timeout", "unavailable"]) {
+    accepts2("ep:10");
+    assert.equal(FakeSocket.last.sent[0].since, "ep:4");
+    FakeSocket.last.answers("jobs-summary");
+    await settle();
+    FakeSocket.last.says({ recovered: false, position: "ep:10", reason });
+    assert.equal(link.link.state, "reconnecting");
+    assert.deepEqual(told, []);
+    mock.timers.tick(link.link.retryAt - Date.now());
+  }
+  accepts2("ep:11");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:4");
+  FakeSocket.last.answers("jobs-summary");
+  await settle();
+  FakeSocket.last.says({ recovered: false, position: "ep:11", reason: "retention" });
+  assert.deepEqual(told, [{ recovered: false, reason: "retention", events: 0 }]);
+  assert.equal(link.position, "ep:11");
+  link.close();
+});
+
+test("what is no message waits for no answer", async () => {
+  const { link } = make();
+  link.connect();
+  await FakeSocket.last.stands();
+  await assert.rejects(link.subscribe({ job_events: [42n] }), TypeError);
+  const answer = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.answers("jobs-summary");
+  assert.deepEqual((await answer).current, ["jobs-summary"]);
+  FakeSocket.last.closes(1006);
+  link.retry();
+  FakeSocket.last.accepts();
+  assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
+});

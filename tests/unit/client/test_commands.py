@@ -266,6 +266,37 @@ async def test_output_fills_gaps_from_the_api_and_follows_to_the_end(stub, run):
     assert "job 42 is successful" in err
 
 
+async def test_output_takes_what_comes_after_the_last_status(stub, run):
+    every = [job_event(number, f"line {number}") for number in range(1, 4)]
+    stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
+    stub.events = every[:1]
+    command = await run("output", "42")
+    await command.error_line("live: 1 line so far")
+    stub.job["status"] = "successful"
+    await stub.send(status(42, "successful"))
+    asked = len(stub.requests)
+    await stub.until(lambda: len(stub.requests) > asked)  # it has heard that, and looks for the rest
+    await stub.send(every[1])
+    stub.events = every
+    await stub.send({"group_name": "jobs", "unified_job_id": 42, "final_counter": 3})
+    code, out, err = await command.end()
+    assert (code, out.splitlines()) == (0, ["line 1", "line 2", "line 3"])
+    assert "never came" not in err
+
+
+async def test_output_of_which_the_end_is_not_told_is_not_waited_for_for_ever(stub, run):
+    stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
+    command = await run("output", "42")
+    await command.error_line("live")
+    stub.job["status"] = "canceled"
+    stub.events = [job_event(1, "one")]
+    await stub.send(status(42, "canceled"))
+    await stub.until(lambda: not stub.connections, 20)
+    code, out, err = await command.end()
+    assert (code, out) == (1, "one\n")
+    assert "never came" not in err
+
+
 async def test_output_searches_what_there_is_by_the_api_and_what_comes_by_itself(stub, run):
     stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
     words = {250: "\x1b[31ma bell\x1b[0m", 251: "nothing\nbelling", 700: "bells"}

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 
 import pytest
+from websockets.asyncio.server import serve
 
 import carillon.client
 from carillon.client.endpoint import endpoint
@@ -211,6 +212,14 @@ async def test_what_nobody_foresaw_is_an_error_and_no_end(stub, link, monkeypatc
     async with link() as socket:
         with pytest.raises(Away, match="ZeroDivisionError: of the client"):
             await take(socket, 1)
+
+
+async def test_a_goodbye_instead_of_a_welcome_is_an_error():
+    async with serve(lambda connection: connection.close(1000), "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(Away, match="has ended"):
+            async with carillon.client.connect(f"http://127.0.0.1:{port}", token=TOKEN):
+                pass
 
 
 @pytest.mark.parametrize("code", [4401, 4403, 1008])

@@ -80,16 +80,17 @@ def test_no_frame_is_too_odd_to_classify(frame):
 
 
 @pytest.mark.parametrize(
-    ("text", "one_group"),
+    ("text", "all_of_it"),
     [
-        ("unknown channel bells", True),
-        ("access denied to channel job_events for resource id 9", True),
-        ("access denied to channel", False),
-        ("invalid message: groups is no object", False),
+        ("unknown channel bells", False),
+        ("access denied to channel job_events for resource id 9", False),
+        ("refresh refused: not a valid token of this user", False),
+        ("access denied to channel", True),
+        ("invalid message: groups is no object", True),
     ],
 )
-def test_an_error_concerns_one_group_or_all(text, one_group):
-    assert ServerError(text).concerns_one_group is one_group
+def test_an_error_concerns_one_group_or_all(text, all_of_it):
+    assert ServerError(text).rejects is all_of_it
 
 
 def test_groups_are_read_as_people_write_them():

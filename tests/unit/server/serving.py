@@ -53,7 +53,8 @@ async def application(scope, receive, send):
                 outlet.text(f"direct {number}")
                 await send({"type": "websocket.send", "text": f"asgi {number}"})
         elif order["do"] == "close":
-            await send({"type": "websocket.close", "code": order["code"], "reason": "because"})
+            reason = order.get("reason", "because")
+            await send({"type": "websocket.close", "code": order["code"], "reason": reason})
         elif order["do"] == "empty":
             await send({"type": "websocket.send", "text": ""})
             await send({"type": "websocket.send", "bytes": b""})

@@ -102,6 +102,15 @@ async def test_any_close_code(server, code):
         assert await code_of(client) == (code, "because")
 
 
+async def test_a_reason_that_is_too_long_is_cut_between_characters(server):
+    async with server.connect() as client:
+        await say(client, do="close", code=4000, reason="x" + "ä" * 61 + "€")
+        assert await code_of(client) == (4000, "x" + "ä" * 61)
+    async with server.connect() as client:
+        await say(client, do="close", code=4000, reason="ä" * 80)
+        assert await code_of(client) == (4000, "ä" * 61)
+
+
 async def test_empty_messages_are_messages(server):
     async with server.connect() as client:
         await say(client, do="empty")

@@ -249,7 +249,7 @@ async def test_server_sent_events(people):
     await emit("jobs-summary", 1, 2)
     stream = Events("groups=jobs:summary,status_changed&since=none:0", token, last_event_id="none:1")
     assert await stream.start() == 200
-    assert (await stream.next())[1:] == ("accept", {"user": people.ann.pk, "position": "none:2"})
+    assert await stream.next() == (None, "accept", {"user": people.ann.pk, "position": "none:2"})
     assert (await stream.next())[1] == "groups"
     assert await stream.next() == ("none:2", "jobs-summary", {"n": 2})
     assert await stream.next() == ("none:2", "recovered", {"position": "none:2"})
@@ -257,6 +257,22 @@ async def test_server_sent_events(people):
     assert await stream.next() == ("none:3", "jobs-status_changed", {"n": 3})
     await stream.leave()
     assert not station().hub.groups()
+
+
+async def test_a_stream_that_is_cut_before_its_first_event_misses_none(people):
+    token = await database_sync_to_async(people.token)(people.ann)
+    await emit("jobs-summary", 1)
+    stream = Events("groups=jobs:summary", token)
+    assert await stream.start() == 200
+    at, name, data = await stream.next()
+    assert (at, name, data["position"]) == ("none:1", "accept", "none:1")
+    await stream.leave()
+    await emit("jobs-summary", 2)
+    stream = Events("groups=jobs:summary", token, last_event_id=at)  # as an EventSource comes back
+    assert await stream.start() == 200
+    assert [(await stream.next())[1] for _ in range(2)] == ["accept", "groups"]
+    assert (await stream.next())[1:] == ("jobs-summary", {"n": 2})
+    await stream.leave()
 
 
 async def test_a_comment_moves_the_position_of_a_stream_that_is_level_alone(people, settings):

@@ -140,6 +140,14 @@ export function rejectsSubscription(error) {
   return error === "access denied to channel" || error.startsWith("invalid message");
 }
 
+/** Which of two positions lies before the other; of two logs nobody knows, and the first one stays. */
+function earlier(own, since) {
+  if (own === null) return since;
+  const [ownEpoch, number] = own.split(":");
+  const [epoch, other] = since.split(":");
+  return ownEpoch === epoch && Number(number) >= Number(other) ? since : own;
+}
+
 /** What a client of version 2 remembers, so that each event is heard once: where to ask again from, and how far each group was heard. */
 export class Memory {
   constructor() {
@@ -149,6 +157,10 @@ export class Memory {
     this._groups = new Set();
     this._heard = new Map();
     this._epoch = "";
+  }
+
+  copy() {
+    return Object.assign(new Memory(), this, { _heard: new Map(this._heard) });
   }
 
   /** The server says where the stream is; it counts only while no position is known. */
@@ -198,11 +210,9 @@ export class Memory {
     this._groups = names;
     for (const group of [...this._heard.keys()]) if (!names.has(group)) this._heard.delete(group);
     if (!since) return;
-    const [ownEpoch, own] = (this.since ?? "").split(":");
+    this.since = earlier(this.since, since);
     const [epoch, number] = since.split(":");
-    if (this.since === null || (ownEpoch === epoch && Number(own) >= Number(number))) {
-      this.since = since;
-    } else if (ownEpoch === epoch) {
+    if (this.since !== since && this.since.split(":")[0] === epoch) {
       // The groups of before are to be asked for from where they are, which is earlier. Of the new ones what comes from there on
       // is older than what their page has.
       if (epoch !== this._epoch) {
@@ -282,8 +292,9 @@ export class Carillon {
     this._replayed = 0; // events heard while resuming
     this._restart = null; // ms that a server about to restart asked to wait
     this._handlers = new Map();
-    this._groups = null;
-    this._waiting = []; // one entry per subscription sent and not yet answered: {resolve, reject, errors}
+    this._groups = null; // as the server knows them, or is to hear first
+    this._before = null; // what holds where the server refuses what the next link begins with: {groups, memory}
+    this._waiting = []; // one entry per subscription sent and not yet answered: {groups, since, resolve, reject, errors}
     this._socket = null;
     this._admitted = false; // has the server let this socket in?
     this._stood = false; // has the link ever stood? then the next time is a reconnect
@@ -316,7 +327,7 @@ export class Carillon {
    *   first subscription begins there, and nothing falls between
    */
   connect({ since } = {}) {
-    if (since) this._memory.welcome(since);
+    if (since) this._welcome(since);
     if (["connecting", "connected"].includes(this.link.state)) return;
     if (this.link.state === "reconnecting") {
       this.retry();
@@ -349,7 +360,8 @@ export class Carillon {
    * @returns {?string}
    */
   get position() {
-    return this._version === 2 ? this._memory.since : null;
+    if (this._version !== 2) return null;
+    return this._waiting.reduce((at, { since }) => (since ? earlier(at, since) : at), this._memory.since);
   }
 
   /**
@@ -368,13 +380,29 @@ export class Carillon {
    * @param {Groups} groups
    * @param {{since?: string}} [from]  a position, such as the header `X-Carillon-Position` of the answer that showed the state:
    *   groups that are new begin there, and nothing falls between
-   * @returns {Promise<?Reply>} null while the link is not up (it is made when it is); rejects when the server rejects it
-   *   or the link breaks before it answers
+   * @returns {Promise<?Reply>} null while the link is not up (it is made when it is); rejects when the server rejects it,
+   *   which leaves the subscription as it was, or the link breaks before it answers
    */
   subscribe(groups, { since } = {}) {
+    if (this._admitted) return this._send(groups, since);
+    this._intend(groups, since);
+    return Promise.resolve(null);
+  }
+
+  _take(groups, since) {
     this._groups = groups;
     this._memory.subscribed(groups, since);
-    return this._admitted ? this._send(groups, since) : Promise.resolve(null);
+  }
+
+  /** Without a link: the next one begins with it. */
+  _intend(groups, since) {
+    this._before ??= { groups: this._groups, memory: this._memory.copy() };
+    this._take(groups, since);
+  }
+
+  _welcome(position) {
+    this._memory.welcome(position);
+    this._before?.memory.welcome(position);
   }
 
   _emit(name, value) {
@@ -455,7 +483,7 @@ export class Carillon {
     this._admitted = true;
     const socket = this._socket;
     this._version = socket.protocol === VERSION_2 && position !== null ? 2 : 1;
-    if (this._version === 2) this._memory.welcome(position);
+    if (this._version === 2) this._welcome(position);
     const since = this._version === 2 && this._groups ? this._memory.since : null;
     if (since) this._memory.asked(since);
     this._resuming = since && this._stood;
@@ -470,37 +498,50 @@ export class Carillon {
       return undefined;
     };
     // Rejected, the link still stands, with nothing subscribed: "error" told why. Broken, it does not: "state" told.
-    this._send(this._groups ?? {}, since).then(stands, () => socket === this._socket && stands());
+    this._send(this._groups ?? {}, since, "greeting").then(stands, () => socket === this._socket && stands());
   }
 
   /** What was missed has been heard, or cannot be. */
   _recovered({ recovered, position, reason }) {
+    // Not lost, only not to be had now: the same position is asked for again.
+    if (!recovered && ["timeout", "unavailable"].includes(reason)) return this._lost("what was missed cannot be sent yet");
     this._memory.settled(position);
     const resuming = this._resuming;
     this._resuming = null;
     if (resuming || !recovered) this.onreconnect?.({ recovered, reason, events: this._replayed });
+    return undefined;
   }
 
-  _send(groups, since = null) {
+  /** @param {"subscription" | "greeting" | "probe"} [kind]  only the first changes what is subscribed */
+  _send(groups, since = null, kind = "subscription") {
     return new Promise((resolve, reject) => {
-      this._waiting.push({ resolve, reject, errors: [] });
+      const text = JSON.stringify({ groups, xrftoken: this._xrftoken || null, ...(since && this._version === 2 ? { since } : {}) });
+      this._waiting.push({ kind, groups, since, resolve, reject, errors: [] });
       this._await();
-      this._socket.send(JSON.stringify({ groups, xrftoken: this._xrftoken || null, ...(since && this._version === 2 ? { since } : {}) }));
+      this._socket.send(text);
     });
   }
 
   _answered({ current, left, joined }) {
     const waiting = this._waiting.shift();
     this._await();
+    if (waiting?.kind === "subscription") this._take(waiting.groups, waiting.since);
+    if (waiting) this._before = null;
     const reply = { current, left, joined, errors: waiting?.errors ?? [] };
     waiting?.resolve(reply);
-    if (!waiting?.probe) this._emit("subscribed", reply);
+    if (waiting?.kind !== "probe") this._emit("subscribed", reply);
   }
 
   _failed(error) {
     if (rejectsSubscription(error)) {
-      this._waiting.shift()?.reject(new Error(error));
+      const waiting = this._waiting.shift();
       this._await();
+      if (waiting?.kind === "greeting" && this._before?.groups) {
+        ({ groups: this._groups, memory: this._memory } = this._before);
+        this._before = null;
+        this._lost(error); // what stood before is to be heard: the next link begins with it
+      }
+      waiting?.reject(new Error(error));
     } else {
       this._waiting[0]?.errors.push(error);
     }
@@ -526,8 +567,7 @@ export class Carillon {
    */
   _probe() {
     if (this.link.state !== "connected" || this._waiting.length > 0) return;
-    this._send(this._groups ?? {}).catch(() => undefined);
-    this._waiting[this._waiting.length - 1].probe = true;
+    this._send(this._groups ?? {}, null, "probe").catch(() => undefined);
   }
 
   /** The network is back, or the page is looked at again. */
@@ -573,6 +613,9 @@ export class Carillon {
       socket.onclose = null;
       if (socket.readyState <= OPEN) socket.close(code);
     }
-    for (const { reject } of this._waiting.splice(0)) reject(new Error(reason));
+    for (const { kind, groups, since, reject } of this._waiting.splice(0)) {
+      if (kind === "subscription") this._intend(groups, since);
+      reject(new Error(reason));
+    }
   }
 }
