@@ -86,11 +86,10 @@ class ProjectConsumer:
         here = sockets()
         self._before = here.rights.changes
         try:
-            async with asyncio.timeout(conf.LOGIN_SECONDS):
-                try:
-                    self.identity = await here.authenticate(authentication.Handshake(self.scope))
-                except authentication.NoCredentials:
-                    self.identity = authentication.anonymous()
+            try:
+                self.identity = await here.authenticate(authentication.Handshake(self.scope))
+            except authentication.NoCredentials:
+                self.identity = authentication.anonymous()
             here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)

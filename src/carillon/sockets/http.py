@@ -73,8 +73,7 @@ class Known:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(conf.LOGIN_SECONDS):
-                identity = await sockets().authenticate(authentication.Handshake(scope))
+            identity = await sockets().authenticate(authentication.Handshake(scope))
         except authentication.NoCredentials:
             identity = authentication.anonymous()
         except authentication.Refused as refused:

@@ -185,9 +185,8 @@ class Session:
         here = sockets()
         before = here.rights.changes
         try:
-            async with asyncio.timeout(conf.LOGIN_SECONDS):
-                self.identity = await here.authenticate(self.handshake)
-                await here.station.ready(conf.LOGIN_SECONDS)
+            self.identity = await here.authenticate(self.handshake)
+            await here.station.ready(conf.LOGIN_SECONDS)
             here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)

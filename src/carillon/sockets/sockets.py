@@ -29,6 +29,13 @@ from carillon.sockets.batching import Batched
 from carillon.sockets.questions import Groups
 from carillon.sockets.rights import Rights
 
+LOGINS = 200
+"""Handshakes that are looked at at a time. Of thousands that come at once all would be half done when the
+deadline of each has passed: everybody would be sent away, to come again at once."""
+
+TURN_SECONDS = 60.0
+"""For which a handshake waits until it is looked at."""
+
 GATHER = 0.05
 """Seconds that changes are gathered for, once an answer has come too late for the last of them."""
 
@@ -87,6 +94,7 @@ class Sockets:
         here.gaps.append(self._interrupted)
         # Not the functions themselves: they are looked up when they are called.
         self._logins = Batched(lambda handshakes: authentication.authenticate(handshakes))
+        self._turns = asyncio.Semaphore(LOGINS)
         self._allowed = Batched(lambda asked: questions.allowed(asked))
         sampled(self)
 
@@ -119,10 +127,17 @@ class Sockets:
                     del self._by_user[socket.identity.user.pk]
 
     async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
-        """Who a handshake is. Raises Refused, DatabaseError."""
-        if token := handshake.foreign_token():
-            handshake.claims = await self._claims(token)
-        return await self._logins.ask(handshake)
+        """Who a handshake is, at most LOGIN_SECONDS after its turn has come. Raises Refused, DatabaseError,
+        TimeoutError."""
+        async with asyncio.timeout(TURN_SECONDS):
+            await self._turns.acquire()
+        try:
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
+                if token := handshake.foreign_token():
+                    handshake.claims = await self._claims(token)
+                return await self._logins.ask(handshake)
+        finally:
+            self._turns.release()
 
     async def _claims(self, token: str) -> jwts.Claims | jwts.Refused:
         """What an issuer's token says. Not in the database's thread: all would wait for the issuer."""

@@ -86,9 +86,8 @@ class SseSession(Session):
         here = sockets()
         before = here.rights.changes
         try:
-            async with asyncio.timeout(conf.LOGIN_SECONDS):
-                self.identity = await here.authenticate(self.handshake)
-                await here.station.ready(conf.LOGIN_SECONDS)
+            self.identity = await here.authenticate(self.handshake)
+            await here.station.ready(conf.LOGIN_SECONDS)
             here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)

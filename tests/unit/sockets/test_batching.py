@@ -4,8 +4,11 @@ import asyncio
 
 import pytest
 
+from carillon.fanout.station import station
 from carillon.sockets import batching
+from carillon.sockets.authentication import Handshake
 from carillon.sockets.batching import Batched
+from carillon.sockets.sockets import Sockets
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.django_db(transaction=True)]
 
@@ -64,3 +67,55 @@ async def test_who_left_is_not_asked_for():
     assert await stays == "A"
     assert gone.cancelled()
     assert asked.lists in ([["a"]], [["gone", "a"]])
+
+
+async def test_handshakes_that_come_at_once_are_looked_at_some_at_a_time(monkeypatch, settings):
+    """Five thousand came back after a kill, all were half done after ten seconds, and all were sent away."""
+    monkeypatch.setattr("carillon.sockets.sockets.LOGINS", 2)
+    settings.CARILLON = {**settings.CARILLON, "LOGIN_SECONDS": 0.2}
+    here, hangs, under_way, most = Sockets(station()), asyncio.Event(), 0, 0
+
+    class Logins:
+        async def ask(self, question):
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                if question.user_agent == "late":
+                    await hangs.wait()
+                await asyncio.sleep(0)
+                return question.user_agent
+            finally:
+                under_way -= 1
+
+    here._logins = Logins()
+
+    def ask(name):
+        return here.authenticate(Handshake({"headers": [(b"user-agent", name.encode())]}))
+
+    names = ["late", "late", *"abcdefgh"]
+    answers = await asyncio.gather(*map(ask, names), return_exceptions=True)
+    # Who waits behind them has his whole time when it is his turn.
+    assert [type(answer) for answer in answers[:2]] == [TimeoutError] * 2
+    assert answers[2:] == list("abcdefgh")
+    assert (most, under_way) == (2, 0)
+    await asyncio.gather(*map(ask, "ij"))
+
+
+async def test_who_leaves_before_his_turn_takes_none(monkeypatch):
+    monkeypatch.setattr("carillon.sockets.sockets.LOGINS", 1)
+    monkeypatch.setattr("carillon.sockets.sockets.TURN_SECONDS", 0.1)
+    here, hangs = Sockets(station()), asyncio.Event()
+
+    class Logins:
+        async def ask(self, question):
+            await hangs.wait()
+
+    here._logins = Logins()
+    first = asyncio.ensure_future(here.authenticate(Handshake({"headers": []})))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await here.authenticate(Handshake({"headers": []}))
+    hangs.set()
+    await first
+    await here.authenticate(Handshake({"headers": []}))
