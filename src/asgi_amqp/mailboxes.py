@@ -8,7 +8,7 @@ A channel that holds `capacity` unread messages takes no more. But a reader that
 has had its turn, and GRACE seconds after it last had nothing to read, a burst is kept beyond the capacity.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from itertools import groupby, islice, takewhile
@@ -284,7 +284,7 @@ class Mailboxes:
         self._config = config
         self._dropped = dropped
         self._control = control
-        self._parcels: dict[Parcel, None] = {}  # oldest first
+        self._parcels: OrderedDict[Parcel, None] = OrderedDict()  # oldest first
 
     def open(self, channel: str, now: float) -> Mailbox:
         """The mailbox of a channel, made when it is first asked for."""

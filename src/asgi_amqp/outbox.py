@@ -11,7 +11,7 @@ that withholds its confirms holds up nobody else.
 """
 
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import takewhile
 from operator import attrgetter
@@ -47,7 +47,7 @@ class Outbox:
         self._expiry = expiry
         self._plain = Lane(PLAIN, Destination("", b""))
         self._lanes: dict[str, Lane] = {PLAIN: self._plain}
-        self._ready: dict[Lane, None] = {}  # lanes that may have something to take, in turn
+        self._ready: OrderedDict[Lane, None] = OrderedDict()  # lanes that may have something to take, in turn
         self._confirming: dict[int, Batch] = {}  # under way with confirms, by their tags
         self._unsure: deque[tuple[float, int, int]] = deque()  # under way without: number, bytes, events
         self._asked: deque[float] = deque()  # the last number of _unsure before each open question
@@ -151,8 +151,7 @@ class Outbox:
         out: list[Batch] = []
         size = 0
         while self._ready and size < BURST:
-            lane = next(iter(self._ready))
-            del self._ready[lane]
+            lane, _ = self._ready.popitem(last=False)
             if lane.held or lane.draining or not lane.waiting:  # it is roused again
                 continue
             batch = self._pop(lane)

@@ -11,6 +11,7 @@ without a word of a change, is the same without being held.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
 CHANGES = 4096
@@ -40,7 +41,9 @@ class Rights:
     def __init__(self) -> None:
         self.changes = 0
         """Number of the last change that was heard of: see changed_since()."""
-        self._changed: dict[int | str, int] = {}  # user or group: number of its last change; the newest last
+        self._changed: OrderedDict[int | str, int] = (
+            OrderedDict()
+        )  # user or group: number of its last change; the newest last
         self._forgotten = 0
         self._doubts: dict[Hashable, Doubt] = {}
         self._to_ask: dict[Hashable, None] = {}
@@ -54,7 +57,7 @@ class Rights:
             self._changed.pop(each, None)
             self._changed[each] = self.changes
         while len(self._changed) > CHANGES:
-            self._forgotten = self._changed.pop(next(iter(self._changed)))
+            _, self._forgotten = self._changed.popitem(last=False)
 
     def unknown(self) -> None:
         """Whose rights changed meanwhile is not known: perhaps everybody's."""
