@@ -1,9 +1,12 @@
-"""What forgets its oldest first is an OrderedDict. A dict looks for its first key behind the places of all that were
-removed before it: with a hundred thousand keys, each new one took up to 0.3 ms."""
+"""What forgets its oldest first is an OrderedDict. A dict looks for its first key behind the places of all that
+were removed before it: with a hundred thousand keys, each new one took up to 0.3 ms."""
 
 import ast
 import re
+from collections import OrderedDict
 from pathlib import Path
+
+from carillon.events.seen import Seen
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"Acks._open", "Mailbox.gaps"}  # no more than the prefetch; a handful
@@ -43,10 +46,6 @@ def test_what_forgets_its_oldest_first_finds_it_at_once():
 
 def test_so_does_what_is_asked_by_another_name():
     """`ids = self._ids` in a loop that has to be quick: not seen above."""
-    from collections import OrderedDict
-
-    from carillon.events.seen import Seen
-
     seen = Seen(2)
     assert isinstance(seen._ids, OrderedDict)
     assert [seen.add(each) for each in (b"a", b"b", b"a", b"c", b"a")] == [True, True, False, True, True]
