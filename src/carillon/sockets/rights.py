@@ -41,9 +41,8 @@ class Rights:
     def __init__(self) -> None:
         self.changes = 0
         """Number of the last change that was heard of: see changed_since()."""
-        self._changed: OrderedDict[int | str, int] = (
-            OrderedDict()
-        )  # user or group: number of its last change; the newest last
+        # User or group: number of its last change; the newest last.
+        self._changed: OrderedDict[int | str, int] = OrderedDict()
         self._forgotten = 0
         self._doubts: dict[Hashable, Doubt] = {}
         self._to_ask: dict[Hashable, None] = {}
