@@ -31,7 +31,7 @@ from carillon.sockets import authentication, protocol
 from carillon.sockets.asgi_outlet import AsgiOutlet
 from carillon.sockets.presence import presence
 from carillon.sockets.questions import Groups
-from carillon.sockets.sockets import Asked, TooManySockets, sockets
+from carillon.sockets.sockets import Asked, Left, TooManySockets, sockets
 
 logger = logging.getLogger(__name__)
 
@@ -185,9 +185,11 @@ class Session:
         here = sockets()
         before = here.rights.changes
         try:
-            self.identity = await here.authenticate(self.handshake)
+            self.identity = await here.authenticate(self.handshake, lambda: self.outlet.ended)
             await here.station.ready(conf.LOGIN_SECONDS)
             here.admit(self.identity)
+        except Left:
+            raise Gone from None
         except authentication.Refused as refused:
             count_refusal(refused)
             self._text(protocol.refused(refused.reason))

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol
@@ -76,6 +76,10 @@ class TooManySockets(authentication.Refused):
         )
 
 
+class Left(Exception):
+    """The client has gone while it waited for its turn."""
+
+
 class Sockets:
     """The sockets of one event loop, by user and by outlet."""
 
@@ -126,12 +130,16 @@ class Sockets:
                 if not mine:
                     del self._by_user[socket.identity.user.pk]
 
-    async def authenticate(self, handshake: authentication.Handshake) -> authentication.Identity:
+    async def authenticate(
+        self, handshake: authentication.Handshake, has_left: Callable[[], bool] = lambda: False
+    ) -> authentication.Identity:
         """Who a handshake is, at most LOGIN_SECONDS after its turn has come. Raises Refused, DatabaseError,
-        TimeoutError."""
+        TimeoutError; Left, if `has_left` by then: clients wait for ten seconds, and come again."""
         async with asyncio.timeout(TURN_SECONDS):
             await self._turns.acquire()
         try:
+            if has_left():
+                raise Left
             async with asyncio.timeout(conf.LOGIN_SECONDS):
                 if token := handshake.foreign_token():
                     handshake.claims = await self._claims(token)

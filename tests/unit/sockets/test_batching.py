@@ -8,7 +8,7 @@ from carillon.fanout.station import station
 from carillon.sockets import batching
 from carillon.sockets.authentication import Handshake
 from carillon.sockets.batching import Batched
-from carillon.sockets.sockets import Sockets
+from carillon.sockets.sockets import LOGINS, Left, Sockets
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.django_db(transaction=True)]
 
@@ -100,6 +100,15 @@ async def test_handshakes_that_come_at_once_are_looked_at_some_at_a_time(monkeyp
     assert answers[2:] == list("abcdefgh")
     assert (most, under_way) == (2, 0)
     await asyncio.gather(*map(ask, "ij"))
+
+
+async def test_who_has_left_before_his_turn_is_not_looked_at():
+    """Clients wait for ten seconds and come again: the places that they left must cost nothing."""
+    here = Sockets(station())
+    here._logins = None
+    with pytest.raises(Left):
+        await here.authenticate(Handshake({"headers": []}), lambda: True)
+    assert here._turns._value == LOGINS
 
 
 async def test_who_leaves_before_his_turn_takes_none(monkeypatch):

@@ -555,8 +555,8 @@ class TestPermissionsThatChange:
         token = await database_sync_to_async(people.token)(people.ann)
         authenticate = Sockets.authenticate
 
-        async def and_then_it_is_revoked(self, handshake):
-            identity = await authenticate(self, handshake)
+        async def and_then_it_is_revoked(self, *asked):
+            identity = await authenticate(self, *asked)
             await database_sync_to_async(ApiToken.objects.all().delete)()
             await pump()
             return identity
