@@ -286,7 +286,7 @@ class Outbox:
         """It cannot be declared: what waits for it has failed."""
         lane = self._lanes.get(queue.key)
         if lane is not None:
-            lane.held = False
+            lane.held, lane.declared = False, float("-inf")
             while lane.waiting:
                 self._end(self._pop(lane), error)
             self._rouse(lane)

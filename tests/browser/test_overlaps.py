@@ -235,6 +235,27 @@ def test_who_no_longer_wants_the_end_is_not_taken_there(fake, long, change):
     expect(long.locator(".ln").last).to_have_text("line 5000")
 
 
+def test_an_end_that_is_asked_for_twice_may_still_be_called_off(fake, long):
+    long.keyboard.press("n")
+    expect(long.locator(".ln.here")).to_have_text("line 40")
+    quiet(long)
+    end = re.compile(r"/jobs/1/events/.*order_by=-counter")
+    fake.do("hold", path="/api/v2/jobs/1/events/", of="order_by", seconds=1)
+    with long.expect_request(end):
+        long.keyboard.press("f")
+    with long.expect_response(end):
+        long.keyboard.press("f")
+        long.keyboard.press("f")
+        # The second question is held back, too, when the first one is answered.
+        fake.do("hold", path="/api/v2/jobs/1/events/", of="order_by", seconds=2)
+    with long.expect_response(end):
+        long.wait_for_timeout(300)
+        long.keyboard.press("f")
+    quiet(long)
+    expect(long.locator(".ln", has_text=re.compile("^line 40$"))).to_have_count(1)
+    expect(follow(long)).to_have_attribute("aria-pressed", "false")
+
+
 def test_a_button_that_goes_does_not_take_the_focus_along(long):
     long.keyboard.press("n")
     long.get_by_role("button", name="Follow again").focus()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = os.environ.get("CARILLON_SIMULATION_SEEDS", "0-1999")
 SECONDS = 55  # for each of the worlds, over all processors
-LEAST = 300  # seeds of each
+LEAST = 300  # seeds of each, at least
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:

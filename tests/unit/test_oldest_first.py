@@ -44,8 +44,8 @@ def test_what_forgets_its_oldest_first_finds_it_at_once():
     assert "Acks._open" in found  # it sees something
 
 
-def test_so_does_what_is_asked_by_another_name():
-    """`ids = self._ids` in a loop that has to be quick: not seen above."""
+def test_the_memory_of_ids_forgets_its_oldest_first():
+    """It asks by a name of its own, `ids`, which the test above does not see."""
     seen = Seen(2)
     assert isinstance(seen._ids, OrderedDict)
     assert [seen.add(each) for each in (b"a", b"b", b"a", b"c", b"a")] == [True, True, False, True, True]

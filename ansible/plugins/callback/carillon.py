@@ -625,8 +625,8 @@ class Sender:
             self._outbox.close()
 
     def _report(self, why):
-        if why == self._reported:
-            return
+        if why == self._reported and self._status == self._final:
+            return  # it was said in mid-run, and the status has arrived since
         self._reported = why
         left = len(self._outbox) + self._unanswered
         if self._final is None:

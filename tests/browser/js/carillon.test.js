@@ -387,6 +387,16 @@ function accepts2(position) {
   FakeSocket.last.says({ accept: true, user: 7, position });
 }
 
+/** It hears `jobs-summary` from "ep:100" on. */
+async function subscribed(link) {
+  link.subscribe({ jobs: ["summary"] });
+  link.connect();
+  accepts2("ep:100");
+  FakeSocket.last.answers("jobs-summary");
+  await settle();
+  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+}
+
 test("version 2: each event is heard once, and a reconnect asks from where it was", async () => {
   const { link } = make();
   const heard = [];
@@ -457,12 +467,7 @@ test("version 2: a later `since` while the link is away skips nothing of what wa
   const { link } = make();
   const heard = [];
   link.on("*", (event) => heard.push(event.n));
-  link.subscribe({ jobs: ["summary"] });
-  link.connect();
-  accepts2("ep:100");
-  FakeSocket.last.answers("jobs-summary");
-  await settle();
-  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+  await subscribed(link);
   FakeSocket.last.says({ position: "ep:101", group: "jobs-summary", event: { group_name: "jobs", n: 101 } });
   FakeSocket.last.closes(1006);
   link.subscribe({ jobs: ["summary"], job_events: [42] }, { since: "ep:200" });
@@ -482,12 +487,7 @@ test("version 2: what is refused leaves what was subscribed", async () => {
   const { link } = make();
   const heard = [];
   link.on("*", (event) => heard.push(event.n));
-  link.subscribe({ jobs: ["summary"] });
-  link.connect();
-  accepts2("ep:100");
-  FakeSocket.last.answers("jobs-summary");
-  await settle();
-  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+  await subscribed(link);
   const event = (n) => ({ position: `ep:${n}`, group: "jobs-summary", event: { group_name: "jobs", n } });
   const refused = link.subscribe({ job_events: [1, 2, 3] }, { since: "ep:10" });
   FakeSocket.last.says(event(101));
@@ -509,12 +509,7 @@ test("version 2: what is refused leaves what was subscribed", async () => {
 
 test("version 2: what a new link refuses leaves what was subscribed before, and the next begins with that", async () => {
   const { link } = make();
-  link.subscribe({ jobs: ["summary"] });
-  link.connect();
-  accepts2("ep:100");
-  FakeSocket.last.answers("jobs-summary");
-  await settle();
-  FakeSocket.last.says({ recovered: true, position: "ep:100" });
+  await subscribed(link);
   const unanswered = link.subscribe({ job_events: [1, 2, 3] }, { since: "ep:10" });
   FakeSocket.last.closes(1006);
   await assert.rejects(unanswered, /lost/);

@@ -507,6 +507,17 @@ def test_a_queue_that_cannot_be_declared_fails_what_waits_for_it(sending):
     assert sending.box.to_declare == [CLASSIC.queue]
 
 
+def test_a_queue_that_could_not_be_declared_again_is_declared_before_the_next_event(sending):
+    sending.add(CLASSIC)
+    (batch,) = sending.take()
+    sending.give_back(batch)  # it was deleted
+    sending.box.to_declare.clear()
+    sending.box.undeclared(CLASSIC.queue, BrokerUnavailable("otherwise"))
+    sending.add(CLASSIC)
+    assert sending.box.to_declare == [CLASSIC.queue]
+    assert sending.box.take(0.0) == []
+
+
 def test_a_queue_that_nobody_sends_to_any_more_may_be_declared_or_not(sending):
     sending.box.declared(CLASSIC.queue, 0.0)
     sending.box.undeclared(CLASSIC.queue, BrokerUnavailable(""))

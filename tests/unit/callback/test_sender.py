@@ -102,6 +102,14 @@ def fill(sender, number):
         sender.put({"event": f"number {counter}", "stdout": ""})
 
 
+def noticed(sender, number):
+    """Waits until it has said so many things."""
+    until = time.monotonic() + 5
+    while len(sender.notices) < number:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def late(sender, seconds, status="successful"):
     """Finishes what cannot arrive in time."""
     begun = time.monotonic()
@@ -207,10 +215,7 @@ def test_an_api_that_wants_no_events_in_mid_run_hears_how_it_has_ended(begin, pa
         sender = begin(api)
         fill(sender, 3)
         api.wait_for(lambda a: len(a.bodies) >= (3 if part == "/events/" else 2))
-        until = time.monotonic() + 5
-        while len(sender.notices) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        noticed(sender, 2)
         with api.changed:
             asked, api.refusal = api.requests, None
         fill(sender, 4)
@@ -224,6 +229,20 @@ def test_an_api_that_wants_no_events_in_mid_run_hears_how_it_has_ended(begin, pa
         sender.notices[1],
     )
     assert len(sender.notices) == 2
+
+
+def test_a_status_that_is_refused_for_the_same_reason_is_said(begin):
+    with Picky("/41/") as api:
+        sender = begin(api)
+        api.running()
+        api.refusal = 405
+        fill(sender, 3)
+        noticed(sender, 2)
+        late(sender, 5)
+    assert "no events of this run are sent" in sender.notices[1]
+    assert re.fullmatch(
+        r".* of this run w\w+ not sent to Carillon at \S+: it answered 405 .*wants it\.", sender.notices[2]
+    )
 
 
 def test_events_that_are_refused_at_the_end_do_not_keep_the_status_back(begin):

@@ -46,6 +46,31 @@ def _quiet(monkeypatch):
     monkeypatch.setattr("carillon.sockets.session.GOODBYE_TIMEOUT", 0.1)
 
 
+async def test_a_client_that_leaves_before_its_turn_is_not_looked_at(people, monkeypatch):
+    made, asked = [], []
+
+    class Kept(AsgiOutlet):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    class Logins:
+        async def ask(self, handshake):
+            asked.append(handshake)
+
+    monkeypatch.setattr(session, "AsgiOutlet", Kept)
+    here = sockets()
+    monkeypatch.setattr(here, "_logins", Logins())
+    monkeypatch.setattr(here, "_turns", asyncio.Semaphore(1))
+    await here._turns.acquire()
+    client = Client(token="any")
+    await client.raw.connect()
+    made[0].end()  # as the server does when the connection is gone
+    here._turns.release()
+    await asyncio.wait_for(client.raw.future, 5)
+    assert asked == []
+
+
 def session_of(user) -> tuple[str, str]:
     """Log in as a browser does: (session id, csrftoken)."""
     browser = HttpClient(enforce_csrf_checks=True)

@@ -294,7 +294,7 @@ export class Carillon {
     this._handlers = new Map();
     this._groups = null; // as the server knows them, or is to hear first
     this._before = null; // what holds where the server refuses what the next link begins with: {groups, memory}
-    this._waiting = []; // one entry per subscription sent and not yet answered: {groups, since, resolve, reject, errors}
+    this._waiting = []; // one entry per subscription sent and not yet answered: {kind, groups, since, resolve, reject, errors}
     this._socket = null;
     this._admitted = false; // has the server let this socket in?
     this._stood = false; // has the link ever stood? then the next time is a reconnect

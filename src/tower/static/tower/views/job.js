@@ -42,7 +42,7 @@ export class JobPage {
     this.seeking = 0; // of the searching: the last one counts
     this.turn = 0; // of the asking for other parts of the output: the last one counts
     this.begun = null; // the first reading, from when the job is known
-    this.returning = false; // the end of the output was asked for, to follow it
+    this.returning = 0; // how often the end of the output is being asked for, to follow it
     this.reading = null; // the fetch under way
     this.hurry = null; // what stops it, to begin anew
     this.heard = 0; // states that were told: an answer to an earlier question does not know them
@@ -57,8 +57,8 @@ export class JobPage {
       wrap: () => this.toggleWrap(),
       saver: () => this.save(),
       follow: () => this.toggleFollow(),
-      previous: () => this.goOn(-1),
-      next: () => this.goOn(1),
+      previous: () => this.nextHit(-1),
+      next: () => this.nextHit(1),
       inspector: () => this.inspect(),
       resume: () => this.output.follow(true),
     });
@@ -72,7 +72,7 @@ export class JobPage {
     this.output = new Output({
       label: `Output of job ${id}`,
       onfollow: (follows) => this.followed(follows),
-      onnear: (where) => (where === "end" ? this.goBack() : this.reach(where)),
+      onnear: (where) => (where === "end" ? this.returnToEnd() : this.reach(where)),
       online: (number) => this.point(number),
       onmark: (line) => (this.inspector.hidden = !line),
       onunfold: (counter, uuid) => this.unfold(counter, uuid),
@@ -478,11 +478,11 @@ export class JobPage {
   }
 
   entered({ key, shiftKey }) {
-    if (key === "Enter") this.goOn(shiftKey ? -1 : 1);
+    if (key === "Enter") this.nextHit(shiftKey ? -1 : 1);
   }
 
   /** To another hit; a word that was just typed is searched for first. @param {1|-1} step */
-  goOn(step) {
+  nextHit(step) {
     this.typing = clearTimeout(this.typing);
     if (this.hits?.search === this.box.value) this.seek(step);
     else this.search();
@@ -580,10 +580,10 @@ export class JobPage {
   }
 
   /** To the end, which is not here; unless the reader wants something else before it comes. */
-  async goBack() {
-    this.returning = true;
+  async returnToEnd() {
+    this.returning += 1;
     await this.reach("end");
-    this.returning = false;
+    this.returning -= 1;
   }
 
   toggleFollow() {
