@@ -389,7 +389,7 @@ class Socket:
 
     def _subscribed(self, reply: Subscription) -> None:
         self.current = reply.current
-        if not self._waiting:
+        if not reply.asked or not self._waiting:
             if reply.left:
                 self._tell(f"no longer subscribed to {', '.join(reply.left)}")
             return

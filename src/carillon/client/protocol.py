@@ -39,12 +39,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """The server's answer to a subscription: group names `<family>-<key>`, and what it would not give."""
+    """The server's answer to a subscription: group names `<family>-<key>`, and what it would not give. Not
+    `asked`: it answers nothing, but a right was lost."""
 
     current: tuple[str, ...]
     joined: tuple[str, ...]
     left: tuple[str, ...]
     errors: tuple[str, ...] = ()
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def classify(frame: str | bytes) -> Frame:
             _names(message["groups_current"]),
             _names(message.get("groups_joined")),
             _names(message.get("groups_left")),
+            asked=message.get("asked") is not False,
         )
     if isinstance(at := message.get("position"), str):
         return _positioned(message, at)

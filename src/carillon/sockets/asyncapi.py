@@ -41,7 +41,10 @@ _RECEIVED: dict[str, tuple[str, Schema]] = {
     ),
     "subscribed": (
         "What is subscribed now. It answers `groups`, and comes unasked when a right is lost.",
-        _frame({"groups_current": _NAMES, "groups_left": _NAMES, "groups_joined": _NAMES}),
+        _frame(
+            {"groups_current": _NAMES, "groups_left": _NAMES, "groups_joined": _NAMES},
+            {"asked": {"const": False}},
+        ),
     ),
     "recovered": (
         "Version 2: nothing was missed; from here on it is live.",

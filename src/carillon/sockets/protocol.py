@@ -200,9 +200,13 @@ def denied(keys: Sequence[tuple[str, str]]) -> str:
     return error(f"{ACCESS_DENIED} {text}{more}")
 
 
-def groups_reply(old: Iterable[str], new: Iterable[str]) -> str:
-    """The answer to a `groups` message: what is subscribed now, what is left, what is new; each sorted."""
+def groups_reply(old: Iterable[str], new: Iterable[str], asked: bool = True) -> str:
+    """What is subscribed now, what is left, what is new; each sorted. Not `asked`: it answers no `groups`
+    message, of which one may be on its way."""
     old, new = set(old), set(new)
-    return json.dumps(
-        {"groups_current": sorted(new), "groups_left": sorted(old - new), "groups_joined": sorted(new - old)}
-    )
+    frame: dict[str, Any] = {
+        "groups_current": sorted(new),
+        "groups_left": sorted(old - new),
+        "groups_joined": sorted(new - old),
+    }
+    return json.dumps(frame if asked else frame | {"asked": False})

@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -246,7 +246,10 @@ class Session:
         unknown = [name for name in wanted.groups if not registry.get(name)]
         if unknown:
             errors.insert(0, protocol.unknown_families(unknown))
-        self._replace(groups, errors, wanted.since)
+        for frame in errors:
+            self._text(frame)
+        self._text(protocol.groups_reply(self.groups, groups))
+        self._replace(groups, wanted.since)
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Until something is so, or the client has left."""
@@ -259,13 +262,8 @@ class Session:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _replace(
-        self, groups: dict[str, tuple[str, str]], errors: Iterable[str], since: Position | None = None
-    ) -> None:
-        """In one step: what is no longer wanted is left, what is new is joined, and the client is told."""
-        for frame in errors:
-            self._text(frame)
-        self._text(protocol.groups_reply(self.groups, groups))
+    def _replace(self, groups: dict[str, tuple[str, str]], since: Position | None = None) -> None:
+        """In one step: what is no longer wanted is left, what is new is joined. The client has been told."""
         self.groups = groups
         if self.entry is not None:
             presence().watch(self.entry, groups)
@@ -311,10 +309,11 @@ class Session:
         hub = sockets().station.hub
         if identity.tags != self.outlet.tags:
             hub.retag(self.outlet, identity.tags)
-        if groups != self.groups.keys():
+        if lost := [key for name, key in self.groups.items() if name not in groups]:
             kept = {name: key for name, key in self.groups.items() if name in groups}
-            lost = [key for name, key in self.groups.items() if name not in groups]
-            self._replace(kept, [protocol.denied(lost)] if lost else [])
+            self._text(protocol.denied(lost))
+            self._text(protocol.groups_reply(self.groups, kept, asked=False))
+            self._replace(kept)
         self.outlet.release()
         hub.feeder.ready(self.outlet)
         self.wake()

@@ -86,7 +86,7 @@ test("frames are told apart", async () => {
   assert.deepEqual(classify('{"accept": true, "user": 3}'), { kind: "accepted", user: 3, position: null });
   assert.deepEqual(classify('{"accept": false, "user": null, "close": true, "error": "expired"}'), { kind: "refused", reason: "expired" });
   assert.deepEqual(classify('{"groups_current": ["a"], "groups_left": [], "groups_joined": ["a"]}'), {
-    kind: "groups", current: ["a"], left: [], joined: ["a"],
+    kind: "groups", current: ["a"], left: [], joined: ["a"], asked: true,
   });
   assert.deepEqual(classify('{"error": "unknown channel nonsense"}'), { kind: "error", error: "unknown channel nonsense" });
   const event = { group_name: "jobs", unified_job_id: 4, status: "running", error: "part of the payload" };
@@ -164,6 +164,19 @@ test("a rejected subscription rejects", async () => {
   FakeSocket.last.says({ error: "access denied to channel" });
   await assert.rejects(promise, /access denied/);
   assert.ok(rejectsSubscription("invalid message: groups is not an object"));
+});
+
+test("the word of a right that is lost answers no call", async () => {
+  const { link } = make();
+  const told = [];
+  link.on("subscribed", ({ left }) => told.push(left));
+  link.connect();
+  await FakeSocket.last.stands();
+  const call = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.says({ groups_current: [], groups_left: ["job_events-42"], groups_joined: [], asked: false });
+  FakeSocket.last.answers("jobs-summary");
+  assert.deepEqual((await call).current, ["jobs-summary"]);
+  assert.deepEqual(told.slice(-2), [["job_events-42"], []]);
 });
 
 test("after a break: waits, comes back, subscribes again, and only then calls onreconnect", async () => {

@@ -190,6 +190,24 @@ async def test_each_call_has_the_answer_to_its_own_message(link, log):
         assert calls[1].cancelled()
 
 
+async def test_the_word_of_a_right_that_is_lost_is_no_answer(link, log, said):
+    async with link() as socket:
+        await socket.subscribe({"jobs": ["summary"], "job_events": [42]})
+        log.answers.clear()
+        call = asyncio.create_task(socket.subscribe(SUMMARY))
+        await until(lambda: len(log.asked) == 2)
+        await log.connections[-1].send(json.dumps({
+            "groups_current": ["jobs-summary"], "groups_left": ["job_events-42"], "groups_joined": [],
+            "asked": False,
+        }))  # fmt: skip
+        await until(lambda: socket.current == ("jobs-summary",))
+        assert not call.done()
+        assert "no longer subscribed to job_events-42" in said
+        log.answers.set()
+        assert (await call).current == ("jobs-summary",)
+        assert (await socket.subscribe({})).current == ()  # each call still has its own answer
+
+
 async def test_the_answer_to_what_a_connection_begins_with_is_no_other_s(link, log):
     async with link() as socket:
         await socket.subscribe(SUMMARY)

@@ -498,6 +498,7 @@ class TestPermissionsThatChange:
             "groups_current": ["jobs-status_changed"],
             "groups_left": [f"job_events-{job.pk}"],
             "groups_joined": [],
+            "asked": False,
         }
         await aemit_channel_notification("jobs-status_changed", STATUS, audience={"teams": [people.team.pk]})
         await pump()

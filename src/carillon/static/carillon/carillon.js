@@ -105,7 +105,7 @@ export function verdict(code) {
  * @returns {{kind: "accepted", user: number, position: ?string} | {kind: "refused", reason: string} | {kind: "event", family: string, event: object, group: ?string, position: ?string}
  *   | {kind: "recovery", recovered: boolean, position: string, reason: string} | {kind: "progress", position: string}
  *   | {kind: "restart", after: number} | {kind: "refreshed"}
- *   | {kind: "groups", current: string[], left: string[], joined: string[]} | {kind: "error", error: string} | {kind: "unknown"}}
+ *   | {kind: "groups", current: string[], left: string[], joined: string[], asked: boolean} | {kind: "error", error: string} | {kind: "unknown"}}
  */
 export function classify(text) {
   let frame;
@@ -118,8 +118,8 @@ export function classify(text) {
   if (frame.accept === true) return { kind: "accepted", user: frame.user, position: frame.position ?? null };
   if (frame.accept === false) return { kind: "refused", reason: frame.error || "" };
   if (Array.isArray(frame.groups_current)) {
-    const { groups_current: current, groups_left: left = [], groups_joined: joined = [] } = frame;
-    return { kind: "groups", current, left, joined };
+    const { groups_current: current, groups_left: left = [], groups_joined: joined = [], asked = true } = frame;
+    return { kind: "groups", current, left, joined, asked };
   }
   if (typeof frame.position === "string") {
     const { position, group, event } = frame;
@@ -522,7 +522,8 @@ export class Carillon {
     });
   }
 
-  _answered({ current, left, joined }) {
+  _answered({ current, left, joined, asked }) {
+    if (!asked) return this._emit("subscribed", { current, left, joined, errors: [] }); // a right was lost
     const waiting = this._waiting.shift();
     this._await();
     if (waiting?.kind === "subscription") this._take(waiting.groups, waiting.since);
@@ -530,6 +531,7 @@ export class Carillon {
     const reply = { current, left, joined, errors: waiting?.errors ?? [] };
     waiting?.resolve(reply);
     if (waiting?.kind !== "probe") this._emit("subscribed", reply);
+    return undefined;
   }
 
   _failed(error) {
