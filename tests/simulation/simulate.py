@@ -9,6 +9,7 @@ its simulated time.
 import argparse
 import asyncio
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -63,9 +64,12 @@ def run(name: str, seed: int, **options):
 
 def stories(name: str, seeds: Iterable[int], deadline: float = float("inf")) -> Iterator[str]:
     """Run seeds, until the deadline: for each, "" or how it failed, in words."""
+    gc.freeze()  # looking for cycles among all that is imported, and in mid-run, takes a tenth of the time
+    gc.disable()
     for seed in seeds:
         if clock() > deadline:
             return
+        gc.collect()
         world, problems = run(name, seed)
         lines = [f"{name}, seed {seed}:", *world.story, *problems[:10]] if problems else []
         if len(problems) > 10:
