@@ -10,6 +10,7 @@ A target is the name of a group, the full name of a process-local channel, or ""
 between two processes of this layer.
 """
 
+import functools
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -70,12 +71,25 @@ def encode_batch(parts: list[bytes]) -> bytes:
     return _ARRAY.pack(0xDD, 2 * len(parts)) + b"".join(parts)
 
 
+_unpack = functools.partial(
+    msgpack.unpackb, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass"
+)
+
+
+def _lists(value: Any) -> Any:
+    """The tuples of a value as lists, but for those that are keys."""
+    if isinstance(value, dict):
+        return {key: _lists(each) for key, each in value.items()}
+    return [_lists(each) for each in value] if type(value) is tuple else value
+
+
 def decode(body: bytes) -> Iterator[tuple[str, Message]]:
     """The (target, message) pairs of a batch, in order. ValueError when the body is not a whole batch."""
     try:
-        items = msgpack.unpackb(
-            body, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass", use_list=True
-        )
+        try:
+            items = _unpack(body, use_list=True)
+        except TypeError:  # a list is no key: a tuple was one
+            items = _lists(_unpack(body, use_list=False))
     except ValueError:
         raise
     except Exception as error:  # msgpack raises its own, not all of them ValueErrors

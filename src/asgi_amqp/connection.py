@@ -62,6 +62,7 @@ class Link:
         self._transport = factory.transport
         if self._transport is not None and not self.plain:
             self._transport.taps = self._taps
+        self.steps = 0  # of its set-up, as far as they are counted
         self._telling: list[Wire] = []  # with acknowledgements that the broker has not been told
         self._tasks: set[asyncio.Task[Any]] = set()
         connection.closing.add_done_callback(
@@ -130,24 +131,25 @@ class Link:
         """
 
         async def run() -> T:
+            wire = await self._open(Tap())
             try:
-                wire = await self._open(Tap())
-                try:
-                    return await call(wire.channel)
-                finally:
-                    await wire.close()
+                return await call(wire.channel)
             finally:
-                self._attempts.release()
+                await wire.close()
 
         await self._attempts.acquire()
-        return await self.own(run())
+        task = self.spawn(run())
+        task.add_done_callback(lambda _: self._attempts.release())  # one that never began has its end, too
+        return await self._outcome(task)
 
     async def own(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call to its end, whoever waits for it and is cancelled: cut off, it would cost its channel,
         whose number would be used again while the broker still has it. BrokerUnavailable when the link ends
         it: who waits has not been cancelled, and must not hear that it was.
         """
-        task = self.spawn(call)
+        return await self._outcome(self.spawn(call))
+
+    async def _outcome(self, task: "asyncio.Task[T]") -> T:
         await asyncio.wait([task])
         if task.cancelled():  # with its link, and not who waits for it
             raise BrokerUnavailable(f"{self.target}: the connection is going")
@@ -276,7 +278,7 @@ async def connect(target: Target, options: Options, generation: int, patience: f
         port=target.port,
         user=target.user,
         password=target.password,
-        path="/" + target.vhost.removeprefix("/"),
+        path="/" if target.vhost == "/" else f"/{target.vhost}",
         query={"heartbeat": str(options.heartbeat), "name": options.name, "auth": options.auth},
     )
     connection = aiormq.Connection(url, transport_factory=factory, client_properties={"product": "asgi_amqp"})

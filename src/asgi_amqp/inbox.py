@@ -31,15 +31,16 @@ BEGUN = 600.0
 
 
 async def wait(box: Mailbox) -> None:
-    """Until there may be something to take. Cancelled, it wakes the next reader instead: nothing is lost."""
+    """Until there may be something to take. Who ends before that wakes the next reader: nothing is lost."""
     if box.closed is not None:
         raise copy(box.closed)
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     box.waiters.append(waiter)
     try:
         await waiter
-    except asyncio.CancelledError:
-        box.forsaken(waiter, woken=not waiter.cancelled() and waiter.exception() is None)
+    except BaseException:  # cancelled, or thrown away as a coroutine
+        woken = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+        box.forsaken(waiter, woken=woken)
         raise
     box.turn()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .topology import Destination
 
 PLAIN, WATCHED = "plain", "watched"
-BATCH_KEYS = 64  # destinations of one batch
+BATCH_KEYS = 36  # destinations of one batch: the longest names in one header frame of 4096 bytes, the least
 INF = float("inf")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import re
 import secrets
 import weakref
 from asyncio import get_running_loop
@@ -45,6 +46,11 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
 
     extensions = ["groups", "flush"]
 
+    # Those of Channels take digits and letters of all scripts, and a line end: a name of 99 of them is longer
+    # than AMQP allows, and would cost every channel of the process its connection.
+    channel_name_regex = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?\Z")
+    group_name_regex = re.compile(r"[a-zA-Z0-9\-_.]+\Z")
+
     def __init__(
         self,
         url: str | Iterable[str] = "amqp://guest:guest@127.0.0.1/",
@@ -78,6 +84,8 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
             checked(f"channel_capacity[{pattern!r}]", each, 1, whole=True)
         if not isinstance(prefix, str) or not self.group_name_regex.match(prefix) or len(prefix) > 50:
             raise ConfigurationError(f"prefix={prefix!r}: write at most 50 of letters, digits, - _ and .")
+        if prefix.startswith("amq."):
+            raise ConfigurationError(f"prefix={prefix!r}: amq. is the broker's own, write another")
         super().__init__(expiry=expiry, capacity=capacity)
         self.channel_capacity = self.compile_capacities(channel_capacity or {})
         urls = url if isinstance(url, Iterable) and not isinstance(url, str) else [url]

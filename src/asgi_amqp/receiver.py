@@ -27,6 +27,7 @@ from .wire import Wire
 
 log = logging.getLogger("asgi_amqp")
 
+STEP = 1000  # groups that are bound with one answer: a deadline begins anew with each
 EXPIRE = 20  # times in the expiry that what has expired is thrown away: it lives a twentieth longer at most
 
 
@@ -144,33 +145,44 @@ class Receiver:
             self._linger = self.loop.call_later(due - time.monotonic(), self._bind)
 
     async def _work(self, wire: Wire) -> None:
-        """Bind and unbind, many at a time: the broker answers in order, so the last answer is for all."""
+        """Bind and unbind, many at a time: the broker answers in order, so the last answer is for all. What
+        a step has bound need not wait for the next."""
         try:
             while wire is self._wire:
                 bind, unbind = self._bindings.start(time.monotonic())
                 if not bind and not unbind:
                     break
                 calls = [(group, True) for group in bind] + [(group, False) for group in unbind]
-                with unasked():
-                    async with asyncio.timeout(ANSWER):
-                        for number, (group, bound) in enumerate(calls, 1):
-                            where = self.queue_name, self.topology.exchange, self.topology.group_key(group)
-                            if not bound:
-                                await wire.channel.queue_unbind(*where)
-                            elif number < len(calls):
-                                await wire.channel.queue_bind(*where, nowait=True)
-                            else:
-                                await wire.channel.queue_bind(*where)
-                if wire is self._wire:
-                    for group, bound in calls:
-                        self._bindings.finished(group, time.monotonic(), bound=bound)
-                        if bound:
-                            self._joined(group)
+                for first in range(0, len(calls), STEP):
+                    await self._call(wire, calls[first : first + STEP])
         except Exception as error:  # most often the link is gone, and its heir binds all
             wire.give_up(f"a group could not be bound: {error!r}")
         finally:
             self._binder = None
         self._bind()
+
+    async def _call(self, wire: Wire, calls: list[tuple[str, bool]]) -> None:
+        with unasked():
+            async with asyncio.timeout(ANSWER):
+                for number, (group, bound) in enumerate(calls, 1):
+                    if bound:
+                        await self._queue_bind(wire, group, answered=number == len(calls))
+                    else:
+                        await wire.channel.queue_unbind(*self._where(group))
+        if wire is self._wire:
+            for group, bound in calls:
+                self._bindings.finished(group, time.monotonic(), bound=bound)
+                if bound:
+                    self._joined(group)
+
+    def _where(self, group: str) -> tuple[str, str, str]:
+        return self.queue_name, self.topology.exchange, self.topology.group_key(group)
+
+    async def _queue_bind(self, wire: Wire, group: str, *, answered: bool) -> None:
+        if answered:
+            await wire.channel.queue_bind(*self._where(group))
+        else:
+            await wire.channel.queue_bind(*self._where(group), nowait=True)
 
     def _joined(self, group: str) -> None:
         future = self._joining.pop(group, None)
@@ -216,9 +228,9 @@ class Receiver:
             arguments=topology.process_arguments(self.queue_name, self._config.queue_bytes),
         )
         groups = list(self.mailboxes.groups)
-        for group in groups:
-            key = topology.group_key(group)
-            await channel.queue_bind(self.queue_name, topology.exchange, key, nowait=True)
+        for number, group in enumerate(groups, 1):
+            await self._queue_bind(wire, group, answered=number % STEP == 0)
+            link.steps = number // STEP
         await channel.queue_bind(self.queue_name, topology.exchange, topology.process_key(self.process))
         if self._connected_before:  # before what comes after it
             self._announce("reconnect")

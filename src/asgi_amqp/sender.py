@@ -64,7 +64,7 @@ class Sender:
         the loop.
         """
         if self._queues[destination.confirmed] or self.outbox.full(destination):
-            await self._room(destination, timeout)
+            timeout = await self._room(destination, timeout)
         if self._link is not None and not destination.confirmed and not self.outbox.crowded:
             self.outbox.accept(destination, data, None, time.monotonic(), watched=False)
             if not self._scheduled:
@@ -80,7 +80,7 @@ class Sender:
         """
         for destination, _ in events:
             if self._queues[destination.confirmed] or self.outbox.full(destination):
-                await self._room(destination, timeout)
+                timeout = await self._room(destination, timeout)
                 break
         ticket = FutureTicket(len(events), timeout)
         for destination, data in events:
@@ -94,8 +94,9 @@ class Sender:
             self.outbox.cancelled = True  # until the next tick what it waited for takes up room
             raise
 
-    async def _room(self, destination: Destination, timeout: float) -> None:
-        """Until there is room, one after the other."""
+    async def _room(self, destination: Destination, timeout: float) -> float:
+        """Until there is room, one after the other; the seconds that are left."""
+        deadline = time.monotonic() + timeout
         mine, queue = asyncio.Event(), self._queues[destination.confirmed]
         queue.append(mine)
         try:
@@ -104,6 +105,7 @@ class Sender:
                     self.supervisor.begin()
                     mine.clear()
                     await mine.wait()
+            return deadline - time.monotonic()
         except TimeoutError:
             raise BrokerUnavailable(
                 f"{self._state()}: {self.outbox.buffered} bytes wait to be sent or confirmed, the most that "
@@ -181,19 +183,22 @@ class Sender:
             resting = not outbox.under_way
             batches = outbox.take(time.monotonic())
             out = []
-            for batch in batches:
-                wire = self._confirming if batch.confirmed else self._plain
-                out.append(
-                    wire.publish(
-                        self._topology.exchange,
-                        batch.keys,
-                        encode_batch(batch.parts),
-                        batch.tag,
-                        persistent=batch.lane.again,
-                        mandatory=batch.mandatory,
-                        message_id=batch.identity,
+            try:
+                for batch in batches:
+                    wire = self._confirming if batch.confirmed else self._plain
+                    out.append(
+                        wire.publish(
+                            self._topology.exchange,
+                            batch.keys,
+                            encode_batch(batch.parts),
+                            batch.tag,
+                            persistent=batch.lane.again,
+                            mandatory=batch.mandatory,
+                            message_id=batch.identity,
+                        )
                     )
-                )
+            except Exception as error:  # the tags that were given out are not those that the broker counts
+                return link.give_up(f"an event could not be written: {error!r}")
             link.write(out[0] if len(out) == 1 else b"".join(out))
             if not (resting and len(batches) == 1):
                 self._ask()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from copy import copy
+from typing import Any
 
 from .connection import Link, connect, unasked
 from .exceptions import BrokerUnavailable, ConfigurationError, LayerError, describe
@@ -166,24 +167,28 @@ class Supervisor:
                 await link.close()
 
     async def _set_up(self, link: Link, seconds: float) -> None:
-        """`setup`, for as long as the link lives: what it waits for may never come on one that is lost."""
+        """`setup`, for as long as the link lives: what it waits for may never come on one that is lost. A
+        step of it may take so many seconds."""
+
+        async def run() -> None:
+            with unasked():
+                await self._setup(link)
+
+        task = asyncio.get_running_loop().create_task(run())
         try:
-            async with asyncio.timeout(seconds) as deadline:
-
-                def lost(_: object) -> None:
-                    deadline.reschedule(0)
-
-                link.lost.add_done_callback(lost)
-                try:
-                    with unasked():
-                        await self._setup(link)
-                finally:
-                    link.lost.remove_done_callback(lost)
-        except TimeoutError:
-            if not link.lost.done():
-                raise
+            steps = -1
+            while not (task.done() or link.lost.done()):
+                if steps == link.steps:
+                    raise TimeoutError
+                steps = link.steps
+                either: list[asyncio.Future[Any]] = [task, link.lost]
+                await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         if link.lost.done():
             raise BrokerUnavailable(f"{link.target}: {link.lost.result()}")
+        task.result()
 
     async def _next(self, patience: float) -> Link:
         """A link to the first host that answers, each tried once, beginning after the last that failed us."""

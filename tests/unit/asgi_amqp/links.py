@@ -97,6 +97,7 @@ class Link(connection.Link):
         self.target = target
         self.generation = generation
         self.lost = asyncio.get_running_loop().create_future()
+        self.steps = 0
         self.wires = []
         self.passing = Channel()
         self.closed = False

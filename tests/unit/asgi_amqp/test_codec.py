@@ -55,6 +55,15 @@ def test_tuples_travel_as_lists():
     assert list(decode(encode_batch([encode_target("g") + encode({"a": (1, 2)})]))) == [("g", {"a": [1, 2]})]
 
 
+def test_a_tuple_may_be_a_key_and_costs_no_other_message_of_its_batch():
+    events = [("g", {"a": (1, [2])}), ("h", {"deep": [{(1, ("x", 2)): ({"y": (3,)},), b"k": ()}]})]
+    parts = [encode_target(target) + encode(message) for target, message in events]
+    assert list(decode(encode_batch(parts))) == [
+        ("g", {"a": [1, [2]]}),
+        ("h", {"deep": [{(1, ("x", 2)): [{"y": [3]}], b"k": []}]}),
+    ]
+
+
 # Copies
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 
 from asgi_amqp import connection as module
 from asgi_amqp.connection import Link
 from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp.options import Target
 from asgi_amqp.transport import Tap
 from tests.unit.asgi_amqp.links import OPTIONS
 
@@ -86,3 +88,34 @@ async def test_an_attempt_that_is_cancelled_by_nobody_has_failed(monkeypatch):
     monkeypatch.setattr("aiormq.Connection.connect", connect)
     with pytest.raises(BrokerUnavailable, match="going"):
         await module.connect(OPTIONS.targets[0], OPTIONS, 1)
+
+
+async def test_a_call_that_the_link_ends_before_it_has_begun_keeps_no_place(link):
+    """Others that wait for one would wait for ever, and hold what they were to declare."""
+    places = link._attempts._value
+    calls = [asyncio.create_task(link.attempt(lambda _: asyncio.sleep(0))) for _ in range(places + 1)]
+    await asyncio.sleep(0)
+    for task in list(link._tasks):
+        task.cancel()
+    *first, waiting = calls
+    ended = await asyncio.gather(*first, return_exceptions=True)
+    assert {type(each) for each in ended} == {BrokerUnavailable}
+    with pytest.raises(AttributeError, match="channel"):  # it had its turn: this connection has none
+        await asyncio.wait_for(waiting, 2)
+    assert link._attempts._value == places
+
+
+@pytest.mark.parametrize("vhost", ["/", "prod", "/prod", "a/b", "//", "\u00fc x"])
+async def test_the_broker_is_asked_for_the_vhost_that_the_url_names(vhost, monkeypatch):
+    asked = []
+
+    async def connect(connection):
+        asked.append(connection.vhost)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("aiormq.Connection.connect", connect)
+    target = Target.parse(f"amqp://broker.test/{quote(vhost, safe='')}")
+    assert target.vhost == vhost
+    with pytest.raises(BrokerUnavailable):
+        await module.connect(target, OPTIONS, 1)
+    assert asked == [vhost]

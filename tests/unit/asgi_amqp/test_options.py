@@ -87,6 +87,9 @@ def test_a_target_does_not_show_its_password():
         ({"prefix": "x" * 51}, "at most 50"),
         ({"prefix": ""}, "prefix='': write"),
         ({"prefix": 7}, "prefix=7: write"),
+        ({"prefix": "\u0663\u0664"}, "at most 50 of letters"),
+        ({"prefix": "mysite\n"}, "at most 50 of letters"),
+        ({"prefix": "amq.mine"}, "amq. is the broker's own, write another"),
         ({"durable": "jobs"}, r"durable='jobs': write a list, \['jobs'\]"),
         (
             {"durable": {"a": {"bath": 1}}},

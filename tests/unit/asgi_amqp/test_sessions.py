@@ -6,11 +6,13 @@ import time
 
 import pytest
 from aiormq import AMQPError
+from pamqp.commands import Basic
 
 from asgi_amqp import BrokerUnavailable, ChannelFull, MessageTooLarge
 from asgi_amqp.codec import decode, encode, encode_batch, encode_target
 from asgi_amqp.exceptions import ConfigurationError
 from asgi_amqp.sender import Forward
+from asgi_amqp.transport import Delivery
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Link, until
 
@@ -147,6 +149,73 @@ async def test_a_queue_that_withholds_its_confirms_stops_no_group_send(make, bro
     for job in jobs:
         job.cancel()
     await asyncio.gather(*jobs, return_exceptions=True)
+
+
+@pytest.mark.parametrize("name", ["chat_" + "\u0966" * 90, "\u0663", "room\n", "r\u00e4ume"])
+async def test_a_name_that_amqp_has_no_room_for_costs_nobody_the_link(make, brokers, name):
+    """Channels' own check takes digits of all scripts: 95 of them are more than 255 bytes."""
+    layer = make()
+    link = await publishing(layer, brokers)
+    channel = await layer.new_channel()
+    for call in (layer.group_add(name, channel), layer.group_send(name, {}), layer.send(name, {}),
+                 layer.group_discard(name, channel), layer.send(f"x!{name}", {})):  # fmt: skip
+        with pytest.raises(TypeError, match="ASCII"):
+            await call
+    for send in (layer.publisher.group_send, layer.publisher.send):
+        with pytest.raises(TypeError, match="ASCII"):
+            await asyncio.to_thread(send, name, {})
+    await layer.group_add("g", channel)
+    assert not link.lost.done()
+    assert layer.stats.reconnects == 0
+
+
+async def test_an_event_that_cannot_be_written_costs_the_link_and_no_tag(make, brokers, monkeypatch):
+    """The outbox has counted it, the broker has not: confirms would be for others from then on."""
+    layer = make(durable=["jobs"])
+    link = await publishing(layer, brokers)
+    real, broken = link.wires[0].publish, []
+
+    def publish(exchange, keys, body, tag=0, **options):
+        if not broken:
+            broken.append(tag)
+            raise ValueError("too long")
+        return real(exchange, keys, body, tag, **options)
+
+    link.wires[0].publish = publish
+    job = asyncio.create_task(layer.send("jobs", {"n": 1}))
+    await until(lambda: len(brokers.links) == 2 and ("jobs", {"n": 1}) in sent(brokers.links[1]))
+    assert "could not be written: ValueError('too long')" in link.lost.result()
+    settle(brokers.links[1])
+    await job
+
+
+async def test_who_waits_for_room_first_has_one_deadline_for_both(make, brokers):
+    layer = make(buffer_bytes=10_000, durable=["jobs"], timeout=1.5)
+    link = await publishing(layer, brokers)
+    jobs = [asyncio.create_task(layer.send("jobs", {"x": bytes(4900)})) for _ in range(2)]
+    await until(lambda: len(sent(link)) == 2)
+    began = time.monotonic()
+    late = asyncio.create_task(layer.send("jobs", {"x": bytes(4900)}))
+    await asyncio.sleep(1)
+    settle(link)  # now there is room
+    await asyncio.gather(*jobs)
+    with pytest.raises(BrokerUnavailable, match="not confirmed in time"):
+        await late
+    assert time.monotonic() - began < 2.2
+
+
+async def test_a_reader_that_is_thrown_away_is_woken_for_nothing(make, brokers):
+    layer = make(capacity=5)
+    channel = await layer.new_channel()
+    reading = layer.receive(channel)
+    reading.send(None)
+    reading.close()
+    box = layer._homes[channel][0]
+    assert not box.waiters
+    receiver = layer.session().receiver
+    receiver._take_in(Delivery(body(channel, *({"n": n} for n in range(50))), 1, False, Basic.Properties()))
+    assert box.count == 5
+    assert [(await layer.receive(channel))["n"] for _ in range(5)] == list(range(5))
 
 
 async def test_who_is_cancelled_takes_up_no_room(make, brokers):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -242,6 +243,47 @@ async def test_a_link_that_is_lost_while_it_is_set_up_is_not_waited_for(brokers)
     assert first.closed
     assert supervisor.losses == [(first, "a:5672: cut by a test")]
     await supervisor.close()
+
+
+async def test_a_setup_of_many_steps_has_its_deadline_for_each(brokers, monkeypatch):
+    async def setup(link):
+        for _ in range(8):
+            await asyncio.sleep(0.05)
+            link.steps += 1
+
+    supervisor = Watched(setup)
+    supervisor.options = replace(OPTIONS, connect_timeout=0.06)  # twice that, for a step
+    link = await supervisor.link(5)
+    assert brokers.links == [link]
+    await supervisor.close()
+
+
+async def test_a_step_of_a_setup_that_does_not_end_costs_the_link(brokers):
+    async def setup(link):
+        link.steps += 1
+        if link.generation == 1:
+            await asyncio.Event().wait()
+
+    supervisor = Watched(setup)
+    supervisor.options = replace(OPTIONS, connect_timeout=0.02)
+    assert await supervisor.link(5) is brokers.links[1]
+    assert brokers.links[0].closed
+    assert supervisor.losses == [(brokers.links[0], "no answer in time")]
+    await supervisor.close()
+
+
+async def test_a_link_that_is_lost_in_its_setup_leaves_no_error_behind(brokers, caplog):
+    """Its loss and the end of the setup may come in one turn."""
+
+    async def setup(link):
+        if link.generation < 3:
+            link.give_up("cut by a test")
+            raise BrokerUnavailable("cut by a test")
+
+    supervisor = Watched(setup)
+    assert await supervisor.link(5) is brokers.links[2]
+    await supervisor.close()
+    assert "Exception in callback" not in caplog.text
 
 
 async def test_a_broker_that_throws_out_who_has_come_is_asked_again_after_a_pause(brokers, monkeypatch):

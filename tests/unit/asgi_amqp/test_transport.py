@@ -13,6 +13,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from asgi_amqp import transport
+from asgi_amqp.lanes import BATCH_KEYS
 from asgi_amqp.transport import (
     ACK,
     NACK,
@@ -320,3 +321,13 @@ def test_what_is_kept_for_publishing_is_bounded(monkeypatch):
 def test_answers_read_as_pamqp_reads_them(kind, bits, expected):
     ((number, frame),) = unframed(answer(5, kind, 77, bits))
     assert (number, type(frame), dict(frame)) == (5, type(expected), dict(expected))
+
+
+def test_the_header_of_a_batch_for_the_longest_names_fits_into_the_smallest_frame():
+    keys = [f"g.{number:099}" for number in range(BATCH_KEYS)]
+    data = publish(
+        7, "e" * 50, keys, b"x", persistent=True, mandatory=True, message_id="9" * 20, frame_max=4096
+    )
+    method = int.from_bytes(data[3:7]) + 8
+    assert len(keys) > 30
+    assert int.from_bytes(data[method + 3 : method + 7]) + 8 <= 4096
