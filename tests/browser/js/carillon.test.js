@@ -562,6 +562,35 @@ test("refused from the beginning, the link stands with nothing subscribed", asyn
   link.close();
 });
 
+test("version 2: what was refused from the beginning holds no position back", async () => {
+  const { link } = make();
+  link.subscribe({ jobs: ["too long"] }, { since: "ep:10" });
+  link.connect();
+  for (const position of ["ep:100", "ep:150"]) {
+    accepts2(position);
+    assert.equal(FakeSocket.last.sent[0].since, position === "ep:100" ? "ep:10" : "ep:100");
+    FakeSocket.last.says({ error: "invalid message: too long" });
+    await settle();
+    assert.equal(link.link.state, "connected");
+    FakeSocket.last.closes(1006);
+    link.retry();
+  }
+  accepts2("ep:160");
+  FakeSocket.last.says({ error: "invalid message: too long" });
+  await settle();
+  const done = link.subscribe({ jobs: ["summary"] });
+  FakeSocket.last.answers("jobs-summary");
+  await done;
+  FakeSocket.last.says({ position: "ep:170", group: "jobs-summary", event: { group_name: "jobs" } });
+  FakeSocket.last.says({ position: "ep:900" });
+  assert.equal(link.position, "ep:900");
+  FakeSocket.last.closes(1006);
+  link.retry();
+  accepts2("ep:1000");
+  assert.equal(FakeSocket.last.sent[0].since, "ep:900");
+  link.close();
+});
+
 test("version 2: what cannot be sent yet is asked for again", async () => {
   const { link } = make();
   const told = [];

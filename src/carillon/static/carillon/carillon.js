@@ -538,10 +538,17 @@ export class Carillon {
     if (rejectsSubscription(error)) {
       const waiting = this._waiting.shift();
       this._await();
-      if (waiting?.kind === "greeting" && this._before?.groups) {
-        ({ groups: this._groups, memory: this._memory } = this._before);
-        this._before = null;
-        this._lost(error); // what stood before is to be heard: the next link begins with it
+      if (waiting?.kind === "greeting" && this._before) {
+        const { groups, memory } = this._before;
+        this._memory = memory;
+        if (groups) {
+          this._groups = groups;
+          this._before = null;
+          this._lost(error); // what stood before is to be heard: the next link begins with it
+        } else {
+          this._before.memory = memory.copy(); // the next link asks for it again
+          memory.subscribed(this._groups, null);
+        }
       }
       waiting?.reject(new Error(error));
     } else {
