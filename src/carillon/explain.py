@@ -252,8 +252,9 @@ async def _elsewhere(id: bytes) -> str:
 
 
 def _in_outbox(id: bytes) -> bool:
-    rows = Outbox.objects.order_by("pk")[:ROWS].values_list("message", flat=True).iterator()
-    return any(msgpack.unpackb(bytes(message)).get("id") == id for message in rows)
+    rows = Outbox.objects.order_by("pk")[:ROWS].values_list("message", flat=True)
+    # Some at a time: each may be a MiB.
+    return any(msgpack.unpackb(bytes(message)).get("id") == id for message in rows.iterator(chunk_size=10))
 
 
 def _passed(epoch: str, number: int) -> list[Passed]:

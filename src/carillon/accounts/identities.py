@@ -86,14 +86,15 @@ def link(user: Any, issuer: str, subject: str) -> ExternalIdentity:
     """From now on they are one. Raises IntegrityError when it is somebody already."""
     with transaction.atomic():
         row = ExternalIdentity.objects.create(user=user, issuer=issuer, subject=subject)
-    _tell("linked", row)
+        _tell("linked", row)
     return row
 
 
 def unlink(row: ExternalIdentity) -> None:
     """Who has the account comes in by it no more; the user's tokens of ours and his sessions are his own."""
-    _tell("unlinked", row)
-    row.delete()
+    with transaction.atomic():
+        _tell("unlinked", row)
+        row.delete()
 
 
 def _make(claims: Claims) -> ExternalIdentity:
@@ -109,12 +110,11 @@ def _make(claims: Claims) -> ExternalIdentity:
             with transaction.atomic():
                 user = model.objects.create_user(**{name_field: name})
                 row = ExternalIdentity.objects.create(user=user, issuer=claims.issuer, subject=claims.subject)
+                _tell("identity made", row)
         except IntegrityError:  # somebody was quicker: with the same account, or the same name
             row = ExternalIdentity.objects.filter(issuer=claims.issuer, subject=claims.subject).first()
             if row is None:
                 continue
-            return row
-        _tell("identity made", row)
         return row
     raise Unwelcome("No user can be made for this account now: try again.")
 

@@ -19,10 +19,12 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.db import Error, close_old_connections, transaction
 from django.db.models import Count, Min
+from django.db.models.functions import Length
 from django.utils import timezone
 
 from asgi_amqp import MessageTooLarge
 from carillon import locks, tracing
+from carillon.budgets import fitting
 from carillon.events import queue
 from carillon.metrics import names
 
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500
 """Rows that are sent at once, under one deadline: half as many after one that was not kept, down to one."""
+
+BYTES = 4 * 1024 * 1024
+"""The most that so many rows hold together, but for a larger one alone; less of it goes with fewer rows."""
 
 ROUNDS = 10
 """Batches that a process sends in a row after a commit of its own; then it is runworker's turn."""
@@ -65,18 +70,30 @@ def send_some(most: int = BATCH) -> int:
     with transaction.atomic():
         if not locks.alone(locks.OUTBOX):  # one sender at a time keeps the order
             return 0
-        rows = list(_rows().order_by("pk")[:most])
-        if rows:
-            try:
-                queue.publish([msgpack.unpackb(bytes(row.message)) for row in rows])
-            except queue.NotificationsUnavailable as error:
-                if len(rows) > 1 or not isinstance(error.__cause__, MessageTooLarge):
-                    raise
-                # No broker takes it, ever: it would hold up what is behind it, withdrawn rights too.
-                logger.error("Dropped an event of the outbox: %s", error.__cause__)
-                names.DROPPED.inc()
-            _rows().filter(pk__in=[row.pk for row in rows]).delete()
-        return len(rows)
+        rows = _rows().order_by("pk")
+        sizes = dict(rows.values_list("pk", Length("message"))[:most])
+        some = list(sizes)[: fitting(sizes.values(), BYTES * most // BATCH)]
+        if some:
+            packed = rows.filter(pk__in=some).values_list("message", flat=True)
+            _publish([msgpack.unpackb(bytes(message)) for message in packed])
+            _rows().filter(pk__in=some).delete()
+        return len(some)
+
+
+def _publish(messages: Sequence[dict[str, Any]]) -> None:
+    """All of them but what no broker ever takes: that would hold up what is behind it, withdrawn rights too.
+    Raises NotificationsUnavailable."""
+    try:
+        queue.publish(messages)
+    except queue.NotificationsUnavailable as error:
+        if not isinstance(error.__cause__, MessageTooLarge):
+            raise
+        if half := len(messages) // 2:
+            _publish(messages[:half])
+            _publish(messages[half:])
+            return
+        logger.error("Dropped an event of the outbox: %s", error.__cause__)
+        names.DROPPED.inc()
 
 
 def send_now() -> None:

@@ -44,11 +44,11 @@ class Feeder:
             return
         self._behind.add(listener)
         self._ready[listener] = None
+        loop = asyncio.get_running_loop()
         if self._feeding is None:
-            loop = asyncio.get_running_loop()
             self._feeding = loop.create_task(self._feed())
-            if self._ticking is None:
-                self._ticking = loop.call_later(TICK, self._tick)
+        if self._ticking is None:
+            self._ticking = loop.call_later(TICK, self._tick)
 
     @property
     def behind(self) -> list[Listener]:
@@ -143,5 +143,5 @@ class Feeder:
                 self.lose(listener, word)
             if listener.ended:
                 self._behind.discard(listener)
-        if self._behind:
+        if self._behind and self._ticking is None:  # else ready() has set it, of who has lost something
             self._ticking = asyncio.get_running_loop().call_later(TICK, self._tick)

@@ -25,8 +25,6 @@ PING = frame(b"", 0x89)
 class Frames1:
     """Version 1 on a socket of our server: the payload is the frame."""
 
-    name = "v1"
-
     @staticmethod
     def piece(event, epoch):
         return frame(event.text)
@@ -48,8 +46,6 @@ def envelope(event, epoch: str) -> bytes:
 class Frames2:
     """Version 2 on a socket of our server."""
 
-    name = "v2"
-
     @staticmethod
     def piece(event, epoch):
         return frame(envelope(event, epoch))
@@ -59,8 +55,6 @@ class Frames2:
 
 class Sse:
     """Server-Sent Events: the id is the position; JSON text holds no line break."""
-
-    name = "sse"
 
     @staticmethod
     def piece(event, epoch):
@@ -77,8 +71,6 @@ class Sse:
 class Texts1:
     """Version 1 through an ASGI server that is not ours: texts, one `websocket.send` each."""
 
-    name = "texts1"
-
     @staticmethod
     def piece(event, epoch):
         return event.text.decode()
@@ -88,8 +80,6 @@ class Texts1:
 
 class Texts2:
     """Version 2 through an ASGI server that is not ours."""
-
-    name = "texts2"
 
     @staticmethod
     def piece(event, epoch):

@@ -150,10 +150,6 @@ class Hub:
         """Everyone with a subscription."""
         return set().union(*self._groups.values())
 
-    def groups(self):
-        """Every group that has a listener here."""
-        return self._groups.keys()
-
     # Events
 
     def begin(self, epoch: str, number: int) -> None:

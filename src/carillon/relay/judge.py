@@ -55,6 +55,14 @@ def event_of(message: dict) -> Event:
     return event
 
 
+def _no_json(name: str) -> None:
+    raise ValueError(name)
+
+
+_read = json.JSONDecoder(parse_constant=_no_json).decode
+"""Of text and not of bytes, for which Python guesses an encoding, and without NaN: as clients read it."""
+
+
 def _event_of(message: dict) -> Event:
     try:
         group = message["group"].encode()
@@ -71,7 +79,7 @@ def _event_of(message: dict) -> Event:
     if not isinstance(id, bytes) or len(id) != 16:
         raise Malformed("its id is not 16 bytes")
     try:
-        payload = json.loads(text)
+        payload = _read(message["text"])
     except (ValueError, RecursionError):
         raise Malformed("its payload is no JSON, or nested too deeply") from None
     if not isinstance(payload, dict):

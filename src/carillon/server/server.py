@@ -428,7 +428,8 @@ class DeliveryServer(Server):
     def say_goodbye(self, socket: SocketProtocol) -> None:
         """Tell one client to come back, after a time of its own."""
         if socket.outlet.form is Frames2:
-            socket.outlet.text(json.dumps({"reconnect_after": random.randrange(self.reconnect_within)}))  # noqa: S311
+            wait = random.randrange(max(1, self.reconnect_within))  # noqa: S311
+            socket.outlet.text(json.dumps({"reconnect_after": wait}))
         socket.serverClose(RESTART, "restart")
 
 

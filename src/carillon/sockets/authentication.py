@@ -189,9 +189,10 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Exception]:
             elif credential.kind == "token":
                 spelled[place] = credential.value
             else:
-                answers[place] = _by_session(credential.value)
-                if answers[place] is None:
+                if (holder := _holder(credential.value)) is None:
                     raise Refused("the session has ended: log in again")
+                user, end = holder
+                answers[place] = Identity(user, _teams({user.pk})[user.pk], end, session_key=credential.value)
         except DataError:  # such as of a NUL in a cookie: nobody else has to hear of it
             answers[place] = Refused("the session has ended: log in again")
         except Error:
@@ -268,10 +269,6 @@ def _still_good(identity: Identity) -> bool:
     return in_time and jwts.is_configured() and jwts.access().keys.has(identity.key_id)
 
 
-def _identity(user: Any, expires: datetime | None, **reference: Any) -> Identity:
-    return Identity(user, _teams({user.pk})[user.pk], expires, **reference)
-
-
 def _teams(user_ids: set[int]) -> dict[int, frozenset[int]]:
     """The teams of each of these users."""
     found: dict[int, set[int]] = {id: set() for id in user_ids}
@@ -280,11 +277,6 @@ def _teams(user_ids: set[int]) -> dict[int, frozenset[int]]:
         for user, team in members.values_list("user_id", "team_id"):
             found[user].add(team)
     return {user: frozenset(teams) for user, teams in found.items()}
-
-
-def _by_session(key: str) -> Identity | None:
-    holder = _holder(key)
-    return None if holder is None else _identity(*holder, session_key=key)
 
 
 def _holder(key: str) -> tuple[Any, datetime] | None:

@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 
 from carillon import logs
 from carillon.accounts import identities
-from carillon.accounts.models import ApiToken, ExternalIdentity
+from carillon.accounts.models import ApiToken, AuditEntry, ExternalIdentity
 from tests.unit.support.issuer import reply
 
 pytestmark = pytest.mark.django_db
@@ -205,6 +205,27 @@ class TestLinking:
             self.link("--remove", username="ben")
         self.link("--remove")
         assert not ExternalIdentity.objects.exists()
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_link_and_its_entry_are_made_together(self, people, trusted, monkeypatch):
+        """Of a process that dies between the two, or a database that goes away."""
+
+        def dies(*arguments, **named):
+            raise SystemExit("killed here")
+
+        self.link()
+        entries = set(AuditEntry.objects.all())
+        with monkeypatch.context() as patched:
+            patched.setattr(ExternalIdentity, "delete", dies)
+            with pytest.raises(SystemExit):
+                self.link("--remove")
+        assert set(AuditEntry.objects.all()) == entries
+        monkeypatch.setattr(identities.audit, "note", dies)
+        with pytest.raises(SystemExit):
+            self.link(username="ben", subject="subject-2")
+        with pytest.raises(SystemExit):
+            me(trusted.token())
+        assert ExternalIdentity.objects.count() == 1
 
     def test_what_cannot_be(self, people):
         with pytest.raises(CommandError, match="no user 'nobody'"):

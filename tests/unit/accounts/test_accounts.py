@@ -440,6 +440,20 @@ class TestCommands:
         assert user.is_superuser
         assert user.check_password("another password")
 
+    @pytest.mark.django_db(transaction=True)
+    def test_ensure_admin_changes_nobody_without_the_word(self, people, tmp_path, monkeypatch):
+        """Of a user who is saved outside of a transaction, the change is made before its word is kept."""
+
+        def dies(messages):
+            raise SystemExit("killed here")
+
+        monkeypatch.setattr(outbox, "store", dies)
+        password = tmp_path / "password"
+        password.write_text("a long password")
+        with pytest.raises(SystemExit):
+            call_command("ensure_admin", "--username", "ann", "--password-file", str(password))
+        assert not get_user_model().objects.get(username="ann").is_superuser
+
     def test_ensure_admin_without_a_password(self, db, tmp_path):
         (tmp_path / "empty").write_text("\n")
         for name in ("empty", "missing"):

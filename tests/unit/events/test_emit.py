@@ -143,12 +143,25 @@ def test_an_event_that_no_broker_takes_holds_up_nothing(monkeypatch, caplog):
         taken.extend(message["text"] for _, message in messages)
 
     monkeypatch.setattr(queue.get_channel_layer().publisher, "send_many", send_many)
-    outbox.store([queue.message("jobs-summary", text) for text in ("1", "x" * 101, "2")])
-    with pytest.raises(NotificationsUnavailable):
-        outbox.send_some()
-    assert [outbox.send_some(1) for _ in range(4)] == [1, 1, 1, 0]
-    assert taken == ["1", "2"]
-    assert "Dropped an event of the outbox: 101 bytes" in caplog.text
+    texts = [str(number) for number in range(500)]
+    texts[1] = texts[400] = "x" * 101
+    outbox.store([queue.message("jobs-summary", text) for text in texts])
+    assert [outbox.send_some() for _ in range(2)] == [500, 0], "at once, and not after a second for each half"
+    assert taken == [text for text in texts if len(text) < 100]
+    assert caplog.text.count("Dropped an event of the outbox: 101 bytes") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_outbox_is_sent_so_many_bytes_at_once(sent, django_assert_max_num_queries):
+    """Five hundred rows may be as many MiB: a process that is killed for its memory would begin with them
+    again."""
+    mebibytes = [1.4, 1.4, 5, 1.4, 1.4]
+    texts = [f'{{"pad": "{"x" * int(size * 1024 * 1024)}"}}' for size in mebibytes]
+    outbox.store([queue.message("jobs-summary", text) for text in texts])
+    with django_assert_max_num_queries(6):  # with the lock and both ends of the transaction
+        assert outbox.send_some() == 2
+    assert [outbox.send_some() for _ in range(3)] == [1, 2, 0]
+    assert [message["text"] for message in sent.messages] == texts
 
 
 @pytest.mark.django_db(transaction=True)
@@ -175,6 +188,29 @@ async def test_a_broker_that_is_slow_is_given_less_at_once(sent, monkeypatch):
     assert [json.loads(message["text"])["n"] for message in taken] == list(range(600))
     assert tried[:4] == [500, 250, 125, 62]
     assert len(tried) < 60
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_slow_broker_is_given_fewer_bytes_at_once(sent, monkeypatch):
+    """Of large rows, too: those that fit are few, and half of five hundred are as many of them."""
+    monkeypatch.setattr(outbox, "AGAIN", 0)
+    monkeypatch.setattr(outbox, "BYTES", 8_000)
+    tried = []
+
+    def publish(messages):
+        tried.append(len(messages))
+        if len(messages) > 2:
+            raise NotificationsUnavailable
+
+    monkeypatch.setattr(outbox.queue, "publish", publish)
+    monkeypatch.setattr(outbox, "_send_some", sync_to_async(outbox.send_some))
+    await sync_to_async(emit_in_transaction)([Notification("jobs-summary", {"pad": "x" * 850})] * 10)
+    running = asyncio.create_task(outbox.run())
+    async with asyncio.timeout(20):
+        while await sync_to_async(outbox.waits)():
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert tried[:3] == [8, 4, 2]
 
 
 def test_a_connection_that_broke_is_no_error_of_a_change_that_is_made(sent, monkeypatch, caplog):

@@ -133,7 +133,7 @@ def test_everyone_hears_what_is_his_in_order_and_once(tags, steps):
     assert hub.delivered == sum(map(len, expected))
     for ear in ears:
         hub.subscribe(ear, frozenset())
-    assert not hub.groups()
+    assert not hub._groups
     assert not hub._tags
 
 
@@ -336,6 +336,41 @@ async def test_what_waits_too_long_is_given_up(monkeypatch):
     assert ear.told == ["ahead"]
     await fed(hub)
     assert ear.live
+
+
+def timers(hub) -> int:
+    scheduled = asyncio.get_running_loop()._scheduled
+    return sum(not timer.cancelled() and timer._callback == hub.feeder._tick for timer in scheduled)
+
+
+async def test_who_comes_while_others_that_have_left_are_fed_has_a_clock():
+    hub, gone, late = hub_of(), Ear(), Ear()
+    hub.subscribe(gone, frozenset([b"a-1"]), Position("ep", 5))
+    gone.end()
+    hub.subscribe(gone, frozenset())
+    hub.feeder._ticking.cancel()
+    hub.feeder._tick()  # nobody is behind, but the feeding has not ended
+    assert (hub.feeder._feeding is not None, timers(hub)) == (True, 0)
+    hub.subscribe(late, frozenset([b"a-1"]), Position("ep", 5))
+    assert timers(hub) == 1
+    hub.feeder._ticking.cancel()
+
+
+async def test_who_has_waited_too_long_sets_no_second_clock():
+    hub = Hub(Window(10**6))
+    hub.begin("ep", 4)
+    hub.feeder.log, hub.feeder.patience = SimpleNamespace(want=lambda listener: None), 0.0
+    ears = [Ear(), Ear()]
+    for ear, number in zip(ears, (1, 9), strict=True):
+        hub.subscribe(ear, frozenset([b"a-1"]), Position("ep", number))
+    await fed(hub)
+    for _ in range(3):
+        hub.feeder._ticking.cancel()
+        hub.feeder._tick()
+        await fed(hub)
+    assert [ear.told for ear in ears] == [["timeout"], []]
+    assert timers(hub) == 1
+    hub.feeder._ticking.cancel()
 
 
 def test_ids_are_remembered_up_to_a_limit():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from prometheus_client.core import Metric
 
 from asgi_amqp import Position
 from carillon import explain
+from carillon.events import outbox, queue
 from carillon.events.event import Event
 from carillon.explain import Facts, Passed, Place, Unclear
 
@@ -99,3 +102,16 @@ def test_how_far_each_daphne_is_comes_from_its_metrics():
     for slot, number in (("1", 7.0), ("0", 9.0)):
         metric.add_sample(metric.name, {"process": "daphne", "slot": slot}, number)
     assert sorted(explain._positions([Metric("other", "", "gauge"), metric])) == [(0, 9), (1, 7)]
+
+
+@pytest.mark.django_db
+def test_a_look_into_the_outbox_takes_a_few_rows_at_a_time():
+    outbox.store([queue.message("jobs-summary", "x" * 2**20) for _ in range(64)])
+    outbox.store([queue.message("jobs-summary", "{}", id=ID)])
+    tracemalloc.start()
+    try:
+        assert explain._in_outbox(ID)
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert not explain._in_outbox(bytes(16))

@@ -58,6 +58,9 @@ async def application(scope, receive, send):
         elif order["do"] == "empty":
             await send({"type": "websocket.send", "text": ""})
             await send({"type": "websocket.send", "bytes": b""})
+        elif order["do"] == "within":
+            DeliveryServer.reconnect_within = order["milliseconds"]
+            outlet.text("noted")
         elif order["do"] == "sleep":
             await asyncio.sleep(order["seconds"])
         elif order["do"] == "own":

@@ -413,12 +413,16 @@ async def test_a_request_that_takes_too_long_does_not_hold_the_end_up(server):
     writer.close()
 
 
-async def test_a_drain(server):
+@pytest.mark.parametrize("within", [2000, 1, 0])
+async def test_a_drain(server, within):
+    async with server.connect() as client:
+        await say(client, do="within", milliseconds=within)
+        assert await client.recv() == "noted"
     clients = [await server.connect() for _ in range(5)]
     newer = [await server.connect(subprotocols=["carillon.v2"]) for _ in range(5)]
     server.process.send_signal(signal.SIGTERM)
     for client in newer:
-        assert 0 <= json.loads(await client.recv())["reconnect_after"] < 2000
+        assert 0 <= json.loads(await client.recv())["reconnect_after"] < max(1, within)
     assert [await code_of(client) for client in clients + newer] == [(1012, "restart")] * 10
     assert await asyncio.to_thread(server.process.wait, 10) == 0
     with pytest.raises(OSError, match="onnect"):

@@ -256,7 +256,7 @@ async def test_server_sent_events(people):
     await emit("jobs-status_changed", 3)
     assert await stream.next() == ("none:3", "jobs-status_changed", {"n": 3})
     await stream.leave()
-    assert not station().hub.groups()
+    assert not station().hub.listeners()
 
 
 async def test_a_stream_that_is_cut_before_its_first_event_misses_none(people):

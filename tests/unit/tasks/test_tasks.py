@@ -6,7 +6,8 @@ import traceback
 from datetime import timedelta
 
 import pytest
-from django.db import DataError, Error, IntegrityError, transaction
+from django.db import DataError, Error, IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_tasks import TaskResultStatus, task_backends
 from django_tasks.base import Task
@@ -303,6 +304,18 @@ def test_a_pause_is_by_the_clock_of_the_database(monkeypatch):
     work("stubborn")
     assert QueuedTask.objects.get().due > now + timedelta(seconds=9)
     assert running.take(backend, "default", "worker") is None
+
+
+def test_who_looks_after_tasks_does_not_read_what_they_are_given():
+    """Hundreds at a time, each of them as large as its arguments."""
+    backend = task_backends["default"]
+    samples.add.enqueue(1)
+    running.take(backend, "default", "late")
+    lapse()
+    with CaptureQueriesContext(connection) as asked:
+        running.recover(backend)
+        assert running.announce_due(backend) == 1
+    assert not [query["sql"] for query in asked if '"args"' in query["sql"]]
 
 
 def test_a_run_that_went_to_another_worker_is_neither_kept_alive_nor_put_back_here(monkeypatch):

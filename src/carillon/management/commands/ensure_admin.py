@@ -8,6 +8,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 
 
 class Command(BaseCommand):
@@ -31,7 +32,8 @@ class Command(BaseCommand):
         users = get_user_model().objects
         user = users.filter(username=username).first()
         if user is None:
-            users.create_superuser(username, password=password)
+            with transaction.atomic():  # with its entry in the audit log
+                users.create_superuser(username, password=password)
             self.stdout.write(f"Made the admin {username}")
             return
         changed = []
@@ -42,7 +44,8 @@ class Command(BaseCommand):
             user.set_password(password)
             changed.append("password")
         if changed:
-            user.save()
+            with transaction.atomic():  # with its entry, and the word for the user's sockets
+                user.save()
         self.stdout.write(
             f"The admin {username}: {' and '.join(changed) + ' set' if changed else 'unchanged'}"
         )
