@@ -64,7 +64,7 @@ class EventStream:
                         self.epoch = await self._open(link)
                 except GONE as error:
                     raise BrokerUnavailable(
-                        f"{self._stream.name} cannot be opened: {type(error).__name__}"
+                        f"{self._stream.name} cannot be opened: {describe(error)}"
                     ) from error
         return self.epoch
 
