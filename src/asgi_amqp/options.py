@@ -163,7 +163,7 @@ class Durable:
     """Options of a durable channel; see docs/reference/asgi_amqp.md."""
 
     batch: int = 256  # most events in one message, so most that are redelivered together after a crash
-    delivery_limit: int | None = 20  # attempts before a message becomes a dead letter; None: no limit
+    delivery_limit: int | None = 20  # how often a message comes back, and then dies; None: no limit
     max_length: int | None = None  # messages; more: ChannelFull
     max_bytes: int = 256 * 1024 * 1024  # bytes; more: ChannelFull
     single: bool = False  # one consumer at a time is given messages, the others stand by: keeps the order
