@@ -3,8 +3,8 @@
 A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker
 no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a
 record of its own when a segment begins. An offset outside the log is not an error for the broker, it is
-*clamped* to the nearest message: whoever reads from an offset compares what comes first with what it asked
-for.
+*clamped* to the nearest message, also that of a reader so slow that retention overtakes it: whoever reads
+compares what comes, first and later, with what it expects.
 
 What is here lives on a `Link` and dies with it: whoever uses it attaches anew on the next. `event_stream` has
 the whole of it for an application.
