@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
 from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
@@ -19,6 +21,8 @@ from .position import BATCH, Position, first_of, message_of
 from .stream import FIRST, Messages, Stream, StreamReader, declare, last_chunk, peek
 from .topology import Destination
 
+log = logging.getLogger("asgi_amqp")
+
 T = TypeVar("T")
 PREFETCH = 16  # AMQP messages that a reader has in hand: each a batch of at most BATCH_BYTES, or one event
 
@@ -30,6 +34,16 @@ class PositionGone(LayerError):
 class Event(NamedTuple):
     position: Position
     message: Message
+
+
+def records_of(body: bytes) -> list[tuple[str, Message | None]]:
+    """Of a message of the log: epochs and events, None in a founding record. Nothing: not ours."""
+    try:
+        pairs = list(decode(body))
+    except ValueError:
+        return []
+    sound = all(type(epoch) is str and type(event) in (dict, NoneType) for epoch, event in pairs)
+    return [*pairs] if sound else []
 
 
 class EventStream:
@@ -64,7 +78,7 @@ class EventStream:
                         self.epoch = await self._open(link)
                 except GONE as error:
                     raise BrokerUnavailable(
-                        f"{self._stream.name} cannot be opened: {type(error).__name__}"
+                        f"{self._stream.name} cannot be opened: {describe(error)}"
                     ) from error
         return self.epoch
 
@@ -73,20 +87,31 @@ class EventStream:
         await declare(link, self._stream)
         await link.attempt(lambda channel: channel.exchange_declare(exchange, durable=True))
         await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key("")))
-        newest = await last_chunk(link, name, self._layer.timeout)
-        if not newest:
+        while not (epoch := await self._found(link)):
             founding = encode_target(secrets.token_hex(6)) + NOTHING
             await self._append("", [founding], self._layer.timeout)
-        # Several may have founded it, the last of them after its first event: the first one counts.
-        events = [record for _, body in newest for record in decode(body) if record[1] is not None]
-        if not events:
-            first = await peek(link, name, FIRST, self._layer.timeout)
-            if not first:
-                raise BrokerUnavailable(f"{name} does not give its first message")
-            events = list(decode(first[0][1]))[:1]
-        epoch = events[-1][0]
         await link.attempt(lambda channel: channel.queue_bind(name, exchange, self._key(epoch)))
         return epoch
+
+    async def _found(self, link: Link) -> str:
+        """The epoch of the log; "" before anybody has founded it. Several may have, the last of them after
+        its first event: the first one counts.
+        """
+        name, timeout = self._stream.name, self._layer.timeout
+        newest = await last_chunk(link, name, timeout)
+        events = [record for _, body in newest for record in records_of(body) if record[1] is not None]
+        if events:
+            return events[-1][0]
+        due, end = 0, newest[-1][0] if newest else -1  # 0 is clamped to the first that is left
+        while due <= end:
+            found = await peek(link, name, due, timeout, PREFETCH)
+            if not found:
+                raise BrokerUnavailable(f"{name} does not give its first message")
+            for _, body in found:
+                for epoch, _ in records_of(body):
+                    return epoch
+            due = found[-1][0] + 1
+        return ""
 
     def _key(self, epoch: str) -> str:
         """A log is bound by its epoch: who has not noticed that it began anew reaches nothing."""
@@ -127,7 +152,9 @@ class EventStream:
                 return
 
     async def last(self) -> Position:
-        """The position of the newest event; before the first one, that of the founding record."""
+        """The position of the newest event, or of what somebody else wrote behind it; before the first one,
+        that of the founding record.
+        """
         return await self._there(self._last)
 
     async def _last(self) -> Position:
@@ -143,17 +170,31 @@ class EventStream:
             except ChannelPreconditionFailed as error:
                 raise self._no_copy(error) from None
             else:
-                return Position(epoch, first_of(offset) + sum(1 for _ in decode(body)) - 1)
+                return Position(epoch, first_of(offset) + max(1, len(records_of(body))) - 1)
 
     def _no_copy(self, error: ChannelPreconditionFailed) -> BrokerUnavailable:
         """This broker cannot give what it has no copy of, and will not get one by itself."""
         return BrokerUnavailable(f"{self._stream.name} cannot be read: {describe(error)}")
 
+    async def _look_for(self, due: int, link: Link, reached: Position) -> None:
+        """Offset `due` has not come. It may be a record of the broker's own, at the beginning of a segment;
+        but a slow reader is moved on without a word where retention has dropped what it has not read.
+        """
+        first = await peek(link, self._stream.name, FIRST, self._layer.timeout)
+        if not first:
+            raise BrokerUnavailable(f"{self._stream.name} does not give its first message")
+        if first[0][0] > due:
+            raise PositionGone(
+                f"position {reached}: what follows has left the log, which begins at "
+                f"{reached.epoch}:{first_of(first[0][0])}"
+            )
+
     async def read(self, since: Position | None = None) -> AsyncIterator[Event]:
         """Events for ever, in order, none twice: from now on, or all that follow `since` and then on.
 
-        A lost connection is made again and the reading goes on where it was. PositionGone, at once or later:
-        events that follow were dropped by retention, or the log is not the one of the position.
+        A lost connection is made again and the reading goes on where it was. What somebody else wrote into
+        the log is passed over and counted as `undecodable`. PositionGone, at once or later: events that
+        follow were dropped by retention, or the log is not the one of the position.
         BrokerUnavailable: this broker has no copy of the log, or the layer was closed.
         """
         session = self._layer.lasting_session()
@@ -176,7 +217,8 @@ class EventStream:
                 on_end=functools.partial(arrived.put_nowait, None),
             )
             try:
-                await reader.attach(await session.receiver.supervisor.link(3600))
+                link = await session.receiver.supervisor.link(3600)
+                await reader.attach(link)
                 # The message that holds the last event read comes first, if it is still there.
                 async with asyncio.timeout(self._layer.timeout):
                     messages = await arrived.get()
@@ -185,9 +227,18 @@ class EventStream:
                         f"position {epoch}:{reached} has left the log, which begins at "
                         f"{epoch}:{first_of(messages[0][0])}"
                     )
+                due = messages[0][0] if messages else 0
                 while messages is not None:
                     for offset, body in messages:
-                        for place, (its_epoch, message) in enumerate(decode(body), first_of(offset)):
+                        if offset != due:
+                            await self._look_for(due, link, Position(epoch, reached))
+                        due = offset + 1
+                        records = records_of(body)
+                        if not records and first_of(offset) > reached:
+                            reached = first_of(offset)
+                            log.warning("%s: message %d is no event of a layer", self._stream.name, offset)
+                            self._layer.stats.lose("undecodable", None)
+                        for place, (its_epoch, message) in enumerate(records, first_of(offset)):
                             if message is None or place <= reached:
                                 continue
                             if its_epoch != epoch:

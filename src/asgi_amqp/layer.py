@@ -25,7 +25,7 @@ from .exceptions import BrokerUnavailable, ConfigurationError, MessageTooLarge
 from .loops import fetch, run_in
 from .mailboxes import Mailbox
 from .metrics import Loss, Stats
-from .options import Options, Target, checked, durable_options
+from .options import Options, Target, capacities, checked, durable_options
 from .publisher import SyncPublisher
 from .receiver import Receiver
 from .sender import Forward
@@ -80,14 +80,12 @@ class AMQPChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # channels is n
         if version < CHANNELS:
             raise ConfigurationError(f"Channels {channels.__version__} is too old: 4.2.1 is the least")
         checked("capacity", capacity, 1, whole=True)
-        for pattern, each in (channel_capacity or {}).items():
-            checked(f"channel_capacity[{pattern!r}]", each, 1, whole=True)
         if not isinstance(prefix, str) or not self.group_name_regex.match(prefix) or len(prefix) > 50:
             raise ConfigurationError(f"prefix={prefix!r}: write at most 50 of letters, digits, - _ and .")
-        if prefix.startswith("amq."):
+        if f"{prefix}.".startswith("amq."):
             raise ConfigurationError(f"prefix={prefix!r}: amq. is the broker's own, write another")
         super().__init__(expiry=expiry, capacity=capacity)
-        self.channel_capacity = self.compile_capacities(channel_capacity or {})
+        self.channel_capacity = self.compile_capacities(capacities(channel_capacity))
         urls = url if isinstance(url, Iterable) and not isinstance(url, str) else [url]
         targets = tuple(Target.parse(each) for each in urls)
         options = Options(

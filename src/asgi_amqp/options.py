@@ -104,9 +104,31 @@ class Options:
             raise ConfigurationError(
                 f"auth={self.auth!r}: write 'plain' (password) or 'external' (certificate)"
             )
-        if self.ssl_context is not None and (self.ssl_ca or self.ssl_cert):
+        if not isinstance(self.name, str):
+            raise ConfigurationError(f"name={self.name!r}: write a string")
+        self._check_tls()
+
+    def _check_tls(self) -> None:
+        """What has no effect is refused: whoever wrote it believes that it protects."""
+        files = {"ssl_ca": self.ssl_ca, "ssl_cert": self.ssl_cert, "ssl_key": self.ssl_key}
+        given = [name for name, file in files.items() if file is not None]
+        for name in given:
+            if not isinstance(files[name], str | os.PathLike) or files[name] == "":
+                raise ConfigurationError(f"{name}={files[name]!r}: write the path of a file, or None")
+        if self.ssl_context is not None:
+            if not isinstance(self.ssl_context, ssl.SSLContext):
+                kind = type(self.ssl_context).__name__
+                raise ConfigurationError(f"ssl_context: write an ssl.SSLContext or None, not a {kind}")
+            if given:
+                raise ConfigurationError(
+                    f"ssl_context: it holds authorities and certificate itself, drop {' and '.join(given)}"
+                )
+            given = ["ssl_context"]
+        if self.ssl_key is not None and self.ssl_cert is None:
+            raise ConfigurationError("ssl_key: write ssl_cert, too, the file of the certificate for this key")
+        if given and not any(target.tls for target in self.targets):
             raise ConfigurationError(
-                "ssl_context: it holds authorities and certificate itself, drop ssl_ca and ssl_cert"
+                f"{' and '.join(given)}: no url is one of TLS, write amqps:// there or drop what is for TLS"
             )
 
     @functools.cached_property
@@ -141,7 +163,7 @@ class Durable:
     """Options of a durable channel; see docs/reference/asgi_amqp.md."""
 
     batch: int = 256  # most events in one message, so most that are redelivered together after a crash
-    delivery_limit: int | None = 20  # attempts before a message becomes a dead letter; None: no limit
+    delivery_limit: int | None = 20  # how often a message comes back, and then dies; None: no limit
     max_length: int | None = None  # messages; more: ChannelFull
     max_bytes: int = 256 * 1024 * 1024  # bytes; more: ChannelFull
     single: bool = False  # one consumer at a time is given messages, the others stand by: keeps the order
@@ -157,17 +179,35 @@ class Durable:
             raise ConfigurationError(f"single={self.single!r}: write True or False")
 
 
+def capacities(given: Mapping[str | re.Pattern[str], int] | None) -> Mapping[str | re.Pattern[str], int]:
+    """The `channel_capacity` option, checked."""
+    shape = "{'jobs*': 1000}, of globs or compiled regexes and whole numbers"
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"channel_capacity={given!r}: write a mapping, {shape}")
+    for pattern, capacity in given.items():
+        text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+        if not isinstance(text, str):
+            raise ConfigurationError(f"channel_capacity: {pattern!r} is no glob, write a mapping, {shape}")
+        checked(f"channel_capacity[{pattern!r}]", capacity, 1, whole=True)
+    return given
+
+
 def durable_options(
     durable: Iterable[str] | Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[re.Pattern[str], Durable]]:
     """The `durable` option, globs or globs with options, as patterns. ConfigurationError names a bad key."""
-    if isinstance(durable, str) or not isinstance(durable, Iterable):
-        raise ConfigurationError(f"durable={durable!r}: write a list, [{str(durable)!r}]")
-    given: Mapping[str, Mapping[str, Any]] = (
-        durable if isinstance(durable, Mapping) else {glob: {} for glob in durable}
-    )
+    if isinstance(durable, str):
+        raise ConfigurationError(f"durable={durable!r}: write a list, [{durable!r}]")
+    shape = "['jobs'], or a mapping, {'jobs': {'batch': 1}}"
+    if isinstance(durable, bytes) or not isinstance(durable, Iterable):
+        raise ConfigurationError(f"durable={durable!r}: write a list of globs, {shape}")
     patterns = []
-    for glob, options in given.items():
+    for glob in durable:
+        if not isinstance(glob, str):
+            raise ConfigurationError(f"durable: {glob!r} is no glob, write a list of globs, {shape}")
+        options = durable[glob] if isinstance(durable, Mapping) else {}
         try:
             patterns.append((re.compile(fnmatch.translate(glob)), Durable(**options)))
         except ConfigurationError as error:

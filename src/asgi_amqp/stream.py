@@ -3,8 +3,8 @@
 A stream keeps its messages for a time whoever has read them; reading takes nothing away and costs the broker
 no binding. Each message has an offset. Offsets grow, with a hole here and there: RabbitMQ takes one for a
 record of its own when a segment begins. An offset outside the log is not an error for the broker, it is
-*clamped* to the nearest message: whoever reads from an offset compares what comes first with what it asked
-for.
+*clamped* to the nearest message, also that of a reader so slow that retention overtakes it: whoever reads
+compares what comes, first and later, with what it expects.
 
 What is here lives on a `Link` and dies with it: whoever uses it attaches anew on the next. `event_stream` has
 the whole of it for an application.
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
-
 from .connection import Link
-from .exceptions import BrokerUnavailable, ConfigurationError, describe, is_gone
+from .exceptions import BrokerUnavailable
+from .queues import ensure
+from .queues import exists as exists
 from .transport import Delivery
 from .wire import Wire
 
@@ -56,26 +56,9 @@ class Stream:
         }
 
 
-async def exists(link: Link, name: str) -> bool:
-    """Whether the stream (or any queue) is there. BrokerUnavailable: its own broker is down."""
-    try:
-        await link.attempt(lambda channel: channel.queue_declare(name, passive=True))
-    except ChannelNotFoundEntity as error:
-        if not is_gone(error):
-            raise BrokerUnavailable(f"{name}: {describe(error)}") from None
-        return False
-    return True
-
-
 async def declare(link: Link, stream: Stream) -> None:
     """Make the stream if it is not there. One that exists with other limits is used as it is."""
-    try:
-        await link.attempt(
-            lambda channel: channel.queue_declare(stream.name, durable=True, arguments=stream.arguments())
-        )
-    except ChannelPreconditionFailed:
-        if not await exists(link, stream.name):
-            raise ConfigurationError(f"{stream.name} cannot be declared as a stream") from None
+    await ensure(link, stream.name, stream.arguments())
 
 
 class StreamReader:

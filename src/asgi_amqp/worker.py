@@ -2,8 +2,9 @@
 
 An AMQP message holds one event or, under load, a batch. Events run on `concurrency` slots in the order in
 which they came (strictly, with one slot). A message is acknowledged when all its events are done. An event
-whose handler raised is tried again: as it came, alone, after a pause that doubles, until the queue's delivery
-limit sends it to the dead-letter queue; the others of its batch are not repeated for it. While it waits it
+whose handler raised is tried again: as it came, alone, after a pause that doubles, until it has come back as
+often as the queue's delivery limit says and becomes a dead letter; the others of its batch are not repeated
+for it. What is sent again out of a batch is a new message, whose count begins anew. While it waits it
 holds no slot, but on a `single` channel, which keeps the order: there it is tried again before those that
 follow it. A worker that dies leaves its messages to others.
 """

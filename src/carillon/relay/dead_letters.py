@@ -18,13 +18,15 @@ async def go_through(what: str, names: Collection[str] | None) -> set[str]:
     def say(letter: dead_letters.Letter) -> None:
         if what == "show":
             shown = {"name": letter.name, "reason": letter.reason, "messages": letter.messages}
-            print(json.dumps(shown, indent=2, default=_shown))
+            print(json.dumps(dead_letters.with_text_keys(shown), indent=2, default=_shown))
             return
         when = letter.time.isoformat(" ", "seconds") if letter.time else "nobody knows when"
         for message in letter.messages:
             group, id = message.get("group", ""), message.get("id")
             named = id.hex() if isinstance(id, bytes) else "without an id"
             print(f"{letter.name}  {when}  {letter.size} bytes  {str(group)[:60]}  {named}  {letter.reason}")
+        if what == "replay" and not letter.sound:
+            print(f"{letter.name}  is no event, and stays: drop it")
 
     try:
         return await dead_letters.go_through(layer, CHANNEL, what, names, say)

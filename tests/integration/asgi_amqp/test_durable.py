@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from asgi_amqp import BrokerUnavailable, ChannelFull, ConfigurationError
+from asgi_amqp.dead_letters import depth
 from asgi_amqp.worker import Worker
 from tests.integration.asgi_amqp.broker import eventually
 
@@ -131,6 +133,28 @@ async def test_what_always_fails_becomes_a_dead_letter_that_can_be_replayed(make
         assert "1 dead letters replayed" in (await asyncio.to_thread(command, "--replay")).stderr
         await eventually(lambda: len(tries) == 4)
     assert "0 dead letters kept" in (await asyncio.to_thread(command)).stderr
+
+
+@pytest.mark.parametrize(
+    ("single", "others", "most"), [(False, 0, 3), (True, 0, 3), (False, 2, 4), (True, 2, 3)]
+)
+async def test_the_delivery_limit_counts_how_often_a_message_comes_back(make_layer, single, others, most):
+    """What is sent again out of a batch is a new message: the try within the batch comes on top."""
+    layer = make_layer(durable={"jobs": {"delivery_limit": 2, "single": single}})
+    tries = Counter()
+
+    async def handle(message):
+        tries[message["number"]] += 1
+        if message["number"] == 0:
+            raise RuntimeError("broken")
+
+    await layer.send_many([("jobs", {"type": "a", "number": number}) for number in range(1 + others)])
+    async with Running(layer, handle, "jobs", retry=(0.01, 0.02)):
+        for _ in range(200):
+            if (await depth(layer, "jobs")).dead:
+                break
+            await asyncio.sleep(0.1)
+    assert tries == {number: 1 if number else most for number in range(1 + others)}
 
 
 async def test_a_full_durable_channel_refuses(make_layer):

@@ -137,6 +137,48 @@ async def test_what_retention_has_dropped_is_never_called_whole(make_layer):
     assert numbers(await collect(log, 1, kept)) == [1]
 
 
+async def test_a_slow_reader_that_retention_overtakes_hears_of_it(make_layer):
+    """It is attached all the time: the broker moves it on to the first segment that is left."""
+    limits = {"max_bytes": 2_000_000, "segment_bytes": 500_000}
+    log, writer = EventStream(make_layer(), "log", **limits), EventStream(make_layer(), "log", **limits)
+    start = await log.last()
+    await writer.publish(event(0))
+    reader = log.read(start)
+    last = (await anext(reader)).message["number"]
+    sent, oldest, supervisor = 1, 0, log._layer.session().receiver.supervisor
+    while oldest < 200:  # it has 16 in hand, and the sockets hold a few more
+        await writer.publish_many([event(sent + number, text="x" * 20_000) for number in range(50)])
+        sent += 50
+        oldest, _ = await stream.first_from(await supervisor.link(20), log._stream.name, 0)
+
+    async def read_on():
+        nonlocal last
+        async for each in reader:
+            assert each.message["number"] == last + 1
+            last += 1
+
+    with pytest.raises(PositionGone, match="what follows has left the log"):
+        await asyncio.wait_for(read_on(), 60)
+    assert last < sent - 1
+
+
+async def test_what_others_write_into_a_log_stops_nobody(make_layer):
+    log, fresh = EventStream(make_layer(), "log"), EventStream(make_layer(), "log")
+    start = await log.last()
+    name, supervisor = log._stream.name, log._layer.session().receiver.supervisor
+    for number, nonsense in enumerate([b"nonsense", b"\x92\x07\x80"]):
+        link = await supervisor.link(20)
+        await link.attempt(lambda channel: channel.basic_publish(nonsense, routing_key=name))  # noqa: B023
+        if number == 0:
+            await log.publish(event(0))
+    end = await log.last()
+    assert await fresh.open() == start.epoch
+    await fresh.publish(event(1))
+    assert numbers(await collect(fresh, 2, start)) == [0, 1]
+    assert numbers(await collect(fresh, 1, end)) == [1]
+    assert fresh._layer.stats.lost["undecodable"] == 2
+
+
 async def test_a_position_beyond_the_end_is_refused(make_layer):
     log = EventStream(make_layer(timeout=5.0), "log")
     await log.publish(event(0))

@@ -69,6 +69,9 @@ class Wire:
     def ack(self, tag):
         self.answers.append(("ack", tag))
 
+    def tell(self):
+        self.answers.append("tell")
+
     def ack_all(self, tag):
         self.answers.append(("ack", tag))
 

@@ -6,8 +6,8 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from asgi_amqp import BrokerUnavailable, Position, event_stream
-from asgi_amqp.codec import NOTHING, encode, encode_batch, encode_target
-from asgi_amqp.event_stream import EventStream
+from asgi_amqp.codec import NOTHING, decode, encode, encode_batch, encode_target
+from asgi_amqp.event_stream import EventStream, PositionGone
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import until
 from tests.unit.asgi_amqp.test_sessions import body
@@ -57,6 +57,11 @@ async def test_a_reader_that_waits_for_a_connection_hears_that_its_layer_was_clo
 
 FOUNDED = {name: encode_target(name) + NOTHING for name in ("one", "two")}
 FIRST_EVENT = encode_target("one") + encode({"n": 1})
+NONSENSE = [
+    b"what others write",
+    encode_batch([b"\x07" + encode({})]),
+    encode_batch([encode_target("x") + b"\x07"]),
+]
 
 
 @pytest.mark.parametrize(
@@ -70,12 +75,17 @@ FIRST_EVENT = encode_target("one") + encode({"n": 1})
             [],
         ),  # it was found empty before
         ([FIRST_EVENT], []),
+        ([FIRST_EVENT, *NONSENSE], []),
+        ([FOUNDED["two"], *NONSENSE], [*NONSENSE, FOUNDED["one"]]),
+        (NONSENSE, [*NONSENSE, FOUNDED["one"]]),
     ],
 )
 async def test_the_first_who_founded_a_log_gave_it_its_epoch(make, monkeypatch, newest, first):
     def answering(records):
         async def answer(*_):
-            return [(0, encode_batch(records))] if records else []
+            sound = [record for record in records if record not in NONSENSE]
+            others = [(number, record) for number, record in enumerate(NONSENSE) if record in records]
+            return others + ([(9, encode_batch(sound))] if sound else [])
 
         return answer
 
@@ -87,6 +97,35 @@ async def test_the_first_who_founded_a_log_gave_it_its_epoch(make, monkeypatch, 
     monkeypatch.setattr(event_stream, "last_chunk", answering(newest))
     monkeypatch.setattr(event_stream, "peek", answering(first))
     assert await EventStream(make(), "log")._open(Link()) == "one"
+
+
+async def test_a_log_that_holds_nothing_but_what_others_wrote_is_founded(make, monkeypatch):
+    log = [(0, NONSENSE[0]), (2, NONSENSE[1])]
+
+    async def declare(*_):
+        pass
+
+    async def last_chunk(*_):
+        return log[-1:]
+
+    async def peek(link, name, start, timeout, most):
+        return [each for each in log if each[0] >= start][:1]
+
+    class Link:
+        async def attempt(self, call):
+            pass
+
+    async def append(epoch, events, timeout):
+        log.append((log[-1][0] + 1, encode_batch(events)))
+
+    stream = EventStream(make(), "log")
+    monkeypatch.setattr(event_stream, "declare", declare)
+    monkeypatch.setattr(event_stream, "last_chunk", last_chunk)
+    monkeypatch.setattr(event_stream, "peek", peek)
+    monkeypatch.setattr(stream, "_append", append)
+    epoch = await asyncio.wait_for(stream._open(Link()), 5)
+    assert [epoch for epoch, _ in decode(log[2][1])] == [epoch]
+    assert len(log) == 3
 
 
 async def test_a_log_is_written_from_synchronous_code(make, brokers):
@@ -161,6 +200,78 @@ async def test_a_slow_reader_has_no_more_in_hand_than_the_prefetch(make, brokers
             assert sent - read <= 17
     sending.cancel()
     await events.aclose()
+
+
+async def skipped(make, brokers):
+    """A reader that has read two messages and is given the fifth: the wire on which it looks."""
+    events, waiting, wire = await begun(make, brokers)
+    for offset in (0, 1, 4):
+        wire.deliver(body("ep", {"n": offset}, {"n": offset}), headers={"x-stream-offset": offset})
+    assert [(await waiting).position.number] + [(await anext(events)).position.number for _ in range(2)] == [
+        1, 4096, 4097,
+    ]  # fmt: skip
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: len(reading(brokers)) == 2)
+    assert not waiting.done()
+    return events, waiting, reading(brokers)[1]
+
+
+@pytest.mark.parametrize("first", [3, 4])
+async def test_a_slow_reader_that_retention_has_overtaken_hears_of_it(make, brokers, first):
+    _, waiting, look = await skipped(make, brokers)
+    look.deliver(body("ep", {}), headers={"x-stream-offset": first})
+    with pytest.raises(PositionGone, match=rf"ep:4097: what follows .* begins at ep:{first * 4096}"):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_offsets_that_the_broker_took_for_itself_are_no_gap(make, brokers):
+    events, waiting, look = await skipped(make, brokers)
+    look.deliver(body("ep", {}), headers={"x-stream-offset": 2})
+    assert (await asyncio.wait_for(waiting, 5)).position.number == 4 * 4096
+    assert (await asyncio.wait_for(anext(events), 5)).position.number == 4 * 4096 + 1
+    await events.aclose()
+
+
+async def test_a_reader_whose_link_goes_while_it_looks_compares_anew(make, brokers):
+    _, waiting, _ = await skipped(make, brokers)
+    brokers.links[0].give_up("cut")
+    for wire in reading(brokers):
+        wire.channel.closing.set_result(None)
+    await until(lambda: len(brokers.links) > 1 and len(reading(brokers)) == 3)
+    reading(brokers)[2].deliver(body("ep", {}), headers={"x-stream-offset": 4})
+    with pytest.raises(PositionGone, match="has left the log"):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_what_others_wrote_into_a_log_is_counted_and_passed_over(make, brokers):
+    layer = make()
+    events, waiting, wire = await begun(lambda: layer, brokers)
+    bodies = [FOUNDED["one"], *NONSENSE, encode_batch([]), body("ep", {"n": 1}), NONSENSE[0]]
+    for offset, each in enumerate(bodies):
+        wire.deliver(each, headers={"x-stream-offset": offset})
+    assert await asyncio.wait_for(waiting, 5) == (Position("ep", 5 * 4096), {"n": 1})
+    waiting = asyncio.create_task(anext(events))
+    await until(lambda: layer.stats.lost["undecodable"] == 5)
+    brokers.links[0].give_up("cut")
+    wire.channel.closing.set_result(None)
+    await until(lambda: len(reading(brokers)) == 2)
+    for offset, each in ((6, NONSENSE[0]), (7, body("ep", {"n": 2}))):  # from where it was, which it knows
+        reading(brokers)[1].deliver(each, headers={"x-stream-offset": offset})
+    assert await asyncio.wait_for(waiting, 5) == (Position("ep", 7 * 4096), {"n": 2})
+    assert layer.stats.lost["undecodable"] == 5
+    await events.aclose()
+
+
+@pytest.mark.parametrize("newest", [*NONSENSE, encode_batch([])])
+async def test_the_end_of_a_log_is_known_though_somebody_else_wrote_it(make, brokers, monkeypatch, newest):
+    stream = EventStream(make(), "log")
+    stream.epoch = "ep"
+
+    async def last_chunk(*_):
+        return [(6, body("ep", {})), (7, newest)]
+
+    monkeypatch.setattr(event_stream, "last_chunk", last_chunk)
+    assert await stream.last() == Position("ep", 7 * 4096)
 
 
 @pytest.mark.parametrize(("broker", "said"), [("down", "is down"), ("silent", "does not answer")])

@@ -1,6 +1,8 @@
 """Options: what is wrong is refused, in words that say what to write."""
 
+import re
 import ssl
+from pathlib import Path
 from urllib.parse import quote
 
 import channels
@@ -12,6 +14,7 @@ from asgi_amqp import AMQPChannelLayer, ConfigurationError
 from asgi_amqp.options import Durable, Options, Target, checked, durable_options
 
 HERE = (Target.parse("amqp://h"),)
+TLS = "amqps://user:SECRET@h"
 
 
 @given(st.text(min_size=1), st.text(min_size=1), st.text(min_size=1))
@@ -90,6 +93,16 @@ def test_a_target_does_not_show_its_password():
         ({"prefix": "\u0663\u0664"}, "at most 50 of letters"),
         ({"prefix": "mysite\n"}, "at most 50 of letters"),
         ({"prefix": "amq.mine"}, "amq. is the broker's own, write another"),
+        ({"prefix": "amq"}, "amq. is the broker's own, write another"),
+        ({"name": None}, "name=None: write a string"),
+        ({"durable": None}, r"durable=None: write a list of globs, \['jobs'\], or a mapping, \{'jobs'"),
+        ({"durable": 5}, "durable=5: write a list of globs"),
+        ({"durable": b"jobs"}, "durable=b'jobs': write a list of globs"),
+        ({"durable": [5]}, r"durable: 5 is no glob, write a list of globs, \['jobs'\], or a mapping"),
+        ({"durable": [["jobs"]]}, r"durable: \['jobs'\] is no glob"),
+        ({"durable": {5: {}}}, "durable: 5 is no glob"),
+        ({"durable": {"a": None}}, r"durable\['a'\]: write a mapping"),
+        ({"durable": {"a": {5: 1}}}, r"durable\['a'\]: write a mapping"),
         ({"durable": "jobs"}, r"durable='jobs': write a list, \['jobs'\]"),
         (
             {"durable": {"a": {"bath": 1}}},
@@ -114,6 +127,10 @@ def test_a_target_does_not_show_its_password():
         ({"capacity": 0}, "capacity=0: write a whole number of at least 1"),
         ({"capacity": 1.5}, "capacity=1.5: write a whole number"),
         ({"channel_capacity": {"jobs*": -5}}, r"channel_capacity\['jobs\*'\]=-5: write a whole number"),
+        ({"channel_capacity": 5}, r"channel_capacity=5: write a mapping, \{'jobs\*': 1000\}"),
+        ({"channel_capacity": [("a", 3)]}, r"channel_capacity=\[\('a', 3\)\]: write a mapping"),
+        ({"channel_capacity": {5: 3}}, "channel_capacity: 5 is no glob, write a mapping"),
+        ({"channel_capacity": {re.compile(b"a"): 3}}, "is no glob, write a mapping"),
         ({"overflow": "drop"}, "overflow='drop': write 'drop-newest' or 'drop-oldest'"),
         ({"gap_type": 7}, "gap_type=7: write the type of a message, or None"),
         ({"buffer_bytes": 999}, "buffer_bytes=999: write a whole number of at least 1000"),
@@ -125,12 +142,25 @@ def test_a_target_does_not_show_its_password():
         ({"connect_timeout": 0}, "connect_timeout=0: write a number from 0.01 to 3600"),
         ({"auth": "plaintext"}, "auth='plaintext': write 'plain' .* or 'external'"),
         ({"ssl_context": ssl.create_default_context(), "ssl_ca": "ca.pem"}, "ssl_context: .*drop ssl_ca"),
-        ({"ssl_context": ssl.create_default_context(), "ssl_cert": "c.pem"}, "drop ssl_ca and ssl_cert"),
+        ({"ssl_context": ssl.create_default_context(), "ssl_cert": "c.pem"}, "drop ssl_cert$"),
+        (
+            {"ssl_context": ssl.create_default_context(), "ssl_cert": "c", "ssl_key": "k"},
+            "drop ssl_cert and ssl_key",
+        ),
+        ({"url": TLS, "ssl_context": ssl.create_default_context(), "ssl_key": "k"}, "drop ssl_key"),
+        ({"url": TLS, "ssl_context": "SECRET"}, "ssl_context: write an ssl.SSLContext or None, not a str"),
+        ({"url": TLS, "ssl_key": "key.pem"}, "ssl_key: write ssl_cert, too"),
+        ({"url": TLS, "ssl_ca": 5}, "ssl_ca=5: write the path of a file, or None"),
+        ({"url": TLS, "ssl_ca": ""}, "ssl_ca='': write the path of a file, or None"),
+        ({"ssl_ca": "ca.pem"}, "ssl_ca: no url is one of TLS, write amqps://"),
+        ({"ssl_cert": "c.pem", "ssl_key": "k.pem"}, "ssl_cert and ssl_key: no url is one of TLS"),
+        ({"ssl_context": ssl.create_default_context()}, "ssl_context: no url is one of TLS"),
     ],
 )
 def test_a_wrong_option_is_refused_in_words_that_say_what_to_write(options, words):
-    with pytest.raises(ConfigurationError, match=words):
+    with pytest.raises(ConfigurationError, match=words) as caught:
         AMQPChannelLayer(**options)
+    assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +176,9 @@ def test_a_wrong_option_is_refused_in_words_that_say_what_to_write(options, word
         {"buffer_bytes": 1000, "queue_bytes": 1000, "max_message_bytes": 1000},
         {"heartbeat": 0, "connect_timeout": 0.01},
         {"heartbeat": 3600, "connect_timeout": 3600},
+        {"url": ["amqp://a", "amqps://b"], "ssl_ca": Path("ca.pem"), "ssl_cert": "c.pem"},
+        {"url": TLS, "ssl_cert": "c.pem", "ssl_key": "k.pem", "channel_capacity": None},
+        {"prefix": "amqp", "durable": (glob for glob in ["jobs"]), "channel_capacity": {re.compile("a"): 1}},
         {"overflow": "drop-oldest", "gap_type": "layer.gap", "auth": "external"},
     ],
 )
@@ -187,7 +220,7 @@ def test_without_tls_there_is_no_context():
 
 def test_a_context_of_ones_own_is_used_as_it_is():
     context = ssl.create_default_context()
-    assert Options(HERE, "x", ssl_context=context).tls is context
+    assert Options((Target.parse(TLS),), "x", ssl_context=context).tls is context
 
 
 def test_tls_is_verified_by_default():

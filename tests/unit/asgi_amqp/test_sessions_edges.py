@@ -3,9 +3,12 @@
 import asyncio
 
 import pytest
+from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, connection
+from asgi_amqp import AMQPChannelLayer, BrokerUnavailable, Topology, connection, declare_queue, stream
+from asgi_amqp.event_stream import EventStream
 from asgi_amqp.exceptions import ConfigurationError
+from asgi_amqp.options import Durable
 from asgi_amqp.worker import Worker
 from tests.unit.asgi_amqp.links import Link, Wire, until
 from tests.unit.asgi_amqp.test_sessions import body, consuming, publishing, sent
@@ -58,6 +61,47 @@ async def test_a_broker_that_is_blocked_while_a_queue_is_declared_is_waited_for(
     link.wires[0].callbacks["on_confirm"](1, False, True)
     await sending
     assert brokers.links == [link]
+
+
+LIMIT = ChannelPreconditionFailed(
+    "PRECONDITION_FAILED - cannot declare queue 'asgi.c.jobs': queue limit in vhost 'carillon' (0) is reached"
+)
+
+
+def refuse(link, *, there):
+    """The broker makes no queue; whether those that are asked for are there already."""
+
+    async def declare(name, *, passive=False, **options):
+        link.passing.calls.append(("queue_declare", name))
+        if not passive:
+            raise LIMIT
+        if not there:
+            raise ChannelNotFoundEntity(f"NOT_FOUND - no queue '{name}' in vhost 'carillon'")
+
+    link.passing.queue_declare = declare
+
+
+@pytest.mark.parametrize("channel", ["jobs", "durable"])
+async def test_a_broker_that_makes_no_more_queues_is_heard_in_its_own_words(make, brokers, caplog, channel):
+    layer = make(durable=["durable"])
+    for link in (await publishing(layer, brokers), await layer.session().receiver.supervisor.link(5)):
+        refuse(link, there=False)
+    with pytest.raises(ConfigurationError, match=r"cannot be declared: .*queue limit in vhost"):
+        await layer.send(channel, {"n": 1})
+    assert "exists with other options" not in caplog.text
+    with pytest.raises(BrokerUnavailable, match=r"cannot be opened: .*queue limit in vhost"):
+        await EventStream(layer, "log").open()
+
+
+async def test_a_queue_that_exists_with_other_options_is_used_as_it_is_with_a_warning(make, brokers, caplog):
+    link = await publishing(make(), brokers)
+    refuse(link, there=True)
+    topology = Topology("asgi", 60)
+    await declare_queue(link, topology, topology.durable_queue("jobs", Durable()))
+    await stream.declare(link, stream.Stream("asgi.s.log"))
+    for name in ("asgi.d.jobs", "asgi.d.jobs.dead", "asgi.s.log"):
+        assert f"Queue {name} exists with other options and is used as it is" in caplog.text
+    assert link.passing.named("queue_bind") == [["asgi.d.jobs", "asgi", "d.jobs"]]
 
 
 async def test_a_queue_is_declared_on_the_next_link_where_the_first_went_meanwhile(make, brokers):
