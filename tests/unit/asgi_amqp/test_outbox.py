@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from asgi_amqp.codec import encode_batch
 from asgi_amqp.exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
-from asgi_amqp.lanes import BATCH_KEYS
+from asgi_amqp.lanes import BATCH_KEYS, Deadlines
 from asgi_amqp.metrics import Stats
 from asgi_amqp.outbox import (
     BATCH_BYTES,
@@ -711,6 +711,22 @@ def test_a_tick_looks_at_nobody_whose_time_has_not_come(sending):
     assert not sending.box.tick(5.1, "slow")
     assert set(looks) == {ticket for ticket in tickets if ticket.error}
     assert len(set(looks)) == 15
+
+
+def test_nobody_waits_for_a_batch_that_has_ended_whatever_came_into_it_later_and_sooner(sending):
+    for deadline in (5.0, 4.0):
+        sending.add(DURABLE, ticket=Waiting(1, deadline))
+    (batch,) = sending.take()
+    assert sending.box.tick(0.0, "")
+    sending.confirm(batch.tag)
+    assert not sending.box.tick(0.0, "")
+
+
+def test_a_tick_looks_at_tenths_of_a_second_and_not_at_each_batch():
+    deadlines = Deadlines()
+    for number in range(1000):
+        deadlines.note(Batch(Lane(PLAIN, GROUPS[0]), number, 0.0), 5.0 + number / 1000)
+    assert len(deadlines._batches) == 10
 
 
 def test_who_waits_hears_that_there_will_be_no_link_and_takes_up_no_room(sending):
