@@ -100,7 +100,7 @@ async def locate(link: Link, name: str, number: int, guess: Place | None = None)
             low = middle
         else:
             high = middle
-    return max(low, 0)
+    return low
 
 
 async def _numbers(link: Link, name: str, offset: int, count: int, end: int) -> list[int]:
