@@ -289,7 +289,6 @@ class Outbox:
             lane.held, lane.declared = False, float("-inf")
             while lane.waiting:
                 self._end(self._pop(lane), error)
-            self._rouse(lane)
 
     def refused_since(self, queue: Queue) -> tuple[float, float]:
         """When the queue was declared last, and when the first of what it refused had left."""
