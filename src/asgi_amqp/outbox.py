@@ -390,9 +390,8 @@ class Outbox:
         unsent = sum(len(batch.parts) - len(batch.tickets) for batch in self)
         self.lost("closed")
         for lane in self._lanes.values():
-            lane.waiting.clear()
+            while lane.waiting:
+                self._pop(lane)
             lane.refused.clear()
-            lane.size = 0
-        self.size = 0
         if unsent:
             self.stats.lose("unsent", unsent)
