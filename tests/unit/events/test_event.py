@@ -251,3 +251,4 @@ def test_a_message_without_events_is_no_dead_letter():
 def test_an_audience_counts_where_memory_is_bounded():
     assert Event(b"a-b", b"{}", ("u1",) * 1000).size == Event(b"a-b", b"{}").size + 16_000
     assert Event(b"a-b", b"{}").size == 255
+    assert Event(b"a-b", b"{}", trace="t" * 55).size == 310
