@@ -100,7 +100,7 @@ def test_when_events_were_relayed_is_said_by_a_number_behind_the_word():
     event = Event(b"a-1", b"{}")
     assert relayed(b"at 1700000000123", event) == 1_700_000_000_123
     assert relayed(b"at 0", event) == 0
-    for word in (b"", b"at ", b"at x", b"end 123", b"123"):
+    for word in (b"", b"at ", b"at x", b"end 123", b"no 123", b"123"):
         assert relayed(word, event) is None
     assert relayed(b"at 123") is None, "a message without events"
 
