@@ -289,7 +289,6 @@ class Outbox:
             lane.held, lane.declared = False, float("-inf")
             while lane.waiting:
                 self._end(self._pop(lane), error)
-            self._rouse(lane)
 
     def refused_since(self, queue: Queue) -> tuple[float, float]:
         """When the queue was declared last, and when the first of what it refused had left."""
@@ -391,9 +390,8 @@ class Outbox:
         unsent = sum(len(batch.parts) - len(batch.tickets) for batch in self)
         self.lost("closed")
         for lane in self._lanes.values():
-            lane.waiting.clear()
+            while lane.waiting:
+                self._pop(lane)
             lane.refused.clear()
-            lane.size = 0
-        self.size = 0
         if unsent:
             self.stats.lose("unsent", unsent)

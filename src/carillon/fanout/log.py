@@ -69,7 +69,7 @@ class Reading:
     def carried(self, number: int) -> int:
         """The same place as `number` before the mark that was just read, behind it: what a client heard of
         what comes again, it has. NOWHERE: nobody knows how much of it that is."""
-        before, after = self.jump or (0, 0)
+        before, after = self.jump or (number, number)
         if not before < number < after:
             return number
         return number + after - before if number - before < LEAP else NOWHERE
@@ -87,7 +87,7 @@ async def locate(link: Link, name: str, number: int, guess: Place | None = None)
     """The offset of a message from which to read what follows `number`: at `guess`, if that still lies there,
     or else close before it. The oldest there is where retention has taken the rest."""
     low, high = 0, await stream.end_of(link, name)
-    if guess is not None and guess.offset <= high:
+    if guess is not None:
         found = await _numbers(link, name, guess.offset, 1, high)
         if found and found[0] == guess.number:
             return guess.offset
@@ -100,7 +100,7 @@ async def locate(link: Link, name: str, number: int, guess: Place | None = None)
             low = middle
         else:
             high = middle
-    return max(low, 0)
+    return low
 
 
 async def _numbers(link: Link, name: str, offset: int, count: int, end: int) -> list[int]:

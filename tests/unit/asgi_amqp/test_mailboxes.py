@@ -450,6 +450,12 @@ def test_a_message_whose_reader_went_away_is_read_first(reading):
     assert (reading.box().count, reading.boxes.used) == (0, 0)
 
 
+def test_a_body_whose_last_message_went_back_is_done_with(reading):
+    reading.put(1)
+    reading.box().put_first(reading.box().take(reading.now))
+    assert (reading.box().count, reading.boxes.used) == (1, 0)
+
+
 def test_a_message_goes_back_to_a_mailbox_that_was_made_meanwhile(reading):
     reading.box().put_first({"n": 0})
     reading.put(1)
@@ -652,6 +658,7 @@ def test_channels_that_are_read_stay(reading):
 
 def test_a_channel_that_somebody_waits_on_is_never_forgotten(reading):
     reading.wait()
+    reading.boxes._config.expiry = 0.5  # however short it is
     reading.now += 1e6
     assert reading.boxes.sweep(reading.now) == []
 
@@ -734,6 +741,15 @@ def test_what_has_been_begun_is_kept_and_the_rest_given_back():
     box.settle()
     assert home.released == [first]
     assert box.take(0.0) is None
+
+
+def test_what_has_been_read_to_its_end_is_let_go_and_not_kept():
+    home = Home()
+    box = Mailbox("jobs", 1 << 62, home, 0.0)
+    parcel = Parcel(0, 9.0, None)
+    box.put(parcel, [{"n": 1}], 0.0)
+    assert box.take(0.0) == {"n": 1}
+    assert (box.keep_begun(), home.released) == (None, [parcel])
 
 
 def test_of_what_nobody_has_begun_nothing_is_kept():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from asgi_amqp.codec import encode_batch
 from asgi_amqp.exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge, Unroutable
-from asgi_amqp.lanes import BATCH_KEYS
+from asgi_amqp.lanes import BATCH_KEYS, Deadlines
 from asgi_amqp.metrics import Stats
 from asgi_amqp.outbox import (
     BATCH_BYTES,
@@ -257,11 +257,12 @@ def test_no_more_than_a_burst_is_taken_at_once():
     assert not sending.box.takable
 
 
-def test_a_burst_ends_when_it_is_full():
+@pytest.mark.parametrize("sizes", [(BURST // 2, BURST // 2), (BURST - 1, 10)])
+def test_a_burst_ends_when_it_is_full(sizes):
     sending = Sending(limit=1 << 30)
-    for size in (BURST // 2, BURST // 2, 10):
+    for size in (*sizes, BATCH_BYTES):
         sending.add(GROUPS[0], bytes(size - 2), ticket=None)
-    assert [batch.size for batch in sending.take()] == [BURST // 2, BURST // 2]
+    assert tuple(batch.size for batch in sending.take()) == sizes
 
 
 @pytest.mark.parametrize("destination", [GROUPS[0], queue("one", most=1)])
@@ -310,6 +311,8 @@ def test_stuck_queues_leave_room_for_what_needs_no_confirm():
     assert (sending.box.size, sending.box.flying_bytes, sending.box.buffered) == (0, 751, 751)
     sending.add(GROUPS[0], bytes(247), ticket=None)
     assert not sending.box.full(GROUPS[0])
+    assert not sending.box.full(GROUPS[0], more=0)
+    assert sending.box.full(GROUPS[0], more=1), "what is on its way here counts, too"
     sending.add(GROUPS[0], b"", ticket=None)
     assert sending.box.full(GROUPS[0])
 
@@ -543,6 +546,18 @@ def test_what_a_deleted_queue_gave_back_leaves_again_before_what_is_younger(send
     assert [ticket.ends for ticket in tickets] == [[None]] * 4
 
 
+def test_what_was_about_to_leave_waits_for_what_a_deleted_queue_may_still_give_back(sending):
+    one = queue("1", most=1)
+    for number in range(2):
+        sending.add(one, b"%d" % number)
+    first, second = sending.take()
+    sending.add(one, b"2")
+    sending.give_back(first)
+    assert sending.take() == []  # it is declared, and the second is still under way
+    sending.give_back(second)
+    assert parts(sending.take()) == [b"Q0", b"Q1", b"Q2"]
+
+
 def test_a_queue_whose_declaration_is_old_is_declared_before_what_waits_leaves(sending):
     sending.add(DURABLE, b"1")
     for batch in sending.take():
@@ -713,6 +728,22 @@ def test_a_tick_looks_at_nobody_whose_time_has_not_come(sending):
     assert len(set(looks)) == 15
 
 
+def test_nobody_waits_for_a_batch_that_has_ended_whatever_came_into_it_later_and_sooner(sending):
+    for deadline in (5.0, 4.0):
+        sending.add(DURABLE, ticket=Waiting(1, deadline))
+    (batch,) = sending.take()
+    assert sending.box.tick(0.0, "")
+    sending.confirm(batch.tag)
+    assert not sending.box.tick(0.0, "")
+
+
+def test_a_tick_looks_at_tenths_of_a_second_and_not_at_each_batch():
+    deadlines = Deadlines()
+    for number in range(1000):
+        deadlines.note(Batch(Lane(PLAIN, GROUPS[0]), number, 0.0), 5.0 + number / 1000)
+    assert len(deadlines._batches) == 10
+
+
 def test_who_waits_hears_that_there_will_be_no_link_and_takes_up_no_room(sending):
     ticket = sending.add(DURABLE, b"1")
     sending.add(GROUPS[0], b"2", ticket=None)
@@ -720,6 +751,26 @@ def test_who_waits_hears_that_there_will_be_no_link_and_takes_up_no_room(sending
     assert str(ticket.error) == "wrong password"
     assert sending.box.size == len(GROUPS[0].target) + 1
     assert not sending.box.tick(0.0, "")
+
+
+def test_who_gave_up_takes_up_no_room_when_its_event_had_left_and_waits_again(sending):
+    ticket = sending.add(DURABLE)
+    sending.take()
+    sending.box.lost("cut")
+    assert sending.box.size == 2
+    ticket.give_up(RuntimeError("cancelled"))
+    sending.box.cancelled = True
+    sending.box.tick(0.0, "")
+    assert (sending.box.size, sending.count) == (0, 0)
+
+
+def test_who_waits_for_an_event_of_a_batch_that_was_divided_hears_it_at_its_deadline(sending):
+    tickets = [sending.add(DURABLE, bytes(600), Waiting(1, deadline)) for deadline in (5.0, 7.0)]
+    sending.box.shrink(1000)
+    assert sending.box.tick(6.0, "slow")
+    assert [len(ticket.ends) for ticket in tickets] == [1, 0]
+    assert not sending.box.tick(8.0, "slow")
+    assert [len(ticket.ends) for ticket in tickets] == [1, 1]
 
 
 def test_what_nobody_waits_for_needs_no_tick(sending):
@@ -780,14 +831,15 @@ def test_a_refused_batch_is_given_up_at_its_deadline(sending):
 
 
 def test_lanes_of_queues_that_nobody_uses_are_forgotten(sending):
+    sending.now = 100.0
     for number in range(20):
         sending.add(queue(str(number), dead=True))
     for batch in sending.take():
         sending.confirm(batch.tag)
     assert len(sending.box._lanes) == 21
-    sending.box.tick(60.0, "")
+    sending.box.tick(160.0, "")
     assert len(sending.box._lanes) == 21
-    sending.box.tick(60.1, "")
+    sending.box.tick(160.1, "")
     assert list(sending.box._lanes) == [PLAIN]
 
 
@@ -909,6 +961,14 @@ def test_a_close_settles_everything():
     assert (sending.count, sending.box.size, sending.box.buffered) == (0, 0, 0)
     assert not sending.box.takable
     assert list(sending.box) == []
+
+
+def test_nobody_waits_for_room_after_a_close():
+    sending = Sending(limit=1 << 30)
+    sending.add(GROUPS[0], bytes(GATHERED), ticket=None)
+    assert sending.box.crowded
+    sending.box.close(BrokerUnavailable("closed"))
+    assert not sending.box.crowded
 
 
 def test_a_close_with_nothing_to_lose_says_nothing(sending):

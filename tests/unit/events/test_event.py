@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_amqp import codec
-from carillon.events.event import Event, Malformed, pack, tags_of, unpack
+from carillon.events.event import (
+    END,
+    EVERYONE,
+    LEAP,
+    RELAYED,
+    Event,
+    Malformed,
+    first_after,
+    pack,
+    public,
+    tags_of,
+    unpack,
+)
 from carillon.relay.judge import MAX_AUDIENCE, MAX_TEXT, REASON, _letter, event_of, judge
 
 EVENTS = st.builds(
@@ -66,6 +78,37 @@ def test_a_row_has_five_fields_or_six(fields, taken):
             unpack(body)
     plain, traced = msgpack.unpackb(pack([Event(b"a-1", b"{}"), Event(b"a-1", b"{}", trace="t")], 7))[3]
     assert (len(plain), len(traced)) == (5, 6)
+
+
+def test_a_name_of_a_group_that_anybody_may_give():
+    for name in ("a", "jobs-42", "A_b.c-9", "x" * 200):
+        assert public(name) == name
+    for name in ("", "!a", "!", "a b", "a/b", "\u00e9", "\ud800", "x" * 201):
+        with pytest.raises(ValueError, match=r"is no group's name: letters, digits and '_\.-', at most 200"):
+            public(name)
+
+
+def test_words_that_lie_in_a_log_stay_what_they_are():
+    """Whoever reads it may be of another release."""
+    assert (END, RELAYED, EVERYONE) == (b"end ", b"at ", "*")
+
+
+def test_when_events_were_relayed_is_said_by_a_number_behind_the_word():
+    def relayed(word, *events):
+        return unpack(pack(events, 7, word=word)).relayed
+
+    event = Event(b"a-1", b"{}")
+    assert relayed(b"at 1700000000123", event) == 1_700_000_000_123
+    assert relayed(b"at 0", event) == 0
+    for word in (b"", b"at ", b"at x", b"end 123", b"no 123", b"123"):
+        assert relayed(word, event) is None
+    assert relayed(b"at 123") is None, "a message without events"
+
+
+def test_a_relay_that_takes_over_leaves_a_leap_of_numbers_out():
+    assert first_after(0) == 1
+    assert first_after(1) == LEAP + 2
+    assert LEAP == 268_435_456, "all releases that read one log leap alike"
 
 
 def test_an_event_of_which_little_is_said():
@@ -213,3 +256,4 @@ def test_a_message_without_events_is_no_dead_letter():
 def test_an_audience_counts_where_memory_is_bounded():
     assert Event(b"a-b", b"{}", ("u1",) * 1000).size == Event(b"a-b", b"{}").size + 16_000
     assert Event(b"a-b", b"{}").size == 255
+    assert Event(b"a-b", b"{}", trace="t" * 55).size == 310

@@ -13,7 +13,7 @@ from carillon.events.event import END, LEAP, Event, pack, unpack
 from carillon.fanout.core import TailCore
 from carillon.fanout.forms import Texts1
 from carillon.fanout.hub import Hub, Listener
-from carillon.fanout.log import NEAR, NOWHERE, TELLING, Place, Reading, locate
+from carillon.fanout.log import NEAR, NOWHERE, TELLING, Place, Reading, _numbers, locate, stream_name
 from carillon.fanout.tail import Tail
 from carillon.fanout.window import Window
 
@@ -79,7 +79,9 @@ def test_a_jump_without_a_mark_is_a_gap():
 
 
 @pytest.mark.parametrize(
-    ("after", "gap"), [(2, False), (1, False), (3, True)], ids=["as read", "beyond it", "before it"]
+    ("after", "gap"),
+    [(2, False), (1, False), (0, False), (3, True)],
+    ids=["as read", "beyond it", "beyond all", "before it"],
 )
 def test_a_mark_says_who_missed_something(after, gap):
     core = core_at()
@@ -105,6 +107,19 @@ def test_a_place_before_a_mark_is_carried_behind_it():
     late = Reading()
     late.take(unpack(mark(100, 2)))
     assert late.carried(3) == 100
+    empty = Reading()
+    empty.take(unpack(mark(100, 0)))
+    assert empty.carried(1) == 100, "the log has lost all that was before"
+
+
+def test_a_reading_that_has_met_a_fence_alone_has_come_nowhere():
+    reading = Reading()
+    assert reading.take(unpack(pack([], word=b"fence 1"))) == ([], 0)
+    assert (reading.last, reading.jump) == (None, None)
+
+
+def test_each_epoch_has_a_stream_of_its_own():
+    assert stream_name("0a1b") == "carillon.events.0a1b"
 
 
 def test_a_place_that_another_mark_lay_before_is_nowhere():
@@ -125,6 +140,16 @@ def test_a_tail_that_had_read_a_mark_which_the_log_lost_begins_anew():
         ("events", [b"b"]),
         ("reached", 2 * LEAP + 15),
     ]
+
+
+def test_a_tail_that_had_read_a_mark_and_nothing_behind_it_begins_anew_where_the_log_lost_it():
+    """Of two marks with nothing between them, places are LEAP apart: nobody knows which of them it was."""
+    for last, gap in ((LEAP, False), (LEAP + 1, True)):
+        core = core_at()
+        steps(core, message(1, b"a"), mark(last + 1, 1))
+        core.attached(Position("ep", 0))
+        expected = ("begin", 3 * LEAP - 1, "retention") if gap else ("jump", last, 3 * LEAP + last - 2)
+        assert steps(core, mark(3 * LEAP, 1))[0] == expected
 
 
 def test_the_window_does_not_answer_for_what_the_log_has_lost():
@@ -253,6 +278,7 @@ class Log:
 
         async def peek(link, name, start, timeout, most):
             self.peeks += 1
+            assert start < self.oldest + len(self.bodies), "it waits for what is not there"
             start = max(start, self.oldest)
             return list(enumerate(self.bodies, self.oldest))[start - self.oldest :][:most]
 
@@ -308,6 +334,43 @@ def test_late_words_of_relays_that_were_superseded_hide_nothing(monkeypatch):
             found = asyncio.run(locate(None, "s", number))
             skipped = [unpack(body).number for body in bodies[:found]]
             assert max(skipped, default=0) <= number
+
+
+@pytest.mark.parametrize("fences", [43, 100])
+def test_late_words_at_the_end_of_the_log_hide_nothing(monkeypatch, fences):
+    """Relays that came and went have left fences behind them, without a number: there is little to tell."""
+    bodies = [*(message(n + 1, b"x") for n in range(30)), mark(1001, 30)]
+    bodies += [message(1001 + n, b"x") for n in range(10)]
+    bodies += [message(31 + n, b"late") for n in range(4)]
+    bodies += [pack([], word=b"fence")] * fences
+    Log(bodies).patch(monkeypatch)
+    assert asyncio.run(locate(None, "s", 1000)) <= 31
+
+
+def test_a_number_is_found_among_fences(monkeypatch):
+    bodies = [body for n in range(500) for body in (pack([], word=b"fence"), message(n + 1, b"x"))]
+    Log(bodies).patch(monkeypatch)
+    assert 0 <= 800 - asyncio.run(locate(None, "s", 400)) <= NEAR + 2 * TELLING
+
+
+def test_numbers_behind_fences_are_looked_at_one_after_the_other(monkeypatch):
+    fence = pack([], word=b"fence")
+    Log([fence, message(1, b"x"), fence, message(2, b"x"), message(3, b"x"), message(4, b"x")]).patch(
+        monkeypatch
+    )
+    assert asyncio.run(_numbers(None, "s", 0, 3, 5)) == [1, 2, 3]
+
+
+def test_a_log_that_hands_out_nothing_is_read_from_its_beginning(monkeypatch):
+    async def end_of(link, name):
+        return 1000
+
+    async def peek(link, name, start, timeout, most):
+        return []
+
+    monkeypatch.setattr(stream, "end_of", end_of)
+    monkeypatch.setattr(stream, "peek", peek)
+    assert asyncio.run(locate(None, "s", 500, Place(499, 500))) == 0
 
 
 def test_an_empty_log_is_read_from_its_beginning(monkeypatch):

@@ -19,6 +19,14 @@ def test_many_changes_are_one_question():
     assert rights.doubt("a", 2.0)
 
 
+def test_who_is_held_is_counted():
+    rights = Rights()
+    assert rights.held == 0
+    for socket, since in (("a", 1.0), ("b", 2.0), ("c", None)):
+        rights.doubt(socket, since)
+    assert rights.held == 2, "the third is only looked at"
+
+
 def test_an_answer_of_before_the_last_change_is_none():
     rights = Rights()
     rights.doubt("a", 1.0)
