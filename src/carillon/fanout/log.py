@@ -31,10 +31,11 @@ class Reading:
     who has heard some of it knows its place behind the mark; unless another mark lay between, which the log
     has lost, too: then the two are LEAP apart at least, and nobody knows."""
 
-    __slots__ = ("_there", "jump", "last")
+    __slots__ = ("_heard", "_there", "jump", "last")
 
     def __init__(self) -> None:
         self._there = 0  # the number up to which the log still has what was read
+        self._heard = 0  # the place of who has heard all that was read: behind `last` until that came again
         self.last: int | None = None
         """The number up to which it has been read; None before the first message."""
         self.jump: tuple[int, int] | None = None
@@ -57,12 +58,14 @@ class Reading:
             return [], 0
         missing = batch.after if self.last is None or self.last < batch.after else 0
         if not batch.events:
-            # Who has read more than the log still has will meet that again, under as many numbers.
-            lost = max(0, (self.last or 0) - before)
+            # Who has heard more than the log still has will meet that again, under as many numbers.
+            lost = max(0, self._heard - before)
             if lost < LEAP:
                 self.jump = (before + lost, end + lost)
+                self._heard = end + lost
             else:
                 missing = end
+        self._heard = max(self._heard, end)
         self.last = end
         return batch.events, missing
 

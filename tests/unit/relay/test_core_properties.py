@@ -371,6 +371,24 @@ def test_a_place_behind_a_mark_that_the_log_has_lost_is_told(world):
     world.teardown()
 
 
+def test_who_has_heard_what_comes_again_in_two_parts_keeps_his_place():
+    """The log loses what was heard, and two relays after each other send it again."""
+    world = World()
+    world.begin()
+    world.emit(3)
+    world.emit(2)
+    for step in (world.deliver, world.deliver, world.fence, world.mark):
+        step()
+    world.send(0)
+    world.arrive(0)
+    world.read(5)
+    world.power_is_lost(6)
+    world.work()
+    world.read(5)
+    world.a_link_is_lost(0)
+    world.teardown()
+
+
 def test_what_another_relay_took_off_the_queue_is_told():
     """The first has the queue again, does not know that it was superseded, and sends something in vain."""
     world = World()
