@@ -178,10 +178,13 @@ class Replayer:
         while riders:
             async with asyncio.timeout(STILL):
                 chunk = await messages.get()
-            if chunk is None or self._hub.epoch != epoch:
+            if chunk is None:
                 return
             page = Page(start)
             for offset, body in chunk:
+                await asyncio.sleep(0)  # a full one takes some milliseconds
+                if self._hub.epoch != epoch:
+                    return
                 try:
                     found, missing = reading.take(unpack(body))
                 except Malformed:

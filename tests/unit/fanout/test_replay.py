@@ -8,7 +8,7 @@ import pytest
 
 from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.position import Position
-from carillon.events.event import LEAP, Event, pack
+from carillon.events.event import LEAP, Event, pack, unpack
 from carillon.fanout import feeder, replay
 from carillon.fanout.hub import Hub
 from carillon.fanout.replay import REACH, Replayer, together
@@ -215,6 +215,43 @@ async def test_what_is_closed_begins_no_pass(monkeypatch):
     await asyncio.sleep(0)
     await fed(hub)
     assert not log._tasks
+
+
+async def test_the_loop_is_given_way_to_after_each_message(monkeypatch):
+    hub, ear = process(Log(monkeypatch, 30), 5), Ear()
+    turn, unpacked = 0, []
+
+    async def count():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noted(body):
+        unpacked.append(turn)
+        return unpack(body)
+
+    monkeypatch.setattr(replay, "unpack", noted)
+    counting = asyncio.create_task(count())
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 7))
+    await done(ear)
+    counting.cancel()
+    assert len(unpacked) == len(set(unpacked)) > 20
+
+
+async def test_an_epoch_that_ends_in_the_middle_of_a_page(monkeypatch):
+    hub, ear = process(Log(monkeypatch, 30), 5), Ear()
+    unpacked = []
+
+    def noted(body):
+        unpacked.append(body)
+        hub.begin("next", 0)
+        return unpack(body)
+
+    monkeypatch.setattr(replay, "unpack", noted)
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 7))
+    await done(ear)
+    assert (ear.told, len(unpacked)) == (["epoch"], 1)
 
 
 async def test_who_comes_too_late_is_told_and_the_others_are_not(monkeypatch):
