@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     # Bytes of recent events that each daphne process keeps, for resumes that need not ask the broker.
     "WINDOW_BYTES": 64 * 2**20,
     # Seconds that a resume may wait for the log without getting on, before the client is told to fetch its
-    # state anew, and passes over the log at once, each for everyone who waits.
+    # state anew, and passes over the log at once, each for those who wait near each other.
     "RESUME_SECONDS": 30.0,
     "RESUME_SCANS": 2,
     # Publishing: seconds until what the broker did not confirm counts as failed; events in one request, and

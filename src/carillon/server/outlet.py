@@ -110,6 +110,11 @@ class Outlet(Listener):
         before, self._left = self._left, left
         return left < before
 
+    @property
+    def taken(self) -> bool:
+        """Whether the other side had taken all of it when moved() was last asked."""
+        return not self._left
+
     def stop(self) -> None:
         """Take nothing more from the hub."""
         self.end()

@@ -50,14 +50,15 @@ class Inbound:
     """The ASGI receive queue of one socket: bounded to `most` messages and `most_bytes` (one message may be
     larger), by no longer reading from the socket."""
 
-    __slots__ = ("_bytes", "_items", "_most", "_most_bytes", "_paused", "_transport", "_waiter")
+    __slots__ = ("_bytes", "_items", "_most", "_most_bytes", "_transport", "_waiter", "paused")
 
     def __init__(self, transport, most: int, most_bytes: int):
         self._bytes = 0
         self._items = deque()
         self._most = most
         self._most_bytes = most_bytes
-        self._paused = False
+        self.paused = False
+        """Nothing is read from the socket until the application has taken all that came."""
         self._transport = transport
         self._waiter = None
 
@@ -67,8 +68,8 @@ class Inbound:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         full = len(self._items) >= self._most or self._bytes >= self._most_bytes
-        if full and not self._paused:
-            self._paused = True
+        if full and not self.paused:
+            self.paused = True
             self._transport.pauseProducing()
 
     async def get(self):
@@ -80,8 +81,8 @@ class Inbound:
                 self._waiter = None
         item = self._items.popleft()
         self._bytes -= _size(item)
-        if self._paused and not self._items:
-            self._paused = False
+        if self.paused and not self._items:
+            self.paused = False
             if self._transport.connected:
                 self._transport.resumeProducing()
         return item
@@ -138,6 +139,11 @@ class SocketProtocol(WebSocketProtocol):
             self.refuse("frames", f"{self.frames.burst:g} at once and {self.frames.rate:g} a second")
         elif not self.bytes.spend(now, self.current_frame.length):
             self.refuse("bytes", f"{self.bytes.burst} at once and {self.bytes.rate} a second")
+
+    def is_unread(self) -> bool:
+        """Whether nothing is read of it for its application's sake, and not for what it has done."""
+        inbound = getattr(self, "application_queue", None)
+        return inbound is not None and inbound.paused and not self.refused
 
     def refuse(self, what: str, limit: str) -> None:
         """The client has used up a budget: 1008, and nothing more is read of it. Autobahn's timer for the
@@ -376,8 +382,11 @@ class DeliveryServer(Server):
         dead = self.now - self.ping_interval - self.ping_timeout
         for socket in self._wheel.tick():
             outlet = socket.outlet
-            if socket.heard < self.now - self.ping_interval and outlet.moved():
-                socket.heard = self.now  # slow, not dead: a ping waits behind all that it has not read
+            if socket.heard < self.now - self.ping_interval:
+                if outlet.moved():
+                    socket.heard = self.now  # slow, not dead: a ping waits behind all that it has not read
+                elif socket.is_unread() and outlet.taken:
+                    socket.heard = self.now  # its pongs wait for us, and our pings have arrived
             if socket.heard < dead:
                 socket.dead = True
                 socket.dropConnection(abort=True)

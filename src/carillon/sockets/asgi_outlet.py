@@ -18,6 +18,10 @@ from carillon.sockets.queue_listener import QueueListener
 STUCK = 60.0
 """Seconds without any progress after which a reader is given up."""
 
+PAUSE, PAUSE_MOST = 0.01, 0.25
+"""Seconds between two looks whether a server has room: it tells nobody. Twice as long each time that nothing
+has moved, for a thousand readers who take nothing are a thousand who are looked at."""
+
 
 class AsgiOutlet(QueueListener):
     """`message(piece)` makes the ASGI message of what the form joined. `budget`: bytes that may wait for its
@@ -87,13 +91,14 @@ class AsgiOutlet(QueueListener):
 
     async def _server_has_room(self):
         """Raises TimeoutError where it had none for too long."""
-        least, moved = self._buffered(), time.monotonic()
+        least, moved, pause = self._buffered(), time.monotonic(), PAUSE
         while (now := self._buffered()) > PIECE:
             if now < least:
-                least, moved = now, time.monotonic()
+                least, moved, pause = now, time.monotonic(), PAUSE
             elif time.monotonic() - moved > STUCK:
                 raise TimeoutError
-            await asyncio.sleep(0.01)  # a server tells nobody that it has room
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_MOST)
 
     def cancel(self) -> None:
         """The connection is gone."""

@@ -209,6 +209,8 @@ def authenticate(handshakes: Sequence[Handshake]) -> list[Identity | Exception]:
             answers[place] = Refused(str(row))
         elif not jwts.AccessToken(claims.expires).allows("read"):
             answers[place] = Refused("tokens of this issuer have no scope read here (JWT_SCOPE)")
+        elif not jwts.access().keys.has(claims.key_id):  # its claims are from before its turn
+            answers[place] = Refused("the token is signed with a key that its issuer has withdrawn")
         else:
             answers[place] = Identity(
                 row.user, teams[row.user_id], claims.expires, external_id=row.pk, key_id=claims.key_id

@@ -99,6 +99,9 @@ class Sockets:
         # Not the functions themselves: they are looked up when they are called.
         self._logins = Batched(lambda handshakes: authentication.authenticate(handshakes))
         self._turns = asyncio.Semaphore(LOGINS)
+        # A signature takes a tenth of a millisecond, and thousands may have waited for the same keys.
+        self._checks = asyncio.Semaphore(SLICE)
+        self._keys_asked: tuple[Future[None], asyncio.Future[None]] | None = None
         self._allowed = Batched(lambda asked: questions.allowed(asked))
         sampled(self)
 
@@ -134,15 +137,17 @@ class Sockets:
         self, handshake: authentication.Handshake, has_left: Callable[[], bool] = lambda: False
     ) -> authentication.Identity:
         """Who a handshake is, at most LOGIN_SECONDS after its turn has come. Raises Refused, DatabaseError,
-        TimeoutError; Left, if `has_left` by then: clients wait for ten seconds, and come again."""
+        TimeoutError; Left, if `has_left` by then: clients wait for ten seconds, and come again. An issuer's
+        keys are waited for as long, before the turn: nobody else waits for them."""
+        if token := handshake.foreign_token():
+            async with asyncio.timeout(conf.LOGIN_SECONDS):
+                handshake.claims = await self._claims(token)
         async with asyncio.timeout(TURN_SECONDS):
             await self._turns.acquire()
         try:
             if has_left():
                 raise Left
             async with asyncio.timeout(conf.LOGIN_SECONDS):
-                if token := handshake.foreign_token():
-                    handshake.claims = await self._claims(token)
                 return await self._logins.ask(handshake)
         finally:
             self._turns.release()
@@ -153,30 +158,34 @@ class Sockets:
         try:
             for _ in range(2):
                 try:
-                    return trust.check(token)
+                    async with self._checks:
+                        await asyncio.sleep(0)
+                        return trust.check(token)
                 except jwts.Refused as refused:
                     return refused
                 except KeysDue:
-                    asking = asyncio.wrap_future(self._fetch_keys(trust.keys))
-                    await asyncio.wait_for(asyncio.shield(asking), kept.WAIT)
+                    await asyncio.wait_for(asyncio.shield(self._fetch_keys(trust.keys)), kept.WAIT)
         except kept.Away as away:
             raise authentication.IssuerAway(away) from None
         except TimeoutError:
             pass
         raise authentication.IssuerAway("its issuer is being asked")
 
-    def _fetch_keys(self, known: KeySet) -> Future[None]:
-        """Asks the issuer, if it is time. Once it has answered, a key that it no longer has is none."""
+    def _fetch_keys(self, known: KeySet) -> asyncio.Future[None]:
+        """Asks the issuer, if it is time. Once it has answered, a key that it no longer has is none. However
+        many ask for the same answer, the sockets are gone through once."""
         loop = asyncio.get_running_loop()
         assert known.kept is not None  # others are never due
         asking = known.kept.refresh()
+        if self._keys_asked is None or self._keys_asked[0] is not asking:
 
-        def answered(_: Future[None]) -> None:
-            with suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(self._keys_answered, known, context=self._context)
+            def answered(_: Future[None]) -> None:
+                with suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(self._keys_answered, known, context=self._context)
 
-        asking.add_done_callback(answered)
-        return asking
+            asking.add_done_callback(answered)
+            self._keys_asked = asking, asyncio.wrap_future(asking)
+        return self._keys_asked[1]
 
     def _keys_answered(self, known: KeySet) -> None:
         ended = [

@@ -8,10 +8,10 @@ import pytest
 
 from asgi_amqp.exceptions import BrokerUnavailable
 from asgi_amqp.position import Position
-from carillon.events.event import LEAP, Event, pack
-from carillon.fanout import replay
+from carillon.events.event import LEAP, Event, pack, unpack
+from carillon.fanout import feeder, replay
 from carillon.fanout.hub import Hub
-from carillon.fanout.replay import Replayer
+from carillon.fanout.replay import REACH, Replayer, together
 from carillon.fanout.window import Window
 from tests.unit.fanout.test_hub import Ear, fed
 
@@ -105,6 +105,7 @@ async def test_from_the_log_then_the_window_then_live(monkeypatch):
 
 
 async def test_one_pass_serves_all_who_want_it(monkeypatch):
+    monkeypatch.setattr(feeder, "MOMENT", 60.0)  # or, on a busy machine, some come too late for it
     log = Log(monkeypatch, 30)
     hub = process(log, 5)
     ears = [Ear() for _ in range(20)]
@@ -114,6 +115,143 @@ async def test_one_pass_serves_all_who_want_it(monkeypatch):
     for place, ear in enumerate(ears):
         assert ear.heard == [str(number) for number in range(1, 60, 2) if number > place]
     assert log.passes == 1
+
+
+@pytest.mark.parametrize(
+    ("newest", "riders"), [(True, {"newest", "near it"}), (False, {"first", "before", "behind"})]
+)
+def test_a_pass_is_for_those_who_want_about_the_same(newest, riders):
+    far = 10 * REACH
+    places = {
+        "first": far,
+        "newest": 2 * far,
+        "oldest": 0,
+        "before": far - REACH,
+        "behind": far + REACH,
+        "too far": far + REACH + 1,
+        "near it": 2 * far - REACH,
+    }
+    assert together(places, newest) == (riders, places["newest" if newest else "first"])
+    assert together({}, newest)[0] == set()
+
+
+def far_and_near(monkeypatch):
+    """A log of hundreds of pages; riders of a pass are two of them apart, and its turn is one page."""
+    monkeypatch.setattr(replay, "REACH", 12, raising=False)
+    monkeypatch.setattr(replay, "TURN", 0.0, raising=False)
+    log = Log(monkeypatch, 1000)
+    return log, process(log, 5)
+
+
+async def test_the_near_does_not_wait_for_the_far(monkeypatch):
+    log, hub = far_and_near(monkeypatch)
+    far, near = Ear(), Ear()
+    hub.subscribe(far, frozenset(HEARD), Position("ep", 0))
+    hub.subscribe(near, frozenset(HEARD), Position("ep", 1900))
+    await done(near)
+    assert near.heard == [str(number) for number in range(1901, 2001)]
+    assert len(far.heard) < 1000
+    await done(far)
+    assert far.heard == [str(number) for number in range(1, 2001)]
+    assert log.passes == 2, "nobody waits: neither is interrupted"
+
+
+async def test_nor_where_the_far_have_every_pass(monkeypatch):
+    """Each of them came when the one before was on its way."""
+    _, hub = far_and_near(monkeypatch)
+    ears = [Ear(), Ear()]
+    for ear in ears:
+        hub.subscribe(ear, frozenset(HEARD), Position("ep", 0))
+        while not ear.heard:
+            await asyncio.sleep(0)
+    near = Ear()
+    hub.subscribe(near, frozenset(HEARD), Position("ep", 1900))
+    await done(near)
+    assert near.told == ["ep:2000"]
+    assert [ear.told for ear in ears] == [[], []]
+    await done(*ears)
+    for ear in ears:
+        assert ear.heard == [str(number) for number in range(1, 2001)]
+
+
+async def test_a_pass_comes_to_those_whom_it_is_for(monkeypatch):
+    """It begins some messages before what its riders want, and others may want what lies before that."""
+    log, hub = far_and_near(monkeypatch)
+
+    async def early(link, name, number):
+        return max(number // 2 - 10, 0)
+
+    monkeypatch.setattr(replay, "locate", early)
+    hub.feeder.log = Replayer(None, hub.feeder, scans=1)
+    ears = [Ear(), Ear()]
+    for ear, place in zip(ears, (1900, 1940), strict=True):
+        hub.subscribe(ear, frozenset(HEARD), Position("ep", place))
+    await done(*ears)
+    assert [len(ear.heard) for ear in ears] == [100, 60]
+    assert log.passes > 10
+
+
+async def test_every_other_pass_is_for_whoever_has_waited_for_the_longest(monkeypatch):
+    """Those who want the newest may come again and again, and so may those who want the oldest."""
+    _, hub = far_and_near(monkeypatch)
+    log = hub.feeder.log = Replayer(None, hub.feeder, scans=0)  # none begins by itself
+    ears = {place: Ear() for place in (500, 1900, 0, 1000)}
+    for place, ear in ears.items():
+        hub.subscribe(ear, frozenset(HEARD), Position("ep", place))
+    await fed(hub)
+    boarded = [log._board()[0] for _ in range(5)]
+    assert boarded == [*({ears[place]} for place in (1900, 500, 1000, 0)), set()]
+
+
+async def test_what_is_closed_begins_no_pass(monkeypatch):
+    _, hub = far_and_near(monkeypatch)
+    log = hub.feeder.log = Replayer(None, hub.feeder, scans=1)
+    ears = [Ear(), Ear()]
+    for place, ear in enumerate(ears):
+        hub.subscribe(ear, frozenset(HEARD), Position("ep", 1000 * place))
+    while not any(ear.heard for ear in ears):
+        await asyncio.sleep(0)
+    await log.close()
+    await asyncio.sleep(0)
+    await fed(hub)
+    assert not log._tasks
+
+
+async def test_the_loop_is_given_way_to_after_each_message(monkeypatch):
+    hub, ear = process(Log(monkeypatch, 30), 5), Ear()
+    turn, unpacked = 0, []
+
+    async def count():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noted(body):
+        unpacked.append(turn)
+        return unpack(body)
+
+    monkeypatch.setattr(replay, "unpack", noted)
+    counting = asyncio.create_task(count())
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 7))
+    await done(ear)
+    counting.cancel()
+    assert len(unpacked) == len(set(unpacked)) > 20
+
+
+async def test_an_epoch_that_ends_in_the_middle_of_a_page(monkeypatch):
+    hub, ear = process(Log(monkeypatch, 30), 5), Ear()
+    unpacked = []
+
+    def noted(body):
+        unpacked.append(body)
+        hub.begin("next", 0)
+        return unpack(body)
+
+    monkeypatch.setattr(replay, "unpack", noted)
+    hub.subscribe(ear, frozenset(HEARD), Position("ep", 7))
+    await done(ear)
+    assert (ear.told, len(unpacked)) == (["epoch"], 1)
 
 
 async def test_who_comes_too_late_is_told_and_the_others_are_not(monkeypatch):

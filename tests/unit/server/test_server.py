@@ -375,6 +375,34 @@ async def test_who_does_not_answer_a_ping_is_dropped(server):
         assert await answering.recv() == "direct 0"
 
 
+async def test_who_waits_for_a_slow_handler_is_not_dead(server):
+    """Nothing is read of it meanwhile, and its pongs are not either."""
+    async with server.connect(ping_interval=None) as client:
+        await say(client, do="sleep", seconds=5)
+        for _ in range(60):
+            await say(client, do="nothing")
+        assert await asyncio.wait_for(waiting(client), 20) == 0
+
+
+async def test_who_is_not_read_and_reads_nothing_is_dropped(server):
+    """Its handler waits for itself: that has no end of its own."""
+    async with server.connect(ping_interval=None) as other:
+        _, writer = await raw_client(server)
+        writer.transport.pause_reading()
+        order = json.dumps({"do": "talk", "count": 1000, "size": 100_000}).encode()
+        writer.write((b"\x81" + bytes((0x80 | len(order),)) + b"\0\0\0\0" + order) * 60)
+        async with asyncio.timeout(20):
+            while await closed(other) != {"dead": 1}:
+                await asyncio.sleep(0.1)
+        writer.close()
+
+
+async def closed(client):
+    """How many sockets have ended, by what ended them."""
+    await say(client, do="closed")
+    return json.loads(await client.recv())
+
+
 async def test_a_socket_carries_no_copy_of_the_options(server):
     async with server.connect() as client:
         await client.send(json.dumps({"do": "own"}))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from datetime import datetime
 
 import pytest
@@ -19,7 +20,7 @@ from carillon.accounts.models import ExternalIdentity
 from carillon.events import aemit_channel_notification
 from carillon.sockets import protocol
 from carillon.sockets.application import application
-from carillon.sockets.sockets import sockets
+from carillon.sockets.sockets import SLICE, sockets
 from tests.unit.sockets.test_version2 import Client2
 from tests.unit.support.issuer import reply
 from tests.unit.support.sockets import Client, pump
@@ -111,6 +112,82 @@ async def test_who_waits_for_an_issuer_holds_nobody_up(trusted, people):
         go_on.set()
     assert [(await task)["accept"] for task in opening] == [True] * 5
     assert trusted.asked == ["/keys"], "for all of them"
+
+
+@pytest.fixture
+async def busy(monkeypatch) -> asyncio.Semaphore:
+    """The turns of handshakes: one, which nobody has."""
+    turns = asyncio.Semaphore(1)
+    monkeypatch.setattr(sockets(), "_turns", turns)
+    return turns
+
+
+async def test_who_waits_for_an_issuer_takes_no_turn(trusted, people, busy):
+    """A token whose key id was made up is enough to wait for one."""
+    go_on = threading.Event()
+
+    def slow(request):
+        assert go_on.wait(30)
+        reply(request, trusted.key_set())
+
+    trusted.answer = slow
+    opening = asyncio.create_task(Client(token=trusted.token(headers={"kid": "made-up"})).open())
+    try:
+        while not trusted.asked:
+            await asyncio.sleep(0.01)
+        ours = await database_sync_to_async(people.token)(people.ann)
+        assert (await asyncio.wait_for(Client(token=ours).open(), 5))["accept"]
+        assert not opening.done()
+    finally:
+        go_on.set()
+    assert "key that its issuer does not have" in (await opening)["error"]
+
+
+async def test_the_sockets_are_gone_through_once_however_many_waited_for_the_keys(trusted, db, monkeypatch):
+    looks = []
+    monkeypatch.setattr(sockets(), "_keys_answered", looks.append)
+    opened = await asyncio.gather(*(Client(token=trusted.token()).open() for _ in range(5)))
+    assert all(frame["accept"] for frame in opened)
+    assert len(looks) == 1
+
+
+async def test_the_signatures_of_many_are_checked_some_at_a_time(trusted, monkeypatch):
+    """They all have waited for the same answer."""
+    turn, checks = 0, Counter()
+
+    async def count():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def check(self, token):
+        checks[turn] += 1
+        return token
+
+    monkeypatch.setattr(jwts.Trust, "check", check)
+    counting = asyncio.create_task(count())
+    await asyncio.gather(*(sockets()._claims("a.b.c") for _ in range(4 * SLICE)))
+    counting.cancel()
+    assert (sum(checks.values()), max(checks.values())) == (4 * SLICE, SLICE)
+
+
+async def test_a_key_that_is_withdrawn_before_its_turn(trusted, db, busy, monkeypatch):
+    now = time.monotonic()
+    keys = jwts.access().keys
+    monkeypatch.setattr(keys.kept, "_clock", lambda: now)
+    await sync_to_async(keys.kept.wait)()
+    await busy.acquire()
+    client = Client(token=trusted.token("a"))
+    opening = asyncio.create_task(client.open())
+    while not busy._waiters:
+        await asyncio.sleep(0.01)
+    del trusted.kinds["a"]
+    now += kept.AGAIN
+    await sync_to_async(keys.kept.wait)()
+    busy.release()
+    assert "key that its issuer has withdrawn" in (await opening)["error"]
+    assert await client.close_code() == protocol.UNAUTHENTICATED
 
 
 async def test_a_socket_ends_with_its_token(trusted, db):
