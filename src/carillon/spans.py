@@ -87,13 +87,13 @@ class Sender(SpanProcessor):
             taken, why = self._exporter.export(spans) is SpanExportResult.SUCCESS, "it takes none"
         except Exception as error:
             taken, why = False, type(error).__name__
-        SPANS.labels("sent" if taken else "failed").inc(len(spans))
         if taken != self._well:
             if taken:
                 logger.warning("Spans are sent again")
             else:
                 logger.warning("Spans cannot be sent: %s. They are dropped, and events go on", why)
         self._well = taken
+        SPANS.labels("sent" if taken else "failed").inc(len(spans))  # the last: who sees it has been told why
         return taken
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from asgi_amqp import bindings, connection, mailboxes, outbox, stream
+from asgi_amqp import bindings, connection, mailboxes, outbox, queues, stream
 from carillon.events.seen import Seen
 from carillon.fanout import core, cursor, hub, log, replay, window
 from carillon.relay import core as relay
@@ -37,10 +37,10 @@ def patched(where, name: str, value) -> AbstractContextManager:
 
 @undoes("layer")
 def a_call_that_its_link_ends_cancels_who_waits() -> Iterator[None]:
-    async def own(self, call):
-        return await asyncio.shield(self.spawn(call))
+    async def outcome(self, task):
+        return await asyncio.shield(task)
 
-    with patched(connection.Link, "own", own):
+    with patched(connection.Link, "_outcome", outcome):
         yield
 
 
@@ -232,5 +232,5 @@ def a_slow_reader_is_written_to_all_the_same() -> Iterator[None]:
 
 @undoes("path")
 def a_stream_whose_broker_is_down_is_not_gone() -> Iterator[None]:
-    with patched(stream, "is_gone", lambda error: True):
+    with patched(queues, "is_gone", lambda error: True):
         yield
