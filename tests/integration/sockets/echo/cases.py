@@ -6,6 +6,7 @@ Prints, as JSON, what became of each: its number, the verdicts on its messages a
 
 import asyncio
 import json
+import os
 import sys
 
 from kosoku import FailureError, run_fuzzingclient
@@ -27,3 +28,5 @@ async def main(url, cases, without):
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(0)  # all is told; threads of kosoku that outlive it may abort a Python that ends
