@@ -53,12 +53,13 @@ class Session:
 
     async def ask(self, process: str, request: codec.Message, timeout: float) -> None:
         """Have another process do something with a channel of its own; back when it has."""
+        deadline = self.loop.time() + timeout
         await self.receiver.supervisor.link(timeout)
         number = next(self._numbers)
         answer = self._questions[number] = self.loop.create_future()
         gone = f"no answer from the process of channel {request['channel']}: has it ended?"
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 await self._tell(process, {**request, "from": self.id, "number": number})
                 await answer
         except (TimeoutError, Unroutable):

@@ -204,6 +204,18 @@ async def test_who_waits_for_room_first_has_one_deadline_for_both(make, brokers)
     assert time.monotonic() - began < 2.2
 
 
+async def test_who_waits_for_the_connection_and_another_process_has_one_deadline_for_both(make, brokers):
+    brokers.found = [BrokerUnavailable("down")]
+    layer = make(timeout=1.5)
+    began = time.monotonic()
+    joining = asyncio.create_task(layer.group_add("g", "specific.other!channel"))
+    await asyncio.sleep(1)
+    brokers.found = [Link]
+    with pytest.raises(BrokerUnavailable, match="has it ended"):
+        await joining
+    assert time.monotonic() - began < 2.2
+
+
 async def test_a_reader_that_is_thrown_away_is_woken_for_nothing(make, brokers):
     layer = make(capacity=5)
     channel = await layer.new_channel()
