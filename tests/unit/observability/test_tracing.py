@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -229,6 +230,15 @@ def test_all_that_ends_is_sent(sending):
             tracer.start_span("one").end()
         wait(lambda: len(collector.spans) == 60)
         wait(lambda: grown(before) == {"sent": 60, "full": 0, "failed": 0})
+
+
+def test_why_spans_are_dropped_is_said_before_they_are_counted(monkeypatch):
+    """Whoever sees the count finds the reason in the log."""
+    before, told = counted(), []
+    monkeypatch.setattr(spans.logger, "warning", lambda *words: told.append(grown(before)["failed"]))
+    sender = spans.Sender(SimpleNamespace(export=lambda spans: None))
+    assert not sender._send(["one", "two"])
+    assert (told, grown(before)["failed"]) == ([0], 2)
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs", "dead"])
