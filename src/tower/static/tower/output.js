@@ -102,6 +102,7 @@ export class Output {
     this.element = h("div.output", { tabindex: 0, role: "region", "aria-label": label }, this.earlier, this.content);
     this._frame = 0;
     this._timer = 0;
+    this._turn = 0; // of adding lines
     this._settling = 0;
     this._clear(1, 0);
     this.element.addEventListener("scroll", () => this._scrolled(), { passive: true });
@@ -113,7 +114,11 @@ export class Output {
       online(Number(line.dataset.n));
     });
     // Chunks get their true height when they are laid out, and the pane its size when the window does.
-    this._sizes = new ResizeObserver(() => this._stay());
+    this._sizes = new ResizeObserver(() => {
+      this._stay();
+      const laidOut = this._full.splice(0);
+      if (laidOut.length > 0) requestAnimationFrame(() => laidOut.forEach((chunk) => chunk.classList.add("far")));
+    });
     this._sizes.observe(this.content);
     this._sizes.observe(this.element);
   }
@@ -129,6 +134,7 @@ export class Output {
     this._lines = 0;
     this._above = []; // what is still to be added
     this._below = [];
+    this._full = []; // chunks that have grown since they were laid out
     this._wanted = "";
     this._mark(null);
     this.content.replaceChildren();
@@ -267,6 +273,7 @@ export class Output {
     cancelAnimationFrame(this._frame);
     clearTimeout(this._timer);
     this._frame = this._timer = 0;
+    this._turn += 1;
     const until = performance.now() + budget;
     let done = 0;
     while (done < this._below.length && performance.now() < until) this._insert(this._below[done++], "append");
@@ -400,8 +407,12 @@ export class Output {
     let chunk = this.content[edge];
     if (!chunk || chunk.childElementCount + nodes.length > CHUNK) {
       // Not the one that was just filled: it is being looked at, and would be blank for a frame.
-      chunk?.[inner]?.classList.add("far");
-      chunk = h("div.chunk");
+      const full = chunk?.[inner];
+      // A browser remembers the height of the last layout. A chunk that has grown since would be too low, its lines
+      // beyond that would be out of sight, and the line that is read would be held where nobody sees it.
+      if (full?.turn === this._turn) full.classList.add("far");
+      else if (full) this._full.push(full);
+      chunk = Object.assign(h("div.chunk"), { turn: this._turn });
       this.content[where](chunk);
     }
     if (where === "prepend" || !chunk.piece) chunk.piece = piece; // its first one
