@@ -624,8 +624,8 @@ def seen(page):
     return page.evaluate(SEEN)
 
 
-# What a frame shows, when all of it is laid out. A line that is asked between frames says where it would be, also
-# when the browser skips what is around it; here it has no height then.
+# What a frame shows, when all of it is laid out. A line that is asked between frames says where it would be,
+# also when the browser skips what is around it; here it has no height then.
 PAINTED = """(line) => new Promise((done) => {
   new IntersectionObserver(([{ boundingClientRect: { top, height } }], observer) => {
     observer.disconnect();

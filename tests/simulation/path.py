@@ -565,7 +565,10 @@ class World(Faults):
                     continue
                 key, number = (what[:4], rest), int(what[4:])
                 if number <= newest.get(key, 0):
-                    yield f"{what!r} came after number {newest[key]}"
+                    # It comes again like a double, and is none: the client joined after it.
+                    if not self.begun[what][0] <= min(self.lost_at, since[rest]):
+                        yield f"{what!r} came after number {newest[key]}"
+                    continue
                 missing = [
                     id
                     for id in (b"%b%12d" % (what[:4], each) for each in range(newest.get(key, 0) + 1, number))

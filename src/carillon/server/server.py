@@ -40,6 +40,9 @@ TICK = 0.1
 ANSWER_SECONDS = 4.0
 """That TERM leaves to a request whose answer has not begun."""
 
+HEARING_SECONDS = 1.0
+"""That TERM leaves to the applications of sockets that have ended."""
+
 POLICY, RESTART, TRY_LATER = 1008, 1012, 1013
 
 UNREAD_PONGS = 64 * 1024
@@ -348,13 +351,20 @@ class DeliveryServer(Server):
         details = self.connections.get(protocol)
         if details is None:
             return
-        gone = "disconnected" in details
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             logger.error("The application of a connection failed", exc_info=error)
-            if not gone:
-                protocol.handle_exception(error)
-        if gone:
+        if "disconnected" in details:
             del self.connections[protocol]
+        elif not isinstance(protocol, SocketProtocol) and protocol._response_started:
+            # An end would say that this is all of it; without one its reader waits for the rest.
+            transport = protocol.channel.transport
+            transport.loseConnection()
+            asyncio.get_event_loop().call_later(self.application_close_timeout, transport.abortConnection)
+        elif error is None and isinstance(protocol, SocketProtocol) and protocol.outlet is not None:
+            protocol.serverClose()
+        else:
+            protocol.handle_exception(error)
 
     def log_action(self, protocol, action, details):
         """Not needed: nginx writes the access log."""
@@ -425,11 +435,15 @@ class DeliveryServer(Server):
         for _ in range(round(ANSWER_SECONDS / TICK)):
             if any(map(_is_unanswered, self.connections.items())):
                 await asyncio.sleep(TICK)
-        tasks = [
-            task
-            for details in self.connections.values()
+        for socket in tuple(self.sockets):
+            socket.dropConnection(abort=True)  # it does not answer; its application is to hear of its end
+        tasks = {
+            task: isinstance(protocol, SocketProtocol)
+            for protocol, details in self.connections.items()
             if (task := details.get("application_instance")) is not None and not task.done()
-        ]
+        }
+        if hearing := [task for task, is_socket in tasks.items() if is_socket]:
+            await asyncio.wait(hearing, timeout=HEARING_SECONDS)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

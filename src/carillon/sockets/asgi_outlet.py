@@ -23,6 +23,18 @@ PAUSE, PAUSE_MOST = 0.01, 0.25
 has moved, for a thousand readers who take nothing are a thousand who are looked at."""
 
 
+async def room(buffered: Callable[[], int], most: int) -> None:
+    """Until a server holds no more than `most` bytes for a reader. Raises TimeoutError: he takes nothing."""
+    least, moved, pause = buffered(), time.monotonic(), PAUSE
+    while (now := buffered()) > most:
+        if now < least:
+            least, moved, pause = now, time.monotonic(), PAUSE
+        elif time.monotonic() - moved > STUCK:
+            raise TimeoutError
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, PAUSE_MOST)
+
+
 class AsgiOutlet(QueueListener):
     """`message(piece)` makes the ASGI message of what the form joined. `budget`: bytes that may wait for its
     reader; `buffered()` tells how much of them the server holds, where it can tell."""
@@ -72,7 +84,7 @@ class AsgiOutlet(QueueListener):
         while True:
             while self._queue:
                 try:
-                    await self._server_has_room()
+                    await room(self._buffered, PIECE)
                     piece = self._queue.popleft()
                     self._queued -= len(piece)
                     async with asyncio.timeout(STUCK):
@@ -88,17 +100,6 @@ class AsgiOutlet(QueueListener):
                 self.feeder.ready(self)
             self.something.clear()
             await self.something.wait()
-
-    async def _server_has_room(self):
-        """Raises TimeoutError where it had none for too long."""
-        least, moved, pause = self._buffered(), time.monotonic(), PAUSE
-        while (now := self._buffered()) > PIECE:
-            if now < least:
-                least, moved, pause = now, time.monotonic(), PAUSE
-            elif time.monotonic() - moved > STUCK:
-                raise TimeoutError
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, PAUSE_MOST)
 
     def cancel(self) -> None:
         """The connection is gone."""

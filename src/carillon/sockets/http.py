@@ -8,8 +8,8 @@ something wrong is refused likewise. What Django serves has Django's own middlew
 
 from __future__ import annotations
 
-import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -26,18 +26,24 @@ from carillon.accounts import sessions
 from carillon.conf import conf
 from carillon.process import launcher
 from carillon.sockets import authentication, protocol
+from carillon.sockets.asgi_outlet import room
 from carillon.sockets.consumers import share_a_thread
 from carillon.sockets.session import count_refusal
 from carillon.sockets.sockets import sockets
 
-PAUSE = 0.1  # seconds between two looks at how much waits for a reader
 AGAIN = 30  # seconds, of Retry-After: something else has to end first, and nobody knows when
 AWAY = {"detail": "The server cannot reach its database or broker: try again later."}
+
+logger = logging.getLogger(__name__)
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Stuck(OSError):
+    """A reader takes nothing. To an application it is what a server says of one who is gone."""
 
 
 @cache
@@ -90,15 +96,21 @@ class Known:
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-    """The ASGI application of what is below `prefixes()`. What it sends to a slow reader waits for him."""
+    """The ASGI application of what is below `prefixes()`. What it sends to a slow reader waits for him; one
+    who takes nothing is given up, and its answer is cut."""
     waiting = scope.get("carillon.buffered", lambda: 0)
 
     async def patient(message: dict[str, Any]) -> None:
         await send(message)
-        while waiting() > conf.SOCKET_BUFFER_BYTES:  # noqa: ASYNC110 - nobody tells when he has read
-            await asyncio.sleep(PAUSE)
+        try:
+            await room(waiting, conf.SOCKET_BUFFER_BYTES)
+        except TimeoutError:
+            raise Stuck from None
 
-    await _routes(conf.WEBSOCKET_URLCONF)(scope, receive, patient)
+    try:
+        await _routes(conf.WEBSOCKET_URLCONF)(scope, receive, patient)
+    except Stuck:
+        logger.info("A reader of %s takes nothing: given up", scope["path"])
 
 
 @cache

@@ -20,6 +20,9 @@ opened: list = []
 async def application(scope, receive, send):
     global received
     if scope["type"] == "http":
+        if scope["path"] != "/":
+            await unfinished(scope["path"], send)
+            return
         await asyncio.sleep(float(scope["query_string"] or 0))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(received).encode()})
@@ -32,6 +35,7 @@ async def application(scope, receive, send):
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
+            print("heard", message["code"], flush=True)
             return
         received += 1
         order = json.loads(message["text"])
@@ -71,6 +75,17 @@ async def application(scope, receive, send):
             outlet.text(json.dumps({code: count for code, count in counted.items() if count}))
         elif order["do"] == "fail":
             raise ZeroDivisionError
+        elif order["do"] == "return":
+            return
+
+
+async def unfinished(path, send):
+    """An answer that is not all there."""
+    if path != "/nothing":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a part", "more_body": True})
+    if path == "/failed":
+        raise ZeroDivisionError
 
 
 class Server(DeliveryServer):

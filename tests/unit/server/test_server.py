@@ -29,7 +29,7 @@ class Running:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.unit.server.serving", "-b", "127.0.0.1", "-p", str(self.port),
              "-v", "0", "--websocket_timeout", "-1", *arguments, "tests.unit.server.serving:application"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}, stdout=subprocess.PIPE,
         )  # fmt: skip
         deadline = time.monotonic() + 30
         while True:
@@ -50,6 +50,7 @@ class Running:
     def stop(self):
         self.process.kill()
         self.process.wait()
+        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -419,6 +420,50 @@ async def test_an_application_that_fails(server):
     async with server.connect() as client:
         await say(client, do="fail")
         assert (await code_of(client))[0] == 1011
+
+
+async def test_an_application_that_ends_leaves_no_socket_behind(server):
+    async with server.connect() as client:
+        await say(client, do="return")
+        assert (await code_of(client))[0] == 1000
+
+
+@pytest.mark.parametrize("path", ["/failed", "/returned"])
+async def test_an_answer_that_is_not_finished_is_cut(server, path):
+    """Whoever reads it would take it for whole, or wait for the rest as long as he lives."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    data = b""
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):
+            while part := await reader.read(1000):
+                data += part
+    assert b"a part" in data
+    assert not data.endswith(b"0\r\n\r\n")
+    writer.close()
+
+
+async def test_an_application_that_answers_nothing(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(10):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 500 ")
+    writer.close()
+
+
+async def test_an_application_hears_of_the_end_also_where_its_client_does_not_answer(patient_server):
+    server = patient_server
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+    server.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.process.wait, 15) == 0
+    assert server.process.stdout.read().startswith(b"heard ")
+    writer.close()
 
 
 async def test_a_request_that_has_begun_is_answered_before_the_end(server):

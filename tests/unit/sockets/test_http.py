@@ -18,7 +18,7 @@ from django.urls import path, reverse
 
 from carillon import urls as carillon_urls
 from carillon.process import declared
-from carillon.sockets import consumers, http
+from carillon.sockets import asgi_outlet, consumers, http
 from carillon.sockets.application import application
 from tests.unit.sockets.test_session import session_of
 
@@ -180,6 +180,20 @@ async def test_a_view_waits_for_a_slow_reader(settings):
     assert await communicator.receive_nothing(0.3, 0.01)
     unread = 1000
     assert [(await communicator.receive_output(5))["body"] for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
+
+
+async def test_a_reader_who_takes_nothing_is_given_up(settings, monkeypatch):
+    monkeypatch.setattr(asgi_outlet, "STUCK", 0.2)
+    communicator, message = request("/live/count/")
+    communicator.scope["carillon.buffered"] = lambda: 2**20
+    await communicator.send_input(message)
+    await communicator.wait(5)
+    assert [sent["type"] for sent in _sent(communicator)] == ["http.response.start"], "it is not called whole"
+
+
+def _sent(communicator):
+    while not communicator.output_queue.empty():
+        yield communicator.output_queue.get_nowait()
 
 
 async def test_below_the_path_that_a_proxy_shows():
