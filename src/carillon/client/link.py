@@ -86,8 +86,8 @@ class Socket:
     `on_reconnect` is called when that cannot be (too long ago, or a server of version 1), so that one can
     fetch it. `reconnects` counts them all; `position` is where to go on in another process.
 
-    The buffer between the wire and the iteration is bounded: who does not iterate holds up the wire, and the
-    server may end that (close 4408).
+    Of what was received, `buffer` bytes of JSON wait for the iteration, and one event more: who does not
+    iterate holds up the wire, and the server may end that (close 4408).
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Socket:
         wait: float = 0.0,
         give_up: float | None = None,
         backoff: Backoff | None = None,
-        buffer: int = 1000,
+        buffer: int = 1024 * 1024,
     ) -> None:
         self.user: int | None = None
         self.current: tuple[str, ...] = ()
@@ -119,9 +119,12 @@ class Socket:
         self._waiting: deque[_Asked] = deque()  # in the order in which the server answers
         self._greeting: _Asked | None = None  # what this connection began with, until it is answered
         self._before: tuple[Groups | None, Memory] | None = None  # what holds if that is refused
-        # Each event with the position that it brings its reader to, and the turn in which that is true.
-        self._events: asyncio.Queue[tuple[Event, str | None, int] | None] = asyncio.Queue(buffer)
+        # Each event with the position that it brings its reader to, the turn of that, and its size.
+        self._events: asyncio.Queue[tuple[Event, str | None, int, int] | None] = asyncio.Queue()
         self._unheard = 0  # events that were received and not handed out
+        self._unheard_bytes = 0
+        self._buffer = buffer
+        self._room = asyncio.Event()
         self._handed: str | None = None  # while there are any: how far those reach that were
         self._turn = 0
         self._failure: ClientError | None = None
@@ -214,8 +217,10 @@ class Socket:
                 if self._failure is not None:
                     raise self._failure
                 return
-            event, position, turn = item
+            event, position, turn, size = item
             self._unheard -= 1
+            self._unheard_bytes -= size
+            self._room.set()
             if turn == self._turn:
                 self._handed = position
             yield event
@@ -240,7 +245,7 @@ class Socket:
                 self._ready.set_exception(self._over)
             for asked in self._waiting:
                 asked.failed(self._over)
-            await self._events.put(None)
+            self._events.put_nowait(None)
 
     async def _keep_connected(self) -> None:
         loop = asyncio.get_running_loop()
@@ -334,7 +339,8 @@ class Socket:
 
     async def _read(self, connection: ClientConnection) -> None:
         while True:
-            frame = classify(await connection.recv())
+            data = await connection.recv()
+            frame = classify(data)
             match frame:
                 case Event():
                     before = self._memory.since
@@ -342,7 +348,11 @@ class Socket:
                         if not self._unheard:
                             self._handed = before
                         self._unheard += 1
-                        await self._events.put((frame, self._memory.since, self._turn))
+                        self._unheard_bytes += len(data)
+                        self._events.put_nowait((frame, self._memory.since, self._turn, len(data)))
+                        while self._unheard_bytes > self._buffer:
+                            self._room.clear()
+                            await self._room.wait()
                 case Recovery(whole=False, reason=("timeout" | "unavailable") as reason):
                     # Not lost, only not to be had now: the same position is asked for again.
                     raise _ComeBack(f"what happened meanwhile cannot be sent yet ({reason})")

@@ -253,6 +253,18 @@ async def test_nothing_is_lost_before_the_end_when_the_reader_is_slow(stub, link
         assert found == list(range(40))
 
 
+async def test_what_waits_for_a_slow_reader_is_bounded_in_bytes(stub, link):
+    stub.scripts.append(say(*[{**status(number, "running"), "pad": "x" * 200_000} for number in range(50)]))
+    async with link() as socket:
+        await socket.subscribe(GROUPS)
+        waiting = -1
+        while waiting != socket._events.qsize():
+            waiting = socket._events.qsize()
+            await asyncio.sleep(0.2)
+        assert waiting == 6, "one more than there is room for"
+        assert [event.job_id for event in await take(socket, 50)] == list(range(50))
+
+
 async def test_what_is_not_given_is_said_and_the_rest_proceeds(stub, link):
     async with link() as socket:
         subscription = await socket.subscribe(
