@@ -39,7 +39,7 @@ class RelayCore:
     or the queue gives it out again.
 
     Told: `arrived`, `fenced_by`, `read`, `took_over`, `extended`, `confirmed`, `noted`, `lost`. Asked:
-    `fenced`, `last`, `active`, `send`, `to_note`, `done`, `settled`, `short`.
+    `fenced`, `last`, `active`, `waiting`, `send`, `to_note`, `done`, `settled`, `short`.
     """
 
     def __init__(self, remembered: int = 250_000) -> None:
@@ -71,6 +71,8 @@ class RelayCore:
         self._reading = Reading()
         self._read: list[bytes] = []  # ids that the log had: it may lose them before it is read again
         self._pending: deque[tuple[Event | None, int]] = deque()
+        self.waiting = 0
+        """Bytes of the events that are yet to be sent."""
         self._ids: list[bytes] = []  # of the events that were sent of a queue message that is not yet whole
         self._flight: deque[int] = deque()
         self._held: deque[Held] = deque()
@@ -138,6 +140,7 @@ class RelayCore:
         fresh = [event for event in events if self._seen.add(event.id)]
         self._pending.extend((event, 0) for event in fresh[:-1])
         self._pending.append((fresh[-1] if fresh else None, tag))
+        self.waiting += sum(event.size for event in fresh)
         return len(events) - len(fresh)
 
     def send(self, now: int = 0) -> bytes | None:
@@ -156,6 +159,7 @@ class RelayCore:
                 events.append(event)
                 self._ids.append(event.id)
                 size += event.size
+                self.waiting -= event.size
             self._pending.popleft()
             if tag:
                 self._held.append(Held(self._number, tag, self._ids))

@@ -31,6 +31,12 @@ logger = logging.getLogger(__name__)
 PREFETCH = 512
 """Queue messages in hand: no more than this can come again after a crash."""
 
+PREFETCH_BYTES = 64 * 2**20
+"""Bytes of queue messages that may wait to be sent. A broker counts messages alone: where these are large,
+the relay begins anew with an eighth in hand, and no fewer than PREFETCH_LEAST."""
+
+PREFETCH_LEAST = 8
+
 TAKEOVER = PREFETCH + 64
 """Stream messages that a relay reads when it takes over. Each carried one queue message at least, or part of
 one."""
@@ -66,6 +72,8 @@ class Relay:
         self._link: Link | None = None
         self._writers: list[stream.StreamWriter] = []
         self._arrivals: deque[Delivery] = deque()
+        self._arrived_bytes = 0
+        self._prefetch = PREFETCH
         self._pulse = asyncio.Event()
         self._full = asyncio.Event()
         self._settled = asyncio.Event()
@@ -101,7 +109,7 @@ class Relay:
         wire = await link.wire(on_delivery=self._arrived)
         work = asyncio.get_running_loop().create_task(self._guarded(self._work(link, wire)))
         self._tasks = [work]
-        await wire.consume(self._queue.name, prefetch=PREFETCH)
+        await wire.consume(self._queue.name, prefetch=self._prefetch)
         # Whoever is the active relay knows it by a message, and takes over at once: this one is empty.
         nothing = codec.encode_batch([])
         link.spawn(link.attempt(lambda channel: channel.basic_publish(nothing, routing_key=self._queue.name)))
@@ -116,6 +124,7 @@ class Relay:
         self._link = None
         self._writers = []
         self._arrivals.clear()
+        self._arrived_bytes = 0
         self.core.lost()
         self._spans.lost("the link was lost")
         for task in self._tasks:
@@ -136,7 +145,12 @@ class Relay:
 
     def _arrived(self, delivery: Delivery) -> None:
         self._arrivals.append(delivery)
+        self._arrived_bytes += len(delivery.body)
         self._pulse.set()
+        waiting = self._arrived_bytes + self.core.waiting
+        if waiting > PREFETCH_BYTES and self._prefetch > PREFETCH_LEAST and self._link is not None:
+            self._prefetch //= 8
+            self._link.give_up(f"{waiting} bytes are in hand: {self._prefetch} messages at a time from now")
 
     # From the queue to the log
 
@@ -160,7 +174,7 @@ class Relay:
                 writer.publish(body).add_done_callback(partial(self._confirmed, link, loop.time()))
             if tag := core.done():
                 wire.ack_all(tag)
-            if core.in_hand > PREFETCH // 2:
+            if core.in_hand > self._prefetch // 2:
                 self._full.set()
             if self._stopping and core.settled:
                 self._settled.set()
@@ -169,6 +183,7 @@ class Relay:
 
     async def _take_in(self, delivery: Delivery, letters: stream.StreamWriter) -> None:
         """The events of one queue message, when its dead letters are on disk."""
+        self._arrived_bytes -= len(delivery.body)
         events, dead = judge(delivery.body)
         for reason, body in dead:
             logger.error("An event that cannot be delivered goes to %s: %s", self._queue.dead, reason)
