@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.db import DataError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import split_domain_port
 from django.shortcuts import render
 from django.urls import get_script_prefix
 from django.views.debug import technical_500_response
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
@@ -34,6 +36,8 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
             {"detail": "The request has a value that the database cannot hold, such as a NUL character."},
             status=400,
         )
+    if isinstance(error, get_user_model().DoesNotExist):
+        error = AuthenticationFailed("Your account has ended meanwhile.")
     return drf_exception_handler(error, context)
 
 

@@ -137,6 +137,14 @@ def test_tokens(people):
     assert client.post("/api/v2/tokens/", {}, format="json").status_code == 201
 
 
+def test_who_is_deleted_between_the_check_and_the_work_is_nobody(people):
+    client = people.client(people.ann)
+    client.force_authenticate(people.ann)
+    type(people.ann).objects.filter(pk=people.ann.pk).delete()
+    answer = client.post("/api/v2/tokens/", {}, format="json")
+    assert (answer.status_code, answer.json()) == (401, {"detail": "Your account has ended meanwhile."})
+
+
 def test_who_was_not_heard_of_for_longest_is_forgotten():
     meter = Meter(most=2)
     for actor in "ab":
