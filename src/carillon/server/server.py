@@ -351,17 +351,22 @@ class DeliveryServer(Server):
         details = self.connections.get(protocol)
         if details is None:
             return
-        error = None if task.cancelled() else task.exception()
+        gone = "disconnected" in details
+        if gone:
+            del self.connections[protocol]
+        if task.cancelled():
+            return  # its client is gone, or this process ends, and nginx asks another
+        is_socket, error = isinstance(protocol, SocketProtocol), task.exception()
         if error is not None:
             logger.error("The application of a connection failed", exc_info=error)
-        if "disconnected" in details:
-            del self.connections[protocol]
-        elif not isinstance(protocol, SocketProtocol) and protocol._response_started:
+        if gone:
+            return
+        if not is_socket and protocol._response_started:
             # An end would say that this is all of it; without one its reader waits for the rest.
             transport = protocol.channel.transport
             transport.loseConnection()
             asyncio.get_event_loop().call_later(self.application_close_timeout, transport.abortConnection)
-        elif error is None and isinstance(protocol, SocketProtocol) and protocol.outlet is not None:
+        elif is_socket and error is None and not hasattr(protocol, "handshake_deferred"):
             protocol.serverClose()
         else:
             protocol.handle_exception(error)

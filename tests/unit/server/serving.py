@@ -27,6 +27,8 @@ async def application(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(received).encode()})
         return
+    if scope["path"] == "/nothing":
+        return
     outlet = scope["carillon.outlet"]
     opened.append(outlet)
     await receive()

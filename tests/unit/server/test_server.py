@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from carillon.fanout.cursor import SLOW
 
@@ -426,6 +426,11 @@ async def test_an_application_that_ends_leaves_no_socket_behind(server):
     async with server.connect() as client:
         await say(client, do="return")
         assert (await code_of(client))[0] == 1000
+
+
+async def test_an_application_that_ends_before_the_handshake(server):
+    with pytest.raises(InvalidStatus, match="500"):
+        await connect(f"ws://127.0.0.1:{server.port}/nothing", open_timeout=3)
 
 
 @pytest.mark.parametrize("path", ["/failed", "/returned"])
