@@ -22,7 +22,7 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db import Error, close_old_connections, transaction
+from django.db import Error, OperationalError, close_old_connections, transaction
 from django.db.models import Min, QuerySet
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 """Rows that one transaction deletes, besides what depends on them: others wait for no more than that."""
 
+DEADLOCK = "40P01"  # of SQLSTATE
 LONGEST_PAUSE = 1.0
 """Seconds. The database has as long for others as a batch took, up to this."""
 
@@ -173,9 +174,15 @@ class Run:
             elif self._left <= 0:
                 self.stopped = f"its {self.rows} rows are deleted"
             else:
-                with transaction.atomic():
-                    alone = locks.alone(locks.PRUNE)  # of two runs, one goes on
-                    batch = kind.delete(kind.ended(before)) if alone else {}
+                try:
+                    with transaction.atomic():
+                        alone = locks.alone(locks.PRUNE)  # of two runs, one goes on
+                        batch = kind.delete(kind.ended(before)) if alone else {}
+                except OperationalError as error:
+                    if getattr(error.__cause__, "sqlstate", None) != DEADLOCK:
+                        raise
+                    self.sleep(LONGEST_PAUSE)  # somebody deletes the same: what he has left is next
+                    continue
                 if not alone:
                     self.stopped = "another run is at it"
                 elif not any(batch.values()):

@@ -27,7 +27,7 @@ class IllegalTransition(Exception):
         super().__init__(f"A job that is {current} cannot become {wanted}: {hint}.")
 
 
-def _tell(notifications: Sequence[Notification]) -> None:
+def tell(notifications: Sequence[Notification]) -> None:
     """Exactly when the change is made, whatever ends the process then, and as soon as it is."""
     emit_in_transaction(notifications)
     transaction.on_commit(outbox.send_now)
@@ -37,7 +37,7 @@ def _tell(notifications: Sequence[Notification]) -> None:
 def create_job(**fields: Any) -> Job:
     """A new job, and the word of its first status."""
     job = Job.objects.create(**fields)
-    _tell(payloads.status_changed(job))
+    tell(payloads.status_changed(job))
     return job
 
 
@@ -50,7 +50,7 @@ def set_status(job_id: int, status: str) -> Job:
     if job.status != status:
         job.become(status)
         job.save(update_fields=["status", "started", "finished", "modified"])
-        _tell(payloads.status_changed(job))
+        tell(payloads.status_changed(job))
     return job
 
 
@@ -86,7 +86,7 @@ def add_events(job_id: int, rows: Sequence[JobEvent], final_counter: int | None)
 def create_schedule(**fields: Any) -> Schedule:
     """A new schedule."""
     schedule = Schedule.objects.create(**fields)
-    _tell([payloads.schedule_changed(schedule)])
+    tell([payloads.schedule_changed(schedule)])
     return schedule
 
 
@@ -98,14 +98,11 @@ def change_schedule(schedule_id: int, fields: Mapping[str, Any]) -> Schedule:
     for name, value in fields.items():
         setattr(schedule, name, value)
     schedule.save(update_fields=[*fields, "modified"])
-    _tell([payloads.schedule_changed(schedule, before)])
+    tell([payloads.schedule_changed(schedule, before)])
     return schedule
 
 
 @transaction.atomic
 def delete_schedule(schedule_id: int) -> None:
     """Remove a schedule. Raises Schedule.DoesNotExist."""
-    schedule = Schedule.objects.select_for_update().get(pk=schedule_id)
-    gone = payloads.schedule_changed(schedule)
-    schedule.delete()
-    _tell([gone])
+    Schedule.objects.select_for_update().get(pk=schedule_id).delete()

@@ -175,7 +175,9 @@ class JobViewSet(
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Nothing here runs jobs: whoever does reads the status, or hears of it, and stops."""
-        return Response(self.changed(self.get_object(), Status.CANCELED), status=202)
+        job = self.get_object()
+        with quotas.spent("events", request.user, team=job.team_id):
+            return Response(self.changed(job, Status.CANCELED), status=202)
 
     def changed(self, job: Job, status: str) -> dict[str, Any]:
         try:
@@ -331,5 +333,5 @@ class ScheduleViewSet(viewsets.ModelViewSet):
             serializer.instance = changes.change_schedule(was.pk, serializer.validated_data)
 
     def perform_destroy(self, instance: Schedule) -> None:
-        with _still_there():
+        with quotas.spent("events", self.request.user, team=instance.team_id), _still_there():
             changes.delete_schedule(instance.pk)

@@ -19,12 +19,13 @@ from carillon.accounts import tokens
 LAST_USED_STEP = timedelta(minutes=1)
 
 
-def lock_user(pk: Any) -> None:
-    """Until the transaction ends, nobody else adds to a user's tokens and sessions, or ends his tokens.
+def lock_user(pk: Any) -> Any:
+    """The user as he is now. Until the transaction ends, nobody else adds to his tokens and sessions, or ends
+    them.
 
     Django reads what depends on a row first, and deletes afterwards: what is added in between fails the
     deletion. `no_key`: nobody waits who only refers to the user. Raises DoesNotExist, DatabaseError."""
-    get_user_model().objects.select_for_update(no_key=True).get(pk=pk)
+    return get_user_model().objects.select_for_update(no_key=True).get(pk=pk)
 
 
 class Team(models.Model):

@@ -192,7 +192,8 @@ class PasswordView(APIView):
         except DjangoValidationError as error:
             raise ValidationError({"new": error.messages}) from None
         # By the gate: the password of an open session is not guessed faster than any other.
-        if authenticate(http, username=user.get_username(), password=said["current"]) is None:
+        known = authenticate(http, username=user.get_username(), password=said["current"])
+        if known is None:
             raise ValidationError({"current": ["This is not your password."]})
         with transaction.atomic():
             user.set_password(said["new"])
@@ -200,7 +201,7 @@ class PasswordView(APIView):
             keys = list(UserSession.objects.filter(user=user).values_list("session_id", flat=True))
             others = [key for key in keys if key != http.session.session_key]
             # Django takes no session of before the change, this one neither: who has changed it logs in anew.
-            login(http, user, backend="django.contrib.auth.backends.ModelBackend")
+            login(http, user, backend=known.backend)
             sessions.end_rows(keys)
         return Response({"ended": len(others)})
 
@@ -257,6 +258,7 @@ class SessionViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, viewsets.G
     def perform_destroy(self, instance: UserSession) -> None:
         """It ends at once, and the sockets that came in by it."""
         with transaction.atomic():
+            lock_user(instance.user_id)  # first, as whoever changes his password has it
             sessions.end_rows([instance.session_id])
             audit.note("session ended", self.request.user.get_username(), address=instance.address)
 
@@ -266,6 +268,7 @@ class SessionViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, viewsets.G
         """Ends all but the one whose cookie the request has."""
         others = self.get_queryset().exclude(session=request.session.session_key)
         with transaction.atomic():
+            lock_user(request.user.pk)
             keys = list(others.values_list("session_id", flat=True))
             sessions.end_rows(keys)
             audit.note("sessions ended", request.user.get_username(), count=len(keys))

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db import DataError, OperationalError
+from django.db import DataError, IntegrityError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import split_domain_port
 from django.shortcuts import render
@@ -19,7 +19,7 @@ from rest_framework.views import exception_handler as drf_exception_handler
 from carillon.conf import conf
 from carillon.events import NotificationsUnavailable
 
-QUERY_CANCELED = "57014"  # of SQLSTATE
+QUERY_CANCELED, FOREIGN_KEY_VIOLATION = "57014", "23503"  # of SQLSTATE
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -28,9 +28,12 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
         return Response(
             {"detail": str(error), "code": "broker_unavailable"}, status=503, headers={"Retry-After": "5"}
         )
-    if isinstance(error, OperationalError) and getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
+    state = getattr(error.__cause__, "sqlstate", None)
+    if isinstance(error, OperationalError) and state == QUERY_CANCELED:
         detail = "The database takes longer for this than is allowed: ask for less, or try again later."
         return Response({"detail": detail}, status=503, headers={"Retry-After": "5"})
+    if isinstance(error, IntegrityError) and state == FOREIGN_KEY_VIOLATION:
+        return Response({"detail": "What it refers to has gone meanwhile: look again."}, status=409)
     if isinstance(error, DataError) or (isinstance(error, ValueError) and "NUL" in str(error)):
         return Response(
             {"detail": "The request has a value that the database cannot hold, such as a NUL character."},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 from django.core.cache import cache
 from django.db import Error, connection
 from drf_spectacular.utils import extend_schema
@@ -37,9 +39,23 @@ class HealthView(APIView):
     def get(self, request: Request) -> Response:
         healthy = cache.get("health")
         if healthy is None:
-            healthy = is_healthy()
-            cache.set("health", healthy, HEALTH_CACHE)
+            healthy = _ask()
         return Response({"status": "ok" if healthy else "unavailable"}, status=200 if healthy else 503)
+
+
+_asking = Lock()
+_known = [True]  # what was found last
+
+
+def _ask() -> bool:
+    """One asks, the others have what was found last: else they take every thread while the broker hangs."""
+    if _asking.acquire(blocking=False):
+        try:
+            _known[0] = is_healthy()
+            cache.set("health", _known[0], HEALTH_CACHE)
+        finally:
+            _asking.release()
+    return _known[0]
 
 
 def is_healthy() -> bool:

@@ -3,6 +3,7 @@ way out: by a redirect from here, or by the provider's word."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django.conf import settings
@@ -39,8 +40,10 @@ def start(request: HttpRequest) -> HttpResponse:
     if not oidc.is_configured():
         raise Http404
     target = request.GET.get("next", "")
+    if len(json.dumps(target)) > LONGEST_TARGET:
+        target = ""  # the cookie has it, and a browser keeps no cookie of more than 4096 bytes
     try:
-        location, pending = oidc.begin(_back(request), safe_target(request, target[:LONGEST_TARGET]))
+        location, pending = oidc.begin(_back(request), safe_target(request, target))
     except Away as away:
         return _unavailable(request, away)
     response = HttpResponseRedirect(location)

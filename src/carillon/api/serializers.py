@@ -9,8 +9,9 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.utils import timezone
 from rest_framework import serializers
+from rest_framework.exceptions import AuthenticationFailed
 
-from carillon.accounts import tokens
+from carillon.accounts import sessions, tokens
 from carillon.accounts.authentication import UnknownToken
 from carillon.accounts.models import ApiToken, AuditEntry, Team, UserSession, lock_user
 from carillon.accounts.permissions import may_publish
@@ -59,7 +60,7 @@ class TokenSerializer(serializers.ModelSerializer):
             )
         if "publish" in wanted and not may_publish(request.user):
             raise serializers.ValidationError("only who may publish may make a token with the scope publish")
-        if used is None and "metrics" in wanted and not request.user.is_superuser:
+        if "metrics" in wanted and not request.user.is_superuser:
             raise serializers.ValidationError("only an admin may make a token with the scope metrics")
         return scope
 
@@ -81,7 +82,12 @@ class TokenSerializer(serializers.ModelSerializer):
     @transaction.atomic
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
         user, parent = self.context["request"].user, self._parent()
-        lock_user(user.pk)
+        now = lock_user(user.pk)
+        if not now.is_active or now.password != user.password:
+            raise AuthenticationFailed("Your login has ended meanwhile: log in again.")
+        key = self.context["request"].session.session_key if parent is None else None
+        if key is not None and sessions.find(key) is None:
+            raise AuthenticationFailed("Your login has ended meanwhile: log in again.")
         if parent is not None and not ApiToken.objects.valid().filter(pk=parent.pk).exists():
             raise UnknownToken  # it has ended since the request came in
         quotas.at_most("tokens", ApiToken.objects.valid().filter(user=user).count(), conf.TOKENS_PER_USER)

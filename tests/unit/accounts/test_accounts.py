@@ -412,6 +412,7 @@ class TestCommands:
             ["--username", "nobody"],
             ["--username", "ann", "--scope", "x"],
             ["--username", "ann", "--scope", "publish"],
+            ["--username", "ann", "--days", "3000000"],
         ],
     )
     def test_create_token_says_what_is_wrong(self, people, options):

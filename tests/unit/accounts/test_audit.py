@@ -9,14 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Group
 from django.db import OperationalError, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from carillon import retention
-from carillon.accounts import audit
-from carillon.accounts.models import ApiToken, AuditEntry, UserSession
+from carillon.accounts import audit, sessions
+from carillon.accounts.models import ApiToken, AuditEntry, UserSession, lock_user
+from carillon.api import serializers
 from carillon.budgets import Allowance, Meter
 from tests.unit.accounts.test_accounts import Browser
 
@@ -215,6 +217,39 @@ def test_a_new_password_ends_the_other_sessions_and_this_one_goes_on(browser, pe
     assert Browser().log_in("ann").status_code == 401
     assert Browser().log_in("ann", NEW).status_code == 302
     assert ("password changed", "ann", "ann") in told()
+
+
+class OwnBackend(ModelBackend):
+    """A project's own, in place of Django's."""
+
+
+def test_a_new_password_where_a_project_has_a_backend_of_its_own(people, settings):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
+    browser = Browser()
+    browser.log_in("ann")
+    assert change(browser).status_code == 200
+    assert browser.http.get("/api/v2/me/").status_code == 200
+
+
+@pytest.mark.parametrize("what", ["password", "deactivated", "ended"])
+def test_who_loses_his_login_while_he_makes_a_token_gets_none(browser, people, monkeypatch, what):
+    """The password is changed, and his tokens are revoked, while his request waits for its turn."""
+
+    def lock(pk):
+        ann = people.ann
+        if what == "password":
+            ann.set_password(NEW)
+        elif what == "deactivated":
+            ann.is_active = False
+        else:
+            sessions.end_rows([browser.http.cookies["__Host-awx_sessionid"].value])
+        ann.save()
+        return lock_user(pk)
+
+    monkeypatch.setattr(serializers, "lock_user", lock)
+    answer = post(browser, "/api/v2/tokens/", {})
+    assert (answer.status_code, "log in again" in answer.json()["detail"]) == (401, True)
+    assert not ApiToken.objects.filter(user=people.ann).exists()
 
 
 @pytest.mark.parametrize(

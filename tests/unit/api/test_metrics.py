@@ -99,6 +99,12 @@ def test_the_scope_is_an_admin_s_to_give(people):
         assert answer.status_code == status, answer.content
 
 
+def test_who_is_no_admin_any_more_gives_it_no_further(people):
+    client = people.client(people.root, scope="read write metrics")
+    type(people.root).objects.update(is_superuser=False)
+    assert client.post("/api/v2/tokens/", {"scope": "metrics"}, format="json").status_code == 400
+
+
 def test_requests_are_counted_by_route_and_never_by_path(people):
     def counted(*labels) -> float:
         return names.HTTP_REQUESTS.labels(*labels)._value.get()

@@ -389,6 +389,10 @@ def test_nobody_is_sent_elsewhere(provider, browser, target):
     assert log_in(browser, provider, next=target)["Location"] == "/"
 
 
+def test_a_target_that_no_cookie_holds_is_left_out(provider, browser):
+    assert log_in(browser, provider, next="/" + "\u9418" * 500)["Location"] == "/"
+
+
 def test_an_answer_that_this_browser_did_not_ask_for(provider, browser):
     """Somebody else's code, in a link: it would log the victim in as the attacker."""
     stolen = provider.authorize(begin(Client()))

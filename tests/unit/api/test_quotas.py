@@ -1,13 +1,13 @@
 """What a user may make, and what he is told beyond it."""
 
 import pytest
-from django.db import OperationalError
+from django.db import IntegrityError, OperationalError
 
 from carillon.api import quotas
 from carillon.budgets import Meter
 from carillon.metrics import names
 from tower import changes
-from tower.models import Job
+from tower.models import Job, Schedule
 
 pytestmark = pytest.mark.django_db
 
@@ -125,6 +125,27 @@ def test_so_is_what_the_database_did_not_take(people, monkeypatch, what):
         patch.setattr(changes, {"jobs": "create_job", "events": "add_events"}[what], away)
         assert [post() for _ in range(6)] == [500] * 6
     assert post() == 201
+
+
+def test_a_cancel_and_a_schedule_that_goes_count_as_changes(people, settings):
+    settings.CARILLON = {**settings.CARILLON, "QUOTAS": {"events": (0, 0)}}
+    client = people.client(people.ann)
+    job = Job.objects.create(name="x", owner=people.ann)
+    schedule = Schedule.objects.create(name="x", owner=people.ann)
+    assert client.post(f"/api/v2/jobs/{job.pk}/cancel/").status_code == 429
+    assert client.delete(f"/api/v2/schedules/{schedule.pk}/").status_code == 429
+
+
+class Violation(Exception):
+    sqlstate = "23503"
+
+
+def test_what_refers_to_something_that_has_gone_meanwhile_is_a_conflict(people, monkeypatch):
+    def create_job(**fields):
+        raise IntegrityError("violates foreign key constraint") from Violation()
+
+    monkeypatch.setattr(changes, "create_job", create_job)
+    assert people.client(people.ann).post("/api/v2/jobs/", {"name": "x"}, format="json").status_code == 409
 
 
 def test_tokens(people):

@@ -560,6 +560,15 @@ class TestSchedules:
             told(sent) == [("schedules-changed", {"id": made["id"], "group_name": "schedules"}, audience)] * 3
         )
 
+    def test_one_that_goes_with_its_owner_is_told_of(self, people, sent, commits):
+        schedule = Schedule.objects.create(owner=people.ann, name="nightly", team=people.team)
+        ids = schedule.pk, people.ann.pk
+        with commits():
+            people.ann.delete()
+        told_of = [each for each in told(sent) if each[0] == "schedules-changed"]
+        body = {"id": ids[0], "group_name": "schedules"}
+        assert told_of == [("schedules-changed", body, (f"t{people.team.pk}", f"u{ids[1]}"))]
+
     def test_one_that_moves_is_told_of_to_those_who_see_it_no_more(self, people, sent, commits):
         other = Team.objects.create(name="tellers")
         other.members.add(people.ann)
@@ -606,7 +615,7 @@ class TestSchedules:
             )
         assert answer.status_code == 404
         assert not Schedule.objects.exists()
-        assert told(sent) == []
+        assert len(told(sent)) == 1, "its end, and no change"
 
     def test_two_who_delete_one_at_once_tell_of_it_once(self, people, sent, commits, meanwhile):
         schedule = Schedule.objects.create(owner=people.ann, name="nightly", rrule="FREQ=DAILY")

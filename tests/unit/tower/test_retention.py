@@ -124,6 +124,22 @@ def test_a_run_has_a_deadline_and_a_most_and_the_next_goes_on(job, monkeypatch):
     assert not Job.objects.exists()
 
 
+class Deadlock(Exception):
+    sqlstate = "40P01"
+
+
+def test_a_batch_that_somebody_else_deletes_too_is_tried_again(job, monkeypatch):
+    job(200)
+
+    def delete(due):
+        raise OperationalError("deadlock detected") from Deadlock()
+
+    (kind,) = [kind for kind in retention.kinds() if kind.name == "jobs"]
+    tries = [delete, kind.delete]
+    monkeypatch.setattr(type(kind), "delete", lambda self, due: tries.pop(0)(due), raising=False)
+    assert run().startswith("jobs: 1 jobs, 3 job events deleted")
+
+
 def test_others_have_the_database_for_as_long_as_a_batch_took(job):
     job(200)
     clock = Clock()

@@ -33,8 +33,8 @@ class Command(BaseCommand):
         user = get_user_model().objects.filter(username=username).first()
         if user is None:
             raise CommandError(f"There is no user {username!r}")
-        if days < 0:
-            raise CommandError("--days is a number from 0 on")
+        if not 0 <= days <= 36500:
+            raise CommandError("--days is a number from 0 to 36500, a hundred years")
         try:
             scope = parse_scope(scope)
         except ValueError as error:

@@ -1,0 +1,41 @@
+"""What anybody may ask holds up nobody."""
+
+import threading
+
+import pytest
+from rest_framework.test import APIRequestFactory
+
+from carillon.api import health
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch):
+    """Each ask hangs until `go`."""
+    asks, go = [], threading.Event()
+
+    def is_healthy():
+        asks.append(threading.current_thread())
+        go.wait(10)
+        return False
+
+    monkeypatch.setattr(health, "is_healthy", is_healthy)
+    monkeypatch.setattr(health, "_known", [True])
+    yield asks, go
+    go.set()
+
+
+def get() -> int:
+    return health.HealthView.as_view()(APIRequestFactory().get("/health/")).status_code
+
+
+def test_while_one_asks_the_others_have_what_was_found_last(asked):
+    asks, go = asked
+    first = threading.Thread(target=get)
+    first.start()
+    while not asks:
+        pass
+    assert [get() for _ in range(3)] == [200] * 3
+    go.set()
+    first.join(5)
+    assert get() == 503
+    assert len(asks) == 1
