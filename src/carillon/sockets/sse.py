@@ -33,6 +33,18 @@ PATHS = ("/events", "/events/")
 
 Message = dict[str, Any]
 
+AGAIN = 5  # seconds until an EventSource asks again, where database or broker are away
+
+START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+
 
 class BadRequest(Exception):
     """The query asks for something that cannot be."""
@@ -72,10 +84,9 @@ class SseSession(Session):
         self.outlet, self.direct = None, False
         self._buffered = scope.get("carillon.buffered", lambda: 0)
         self._query = scope.get("query_string", b"")
-        self._last_event_id = next(
-            (value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"last-event-id"),
-            "",
-        )
+        headers = {name.lower(): value.decode("latin1") for name, value in scope["headers"]}
+        self._last_event_id = headers.get(b"last-event-id", "")
+        self._is_event_source = "text/event-stream" in headers.get(b"accept", "")
 
     async def _serve(self) -> None:
         try:
@@ -91,18 +102,16 @@ class SseSession(Session):
             here.admit(self.identity)
         except authentication.Refused as refused:
             count_refusal(refused)
-            await http.refuse(self.send, refused)
+            if self._is_event_source and refused.code == protocol.TRY_LATER:
+                await self._later(http.AGAIN, refused.reason)
+            else:
+                await http.refuse(self.send, refused)
             return
         except (Error, StreamUnavailable, TimeoutError) as error:
             count_refusal(error)
-            await http.answer(self.send, 503, http.AWAY)
+            await self._unavailable(http.AWAY["detail"])
             return
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self.send(START)
         self.outlet = AsgiOutlet(
             Sse,
             self.send,
@@ -120,6 +129,18 @@ class SseSession(Session):
         except protocol.Refusal as refusal:
             raise Close(protocol.TRY_LATER, refusal.error) from None
         await self._until_gone()
+
+    async def _unavailable(self, why: str) -> None:
+        if self._is_event_source:
+            await self._later(AGAIN, why)
+        else:
+            await http.answer(self.send, 503, {"detail": why})
+
+    async def _later(self, seconds: int, why: str) -> None:
+        """An EventSource asks again after a 200 alone, and gives up for good after any other answer."""
+        said = f"retry: {seconds * 1000}\nevent: error_message\ndata: {json.dumps({'error': why})}\n\n"
+        await self.send(START)
+        await self.send({"type": "http.response.body", "body": said.encode()})
 
     async def _until_gone(self) -> None:
         while True:
@@ -149,7 +170,7 @@ class SseSession(Session):
     async def _close(self, close: Close) -> None:
         self._ending = close
         if self.outlet is None:
-            await http.answer(self.send, 503, {"detail": "try again later"})
+            await self._unavailable("try again later")
             return
         if close.error is not None:
             self._say("error_message", {"error": close.error})

@@ -663,6 +663,19 @@ def test_declared_http_while_daphne_is_away(tmp_path, upstreams):
         assert "s3cret" not in (server.root / "access.log").read_text()
 
 
+def test_a_reader_of_events_comes_back_while_daphne_is_away(tmp_path, upstreams):
+    """A browser's EventSource does after a 200 alone."""
+    dead = {"daphne": [f"127.0.0.1:{running.free_port()}"]}
+    with running.nginx(tmp_path / "etc", tree.values("development") | upstreams | dead) as server:
+        answer = server.ask("GET", "/events/?token=s3cret", [("Accept", "text/event-stream")])
+        assert (answer.status, answer.body) == (200, b"retry: 3000\n\n")
+        assert answer.get("Content-Type").startswith("text/event-stream")
+        answer = server.ask("GET", "/events/?token=s3cret")
+        assert (answer.status, answer.get("Retry-After")) == (503, "3")
+        assert "No answer from daphne" in json.loads(answer.body)["detail"]
+        assert "s3cret" not in (server.root / "access.log").read_text()
+
+
 def test_a_client_cannot_say_below_which_path_a_socket_lies(development):
     """Routing would fail for it, with a traceback."""
     for path in ("/websocket/", "/websocket/yours/"):
