@@ -630,3 +630,82 @@ test("what is no message waits for no answer", async () => {
   FakeSocket.last.accepts();
   assert.deepEqual(FakeSocket.last.sent[0].groups, { jobs: ["summary"] });
 });
+
+test("a listener may close the link, whatever it hears", async () => {
+  for (const [name, wanted] of [["state", "connecting"], ["state", "connected"], ["state", "reconnecting"], ["subscribed"], ["jobs"]]) {
+    FakeSocket.all = [];
+    const { link } = make();
+    const late = [];
+    link.on(name, ({ state }) => (!wanted || state === wanted) && link.close());
+    link.on("*", (event) => link.link.state === "closed" && late.push(event));
+    link.connect();
+    if (FakeSocket.last) {
+      await FakeSocket.last.stands();
+      FakeSocket.last.says({ group_name: "jobs", n: 1 });
+      FakeSocket.last.closes(1006);
+    }
+    mock.timers.tick(60_000);
+    await settle();
+    assert.equal(link.link.state, "closed", `${name} ${wanted}`);
+    assert.equal(FakeSocket.all.filter((socket) => socket.readyState < 2).length, 0, `${name} ${wanted}`);
+    assert.deepEqual(late, []);
+    link.connect();
+    assert.ok(FakeSocket.all.length > 0 || wanted === "connecting", "it can be opened again");
+    link.close();
+  }
+});
+
+test("a listener that tries at once opens one socket", async () => {
+  const { link } = make();
+  link.on("state", ({ state, retryAt }) => state === "reconnecting" && retryAt !== null && link.retry());
+  link.connect();
+  await FakeSocket.last.stands();
+  FakeSocket.last.closes(1006);
+  mock.timers.tick(5_000);
+  assert.equal(FakeSocket.all.length, 2);
+});
+
+test("what stood and is refused after a break is asked for again, from where it was", async () => {
+  const { link } = make();
+  const errors = [];
+  link.on("error", (error) => errors.push(error));
+  link.subscribe({ jobs: ["a"] });
+  link.connect();
+  FakeSocket.last.protocol = "carillon.v2";
+  FakeSocket.last.says({ accept: true, user: 1, position: "e:5" });
+  FakeSocket.last.answers("jobs-a");
+  await settle();
+  FakeSocket.last.closes(1006);
+  mock.timers.tick(1_000);
+  FakeSocket.last.protocol = "carillon.v2";
+  FakeSocket.last.says({ accept: true, user: 1, position: "e:9" });
+  FakeSocket.last.says({ error: "invalid message: too many groups" });
+  await settle();
+  assert.equal(link.link.state, "reconnecting");
+  assert.deepEqual(errors, ["invalid message: too many groups"]);
+  mock.timers.tick(5_000);
+  FakeSocket.last.protocol = "carillon.v2";
+  FakeSocket.last.says({ accept: true, user: 1, position: "e:9" });
+  assert.equal(FakeSocket.last.sent[0].since, "e:5");
+});
+
+test("a token that comes while the socket is not let in yet is told", async () => {
+  const { link } = make({ token: "old" });
+  link.connect();
+  link.refresh("new");
+  FakeSocket.last.protocol = "carillon.v2";
+  FakeSocket.last.says({ accept: true, user: 1, position: "e:1" });
+  assert.deepEqual(FakeSocket.last.sent[0], { refresh: "new" });
+});
+
+test("what a server that restarts asked to wait ends with its connection", async () => {
+  const { link } = make();
+  link.connect();
+  await FakeSocket.last.stands();
+  FakeSocket.last.says({ reconnect_after: 60_000 });
+  link.close();
+  link.connect();
+  await FakeSocket.last.stands();
+  FakeSocket.last.closes(1006);
+  assert.ok(link.link.retryAt - Date.now() <= 1_000);
+});

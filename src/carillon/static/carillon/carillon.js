@@ -416,16 +416,21 @@ export class Carillon {
     }
   }
 
+  /** @returns {boolean} whether it is so still: a listener may have closed the link, or more */
   _become(change) {
-    this.link = { ...this.link, ...change };
-    this._emit("state", this.link);
+    const link = { ...this.link, ...change };
+    this.link = link;
+    this._emit("state", link);
+    return this.link === link;
   }
 
   _open(attempt) {
     clearTimeout(this._timers.retry);
     this._attempt = attempt;
-    this._become({ state: attempt ? "reconnecting" : "connecting", attempt, retryAt: null });
+    this._restart = null;
+    if (!this._become({ state: attempt ? "reconnecting" : "connecting", attempt, retryAt: null })) return;
     const { token, xrftoken } = this.options;
+    this._offered = token; // see `refresh`
     const url = new URL(this.options.url ?? ownAddress());
     if (token) url.searchParams.set("token", token);
     let socket;
@@ -469,12 +474,16 @@ export class Carillon {
       case "event":
         if (frame.position !== null && !this._memory.isNew(frame.group, frame.position)) return undefined;
         if (this._resuming) this._replayed += 1;
-        this._emit(frame.family, frame.event);
-        this._emit("*", frame.event);
-        return undefined;
+        return this._heard(frame);
       default:
         return undefined;
     }
+  }
+
+  _heard({ family, event }) {
+    const socket = this._socket;
+    this._emit(family, event);
+    if (socket === this._socket) this._emit("*", event); // else a listener has closed it
   }
 
   /** Let in. The link stands when the subscription does: until then nothing would arrive. */
@@ -484,21 +493,23 @@ export class Carillon {
     const socket = this._socket;
     this._version = socket.protocol === VERSION_2 && position !== null ? 2 : 1;
     if (this._version === 2) this._welcome(position);
+    if (this.options.token !== this._offered) this.refresh(this.options.token);
     const since = this._version === 2 && this._groups ? this._memory.since : null;
     if (since) this._memory.asked(since);
     this._resuming = since && this._stood;
     this._replayed = 0;
     const stands = () => {
+      if (socket !== this._socket) return undefined;
       const again = this._stood;
       this._stood = true;
       this._since = Date.now();
-      this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
+      const still = this._become({ state: "connected", attempt: 0, retryAt: null, reason: "", code: null, user });
       // With a `since` the server tells, when it is done, whether everything was recovered.
-      if (again && !since) return this.onreconnect?.({ recovered: false, reason: "version", events: 0 });
+      if (still && again && !since) return this.onreconnect?.({ recovered: false, reason: "version", events: 0 });
       return undefined;
     };
     // Rejected, the link still stands, with nothing subscribed: "error" told why. Broken, it does not: "state" told.
-    this._send(this._groups ?? {}, since, "greeting").then(stands, () => socket === this._socket && stands());
+    this._send(this._groups ?? {}, since, "greeting").then(stands, stands);
   }
 
   /** What was missed has been heard, or cannot be. */
@@ -549,6 +560,8 @@ export class Carillon {
           this._before.memory = memory.copy(); // the next link asks for it again
           memory.subscribed(this._groups, null);
         }
+      } else if (waiting?.kind === "greeting" && this._stood) {
+        this._lost(error); // it stood before: what is missed meanwhile is not to be passed over
       }
       waiting?.reject(new Error(error));
     } else {
@@ -608,8 +621,8 @@ export class Carillon {
     const { base, cap, random } = this.options;
     const wait = this._restart ?? backoff(attempt, { base, cap, random });
     this._restart = null;
-    this._become({ state: "reconnecting", attempt, retryAt: Date.now() + wait, reason, code, user: null });
     this._timers.retry = setTimeout(() => this._open(attempt), wait);
+    this._become({ state: "reconnecting", attempt, retryAt: Date.now() + wait, reason, code, user: null });
   }
 
   _drop(reason, code) {
