@@ -7,7 +7,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
-from rest_framework.exceptions import Throttled
+from rest_framework.exceptions import Throttled, ValidationError
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -60,6 +60,10 @@ class BoundedPagination(Pagination):
                 return None
         else:
             self.request = request
+            if request.query_params.get(self.page_query_param, "1") != "1":
+                raise ValidationError(
+                    {"page": ["With count=no there is the first page alone: go on by `next`."]}
+                )
             most = self.get_page_size(request) or self.page_size
             rows = list(found[: most + 1])
             if len(rows) > most:

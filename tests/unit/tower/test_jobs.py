@@ -361,6 +361,10 @@ class TestEvents:
         for wrong in ("counter__gt=x", "order_by=id"):
             assert client.get(f"/api/v2/jobs/{job.pk}/events/?{wrong}").status_code == 400
 
+    def test_uncounted_pages_have_no_numbers(self, people):
+        answer = people.client(people.ann).get(f"/api/v2/jobs/{make(people).pk}/events/?count=no&page=2")
+        assert (answer.status_code, "`next`" in answer.json()["page"][0]) == (400, True)
+
     def test_a_page_that_is_not_counted(self, people, post, job, django_assert_num_queries):
         post([{"counter": number, "event": "x"} for number in range(1, 8)])
         client = people.client(people.ann)
