@@ -87,7 +87,8 @@ class Socket:
     fetch it. `reconnects` counts them all; `position` is where to go on in another process.
 
     Of what was received, `buffer` bytes of JSON wait for the iteration, and one event more: who does not
-    iterate holds up the wire, and the server may end that (close 4408).
+    iterate holds up the wire, and the server may end that (close 4408). While `subscribe` waits for its
+    answer, all that the server sends before that waits, too: the answer lies behind it.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class Socket:
         answer: asyncio.Future[Subscription] = asyncio.get_running_loop().create_future()
         asked = _Asked(groups, since, answer)
         self._waiting.append(asked)
+        self._room.set()  # who iterates may be the one who asks, and take nothing until the answer is here
         if self._connection is not None:
             # A connection that breaks right now is made anew, and begins with what was asked last.
             try:
@@ -350,7 +352,7 @@ class Socket:
                         self._unheard += 1
                         self._unheard_bytes += len(data)
                         self._events.put_nowait((frame, self._memory.since, self._turn, len(data)))
-                        while self._unheard_bytes > self._buffer:
+                        while self._unheard_bytes > self._buffer and not self._is_asked:
                             self._room.clear()
                             await self._room.wait()
                 case Recovery(whole=False, reason=("timeout" | "unavailable") as reason):
@@ -375,6 +377,10 @@ class Socket:
                     self._tell(f"ignored {why}")
                 case Welcome():
                     self._tell("ignored a second welcome")
+
+    @property
+    def _is_asked(self) -> bool:
+        return any(asked.is_awaited for asked in self._waiting)
 
     def _take_over(self) -> None:
         """A connection begins with what has no answer from the one before: one message for all of it."""
