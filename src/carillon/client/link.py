@@ -186,7 +186,8 @@ class Socket:
             that are new begin there, and nothing falls between (version 2)
         :return: what is subscribed now, with the server's words on what it would not give
         :raises SubscriptionError: the server took nothing of it, or did not answer in time. What it refused
-            as a whole leaves the subscription as it was
+            as a whole leaves the subscription as it was. What was not answered in time, or was cancelled, is
+            asked of no other connection; an answer of this one counts when it comes late
         :raises ClientError: the link has ended
         """
         if self._over is not None:
@@ -196,17 +197,21 @@ class Socket:
         asked = _Asked(groups, since, answer)
         self._waiting.append(asked)
         self._room.set()  # who iterates may be the one who asks, and take nothing until the answer is here
-        if self._connection is not None:
-            # A connection that breaks right now is made anew, and begins with what was asked last.
-            try:
-                await self._connection.send(message)
-            except ConnectionClosed:
-                self._tell("the connection broke while subscribing")
         try:
+            if self._connection is not None:
+                # A connection that breaks right now is made anew, and begins with what was asked last.
+                try:
+                    await self._connection.send(message)
+                except ConnectionClosed:
+                    self._tell("the connection broke while subscribing")
             reply = await asyncio.wait_for(answer, REPLY_TIMEOUT)
         except TimeoutError:
             words = "; ".join(asked.errors) or f"no answer to the subscription in {REPLY_TIMEOUT:g} s"
             raise SubscriptionError(words) from None
+        finally:
+            answer.cancel()  # where this call was cancelled: nobody awaits it
+            if self._connection is None:
+                self._forget()
         if groups and not reply.current:
             raise SubscriptionError("; ".join(reply.errors) or "the server subscribed to nothing of it")
         return reply
@@ -288,6 +293,7 @@ class Socket:
                 why = str(failure)
             finally:
                 self._connection = None
+                self._forget()
             now = loop.time()
             if opened is not None:
                 lost_at = now
@@ -382,9 +388,18 @@ class Socket:
     def _is_asked(self) -> bool:
         return any(asked.is_awaited for asked in self._waiting)
 
+    def _forget(self) -> None:
+        """Without a connection nothing is answered: the next one is asked for what is still awaited alone."""
+        self._step_back()
+        self._waiting = deque(asked for asked in self._waiting if asked.is_awaited)
+
+    def _step_back(self) -> None:
+        if self._before is not None:
+            (self._groups, self._memory), self._before = self._before, None
+
     def _take_over(self) -> None:
         """A connection begins with what has no answer from the one before: one message for all of it."""
-        unanswered = [asked for asked in self._waiting if asked.answer is not None]
+        unanswered = list(self._waiting)
         for asked in unanswered:
             self._before = self._before or (self._groups, copy.copy(self._memory))
             self._take(asked)
@@ -431,7 +446,7 @@ class Socket:
         self._waiting.popleft()
         asked.failed(SubscriptionError(error.text))
         if asked is self._greeting and self._before is not None:
-            (self._groups, self._memory), self._before = self._before, None
+            self._step_back()
             if self._groups:
                 raise _ComeBack(f"the server says: {error.text}")
 
