@@ -6,7 +6,7 @@ import asyncio
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -216,21 +216,24 @@ class Socket:
             raise SubscriptionError("; ".join(reply.errors) or "the server subscribed to nothing of it")
         return reply
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            item = await self._events.get()
-            if item is None:
-                self._events.put_nowait(None)  # whoever asks again gets the same answer
-                if self._failure is not None:
-                    raise self._failure
-                return
-            event, position, turn, size = item
-            self._unheard -= 1
-            self._unheard_bytes -= size
-            self._room.set()
-            if turn == self._turn:
-                self._handed = position
-            yield event
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """A wait that is cancelled, as by a timeout, loses no event and does not end the iteration."""
+        item = await self._events.get()
+        if item is None:
+            self._events.put_nowait(None)  # whoever asks again gets the same answer
+            if self._failure is not None:
+                raise self._failure
+            raise StopAsyncIteration
+        event, position, turn, size = item
+        self._unheard -= 1
+        self._unheard_bytes -= size
+        self._room.set()
+        if turn == self._turn:
+            self._handed = position
+        return event
 
     # The task
 

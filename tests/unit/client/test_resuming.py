@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from contextlib import aclosing, suppress
+from contextlib import suppress
 
 import pytest
 from websockets.asyncio.server import serve
@@ -110,9 +110,9 @@ async def until(predicate):
 async def take(socket, count):
     """The numbers of the next events."""
     found = []
-    async with asyncio.timeout(10), aclosing(aiter(socket)) as events:
+    async with asyncio.timeout(10):
         while len(found) < count:
-            found.append((await anext(events)).job_id)
+            found.append((await anext(socket)).job_id)
     return found
 
 
