@@ -134,6 +134,7 @@ class _Follower:
         self.sequence = Sequence()
         self.behind = True  # until all that there is has been written
         self._search = search
+        self._stored = 0  # the newest event there was when the search began
         self._lines = 0
         self.status = ""
         self.final_counter: int | None = None
@@ -184,19 +185,22 @@ class _Follower:
         return f"{lines} with {self._search!r}" if self._search else lines
 
     async def find(self) -> None:
-        """Asks the API for what has the text; what comes after that is looked through here."""
-        newest = (await self._get("events/", order_by="-counter", page_size=1))["results"]
-        last, seen = newest[0]["counter"] if newest else 0, 0
-        while seen < last:
-            query = {"search": self._search, "counter__gt": seen, "counter__lte": last}
-            answer = await self._get("events/", page_size=PAGE, **query)
+        """
+        Asks the API for what has the text; what comes after that is looked through here. After an error it
+        goes on behind what was found.
+        """
+        if not self._stored:
+            newest = (await self._get("events/", order_by="-counter", page_size=1))["results"]
+            self._stored = newest[0]["counter"] if newest else 0
+        while self.sequence.last < self._stored:
+            query = {"counter__gt": self.sequence.last, "counter__lte": self._stored}
+            answer = await self._get("events/", search=self._search, page_size=PAGE, **query)
             self._put(answer["results"])
-            seen = answer["results"][-1]["counter"] if answer.get("next") else last
-        self.sequence.start(last)
+            self.sequence.start(answer["results"][-1]["counter"] if answer.get("next") else self._stored)
 
     async def fetch(self) -> None:
         """Fetches every event after the last one written."""
-        if self._search and self.sequence.last == 0:
+        if self._search:
             await self.find()
         while True:
             answer = await self._get("events/", counter__gt=self.sequence.last, page_size=PAGE)
