@@ -8,7 +8,7 @@ import ssl
 
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, SecurityError
 
-from carillon.client.errors import Away, CertificateError, ClientError, NotThere, Refused
+from carillon.client.errors import Away, CertificateError, ClientError, ConfigurationError, NotThere, Refused
 
 
 def connection_failure(error: Exception, where: str) -> ClientError:
@@ -59,6 +59,8 @@ def http_failure(status: int, body: bytes | bytearray | None, where: str) -> Cli
     quoted = f": {detail.rstrip('.')}" if detail else ""
     if status in (401, 403):
         return Refused(f"{where} refuses the token ({status}){quoted}")
+    if status in (400, 414):
+        return ConfigurationError(f"{where} takes no such request ({status}){quoted}")
     if status == 404:
         return NotThere(f"{where} is not there (404){quoted}")
     if status == 426:

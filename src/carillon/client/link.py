@@ -6,7 +6,7 @@ import asyncio
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -87,7 +87,8 @@ class Socket:
     fetch it. `reconnects` counts them all; `position` is where to go on in another process.
 
     Of what was received, `buffer` bytes of JSON wait for the iteration, and one event more: who does not
-    iterate holds up the wire, and the server may end that (close 4408).
+    iterate holds up the wire, and the server may end that (close 4408). While `subscribe` waits for its
+    answer, all that the server sends before that waits, too: the answer lies behind it.
     """
 
     def __init__(
@@ -185,7 +186,8 @@ class Socket:
             that are new begin there, and nothing falls between (version 2)
         :return: what is subscribed now, with the server's words on what it would not give
         :raises SubscriptionError: the server took nothing of it, or did not answer in time. What it refused
-            as a whole leaves the subscription as it was
+            as a whole leaves the subscription as it was. What was not answered in time, or was cancelled, is
+            asked of no other connection; an answer of this one counts when it comes late
         :raises ClientError: the link has ended
         """
         if self._over is not None:
@@ -194,36 +196,44 @@ class Socket:
         answer: asyncio.Future[Subscription] = asyncio.get_running_loop().create_future()
         asked = _Asked(groups, since, answer)
         self._waiting.append(asked)
-        if self._connection is not None:
-            # A connection that breaks right now is made anew, and begins with what was asked last.
-            try:
-                await self._connection.send(message)
-            except ConnectionClosed:
-                self._tell("the connection broke while subscribing")
+        self._room.set()  # who iterates may be the one who asks, and take nothing until the answer is here
         try:
+            if self._connection is not None:
+                # A connection that breaks right now is made anew, and begins with what was asked last.
+                try:
+                    await self._connection.send(message)
+                except ConnectionClosed:
+                    self._tell("the connection broke while subscribing")
             reply = await asyncio.wait_for(answer, REPLY_TIMEOUT)
         except TimeoutError:
             words = "; ".join(asked.errors) or f"no answer to the subscription in {REPLY_TIMEOUT:g} s"
             raise SubscriptionError(words) from None
+        finally:
+            answer.cancel()  # where this call was cancelled: nobody awaits it
+            if self._connection is None:
+                self._forget()
         if groups and not reply.current:
             raise SubscriptionError("; ".join(reply.errors) or "the server subscribed to nothing of it")
         return reply
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            item = await self._events.get()
-            if item is None:
-                self._events.put_nowait(None)  # whoever asks again gets the same answer
-                if self._failure is not None:
-                    raise self._failure
-                return
-            event, position, turn, size = item
-            self._unheard -= 1
-            self._unheard_bytes -= size
-            self._room.set()
-            if turn == self._turn:
-                self._handed = position
-            yield event
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """A wait that is cancelled, as by a timeout, loses no event and does not end the iteration."""
+        item = await self._events.get()
+        if item is None:
+            self._events.put_nowait(None)  # whoever asks again gets the same answer
+            if self._failure is not None:
+                raise self._failure
+            raise StopAsyncIteration
+        event, position, turn, size = item
+        self._unheard -= 1
+        self._unheard_bytes -= size
+        self._room.set()
+        if turn == self._turn:
+            self._handed = position
+        return event
 
     # The task
 
@@ -286,6 +296,7 @@ class Socket:
                 why = str(failure)
             finally:
                 self._connection = None
+                self._forget()
             now = loop.time()
             if opened is not None:
                 lost_at = now
@@ -350,7 +361,7 @@ class Socket:
                         self._unheard += 1
                         self._unheard_bytes += len(data)
                         self._events.put_nowait((frame, self._memory.since, self._turn, len(data)))
-                        while self._unheard_bytes > self._buffer:
+                        while self._unheard_bytes > self._buffer and not self._is_asked:
                             self._room.clear()
                             await self._room.wait()
                 case Recovery(whole=False, reason=("timeout" | "unavailable") as reason):
@@ -376,9 +387,22 @@ class Socket:
                 case Welcome():
                     self._tell("ignored a second welcome")
 
+    @property
+    def _is_asked(self) -> bool:
+        return any(asked.is_awaited for asked in self._waiting)
+
+    def _forget(self) -> None:
+        """Without a connection nothing is answered: the next one is asked for what is still awaited alone."""
+        self._step_back()
+        self._waiting = deque(asked for asked in self._waiting if asked.is_awaited)
+
+    def _step_back(self) -> None:
+        if self._before is not None:
+            (self._groups, self._memory), self._before = self._before, None
+
     def _take_over(self) -> None:
         """A connection begins with what has no answer from the one before: one message for all of it."""
-        unanswered = [asked for asked in self._waiting if asked.answer is not None]
+        unanswered = list(self._waiting)
         for asked in unanswered:
             self._before = self._before or (self._groups, copy.copy(self._memory))
             self._take(asked)
@@ -425,7 +449,7 @@ class Socket:
         self._waiting.popleft()
         asked.failed(SubscriptionError(error.text))
         if asked is self._greeting and self._before is not None:
-            (self._groups, self._memory), self._before = self._before, None
+            self._step_back()
             if self._groups:
                 raise _ComeBack(f"the server says: {error.text}")
 

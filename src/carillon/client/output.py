@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 from carillon.client import rest
@@ -43,9 +45,10 @@ async def follow(
     follower = _Follower(where, job_id, write, tell, search)
     job = await _first(follower, wait)
     if job["status"] in FINAL:
-        await follower.fetch()
+        follower.status = str(job["status"])
+        await follower.end(asyncio.sleep, _due(job), give_up)
         tell(f"loaded: {follower.written}")
-        return str(job["status"])
+        return follower.status
     family = job.get("event_family")
     groups: dict[str, list[str | int]] = {"jobs": ["status_changed", "summary"]}
     if family in RELATIONS:
@@ -61,7 +64,17 @@ async def follow(
     async with socket:
         for error in (await socket.subscribe(groups)).errors:
             tell(f"the server says: {error}")
-        return await _until_the_end(follower, socket, look)
+        return await _until_the_end(follower, socket, look, give_up)
+
+
+def _due(job: Any) -> float:
+    """Seconds that the last events of an ended job may still take. By this machine's clock: one that is wrong
+    waits too shortly, or END_PATIENCE."""
+    try:
+        ended = datetime.fromisoformat(job["finished"])
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return min(END_PATIENCE - (time.time() - ended.timestamp()), END_PATIENCE)
 
 
 async def _first(follower: _Follower, wait: float) -> Any:
@@ -79,7 +92,9 @@ async def _first(follower: _Follower, wait: float) -> Any:
             await asyncio.sleep(delay)
 
 
-async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Event) -> str:
+async def _until_the_end(
+    follower: _Follower, socket: Socket, look: asyncio.Event, give_up: float | None
+) -> str:
     events = aiter(socket)
     upcoming = asyncio.ensure_future(anext(events))
 
@@ -103,11 +118,10 @@ async def _until_the_end(follower: _Follower, socket: Socket, look: asyncio.Even
                         follower.behind = False
                         follower.tell(f"live: {follower.written} so far")
                 except Away as away:  # the socket stands: what it brings is shown, and the API asked again
-                    follower.behind = True
-                    follower.tell(f"behind: {away}; asking again in {ASK_AGAIN:g} s")
+                    follower.is_behind(away)
                     asyncio.get_running_loop().call_later(ASK_AGAIN, look.set)
             if follower.status in FINAL:
-                return await follower.end(hear)
+                return await follower.end(hear, END_PATIENCE, give_up)
             looked = asyncio.ensure_future(look.wait())
             patience = GAP_PATIENCE if follower.sequence.has_gap else POLL
             await asyncio.wait([upcoming, looked], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -134,6 +148,7 @@ class _Follower:
         self.sequence = Sequence()
         self.behind = True  # until all that there is has been written
         self._search = search
+        self._stored = 0  # the newest event there was when the search began
         self._lines = 0
         self.status = ""
         self.final_counter: int | None = None
@@ -184,19 +199,22 @@ class _Follower:
         return f"{lines} with {self._search!r}" if self._search else lines
 
     async def find(self) -> None:
-        """Asks the API for what has the text; what comes after that is looked through here."""
-        newest = (await self._get("events/", order_by="-counter", page_size=1))["results"]
-        last, seen = newest[0]["counter"] if newest else 0, 0
-        while seen < last:
-            query = {"search": self._search, "counter__gt": seen, "counter__lte": last}
-            answer = await self._get("events/", page_size=PAGE, **query)
+        """
+        Asks the API for what has the text; what comes after that is looked through here. After an error it
+        goes on behind what was found.
+        """
+        if not self._stored:
+            newest = (await self._get("events/", order_by="-counter", page_size=1))["results"]
+            self._stored = newest[0]["counter"] if newest else 0
+        while self.sequence.last < self._stored:
+            query = {"counter__gt": self.sequence.last, "counter__lte": self._stored}
+            answer = await self._get("events/", search=self._search, page_size=PAGE, **query)
             self._put(answer["results"])
-            seen = answer["results"][-1]["counter"] if answer.get("next") else last
-        self.sequence.start(last)
+            self.sequence.start(answer["results"][-1]["counter"] if answer.get("next") else self._stored)
 
     async def fetch(self) -> None:
         """Fetches every event after the last one written."""
-        if self._search and self.sequence.last == 0:
+        if self._search:
             await self.find()
         while True:
             answer = await self._get("events/", counter__gt=self.sequence.last, page_size=PAGE)
@@ -211,23 +229,41 @@ class _Follower:
             if answer.get("next") is None:
                 return
 
-    async def end(self, hear: Callable[[float], Awaitable[None]]) -> str:
-        """The job has ended: writes what is left of its output, which may come after the last status."""
+    async def end(
+        self, hear: Callable[[float], Awaitable[None]], patience: float, give_up: float | None
+    ) -> str:
+        """
+        The job has ended: writes what is left of its output, which may come after the last status.
+
+        :param patience: seconds that it may still take
+        :param give_up: seconds to ask again for what the API does not answer; None: for ever
+        """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + END_PATIENCE
+        deadline = loop.time() + patience
+        lost_at, reached = 0.0, -1
         while True:
-            late = loop.time() > deadline
+            late = loop.time() >= deadline
             try:
                 await self.fetch()
-                missing = 0 if self.final_counter is None else self.final_counter - self.sequence.last
-                if late and missing > 0:
-                    self.tell(f"{missing} events at the end never came")
-                if late or (self.final_counter is not None and missing <= 0):
-                    return self.status
-            except Away:
-                if late:
+            except Away as away:
+                if self.sequence.last > reached:
+                    lost_at, reached = loop.time(), self.sequence.last
+                if give_up is not None and loop.time() + ASK_AGAIN - lost_at > give_up:
                     raise
+                self.is_behind(away)
+                await hear(ASK_AGAIN)
+                continue
+            reached = -1
+            missing = 0 if self.final_counter is None else self.final_counter - self.sequence.last
+            if late and missing > 0:
+                self.tell(f"{missing} events at the end never came")
+            if late or (self.final_counter is not None and missing <= 0):
+                return self.status
             await hear(0.3)
+
+    def is_behind(self, away: Away) -> None:
+        self.behind = True
+        self.tell(f"behind: {away}; asking again in {ASK_AGAIN:g} s")
 
     def give_up_gap(self) -> None:
         missing, due = self.sequence.skip()

@@ -25,7 +25,8 @@ class StubCarillon:
     """
     `scripts` are played one per connection, after the subscription; when they are used up, a connection just
     stays. `first_frames` replace the welcome, `first_closes` are the codes of closes behind them (1006: the
-    connection breaks), `statuses` replace the answer to handshakes, one each.
+    connection breaks), `statuses` replace the answer to handshakes, one each. `api_status` is that of all
+    answers by REST, `page_statuses` of those about events, one each.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class StubCarillon:
         self.job: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
         self.api_status = 200
+        self.page_statuses: deque[int] = deque()
         self.rejected = ""
         self.requests: list[str] = []
         self.subscriptions: list[dict[str, list[Any]]] = []
@@ -93,6 +95,8 @@ class StubCarillon:
         if path == f"/api/v2/jobs/{self.job.get('id')}/":
             return _json(200, self.job)
         if re.fullmatch(r"/api/v2/jobs/\d+/events/", path):
+            if self.page_statuses and (page_status := self.page_statuses.popleft()) != 200:
+                return _json(page_status, {"detail": "as told"})
             size = int(query["page_size"][0])
             after = int(query.get("counter__gt", ["0"])[0])
             to = int(query.get("counter__lte", ["999999"])[0])

@@ -322,6 +322,22 @@ async def test_output_searches_what_there_is_by_the_api_and_what_comes_by_itself
     assert (code, out) == (0, "")
 
 
+@pytest.mark.parametrize("status_code", [429, 503])
+async def test_output_searches_on_behind_a_page_that_was_not_answered(stub, run, status_code):
+    stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
+    stub.events = [job_event(number, f"bell {number}") for number in range(1, 701)]
+    stub.page_statuses.extend([200, 200, 200, status_code])  # how far it goes, two pages, and no third one
+    command = await run("output", "42", "--search", "bell")
+    assert "behind: " in await command.error_line(f"answers {status_code}")
+    await stub.send(job_event(1, "bell 1"))  # as late as that
+    assert await command.error_line("live") == "carillon: live: 700 lines with 'bell' so far\n"
+    stub.job["status"] = "successful"
+    await stub.send(status(42, "successful"))
+    await stub.send({"group_name": "jobs", "unified_job_id": 42, "final_counter": 700})
+    code, out, _ = await command.end()
+    assert (code, out.splitlines()) == (0, [f"{number}01: bell {number}" for number in range(1, 701)])
+
+
 async def test_output_says_when_it_has_missed_something_and_is_live_again(stub, run):
     stub.job = {"id": 42, "status": "running", "event_family": "job_events"}
     stub.scripts.append(say_and_break())

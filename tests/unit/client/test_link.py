@@ -265,6 +265,57 @@ async def test_what_waits_for_a_slow_reader_is_bounded_in_bytes(stub, link):
         assert [event.job_id for event in await take(socket, 50)] == list(range(50))
 
 
+async def test_a_wait_for_the_next_event_that_ends_too_early_ends_nothing(stub, link):
+    async with link() as socket:
+        await socket.subscribe(GROUPS)
+        events = aiter(socket)
+        for number in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(events), 0.02)
+            await stub.send(status(number, "running"))
+            assert (await asyncio.wait_for(anext(events), 10)).job_id == number
+
+
+async def test_no_event_is_lost_to_who_waits_shortly(stub, link):
+    """Cancelled at every moment: before it came, while it comes, when it is there."""
+    stub.scripts.append(say(*[status(number, "running") for number in range(200)]))
+    async with link() as socket, asyncio.timeout(30):
+        await socket.subscribe(GROUPS)
+        found, turns = [], 0
+        while len(found) < 200:
+            turns += 1
+            waiting = asyncio.ensure_future(anext(aiter(socket)))
+            for _ in range(turns % 4):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            if not waiting.cancelled():
+                found.append(waiting.result().job_id)
+        assert found == list(range(200))
+
+
+async def test_who_iterates_subscribes_in_the_loop_with_a_full_buffer_behind(stub, link, monkeypatch):
+    monkeypatch.setattr("carillon.client.link.REPLY_TIMEOUT", 3.0)
+    stub.scripts.append(say(*[status(number, "running") for number in range(500)]))
+    async with link(buffer=10) as socket, asyncio.timeout(10):
+        await socket.subscribe(GROUPS)
+        while not socket._events.qsize():
+            await asyncio.sleep(0.01)
+        found = []
+        async for event in socket:
+            found.append(event.job_id)
+            if len(found) == 1:
+                both = {**GROUPS, "job_events": [event.job_id]}
+                assert (await socket.subscribe(both)).current == ("job_events-0", "jobs-status_changed")
+            if len(found) == 500:
+                break
+        assert found == list(range(500))
+        for number in range(50):
+            await stub.send(status(number, "running"))
+        await asyncio.sleep(0.2)
+        assert socket._events.qsize() == 1, "what has its answer is bounded again"
+
+
 async def test_what_is_not_given_is_said_and_the_rest_proceeds(stub, link):
     async with link() as socket:
         subscription = await socket.subscribe(

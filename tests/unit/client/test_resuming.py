@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from contextlib import aclosing, suppress
+from contextlib import suppress
 
 import pytest
 from websockets.asyncio.server import serve
@@ -110,9 +110,9 @@ async def until(predicate):
 async def take(socket, count):
     """The numbers of the next events."""
     found = []
-    async with asyncio.timeout(10), aclosing(aiter(socket)) as events:
+    async with asyncio.timeout(10):
         while len(found) < count:
-            found.append((await anext(events)).job_id)
+            found.append((await anext(socket)).job_id)
     return found
 
 
@@ -237,6 +237,48 @@ async def test_what_has_no_answer_when_the_connection_breaks_is_what_the_next_be
         assert (2, {"groups": {"job_events": [42]}, "since": "ep:40"}) in log.asked
         with pytest.raises(SubscriptionError, match="another subscription"):
             await calls[0]
+
+
+async def test_who_gave_up_while_the_server_was_away_is_not_subscribed_at_the_next_connection(
+    link, log, said, monkeypatch
+):
+    monkeypatch.setattr("carillon.client.link.REPLY_TIMEOUT", 0.1)
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        where, socket._where = socket._where, endpoint("http://127.0.0.1:9", "token")
+        log.breaks()
+        await until(lambda: any("nothing listens" in words for words in said))
+        cancelled = asyncio.create_task(socket.subscribe({"job_events": [42]}, since="ep:40"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(SubscriptionError, match="no answer"):
+            await socket.subscribe({"schedules": ["changed"]}, since="ep:50")
+        assert socket.position == "ep:100"
+        socket._where = where
+        await until(lambda: len(log.asked) == 2)
+        assert log.asked[-1] == (2, {"groups": SUMMARY, "since": "ep:100"})
+        await log.emit("jobs-summary")
+        assert await take(socket, 1) == [101]
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_who_gave_up_on_a_connection_is_not_subscribed_at_the_next_one(link, log, connections):
+    """1: sent on the one that breaks. 2: the one after it had begun with that, and breaks, too."""
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        log.answers.clear()
+        call = asyncio.create_task(socket.subscribe({"job_events": [42]}, since="ep:40"))
+        await until(lambda: len(log.asked) == 2)
+        if connections == 2:
+            log.breaks()
+            await until(lambda: len(log.asked) == 3)
+            assert log.asked[-1] == (2, {"groups": {"job_events": [42]}, "since": "ep:40"})
+        call.cancel()
+        await asyncio.wait([call])
+        log.breaks()
+        log.answers.set()
+        await until(lambda: log.asked[-1] == (connections + 1, {"groups": SUMMARY, "since": "ep:100"}))
+        await until(lambda: socket.current == ("jobs-summary",) and socket.position == "ep:100")
 
 
 async def test_what_is_refused_leaves_what_was_subscribed(link, log):
