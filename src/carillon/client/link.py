@@ -448,7 +448,7 @@ class Socket:
             return
         self._waiting.popleft()
         asked.failed(SubscriptionError(error.text))
-        if asked is self._greeting and self._before is not None:
+        if asked is self._greeting:
             self._step_back()
             if self._groups:
                 raise _ComeBack(f"the server says: {error.text}")

@@ -318,6 +318,21 @@ async def test_what_a_new_connection_refuses_leaves_what_was_subscribed_before(l
         assert any(words.startswith("the server says: invalid message") for words in said)
 
 
+async def test_what_stood_and_is_refused_after_a_break_is_asked_for_again(link, log, said):
+    async with link() as socket:
+        await socket.subscribe(SUMMARY)
+        await log.emit("jobs-summary")
+        assert await take(socket, 1) == [101]
+        log.limit = 0
+        log.breaks()
+        log.events.append(("jobs-summary", 102))
+        await until(lambda: len(log.asked) == 3)
+        log.limit = 2
+        assert await take(socket, 1) == [102]
+        assert log.asked[2][1] == {"groups": SUMMARY, "since": "ep:101"}
+        assert "the server says: invalid message: more than 0 groups" in said
+
+
 async def test_a_call_that_waits_hears_that_the_link_has_ended(link, log):
     log.answers.clear()
     async with link() as socket:

@@ -381,7 +381,7 @@ export class Carillon {
    * @param {{since?: string}} [from]  a position, such as the header `X-Carillon-Position` of the answer that showed the state:
    *   groups that are new begin there, and nothing falls between
    * @returns {Promise<?Reply>} null while the link is not up (it is made when it is); rejects when the server rejects it,
-   *   which leaves the subscription as it was, or the link breaks before it answers
+   *   which leaves the subscription as it was, or the link breaks before it answers: then the next one begins with it
    */
   subscribe(groups, { since } = {}) {
     if (this._admitted) return this._send(groups, since);
