@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
@@ -209,13 +209,15 @@ def announce_due(backend: DurableBackend) -> int:
     return len(some)
 
 
-def recover(backend: DurableBackend) -> int:
-    """Tasks whose worker has said nothing for long are to be run again, or have failed. How many. Raises
-    django.db.Error."""
+def recover(backend: DurableBackend, could_say: Callable[[], bool] = lambda: True) -> int:
+    """Tasks whose worker has said nothing for long are to be run again, or have failed. How many.
+    `could_say`: whether a worker that lives could have said so. Raises django.db.Error."""
     lapsed = QueuedTask.objects.filter(
         backend=backend.alias, status=RUNNING, seen__lt=Now() - timedelta(seconds=LEASE)
     )
     found = list(lapsed.defer("args", "kwargs", "value").order_by("seen")[:SOME])
+    if not could_say():  # asked after the look, which may be what the database held up
+        return 0
     for row in found:
         logger.warning("Task id=%s path=%s has lost its worker %s", row.pk, row.path, row.workers[-1])
         if is_given_up(len(row.workers), len(row.errors)):
@@ -257,6 +259,7 @@ class Runner:
         self._name = f"{os.uname().nodename}-{os.getpid()}-{get_random_id()[:8]}"[:64]
         self._running: dict[str, datetime | None] = {}  # and when it was begun: later, another has it
         self._given = time.monotonic()  # when a message last came
+        self._answered = self._since = time.monotonic()  # the database: when last, and since when steadily
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(concurrency * len(queues), "task")
 
@@ -334,7 +337,7 @@ class Runner:
                     if lost := announce_again(self._backend, self._queues):
                         logger.warning("%s tasks waited, and no message told of them: announced anew", lost)
                     self._given = time.monotonic()
-                recover(self._backend)
+                recover(self._backend, self._steady)
                 announce_due(self._backend)
             except (LayerError, ChannelFull, Error) as error:  # later
                 logger.warning("What waits cannot be looked after: %s", type(error).__name__)
@@ -342,3 +345,12 @@ class Runner:
                 logger.exception("What waits cannot be looked after")
             finally:
                 close_old_connections()
+
+    def _steady(self) -> bool:
+        """The database has answered. Whether it has done so for LEASE without a long pause: in one, others
+        could no more say that they run than we."""
+        now = time.monotonic()
+        if now - self._answered > LEASE / 2:
+            self._since = now
+        self._answered = now
+        return now - self._since >= LEASE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.db import DataError, Error, IntegrityError, connection, transaction
@@ -329,7 +330,7 @@ def test_a_run_that_went_to_another_worker_is_neither_kept_alive_nor_put_back_he
     runner = running.Runner(backend, ["default"], 1, 1)
     runner._running = {late.pk: late.attempted}
     monkeypatch.setattr(running, "LOOK", 0)
-    monkeypatch.setattr(running, "recover", lambda backend: runner._ended.set())
+    monkeypatch.setattr(running, "recover", lambda *given: runner._ended.set())
     monkeypatch.setattr(running, "close_old_connections", lambda: None)
     runner._look()
     assert QueuedTask.objects.get().seen == seen
@@ -452,6 +453,75 @@ def test_a_task_that_ends_its_workers_fails_at_last():
     result.refresh()
     assert (result.status, samples.done) == (TaskResultStatus.FAILED, [])
     assert result.errors[0].exception_class is running.WorkerLost
+
+
+class Steps:
+    """In place of the event that ends a runner's looks: one step before each look, by a clock of its own."""
+
+    def __init__(self, monkeypatch):
+        self.clock = 1000.0
+        self.steps = []
+        monkeypatch.setattr(
+            running, "time", SimpleNamespace(monotonic=lambda: self.clock, sleep=lambda seconds: None)
+        )
+
+    def wait(self, seconds):
+        self.clock += seconds
+        if self.steps:
+            self.steps.pop(0)()
+            return False
+        return True
+
+    def __call__(self, runner, *steps):
+        self.steps[:] = steps
+        runner._ended = self
+        runner._look()
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    return Steps(monkeypatch)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_who_could_say_nothing_while_the_database_was_away_has_not_gone(looks, monkeypatch, hangs):
+    """The first to look after an outage ran the tasks of all others, which ran on."""
+    backend = task_backends["default"]
+    samples.add.enqueue(1)
+    running.take(backend, "default", "another")
+    runner = running.Runner(backend, ["default"], 1, 1)
+    queryset = type(QueuedTask.objects.all())
+    fetch = queryset._fetch_all
+
+    def away(self):
+        if hangs:  # it is answered in the end
+            looks.clock += running.LEASE + 10
+            monkeypatch.setattr(queryset, "_fetch_all", fetch)
+            return fetch(self)
+        raise Error("away")
+
+    seconds = int(running.LEASE)
+    looks(runner, *[lambda: None] * 2 * seconds)  # it was there for long
+    lapse()
+    monkeypatch.setattr(queryset, "_fetch_all", away)
+    looks(runner, *[lambda: None] * (1 if hangs else 40))
+    monkeypatch.setattr(queryset, "_fetch_all", fetch)
+    looks(runner, *[lambda: None] * (seconds - 2))
+    assert QueuedTask.objects.get().status == "RUNNING"
+    looks(runner, *[lambda: None] * 4)
+    assert QueuedTask.objects.get().status == "READY"  # now it could have said so
+
+
+def test_who_has_just_come_does_not_know_who_has_gone(looks):
+    backend = task_backends["default"]
+    samples.add.enqueue(1)
+    running.take(backend, "default", "another")
+    lapse()
+    runner = running.Runner(backend, ["default"], 1, 1)
+    looks(runner, *[lambda: None] * int(running.LEASE - 2))
+    assert QueuedTask.objects.get().status == "RUNNING"
+    looks(runner, *[lambda: None] * 4)
+    assert QueuedTask.objects.get().status == "READY"
 
 
 def test_what_was_given_to_another_is_his(caplog):
