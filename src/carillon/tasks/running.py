@@ -51,8 +51,6 @@ LIVES = 5
 """So often a task may be begun and not end: then it has failed, for it may be what ends its workers."""
 
 LONGEST_PAUSE = 3600.0
-PATIENCE = 60.0
-"""Seconds that a result waits for a database that is away."""
 
 SOME = 500
 """Rows looked at together."""
@@ -163,7 +161,37 @@ def _end(
 
 
 def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: float | None) -> bool:
-    """Whether it was still ours. A database that is away is waited for: else what is done were done twice."""
+    """Whether it was still ours. A database that is away is waited for, until the process ends: else what is
+    done were done twice."""
+    changes, waits = _outcome(row, value, raised, again), False
+    ours = QueuedTask.objects.filter(pk=row.pk, status=RUNNING, attempted=row.attempted)
+    while True:
+        try:
+            kept = ours.update(**changes)
+            break
+        except (DataError, IntegrityError):  # it is not away
+            raise
+        except Error as error:
+            if not waits:
+                logger.warning(
+                    "Task id=%s path=%s has ended, which cannot be kept yet: %s", row.pk, row.path, error
+                )
+            waits = True
+            time.sleep(1)
+            close_old_connections()
+    if not kept:
+        logger.warning(
+            "Task id=%s path=%s went to another worker: its end here is not kept", row.pk, row.path
+        )
+    for name, changed in changes.items():
+        setattr(row, name, changed)
+    return bool(kept)
+
+
+def _outcome(
+    row: QueuedTask, value: Any, raised: BaseException | None, again: float | None
+) -> dict[str, Any]:
+    """What of its row changes when it has ended."""
     changes: dict[str, Any] = {}
     if raised is not None:
         path, said = get_module_path(type(raised)), storable(get_exception_traceback(raised)[-TRACEBACK:])
@@ -174,26 +202,7 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
     else:
         status = TaskResultStatus.SUCCESSFUL if raised is None else TaskResultStatus.FAILED
         changes |= {"status": status, "value": value, "finished": timezone.now()}
-    ours = QueuedTask.objects.filter(pk=row.pk, status=RUNNING, attempted=row.attempted)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            kept = ours.update(**changes)
-            break
-        except (DataError, IntegrityError):  # it is not away
-            raise
-        except Error:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-            close_old_connections()
-    if not kept:
-        logger.warning(
-            "Task id=%s path=%s went to another worker: its end here is not kept", row.pk, row.path
-        )
-    for name, changed in changes.items():
-        setattr(row, name, changed)
-    return bool(kept)
+    return changes
 
 
 # What nobody runs ------------------------------------------------------------------------------------------
@@ -220,10 +229,11 @@ def recover(backend: DurableBackend, could_say: Callable[[], bool] = lambda: Tru
         return 0
     for row in found:
         logger.warning("Task id=%s path=%s has lost its worker %s", row.pk, row.path, row.workers[-1])
+        still = lapsed.filter(pk=row.pk, attempted=row.attempted)  # it may have said something meanwhile
         if is_given_up(len(row.workers), len(row.errors)):
-            _keep(row, None, WorkerLost(f"{LIVES} workers ended while it ran"), None)
+            still.update(**_outcome(row, None, WorkerLost(f"{LIVES} workers ended while it ran"), None))
         else:
-            put_back(lapsed.filter(pk=row.pk, attempted=row.attempted))
+            put_back(still)
     return len(found)
 
 

@@ -461,9 +461,10 @@ class Steps:
     def __init__(self, monkeypatch):
         self.clock = 1000.0
         self.steps = []
-        monkeypatch.setattr(
-            running, "time", SimpleNamespace(monotonic=lambda: self.clock, sleep=lambda seconds: None)
-        )
+        monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: self.clock, sleep=self.sleep))
+
+    def sleep(self, seconds):
+        self.clock += seconds
 
     def wait(self, seconds):
         self.clock += seconds
@@ -524,6 +525,32 @@ def test_who_has_just_come_does_not_know_who_has_gone(looks):
     assert QueuedTask.objects.get().status == "READY"
 
 
+def test_a_worker_that_speaks_up_between_the_look_and_the_verdict_has_not_gone():
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "late")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES)
+    lapse()
+    running.recover(backend, lambda: QueuedTask.objects.update(seen=timezone.now()))
+    assert QueuedTask.objects.get().status == "RUNNING"
+
+
+def test_who_looks_after_others_waits_for_no_database(monkeypatch):
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "late")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES)
+    lapse()
+
+    def away(self, **changes):
+        raise Error("away")
+
+    monkeypatch.setattr(type(QueuedTask.objects.all()), "update", away)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(Error, match="away"):
+        running.recover(backend)
+
+
 def test_what_was_given_to_another_is_his(caplog):
     result = samples.add.enqueue(1)
     backend = task_backends["default"]
@@ -553,6 +580,26 @@ def test_a_database_that_is_away_for_a_moment_costs_no_second_run(monkeypatch):
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
     running.run(backend, row)
     assert QueuedTask.objects.get().status == "SUCCESSFUL"
+
+
+def test_a_database_that_is_away_for_long_costs_no_second_run_either(looks, monkeypatch, caplog):
+    """After a minute the result was forgotten, and the task was done again."""
+    samples.add.enqueue(1)
+    runner = running.Runner(task_backends["default"], ["default"], 1, 1)
+    queryset = type(QueuedTask.objects.all())
+    update, renewed = queryset.update, []
+
+    def away(self, **changes):
+        if "finished" in changes and len(renewed) < 600:
+            renewed.extend(runner._running)  # and its lease will be renewed
+            raise Error("away")
+        return update(self, **changes)
+
+    monkeypatch.setattr(queryset, "update", away)
+    runner._work("default")
+    assert looks.clock >= 1600
+    assert (QueuedTask.objects.get().status, samples.done, runner._running) == ("SUCCESSFUL", [1], {})
+    assert caplog.text.count("cannot be kept yet") == 1
 
 
 def test_a_task_that_this_release_does_not_have_waits_for_one_that_has_it():
