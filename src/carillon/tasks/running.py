@@ -274,13 +274,23 @@ class Runner:
         self._pool = ThreadPoolExecutor(concurrency * len(queues), "task")
 
     def run(self) -> bool:
-        """False when tasks had to be cut off; others run them. Raises LayerError, django.db.Error."""
-        asyncio.run(self._serve())
+        """False when tasks had to be cut off, whatever it ended with; others run them. Else raises
+        LayerError."""
+        try:
+            asyncio.run(self._serve())
+        except Exception:
+            if not self._running:
+                raise
+            logger.exception("runtasks ends")
         self._pool.shutdown(wait=False, cancel_futures=True)
         cut_off = dict(self._running)
         if cut_off:
             logger.warning("Cut off, to be run again: tasks %s", ", ".join(cut_off))
-            put_back(QueuedTask.objects.filter(same(cut_off.items())))
+            close_old_connections()
+            try:
+                put_back(QueuedTask.objects.filter(same(cut_off.items())))
+            except Error as error:
+                logger.warning("They are run again %g s after the database is back: %s", LEASE, error)
         return not cut_off
 
     async def _serve(self) -> None:
@@ -306,11 +316,15 @@ class Runner:
         looking = threading.Thread(target=self._look, name="carillon tasks", daemon=True)
         looking.start()
         logger.info("runtasks is ready: %s", ", ".join(self._queues))
+        runs = [asyncio.create_task(worker.run()) for worker in workers]
         try:
-            await asyncio.gather(*(worker.run() for worker in workers))
+            await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
+            stop()  # all, when one has failed: while the others' tasks end somebody says that they run
+            await asyncio.wait(runs)
+            await asyncio.gather(*runs)
         finally:
             self._ended.set()
-            await asyncio.to_thread(looking.join)
+            await asyncio.to_thread(looking.join, SAY)  # no longer: a database may hold it up without end
             await layer.close()
 
     async def _handle(self, queue: str, message: dict[str, Any]) -> None:
@@ -326,7 +340,10 @@ class Runner:
                 return
             self._running[row.pk] = row.attempted
             try:
-                run(self._backend, row)
+                if self._ended.is_set():  # whoever ended this has not seen it, and says no more that it runs
+                    put_back(QueuedTask.objects.filter(same([(row.pk, row.attempted)])))
+                else:
+                    run(self._backend, row)
             finally:
                 if self._running.get(row.pk) == row.attempted:  # else another run of it has begun here
                     del self._running[row.pk]

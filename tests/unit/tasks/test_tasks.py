@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 import traceback
 from datetime import timedelta
+from signal import SIGTERM
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +19,12 @@ from django_tasks.base import Task
 from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist, TaskResultMismatch
 from django_tasks.signals import task_enqueued, task_finished, task_started
 
-from asgi_amqp import AMQPChannelLayer
+from asgi_amqp import AMQPChannelLayer, LayerError
 from carillon.retention import Run, kinds
 from carillon.tasks import backend as backends
 from carillon.tasks import running
 from carillon.tasks.models import QueuedTask
+from tests.unit.support.fakes import FakeLayer
 from tests.unit.tasks import samples
 
 OURS = "carillon.tasks.backend.DurableBackend"
@@ -613,6 +618,117 @@ def test_a_task_that_this_release_does_not_have_waits_for_one_that_has_it():
     QueuedTask.objects.update(path="tests.unit.tasks.samples.ordinary", due=timezone.now())
     work()
     assert QueuedTask.objects.get().errors[1]["exception_class_path"] == "builtins.TypeError"
+
+
+# The end of the process ------------------------------------------------------------------------------------
+
+
+class Served:
+    """A runner of two queues whose workers are made up: that of `default` has a task that does not end, and
+    that of `slow` fails then, or is told to stop."""
+
+    def __init__(self, monkeypatch, error=None):
+        self.go, self.said = threading.Event(), []
+        samples.add.enqueue(1)
+        backend = task_backends["default"]
+        taken = running.take(backend, "default", "worker")
+        self.runner = running.Runner(backend, ["default", "slow"], 1, 1)
+        begun = threading.Event()
+
+        def run(backend, row):
+            begun.set()
+            assert self.go.wait(10)
+
+        def look(runner):
+            runner._ended.wait()
+            self.said.append("looks end")
+
+        class Worker:
+            def __init__(worker, layer, handle, channel, concurrency, **more):
+                worker.handle, worker.channel, worker.stop_ = handle, channel, asyncio.Event()
+
+            def stop(worker):
+                worker.stop_.set()
+
+            async def run(worker):
+                if worker.channel.endswith("slow"):
+                    await asyncio.to_thread(begun.wait, 10)
+                    if error is not None:
+                        raise error
+                    os.kill(os.getpid(), SIGTERM)
+                    return
+                handling = asyncio.create_task(worker.handle({"type": "carillon.task"}))
+                await worker.stop_.wait()
+                await asyncio.wait([handling], timeout=10 if self.go.is_set() else 0.05)  # the drain
+                self.said.append("drained")
+                handling.cancel()
+
+        async def close(layer):
+            pass
+
+        monkeypatch.setattr(running, "take", lambda *given: taken)
+        monkeypatch.setattr(running, "run", run)
+        monkeypatch.setattr(running, "Worker", Worker)
+        monkeypatch.setattr(running.Runner, "_look", look)
+        monkeypatch.setattr(FakeLayer, "close", close, raising=False)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    made = []
+
+    def serve(error=None):
+        made.append(Served(monkeypatch, error))
+        return made[0]
+
+    yield serve
+    for each in made:
+        each.go.set()
+        each.runner._pool.shutdown()
+
+
+def test_a_queue_that_cannot_be_worked_on_leaves_no_task_of_another_without_a_lease(served, caplog):
+    """What ran went on, nobody said so, and another process began it beside it."""
+    cut = served(LayerError("inequivalent arg"))
+    assert cut.runner.run() is False  # so that the process ends at once
+    assert QueuedTask.objects.get().status == "READY"
+    assert cut.said == ["drained", "looks end"]
+    assert "inequivalent arg" in caplog.text
+
+
+def test_a_queue_that_cannot_be_worked_on_is_said_where_nothing_runs(served):
+    cut = served(LayerError("inequivalent arg"))
+    cut.go.set()
+    with pytest.raises(LayerError, match="inequivalent arg"):
+        cut.runner.run()
+
+
+def test_what_is_cut_off_while_the_database_is_away_holds_up_no_end(served, monkeypatch, caplog):
+    """The process waited for its threads, whose tasks others had begun by then."""
+
+    def away(rows):
+        raise Error("away")
+
+    monkeypatch.setattr(running, "put_back", away)
+    assert served().runner.run() is False
+    assert "after the database is back: away" in caplog.text
+
+
+def test_a_look_that_hangs_holds_up_no_end(served, monkeypatch):
+    cut = served()
+    monkeypatch.setattr(running.Runner, "_look", lambda runner: cut.go.wait(10))
+    monkeypatch.setattr(running, "SAY", 0.1)
+    assert cut.runner.run() is False
+    assert not cut.go.is_set()
+    assert QueuedTask.objects.get().status == "READY"
+
+
+def test_what_is_taken_while_the_process_ends_is_put_back():
+    samples.add.enqueue(1)
+    runner = running.Runner(task_backends["default"], ["default"], 1, 1)
+    runner._ended.set()
+    runner._work("default")
+    assert (QueuedTask.objects.get().status, samples.done, runner._running) == ("READY", [], {})
 
 
 # What is kept ----------------------------------------------------------------------------------------------
