@@ -45,7 +45,7 @@ LEASE = 30.0
 """Seconds without one, after which it does not."""
 
 IDLE = 60.0
-"""Seconds for which a worker was given nothing while tasks waited: their messages are lost."""
+"""Seconds for which a worker had room for more while tasks waited: their messages are lost."""
 
 LIVES = 5
 """So often a task may be begun and not end: then it has failed, for it may be what ends its workers."""
@@ -243,7 +243,7 @@ def put_back(rows: QuerySet[QueuedTask]) -> None:
 
 
 def announce_again(backend: DurableBackend, queues: Sequence[str]) -> int:
-    """Tasks of these queues have waited for long while a worker had nothing to do. Raises django.db.Error."""
+    """Tasks of these queues have waited for long while a worker had room for more. Raises django.db.Error."""
     long = Q(due__lt=Now() - timedelta(seconds=IDLE)) | Q(due=F("enqueued"), due__gt=Now())
     waiting = QueuedTask.objects.filter(
         long, backend=backend.alias, queue__in=queues, status=READY, announced=True
@@ -268,7 +268,8 @@ class Runner:
         self._drain = drain
         self._name = f"{os.uname().nodename}-{os.getpid()}-{get_random_id()[:8]}"[:64]
         self._running: dict[str, datetime | None] = {}  # and when it was begun: later, another has it
-        self._given = time.monotonic()  # when a message last came
+        self._busy = dict.fromkeys(queues, 0)  # messages in hand
+        self._full = dict.fromkeys(queues, time.monotonic())  # when there was last no room for another
         self._answered = self._since = time.monotonic()  # the database: when last, and since when steadily
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(concurrency * len(queues), "task")
@@ -328,8 +329,13 @@ class Runner:
             await layer.close()
 
     async def _handle(self, queue: str, message: dict[str, Any]) -> None:
-        self._given = time.monotonic()
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._work, queue)
+        self._busy[queue] += 1
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._work, queue)
+        finally:
+            if self._busy[queue] >= self._concurrency:
+                self._full[queue] = time.monotonic()
+            self._busy[queue] -= 1
 
     def _work(self, queue: str) -> None:
         """A message came: one task."""
@@ -347,7 +353,6 @@ class Runner:
             finally:
                 if self._running.get(row.pk) == row.attempted:  # else another run of it has begun here
                     del self._running[row.pk]
-                self._given = time.monotonic()
         finally:
             close_old_connections()
 
@@ -356,14 +361,13 @@ class Runner:
         while not self._ended.wait(LOOK):
             close_old_connections()
             try:
-                if running := list(self._running.items()):
-                    if time.monotonic() - said >= SAY:
-                        QueuedTask.objects.filter(same(running), status=RUNNING).update(seen=Now())
-                        said = time.monotonic()
-                elif time.monotonic() - self._given >= IDLE:
-                    if lost := announce_again(self._backend, self._queues):
+                if (running := list(self._running.items())) and time.monotonic() - said >= SAY:
+                    QueuedTask.objects.filter(same(running), status=RUNNING).update(seen=Now())
+                    said = time.monotonic()
+                if hungry := self._hungry():
+                    if lost := announce_again(self._backend, hungry):
                         logger.warning("%s tasks waited, and no message told of them: announced anew", lost)
-                    self._given = time.monotonic()
+                    self._full |= dict.fromkeys(hungry, time.monotonic())
                 recover(self._backend, self._steady)
                 announce_due(self._backend)
             except (LayerError, ChannelFull, Error) as error:  # later
@@ -372,6 +376,16 @@ class Runner:
                 logger.exception("What waits cannot be looked after")
             finally:
                 close_old_connections()
+
+    def _hungry(self) -> list[str]:
+        """Queues that had room for more for IDLE: a message that waited for so long would have come. One that
+        is full may have many, and is not announced anew."""
+        then = time.monotonic() - IDLE
+        return [
+            queue
+            for queue in self._queues
+            if self._busy[queue] < self._concurrency and self._full[queue] <= then
+        ]
 
     def _steady(self) -> bool:
         """The database has answered. Whether it has done so for LEASE without a long pause: in one, others

@@ -73,6 +73,35 @@ def call(alias):
     return call
 
 
+class Steps:
+    """In place of the event that ends a runner's looks: one step before each look, by a clock of its own."""
+
+    def __init__(self, monkeypatch):
+        self.clock = 1000.0
+        self.steps = []
+        monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: self.clock, sleep=self.sleep))
+
+    def sleep(self, seconds):
+        self.clock += seconds
+
+    def wait(self, seconds):
+        self.clock += seconds
+        if self.steps:
+            self.steps.pop(0)()
+            return False
+        return True
+
+    def __call__(self, runner, *steps):
+        self.steps[:] = steps
+        runner._ended = self
+        runner._look()
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    return Steps(monkeypatch)
+
+
 # What the interface asks -----------------------------------------------------------------------------------
 
 
@@ -256,6 +285,87 @@ def test_messages_that_were_lost_are_sent_anew(commits, sent):
     assert running.announce_again(backend, ["slow"]) == 1
     assert running.announce_due(backend) == 1
     assert len(sent.messages) == 1
+
+
+@pytest.fixture
+def lost(commits, sent):
+    """A task of each queue has waited for long, and the broker has lost the messages."""
+    with commits():
+        for queue in QUEUES:
+            samples.add.using(queue_name=queue).enqueue(1)
+    sent.clear()
+    QueuedTask.objects.update(due=timezone.now() - timedelta(hours=1))
+
+
+def told(sent):
+    return [channel.rpartition(".")[2] for batch in sent.publisher.batches for channel, _ in batch]
+
+
+@pytest.fixture
+def runner(looks, monkeypatch):
+    """Its tasks are in hand until a test says that they have ended: `end(queue)`."""
+    runner = running.Runner(task_backends["default"], QUEUES, 2, 1)
+    hands, loop = {queue: [] for queue in QUEUES}, asyncio.new_event_loop()
+
+    def begin(queue):
+        hand = loop.create_future()
+        handling = loop.create_task(runner._handle(queue, {}))
+        hands[queue].append((hand, handling))
+        monkeypatch.setattr(loop, "run_in_executor", lambda *given: hand)
+        loop.run_until_complete(asyncio.sleep(0))
+
+    def end(queue):
+        hand, handling = hands[queue].pop()
+        hand.set_result(None)
+        loop.run_until_complete(handling)
+
+    runner.begin, runner.end = begin, end
+    yield runner
+    for queue in QUEUES:
+        while hands[queue]:
+            end(queue)
+    loop.close()
+
+
+def seconds(count):
+    return [lambda: None] * int(count)
+
+
+def test_messages_that_were_lost_are_sent_anew_while_another_task_runs(lost, sent, looks, runner):
+    """For as long as one of four slots had a long task, nobody looked."""
+    runner.begin("default")
+    runner._running["a long one"] = timezone.now()
+    looks(runner, *seconds(running.IDLE - 2))
+    assert told(sent) == []
+    looks(runner, *seconds(4))
+    assert sorted(told(sent)) == QUEUES
+    looks(runner, *seconds(3))
+    assert len(told(sent)) == 2
+
+
+def test_messages_that_were_lost_are_sent_anew_while_others_come(lost, sent, looks, runner):
+    """Each of them took the oldest task, so that as many waited as ever."""
+
+    def short():
+        runner.begin("default")
+        runner.end("default")
+
+    looks(runner, *[short] * int(running.IDLE + 2))
+    assert sorted(told(sent)) == QUEUES
+
+
+def test_a_queue_that_is_full_is_not_announced_anew(lost, sent, looks, runner):
+    """Its messages wait at the broker: more of them each minute would have no end."""
+    runner.begin("default")
+    runner.begin("default")
+    looks(runner, *seconds(10 * running.IDLE))
+    assert set(told(sent)) == {"slow"}
+    sent.clear()
+    runner.end("default")  # a message that waits would come now
+    looks(runner, *seconds(running.IDLE - 2))
+    assert "default" not in told(sent)
+    looks(runner, *seconds(4))
+    assert "default" in told(sent)
 
 
 # Which, and when -------------------------------------------------------------------------------------------
@@ -458,35 +568,6 @@ def test_a_task_that_ends_its_workers_fails_at_last():
     result.refresh()
     assert (result.status, samples.done) == (TaskResultStatus.FAILED, [])
     assert result.errors[0].exception_class is running.WorkerLost
-
-
-class Steps:
-    """In place of the event that ends a runner's looks: one step before each look, by a clock of its own."""
-
-    def __init__(self, monkeypatch):
-        self.clock = 1000.0
-        self.steps = []
-        monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: self.clock, sleep=self.sleep))
-
-    def sleep(self, seconds):
-        self.clock += seconds
-
-    def wait(self, seconds):
-        self.clock += seconds
-        if self.steps:
-            self.steps.pop(0)()
-            return False
-        return True
-
-    def __call__(self, runner, *steps):
-        self.steps[:] = steps
-        runner._ended = self
-        runner._look()
-
-
-@pytest.fixture
-def looks(monkeypatch):
-    return Steps(monkeypatch)
 
 
 @pytest.mark.parametrize("hangs", [False, True])
