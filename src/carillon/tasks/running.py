@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from channels.layers import get_channel_layer
-from django.db import DataError, Error, IntegrityError, close_old_connections
+from django.db import DataError, Error, IntegrityError, close_old_connections, connections
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -164,10 +164,13 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
     """Whether it was still ours. A database that is away is waited for, until the process ends: else what is
     done were done twice."""
     changes, waits = _outcome(row, value, raised, again), False
-    ours = QueuedTask.objects.filter(pk=row.pk, status=RUNNING, attempted=row.attempted)
+    ours = QueuedTask.objects.filter(pk=row.pk, attempted=row.attempted)
+    mark = "finished" if again is None else "errors"
     while True:
         try:
-            kept = ours.update(**changes)
+            kept = bool(ours.filter(status=RUNNING).update(**changes))
+            if waits and not kept:  # or it was before, and the answer was lost with the connection
+                kept = ours.filter(**{mark: changes[mark]}).exists()
             break
         except (DataError, IntegrityError):  # it is not away
             raise
@@ -185,7 +188,7 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
         )
     for name, changed in changes.items():
         setattr(row, name, changed)
-    return bool(kept)
+    return kept
 
 
 def _outcome(
@@ -231,10 +234,33 @@ def recover(backend: DurableBackend, could_say: Callable[[], bool] = lambda: Tru
         logger.warning("Task id=%s path=%s has lost its worker %s", row.pk, row.path, row.workers[-1])
         still = lapsed.filter(pk=row.pk, attempted=row.attempted)  # it may have said something meanwhile
         if is_given_up(len(row.workers), len(row.errors)):
-            still.update(**_outcome(row, None, WorkerLost(f"{LIVES} workers ended while it ran"), None))
+            error = WorkerLost(f"{LIVES} workers ended while it ran")
+            changes = _outcome(row, None, error, None)
+            if still.update(**changes):
+                for name, changed in changes.items():
+                    setattr(row, name, changed)
+                _tell_aside(backend, row, error)
         else:
             put_back(still)
     return len(found)
+
+
+def _tell_aside(backend: DurableBackend, row: QueuedTask, error: WorkerLost) -> None:
+    """In a thread of its own: who listens may take long, and nobody else says that tasks run here."""
+    try:
+        result = result_of(row, backend.task_of(row))
+    except (ImportError, TypeError):  # a result is one of a task, which the code no longer has
+        return
+
+    def tell() -> None:
+        try:
+            raise error  # whoever reports errors asks for the one at hand
+        except WorkerLost:
+            task_finished.send_robust(type(backend), task_result=result)
+        finally:
+            connections.close_all()
+
+    threading.Thread(target=tell, name="carillon tasks: finished", daemon=True).start()
 
 
 def put_back(rows: QuerySet[QueuedTask]) -> None:

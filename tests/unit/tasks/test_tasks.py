@@ -688,6 +688,103 @@ def test_a_database_that_is_away_for_long_costs_no_second_run_either(looks, monk
     assert caplog.text.count("cannot be kept yet") == 1
 
 
+@pytest.fixture
+def heard():
+    """The results that `task_finished` told of."""
+    heard = []
+
+    def listen(sender, task_result, **more):
+        heard.append(task_result)
+
+    task_finished.connect(listen)
+    yield heard
+    task_finished.disconnect(listen)
+
+
+@pytest.mark.parametrize("alias", ["default", "stubborn"])
+@pytest.mark.parametrize("task", [samples.add, samples.fail])
+def test_an_end_whose_answer_is_lost_is_kept_and_told_of(monkeypatch, caplog, heard, task, alias):
+    """The row said that it had ended, and the log that it had gone to another worker."""
+    task.using(backend=alias).enqueue(1)
+    backend = task_backends[alias]
+    row = running.take(backend, "default", "worker")
+    queryset = type(QueuedTask.objects.all())
+    update = queryset.update
+
+    def deaf(self, **changes):
+        update(self, **changes)
+        monkeypatch.setattr(queryset, "update", update)
+        raise Error("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(queryset, "update", deaf)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+    running.run(backend, row)
+    ended = (task, alias) != (samples.fail, "stubborn")  # it has more attempts
+    assert [result.id for result in heard] == [row.pk] * ended
+    assert QueuedTask.objects.get().status == ("READY" if not ended else heard[0].status)
+    assert "another worker" not in caplog.text
+
+
+@pytest.mark.parametrize("verdict", ["put back", "lost"])
+def test_an_end_that_another_put_there_is_not_ours(monkeypatch, caplog, heard, verdict):
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    row = running.take(backend, "default", "worker")
+    QueuedTask.objects.update(workers=["late"] * (running.LIVES if verdict == "lost" else 1))
+    queryset = type(QueuedTask.objects.all())
+    update = queryset.update
+
+    def away(self, **changes):
+        monkeypatch.setattr(queryset, "update", update)
+        monkeypatch.setattr(running, "_tell_aside", lambda *given: None)
+        lapse()
+        running.recover(backend)
+        raise Error("away")
+
+    monkeypatch.setattr(queryset, "update", away)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+    running.run(backend, row)
+    assert QueuedTask.objects.get().status == ("FAILED" if verdict == "lost" else "READY")
+    assert heard == []
+    assert "another worker" in caplog.text
+
+
+def test_a_task_that_has_lost_its_workers_is_told_of_aside():
+    """Who listens may take long: meanwhile nobody would say what else runs."""
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "worker")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES)
+    lapse()
+    on, told, heard = threading.Event(), threading.Event(), []
+
+    def slow(sender, task_result, **more):
+        assert on.wait(10)
+        assert "WorkerLost" in traceback.format_exc()
+        heard.append((task_result.status, task_result.args, task_result.errors[0].exception_class))
+        told.set()
+
+    task_finished.connect(slow)
+    try:
+        running.recover(backend)
+        assert heard == []
+        on.set()
+        assert told.wait(10)
+    finally:
+        task_finished.disconnect(slow)
+    assert heard == [(TaskResultStatus.FAILED, [1], running.WorkerLost)]
+
+
+def test_a_task_that_has_lost_its_workers_and_its_code_has_failed():
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "worker")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES, path="tests.unit.tasks.samples.gone")
+    lapse()
+    assert running.recover(backend) == 1
+    assert QueuedTask.objects.get().status == "FAILED"
+
+
 def test_a_task_that_this_release_does_not_have_waits_for_one_that_has_it():
     samples.add.enqueue(1)
     QueuedTask.objects.update(path="tests.unit.tasks.samples.to_come")
