@@ -39,8 +39,10 @@ TASKS = {
 
 
 @pytest.fixture(autouse=True)
-def project(settings, db):
+def project(settings, db, monkeypatch):
     settings.TASKS = TASKS
+    # On PostgreSQL it would end the transaction that a test is.
+    monkeypatch.setattr(running, "close_old_connections", lambda: None)
     backends.DurableBackend._failed = float("-inf")
     samples.done.clear()
 
@@ -446,7 +448,6 @@ def test_a_run_that_went_to_another_worker_is_neither_kept_alive_nor_put_back_he
     runner._running = {late.pk: late.attempted}
     monkeypatch.setattr(running, "LOOK", 0)
     monkeypatch.setattr(running, "recover", lambda *given: runner._ended.set())
-    monkeypatch.setattr(running, "close_old_connections", lambda: None)
     runner._look()
     assert QueuedTask.objects.get().seen == seen
 
