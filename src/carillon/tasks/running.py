@@ -9,14 +9,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from channels.layers import get_channel_layer
-from django.db import DataError, Error, IntegrityError, close_old_connections
+from django.db import DataError, Error, IntegrityError, close_old_connections, connections
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -45,14 +45,12 @@ LEASE = 30.0
 """Seconds without one, after which it does not."""
 
 IDLE = 60.0
-"""Seconds for which a worker was given nothing while tasks waited: their messages are lost."""
+"""Seconds for which a worker had room for more while tasks waited: their messages are lost."""
 
 LIVES = 5
 """So often a task may be begun and not end: then it has failed, for it may be what ends its workers."""
 
 LONGEST_PAUSE = 3600.0
-PATIENCE = 60.0
-"""Seconds that a result waits for a database that is away."""
 
 SOME = 500
 """Rows looked at together."""
@@ -163,7 +161,40 @@ def _end(
 
 
 def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: float | None) -> bool:
-    """Whether it was still ours. A database that is away is waited for: else what is done were done twice."""
+    """Whether it was still ours. A database that is away is waited for, until the process ends: else what is
+    done were done twice."""
+    changes, waits = _outcome(row, value, raised, again), False
+    ours = QueuedTask.objects.filter(pk=row.pk, attempted=row.attempted)
+    mark = "finished" if again is None else "errors"
+    while True:
+        try:
+            kept = bool(ours.filter(status=RUNNING).update(**changes))
+            if waits and not kept:  # or it was before, and the answer was lost with the connection
+                kept = ours.filter(**{mark: changes[mark]}).exists()
+            break
+        except (DataError, IntegrityError):  # it is not away
+            raise
+        except Error as error:
+            if not waits:
+                logger.warning(
+                    "Task id=%s path=%s has ended, which cannot be kept yet: %s", row.pk, row.path, error
+                )
+            waits = True
+            time.sleep(1)
+            close_old_connections()
+    if not kept:
+        logger.warning(
+            "Task id=%s path=%s went to another worker: its end here is not kept", row.pk, row.path
+        )
+    for name, changed in changes.items():
+        setattr(row, name, changed)
+    return kept
+
+
+def _outcome(
+    row: QueuedTask, value: Any, raised: BaseException | None, again: float | None
+) -> dict[str, Any]:
+    """What of its row changes when it has ended."""
     changes: dict[str, Any] = {}
     if raised is not None:
         path, said = get_module_path(type(raised)), storable(get_exception_traceback(raised)[-TRACEBACK:])
@@ -174,26 +205,7 @@ def _keep(row: QueuedTask, value: Any, raised: BaseException | None, again: floa
     else:
         status = TaskResultStatus.SUCCESSFUL if raised is None else TaskResultStatus.FAILED
         changes |= {"status": status, "value": value, "finished": timezone.now()}
-    ours = QueuedTask.objects.filter(pk=row.pk, status=RUNNING, attempted=row.attempted)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            kept = ours.update(**changes)
-            break
-        except (DataError, IntegrityError):  # it is not away
-            raise
-        except Error:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-            close_old_connections()
-    if not kept:
-        logger.warning(
-            "Task id=%s path=%s went to another worker: its end here is not kept", row.pk, row.path
-        )
-    for name, changed in changes.items():
-        setattr(row, name, changed)
-    return bool(kept)
+    return changes
 
 
 # What nobody runs ------------------------------------------------------------------------------------------
@@ -209,20 +221,46 @@ def announce_due(backend: DurableBackend) -> int:
     return len(some)
 
 
-def recover(backend: DurableBackend) -> int:
-    """Tasks whose worker has said nothing for long are to be run again, or have failed. How many. Raises
-    django.db.Error."""
+def recover(backend: DurableBackend, could_say: Callable[[], bool] = lambda: True) -> int:
+    """Tasks whose worker has said nothing for long are to be run again, or have failed. How many.
+    `could_say`: whether a worker that lives could have said so. Raises django.db.Error."""
     lapsed = QueuedTask.objects.filter(
         backend=backend.alias, status=RUNNING, seen__lt=Now() - timedelta(seconds=LEASE)
     )
     found = list(lapsed.defer("args", "kwargs", "value").order_by("seen")[:SOME])
+    if not could_say():  # asked after the look, which may be what the database held up
+        return 0
     for row in found:
         logger.warning("Task id=%s path=%s has lost its worker %s", row.pk, row.path, row.workers[-1])
+        still = lapsed.filter(pk=row.pk, attempted=row.attempted)  # it may have said something meanwhile
         if is_given_up(len(row.workers), len(row.errors)):
-            _keep(row, None, WorkerLost(f"{LIVES} workers ended while it ran"), None)
+            error = WorkerLost(f"{LIVES} workers ended while it ran")
+            changes = _outcome(row, None, error, None)
+            if still.update(**changes):
+                for name, changed in changes.items():
+                    setattr(row, name, changed)
+                _tell_aside(backend, row, error)
         else:
-            put_back(lapsed.filter(pk=row.pk, attempted=row.attempted))
+            put_back(still)
     return len(found)
+
+
+def _tell_aside(backend: DurableBackend, row: QueuedTask, error: WorkerLost) -> None:
+    """In a thread of its own: who listens may take long, and nobody else says that tasks run here."""
+    try:
+        result = result_of(row, backend.task_of(row))
+    except (ImportError, TypeError):  # a result is one of a task, which the code no longer has
+        return
+
+    def tell() -> None:
+        try:
+            raise error  # whoever reports errors asks for the one at hand
+        except WorkerLost:
+            task_finished.send_robust(type(backend), task_result=result)
+        finally:
+            connections.close_all()
+
+    threading.Thread(target=tell, name="carillon tasks: finished", daemon=True).start()
 
 
 def put_back(rows: QuerySet[QueuedTask]) -> None:
@@ -231,7 +269,7 @@ def put_back(rows: QuerySet[QueuedTask]) -> None:
 
 
 def announce_again(backend: DurableBackend, queues: Sequence[str]) -> int:
-    """Tasks of these queues have waited for long while a worker had nothing to do. Raises django.db.Error."""
+    """Tasks of these queues have waited for long while a worker had room for more. Raises django.db.Error."""
     long = Q(due__lt=Now() - timedelta(seconds=IDLE)) | Q(due=F("enqueued"), due__gt=Now())
     waiting = QueuedTask.objects.filter(
         long, backend=backend.alias, queue__in=queues, status=READY, announced=True
@@ -256,18 +294,30 @@ class Runner:
         self._drain = drain
         self._name = f"{os.uname().nodename}-{os.getpid()}-{get_random_id()[:8]}"[:64]
         self._running: dict[str, datetime | None] = {}  # and when it was begun: later, another has it
-        self._given = time.monotonic()  # when a message last came
+        self._busy = dict.fromkeys(queues, 0)  # messages in hand
+        self._full = dict.fromkeys(queues, time.monotonic())  # when there was last no room for another
+        self._answered = self._since = time.monotonic()  # the database: when last, and since when steadily
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(concurrency * len(queues), "task")
 
     def run(self) -> bool:
-        """False when tasks had to be cut off; others run them. Raises LayerError, django.db.Error."""
-        asyncio.run(self._serve())
+        """False when tasks had to be cut off, whatever it ended with; others run them. Else raises
+        LayerError."""
+        try:
+            asyncio.run(self._serve())
+        except Exception:
+            if not self._running:
+                raise
+            logger.exception("runtasks ends")
         self._pool.shutdown(wait=False, cancel_futures=True)
         cut_off = dict(self._running)
         if cut_off:
             logger.warning("Cut off, to be run again: tasks %s", ", ".join(cut_off))
-            put_back(QueuedTask.objects.filter(same(cut_off.items())))
+            close_old_connections()
+            try:
+                put_back(QueuedTask.objects.filter(same(cut_off.items())))
+            except Error as error:
+                logger.warning("They are run again %g s after the database is back: %s", LEASE, error)
         return not cut_off
 
     async def _serve(self) -> None:
@@ -293,16 +343,25 @@ class Runner:
         looking = threading.Thread(target=self._look, name="carillon tasks", daemon=True)
         looking.start()
         logger.info("runtasks is ready: %s", ", ".join(self._queues))
+        runs = [asyncio.create_task(worker.run()) for worker in workers]
         try:
-            await asyncio.gather(*(worker.run() for worker in workers))
+            await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
+            stop()  # all, when one has failed: while the others' tasks end somebody says that they run
+            await asyncio.wait(runs)
+            await asyncio.gather(*runs)
         finally:
             self._ended.set()
-            await asyncio.to_thread(looking.join)
+            await asyncio.to_thread(looking.join, SAY)  # no longer: a database may hold it up without end
             await layer.close()
 
     async def _handle(self, queue: str, message: dict[str, Any]) -> None:
-        self._given = time.monotonic()
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._work, queue)
+        self._busy[queue] += 1
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._work, queue)
+        finally:
+            if self._busy[queue] >= self._concurrency:
+                self._full[queue] = time.monotonic()
+            self._busy[queue] -= 1
 
     def _work(self, queue: str) -> None:
         """A message came: one task."""
@@ -313,11 +372,13 @@ class Runner:
                 return
             self._running[row.pk] = row.attempted
             try:
-                run(self._backend, row)
+                if self._ended.is_set():  # whoever ended this has not seen it, and says no more that it runs
+                    put_back(QueuedTask.objects.filter(same([(row.pk, row.attempted)])))
+                else:
+                    run(self._backend, row)
             finally:
                 if self._running.get(row.pk) == row.attempted:  # else another run of it has begun here
                     del self._running[row.pk]
-                self._given = time.monotonic()
         finally:
             close_old_connections()
 
@@ -326,15 +387,14 @@ class Runner:
         while not self._ended.wait(LOOK):
             close_old_connections()
             try:
-                if running := list(self._running.items()):
-                    if time.monotonic() - said >= SAY:
-                        QueuedTask.objects.filter(same(running), status=RUNNING).update(seen=Now())
-                        said = time.monotonic()
-                elif time.monotonic() - self._given >= IDLE:
-                    if lost := announce_again(self._backend, self._queues):
+                if (running := list(self._running.items())) and time.monotonic() - said >= SAY:
+                    QueuedTask.objects.filter(same(running), status=RUNNING).update(seen=Now())
+                    said = time.monotonic()
+                if hungry := self._hungry():
+                    if lost := announce_again(self._backend, hungry):
                         logger.warning("%s tasks waited, and no message told of them: announced anew", lost)
-                    self._given = time.monotonic()
-                recover(self._backend)
+                    self._full |= dict.fromkeys(hungry, time.monotonic())
+                recover(self._backend, self._steady)
                 announce_due(self._backend)
             except (LayerError, ChannelFull, Error) as error:  # later
                 logger.warning("What waits cannot be looked after: %s", type(error).__name__)
@@ -342,3 +402,22 @@ class Runner:
                 logger.exception("What waits cannot be looked after")
             finally:
                 close_old_connections()
+
+    def _hungry(self) -> list[str]:
+        """Queues that had room for more for IDLE: a message that waited for so long would have come. One that
+        is full may have many, and is not announced anew."""
+        then = time.monotonic() - IDLE
+        return [
+            queue
+            for queue in self._queues
+            if self._busy[queue] < self._concurrency and self._full[queue] <= then
+        ]
+
+    def _steady(self) -> bool:
+        """The database has answered. Whether it has done so for LEASE without a long pause: in one, others
+        could no more say that they run than we."""
+        now = time.monotonic()
+        if now - self._answered > LEASE / 2:
+            self._since = now
+        self._answered = now
+        return now - self._since >= LEASE

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 import traceback
 from datetime import timedelta
+from signal import SIGTERM
+from types import SimpleNamespace
 
 import pytest
 from django.db import DataError, Error, IntegrityError, connection, transaction
@@ -14,11 +19,12 @@ from django_tasks.base import Task
 from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist, TaskResultMismatch
 from django_tasks.signals import task_enqueued, task_finished, task_started
 
-from asgi_amqp import AMQPChannelLayer
+from asgi_amqp import AMQPChannelLayer, LayerError
 from carillon.retention import Run, kinds
 from carillon.tasks import backend as backends
 from carillon.tasks import running
 from carillon.tasks.models import QueuedTask
+from tests.unit.support.fakes import FakeLayer
 from tests.unit.tasks import samples
 
 OURS = "carillon.tasks.backend.DurableBackend"
@@ -33,8 +39,10 @@ TASKS = {
 
 
 @pytest.fixture(autouse=True)
-def project(settings, db):
+def project(settings, db, monkeypatch):
     settings.TASKS = TASKS
+    # On PostgreSQL it would end the transaction that a test is.
+    monkeypatch.setattr(running, "close_old_connections", lambda: None)
     backends.DurableBackend._failed = float("-inf")
     samples.done.clear()
 
@@ -65,6 +73,35 @@ def call(alias):
         return result
 
     return call
+
+
+class Steps:
+    """In place of the event that ends a runner's looks: one step before each look, by a clock of its own."""
+
+    def __init__(self, monkeypatch):
+        self.clock = 1000.0
+        self.steps = []
+        monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: self.clock, sleep=self.sleep))
+
+    def sleep(self, seconds):
+        self.clock += seconds
+
+    def wait(self, seconds):
+        self.clock += seconds
+        if self.steps:
+            self.steps.pop(0)()
+            return False
+        return True
+
+    def __call__(self, runner, *steps):
+        self.steps[:] = steps
+        runner._ended = self
+        runner._look()
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    return Steps(monkeypatch)
 
 
 # What the interface asks -----------------------------------------------------------------------------------
@@ -252,6 +289,87 @@ def test_messages_that_were_lost_are_sent_anew(commits, sent):
     assert len(sent.messages) == 1
 
 
+@pytest.fixture
+def lost(commits, sent):
+    """A task of each queue has waited for long, and the broker has lost the messages."""
+    with commits():
+        for queue in QUEUES:
+            samples.add.using(queue_name=queue).enqueue(1)
+    sent.clear()
+    QueuedTask.objects.update(due=timezone.now() - timedelta(hours=1))
+
+
+def told(sent):
+    return [channel.rpartition(".")[2] for batch in sent.publisher.batches for channel, _ in batch]
+
+
+@pytest.fixture
+def runner(looks, monkeypatch):
+    """Its tasks are in hand until a test says that they have ended: `end(queue)`."""
+    runner = running.Runner(task_backends["default"], QUEUES, 2, 1)
+    hands, loop = {queue: [] for queue in QUEUES}, asyncio.new_event_loop()
+
+    def begin(queue):
+        hand = loop.create_future()
+        handling = loop.create_task(runner._handle(queue, {}))
+        hands[queue].append((hand, handling))
+        monkeypatch.setattr(loop, "run_in_executor", lambda *given: hand)
+        loop.run_until_complete(asyncio.sleep(0))
+
+    def end(queue):
+        hand, handling = hands[queue].pop()
+        hand.set_result(None)
+        loop.run_until_complete(handling)
+
+    runner.begin, runner.end = begin, end
+    yield runner
+    for queue in QUEUES:
+        while hands[queue]:
+            end(queue)
+    loop.close()
+
+
+def seconds(count):
+    return [lambda: None] * int(count)
+
+
+def test_messages_that_were_lost_are_sent_anew_while_another_task_runs(lost, sent, looks, runner):
+    """For as long as one of four slots had a long task, nobody looked."""
+    runner.begin("default")
+    runner._running["a long one"] = timezone.now()
+    looks(runner, *seconds(running.IDLE - 2))
+    assert told(sent) == []
+    looks(runner, *seconds(4))
+    assert sorted(told(sent)) == QUEUES
+    looks(runner, *seconds(3))
+    assert len(told(sent)) == 2
+
+
+def test_messages_that_were_lost_are_sent_anew_while_others_come(lost, sent, looks, runner):
+    """Each of them took the oldest task, so that as many waited as ever."""
+
+    def short():
+        runner.begin("default")
+        runner.end("default")
+
+    looks(runner, *[short] * int(running.IDLE + 2))
+    assert sorted(told(sent)) == QUEUES
+
+
+def test_a_queue_that_is_full_is_not_announced_anew(lost, sent, looks, runner):
+    """Its messages wait at the broker: more of them each minute would have no end."""
+    runner.begin("default")
+    runner.begin("default")
+    looks(runner, *seconds(10 * running.IDLE))
+    assert set(told(sent)) == {"slow"}
+    sent.clear()
+    runner.end("default")  # a message that waits would come now
+    looks(runner, *seconds(running.IDLE - 2))
+    assert "default" not in told(sent)
+    looks(runner, *seconds(4))
+    assert "default" in told(sent)
+
+
 # Which, and when -------------------------------------------------------------------------------------------
 
 
@@ -329,8 +447,7 @@ def test_a_run_that_went_to_another_worker_is_neither_kept_alive_nor_put_back_he
     runner = running.Runner(backend, ["default"], 1, 1)
     runner._running = {late.pk: late.attempted}
     monkeypatch.setattr(running, "LOOK", 0)
-    monkeypatch.setattr(running, "recover", lambda backend: runner._ended.set())
-    monkeypatch.setattr(running, "close_old_connections", lambda: None)
+    monkeypatch.setattr(running, "recover", lambda *given: runner._ended.set())
     runner._look()
     assert QueuedTask.objects.get().seen == seen
 
@@ -454,6 +571,73 @@ def test_a_task_that_ends_its_workers_fails_at_last():
     assert result.errors[0].exception_class is running.WorkerLost
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_who_could_say_nothing_while_the_database_was_away_has_not_gone(looks, monkeypatch, hangs):
+    """The first to look after an outage ran the tasks of all others, which ran on."""
+    backend = task_backends["default"]
+    samples.add.enqueue(1)
+    running.take(backend, "default", "another")
+    runner = running.Runner(backend, ["default"], 1, 1)
+    queryset = type(QueuedTask.objects.all())
+    fetch = queryset._fetch_all
+
+    def away(self):
+        if hangs:  # it is answered in the end
+            looks.clock += running.LEASE + 10
+            monkeypatch.setattr(queryset, "_fetch_all", fetch)
+            return fetch(self)
+        raise Error("away")
+
+    seconds = int(running.LEASE)
+    looks(runner, *[lambda: None] * 2 * seconds)  # it was there for long
+    lapse()
+    monkeypatch.setattr(queryset, "_fetch_all", away)
+    looks(runner, *[lambda: None] * (1 if hangs else 40))
+    monkeypatch.setattr(queryset, "_fetch_all", fetch)
+    looks(runner, *[lambda: None] * (seconds - 2))
+    assert QueuedTask.objects.get().status == "RUNNING"
+    looks(runner, *[lambda: None] * 4)
+    assert QueuedTask.objects.get().status == "READY"  # now it could have said so
+
+
+def test_who_has_just_come_does_not_know_who_has_gone(looks):
+    backend = task_backends["default"]
+    samples.add.enqueue(1)
+    running.take(backend, "default", "another")
+    lapse()
+    runner = running.Runner(backend, ["default"], 1, 1)
+    looks(runner, *[lambda: None] * int(running.LEASE - 2))
+    assert QueuedTask.objects.get().status == "RUNNING"
+    looks(runner, *[lambda: None] * 4)
+    assert QueuedTask.objects.get().status == "READY"
+
+
+def test_a_worker_that_speaks_up_between_the_look_and_the_verdict_has_not_gone():
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "late")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES)
+    lapse()
+    running.recover(backend, lambda: QueuedTask.objects.update(seen=timezone.now()))
+    assert QueuedTask.objects.get().status == "RUNNING"
+
+
+def test_who_looks_after_others_waits_for_no_database(monkeypatch):
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "late")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES)
+    lapse()
+
+    def away(self, **changes):
+        raise Error("away")
+
+    monkeypatch.setattr(type(QueuedTask.objects.all()), "update", away)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(Error, match="away"):
+        running.recover(backend)
+
+
 def test_what_was_given_to_another_is_his(caplog):
     result = samples.add.enqueue(1)
     backend = task_backends["default"]
@@ -485,6 +669,123 @@ def test_a_database_that_is_away_for_a_moment_costs_no_second_run(monkeypatch):
     assert QueuedTask.objects.get().status == "SUCCESSFUL"
 
 
+def test_a_database_that_is_away_for_long_costs_no_second_run_either(looks, monkeypatch, caplog):
+    """After a minute the result was forgotten, and the task was done again."""
+    samples.add.enqueue(1)
+    runner = running.Runner(task_backends["default"], ["default"], 1, 1)
+    queryset = type(QueuedTask.objects.all())
+    update, renewed = queryset.update, []
+
+    def away(self, **changes):
+        if "finished" in changes and len(renewed) < 600:
+            renewed.extend(runner._running)  # and its lease will be renewed
+            raise Error("away")
+        return update(self, **changes)
+
+    monkeypatch.setattr(queryset, "update", away)
+    runner._work("default")
+    assert looks.clock >= 1600
+    assert (QueuedTask.objects.get().status, samples.done, runner._running) == ("SUCCESSFUL", [1], {})
+    assert caplog.text.count("cannot be kept yet") == 1
+
+
+@pytest.fixture
+def heard():
+    """The results that `task_finished` told of."""
+    heard = []
+
+    def listen(sender, task_result, **more):
+        heard.append(task_result)
+
+    task_finished.connect(listen)
+    yield heard
+    task_finished.disconnect(listen)
+
+
+@pytest.mark.parametrize("alias", ["default", "stubborn"])
+@pytest.mark.parametrize("task", [samples.add, samples.fail])
+def test_an_end_whose_answer_is_lost_is_kept_and_told_of(monkeypatch, caplog, heard, task, alias):
+    """The row said that it had ended, and the log that it had gone to another worker."""
+    task.using(backend=alias).enqueue(1)
+    backend = task_backends[alias]
+    row = running.take(backend, "default", "worker")
+    queryset = type(QueuedTask.objects.all())
+    update = queryset.update
+
+    def deaf(self, **changes):
+        update(self, **changes)
+        monkeypatch.setattr(queryset, "update", update)
+        raise Error("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(queryset, "update", deaf)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+    running.run(backend, row)
+    ended = (task, alias) != (samples.fail, "stubborn")  # it has more attempts
+    assert [result.id for result in heard] == [row.pk] * ended
+    assert QueuedTask.objects.get().status == ("READY" if not ended else heard[0].status)
+    assert "another worker" not in caplog.text
+
+
+@pytest.mark.parametrize("verdict", ["put back", "lost"])
+def test_an_end_that_another_put_there_is_not_ours(monkeypatch, caplog, heard, verdict):
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    row = running.take(backend, "default", "worker")
+    QueuedTask.objects.update(workers=["late"] * (running.LIVES if verdict == "lost" else 1))
+    queryset = type(QueuedTask.objects.all())
+    update = queryset.update
+
+    def away(self, **changes):
+        monkeypatch.setattr(queryset, "update", update)
+        monkeypatch.setattr(running, "_tell_aside", lambda *given: None)
+        lapse()
+        running.recover(backend)
+        raise Error("away")
+
+    monkeypatch.setattr(queryset, "update", away)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+    running.run(backend, row)
+    assert QueuedTask.objects.get().status == ("FAILED" if verdict == "lost" else "READY")
+    assert heard == []
+    assert "another worker" in caplog.text
+
+
+def test_a_task_that_has_lost_its_workers_is_told_of_aside():
+    """Who listens may take long: meanwhile nobody would say what else runs."""
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "worker")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES)
+    lapse()
+    on, told, heard = threading.Event(), threading.Event(), []
+
+    def slow(sender, task_result, **more):
+        assert on.wait(10)
+        assert "WorkerLost" in traceback.format_exc()
+        heard.append((task_result.status, task_result.args, task_result.errors[0].exception_class))
+        told.set()
+
+    task_finished.connect(slow)
+    try:
+        running.recover(backend)
+        assert heard == []
+        on.set()
+        assert told.wait(10)
+    finally:
+        task_finished.disconnect(slow)
+    assert heard == [(TaskResultStatus.FAILED, [1], running.WorkerLost)]
+
+
+def test_a_task_that_has_lost_its_workers_and_its_code_has_failed():
+    samples.add.enqueue(1)
+    backend = task_backends["default"]
+    running.take(backend, "default", "worker")
+    QueuedTask.objects.update(workers=["late"] * running.LIVES, path="tests.unit.tasks.samples.gone")
+    lapse()
+    assert running.recover(backend) == 1
+    assert QueuedTask.objects.get().status == "FAILED"
+
+
 def test_a_task_that_this_release_does_not_have_waits_for_one_that_has_it():
     samples.add.enqueue(1)
     QueuedTask.objects.update(path="tests.unit.tasks.samples.to_come")
@@ -496,6 +797,117 @@ def test_a_task_that_this_release_does_not_have_waits_for_one_that_has_it():
     QueuedTask.objects.update(path="tests.unit.tasks.samples.ordinary", due=timezone.now())
     work()
     assert QueuedTask.objects.get().errors[1]["exception_class_path"] == "builtins.TypeError"
+
+
+# The end of the process ------------------------------------------------------------------------------------
+
+
+class Served:
+    """A runner of two queues whose workers are made up: that of `default` has a task that does not end, and
+    that of `slow` fails then, or is told to stop."""
+
+    def __init__(self, monkeypatch, error=None):
+        self.go, self.said = threading.Event(), []
+        samples.add.enqueue(1)
+        backend = task_backends["default"]
+        taken = running.take(backend, "default", "worker")
+        self.runner = running.Runner(backend, ["default", "slow"], 1, 1)
+        begun = threading.Event()
+
+        def run(backend, row):
+            begun.set()
+            assert self.go.wait(10)
+
+        def look(runner):
+            runner._ended.wait()
+            self.said.append("looks end")
+
+        class Worker:
+            def __init__(worker, layer, handle, channel, concurrency, **more):
+                worker.handle, worker.channel, worker.stop_ = handle, channel, asyncio.Event()
+
+            def stop(worker):
+                worker.stop_.set()
+
+            async def run(worker):
+                if worker.channel.endswith("slow"):
+                    await asyncio.to_thread(begun.wait, 10)
+                    if error is not None:
+                        raise error
+                    os.kill(os.getpid(), SIGTERM)
+                    return
+                handling = asyncio.create_task(worker.handle({"type": "carillon.task"}))
+                await worker.stop_.wait()
+                await asyncio.wait([handling], timeout=10 if self.go.is_set() else 0.05)  # the drain
+                self.said.append("drained")
+                handling.cancel()
+
+        async def close(layer):
+            pass
+
+        monkeypatch.setattr(running, "take", lambda *given: taken)
+        monkeypatch.setattr(running, "run", run)
+        monkeypatch.setattr(running, "Worker", Worker)
+        monkeypatch.setattr(running.Runner, "_look", look)
+        monkeypatch.setattr(FakeLayer, "close", close, raising=False)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    made = []
+
+    def serve(error=None):
+        made.append(Served(monkeypatch, error))
+        return made[0]
+
+    yield serve
+    for each in made:
+        each.go.set()
+        each.runner._pool.shutdown()
+
+
+def test_a_queue_that_cannot_be_worked_on_leaves_no_task_of_another_without_a_lease(served, caplog):
+    """What ran went on, nobody said so, and another process began it beside it."""
+    cut = served(LayerError("inequivalent arg"))
+    assert cut.runner.run() is False  # so that the process ends at once
+    assert QueuedTask.objects.get().status == "READY"
+    assert cut.said == ["drained", "looks end"]
+    assert "inequivalent arg" in caplog.text
+
+
+def test_a_queue_that_cannot_be_worked_on_is_said_where_nothing_runs(served):
+    cut = served(LayerError("inequivalent arg"))
+    cut.go.set()
+    with pytest.raises(LayerError, match="inequivalent arg"):
+        cut.runner.run()
+
+
+def test_what_is_cut_off_while_the_database_is_away_holds_up_no_end(served, monkeypatch, caplog):
+    """The process waited for its threads, whose tasks others had begun by then."""
+
+    def away(rows):
+        raise Error("away")
+
+    monkeypatch.setattr(running, "put_back", away)
+    assert served().runner.run() is False
+    assert "after the database is back: away" in caplog.text
+
+
+def test_a_look_that_hangs_holds_up_no_end(served, monkeypatch):
+    cut = served()
+    monkeypatch.setattr(running.Runner, "_look", lambda runner: cut.go.wait(10))
+    monkeypatch.setattr(running, "SAY", 0.1)
+    assert cut.runner.run() is False
+    assert not cut.go.is_set()
+    assert QueuedTask.objects.get().status == "READY"
+
+
+def test_what_is_taken_while_the_process_ends_is_put_back():
+    samples.add.enqueue(1)
+    runner = running.Runner(task_backends["default"], ["default"], 1, 1)
+    runner._ended.set()
+    runner._work("default")
+    assert (QueuedTask.objects.get().status, samples.done, runner._running) == ("READY", [], {})
 
 
 # What is kept ----------------------------------------------------------------------------------------------
