@@ -139,11 +139,11 @@ class Outbox:
 
     def _rouse(self, lane: Lane) -> None:
         """Let it take its turn, if it may."""
-        if lane.draining and not lane.flying:
+        if not lane.flying:
             lane.draining = False
         if lane.waiting and not lane.held and not lane.draining and lane.flying < WINDOW:
             self._ready[lane] = None
-        elif lane.queue is None and lane is not self._plain and not (lane.waiting or lane.flying):
+        elif lane.queue is None and lane is not self._plain and not lane.flying:  # nor does anything wait
             self._lanes.pop(lane.name, None)  # a queue's lane knows when it was declared: tick() forgets it
 
     def take(self, now: float) -> list[Batch]:
@@ -305,7 +305,6 @@ class Outbox:
             lane.declared = float("-inf")
         for batch in refused:
             self._end(batch, error)
-        self._rouse(lane)
 
     def up(self, now: float) -> None:
         """There is a link: what has waited for longer than the expiry is not sent any more."""
@@ -333,7 +332,6 @@ class Outbox:
             else:
                 gone += len(batch.parts)
                 self._end(batch, BrokerUnavailable(f"in flight when the connection was lost: {reason}"))
-            self._rouse(batch.lane)
         self._ready.clear()  # until there is a link
         if gone:
             self.stats.lose("in_flight", gone)

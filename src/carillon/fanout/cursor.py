@@ -100,6 +100,7 @@ class Cursor:
         self.sent = 0
         """Number of the last event, or position, that was written."""
         self.lag = 0
+        """Bytes that it is behind by; none while it is live or held."""
         self.most = most
         self._counted: tuple[str, int] | None = None
         self._from = 0.0
@@ -196,7 +197,7 @@ class Cursor:
 
     def fed(self, size: int) -> None:
         """A piece of that many bytes has been written."""
-        self.lag = 0 if self.live else max(0, self.lag - size)
+        self.lag = max(0, self.lag - size)
 
     def lose(self, reason: str, end: Position, before: int | None = None) -> list[Lost]:
         """What it waits for, or what lies behind a position under `before`, cannot be had: those groups go on
@@ -217,16 +218,13 @@ class Cursor:
     def tick(self, now: float, end: Position, patience: float, room: bool = True) -> str | None:
         """`slow`: it has been too far behind for too long. Another word: the reason for which what it waits
         for must be given up, that nobody waits for ever. Where its reader has no room, it waits for that."""
-        if self.held or self.live:
-            counted = None
-        elif self.most is not None and self.lag > self.most:
+        counted: tuple[str, int] | None = None
+        if self.most is not None and self.lag > self.most:
             counted, limit = ("slow", 0), SLOW
-        elif self.waits and room:
+        elif self.waits and room and not self.held:
             oldest = min(stretch.since.number for stretch in self.waits)
             ahead = oldest > end.number
             counted, limit = ("ahead" if ahead else "timeout", oldest), AHEAD if ahead else patience
-        else:
-            counted = None
         if counted != self._counted:
             self._counted, self._from = counted, now
         return counted[0] if counted is not None and now - self._from >= limit else None

@@ -536,6 +536,8 @@ def test_what_a_deleted_queue_gave_back_leaves_again_before_what_is_younger(send
     assert sending.box.to_declare == [one.queue]
     assert sending.box.take(0.0) == []  # not before it is there again
     sending.confirm(second.tag)  # it was there again for this one
+    sending.declare()
+    assert not sending.box.takable
     assert sending.take() == []  # the third may come back, too
     sending.give_back(third)
     again = sending.take()
@@ -728,6 +730,27 @@ def test_a_tick_looks_at_nobody_whose_time_has_not_come(sending):
     assert len(set(looks)) == 15
 
 
+def test_a_tick_looks_for_those_who_have_gone_once_for_each_time_that_somebody_has(sending):
+    looks = []
+
+    class Looked(Waiting):
+        @property
+        def done(self):
+            looks.append(self)
+            return False
+
+        @done.setter
+        def done(self, _):
+            """It waits."""
+
+    sending.add(DURABLE, ticket=Looked())
+    for gone in (False, True, False):
+        sending.box.cancelled |= gone
+        looks.clear()
+        assert sending.box.tick(0.0, "")
+        assert bool(looks) == gone
+
+
 def test_nobody_waits_for_a_batch_that_has_ended_whatever_came_into_it_later_and_sooner(sending):
     for deadline in (5.0, 4.0):
         sending.add(DURABLE, ticket=Waiting(1, deadline))
@@ -771,6 +794,16 @@ def test_who_waits_for_an_event_of_a_batch_that_was_divided_hears_it_at_its_dead
     assert [len(ticket.ends) for ticket in tickets] == [1, 0]
     assert not sending.box.tick(8.0, "slow")
     assert [len(ticket.ends) for ticket in tickets] == [1, 1]
+
+
+def test_nobody_waits_for_a_batch_that_was_divided_when_its_events_have_been_confirmed(sending):
+    for _ in range(2):
+        sending.add(DURABLE, bytes(600))
+    sending.box.shrink(1000)
+    for batch in sending.take():
+        assert sending.box.tick(0.0, "")
+        sending.confirm(batch.tag)
+    assert not sending.box.tick(0.0, "")
 
 
 def test_what_nobody_waits_for_needs_no_tick(sending):
@@ -859,6 +892,13 @@ def test_a_lane_that_has_anything_to_remember_is_kept():
         (batch,) = sending.take()
         sending.confirm(batch.tag)
 
+    def given_back(sending):
+        (batch,) = sending.take()
+        batch.tickets[0].give_up(RuntimeError("cancelled"))
+        sending.give_back(batch)
+        assert not sending.count
+
+    assert lanes_after(given_back)  # held, with nothing that waits
     assert lanes_after(lambda sending: None)  # held
     assert lanes_after(Sending.declare)  # waiting
     assert lanes_after(Sending.take)  # under way
@@ -929,6 +969,13 @@ def test_a_shrink_leaves_what_is_small_enough_together(sending):
     sending.box.shrink(1000)
     sending.add(DURABLE, bytes(10))
     assert [len(batch.parts) for batch in sending.take()] == [4]
+
+
+def test_a_shrink_divides_no_batch_that_is_just_small_enough(sending):
+    for size in (499, 494):
+        sending.add(DURABLE, bytes(size))
+    sending.box.shrink(1000)
+    assert [(len(batch.parts), batch.size) for batch in sending.take()] == [(2, sending.box.batch_bytes)]
 
 
 def test_a_limit_that_is_larger_than_ours_changes_nothing(sending):
@@ -1053,6 +1100,13 @@ def test_a_young_event_does_not_expire_with_an_old_one(sending):
     left = [int(part[2:]) for part in parts(sending.take())]
     assert left == [30, 40, 50, 60, 70, 80, 90]
     assert sending.stats.lost == {"expired": 3}
+
+
+def test_events_of_a_tenth_of_the_expiry_share_a_batch_and_its_end(sending):
+    for second in (100.0, 106.0, 106.1):
+        sending.now = second
+        sending.add(GROUPS[0], ticket=None)
+    assert [len(batch.parts) for batch in sending.take()] == [2, 1]
 
 
 def test_an_outbox_is_not_idle_while_the_broker_is_asked_why_it_refused(sending):

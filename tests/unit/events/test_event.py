@@ -249,6 +249,10 @@ def test_what_is_no_message_is_shown_as_far_as_it_can_be(body, shown):
     assert list(codec.decode(letter)) == [(reason, shown)]
 
 
+def test_what_cannot_be_packed_is_shown_as_it_is_written():
+    assert list(codec.decode(_letter("why", {"a": {1}})[1])) == [("why", {"body": "{'a': {1}}"})]
+
+
 def test_a_message_without_events_is_no_dead_letter():
     assert judge(codec.encode_batch([])) == ([], [])
 

@@ -182,6 +182,8 @@ def test_nothing_lost_nothing_twice_in_order_and_in_few_bytes(steps):
             continue  # a client's messages are read one after the other
         else:
             getattr(world, what)(*more)
+        assert not (world.cursor.live and world.cursor.held)
+        assert not (world.cursor.lag and (world.cursor.live or world.cursor.held))
     world.settle()
     for group, since in world.wanted.items():
         assert world.complete(group, since, world.number), (group, since, world.told)
@@ -231,7 +233,7 @@ def test_who_wants_nothing_of_what_he_is_behind_in_is_level():
     cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(0))
     cursor.fell(at(4), 1)
     cursor.subscribed(frozenset([b"b-1"]), at(9))
-    assert (cursor.live, cursor.wanted()) == (False, 4)
+    assert (cursor.live, cursor.wanted(), cursor.lag) == (False, 4, 1)
     cursor.subscribed(frozenset(), at(9))
     assert (cursor.live, cursor.lag) == (True, 0)
 
@@ -261,6 +263,36 @@ def test_what_is_said_of_a_resume_names_what_everything_has_reached():
     assert cursor.reached(at(100)) == at(50)
 
 
+def test_what_was_asked_for_goes_on_where_it_ended_while_the_others_are_behind():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(50))
+    cursor.fell(at(50), 1)
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(100), at(99))
+    for _ in range(2):
+        cursor.feed(lambda groups, *_: ([], 100) if b"b-1" in groups else None, at(100))
+    assert [(stretch.groups, stretch.since) for stretch in cursor.stretches] == [
+        ({b"a-1"}, at(50)),
+        ({b"b-1"}, at(100)),
+    ]
+
+
+def test_who_is_level_but_for_what_he_asked_for_misses_nothing_of_the_rest():
+    """And has nothing to do until the log has been read for the other."""
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(100))
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(100), at(0))
+    assert not cursor.feed(lambda *_: None, at(100)).more
+    piece = cursor.feed(lambda groups, *_: ([event(101)], 101) if b"a-1" in groups else None, at(101))
+    assert [each.number for each in piece.events] == [101]
+
+
+def test_who_asked_for_more_than_a_piece_has_more_to_be_fed():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(9), at(0))
+    fed = [cursor.feed(lambda _, since, *__: ([event(since + 3)], since + 3), at(9)) for _ in range(3)]
+    assert [(piece.more, piece.recovered) for piece in fed] == [(True, False), (True, False), (False, True)]
+
+
 def test_who_asks_again_before_the_answer_misses_nothing_of_what_was_asked_first():
     cursor = Cursor()
     cursor.subscribed(frozenset([b"a-1"]), at(10), at(3))
@@ -280,6 +312,25 @@ def test_another_epoch_is_lost_at_once():
     assert piece.lost == [Lost("epoch", True)]
     cursor.feed(lambda *_: ([], 5), at(5))
     assert cursor.live
+
+
+def test_of_what_lies_before_a_place_alone_it_is_said_that_it_is_lost():
+    """It goes on at the end, behind what is there still."""
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(4))
+    cursor.fell(at(4), 1)
+    cursor.subscribed(frozenset([b"a-1", b"b-1"]), at(9))
+    cursor.subscribed(frozenset(GROUPS), at(20), at(6))
+    cursor.feed(lambda *_: None, at(20))
+    assert cursor.waits
+    assert cursor.lose("retention", at(20), 6) == [Lost("retention", False)]
+    assert (cursor.asked.since, cursor.waits) == (at(6), [])
+    assert [(stretch.groups, stretch.since) for stretch in cursor.stretches] == [
+        ({b"b-1"}, at(9)),
+        ({b"a-1"}, at(20)),
+    ]
+    assert cursor.lose("retention", at(20), 7) == [Lost("retention", True)]
+    assert (cursor.asked, cursor.stretches[-1].groups) == (None, {b"a-1", b"c-1"})
 
 
 def test_an_interruption_begins_anew_and_stays_held():
@@ -309,6 +360,7 @@ def test_an_interruption_does_not_bring_back_what_has_ended():
 def test_who_wants_nothing_is_behind_in_nothing_whatever_happens():
     cursor = Cursor()
     cursor.hold(at(5))
+    assert (cursor.live, cursor.wanted()) == (False, float("inf"))
     cursor.interrupted(Position("next", 1))
     assert (cursor.live, cursor.wanted()) == (False, float("inf"))
     cursor.release()
@@ -337,6 +389,24 @@ def test_nobody_waits_for_ever(since, reason, after):
     assert cursor.lose(reason, at(100)) == [Lost(reason, True)]
     cursor.feed(lambda *_: ([], 100), at(100))
     assert cursor.live
+
+
+def test_who_came_from_ahead_and_has_been_reached_is_not_ahead_any_more():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(90), at(100))
+    assert cursor.feed(lambda *_: pytest.fail("nobody here has it"), at(90)) == core.NOTHING
+    assert cursor.tick(0.0, at(90), 30.0) is None
+    assert cursor.tick(core.AHEAD, at(100), 30.0) is None
+    assert cursor.tick(core.AHEAD, at(99), 30.0) is None
+    assert cursor.tick(2 * core.AHEAD, at(99), 30.0) == "ahead"
+
+
+def test_who_is_held_waits_for_his_rights_alone():
+    cursor = Cursor()
+    cursor.subscribed(frozenset([b"a-1"]), at(100), at(10))
+    cursor.feed(lambda *_: None, at(100))
+    cursor.hold(at(100))
+    assert [cursor.tick(now, at(100), 30.0) for now in (0.0, 99.0)] == [None, None]
 
 
 def test_who_has_not_read_what_it_has_waits_for_itself():
@@ -368,6 +438,12 @@ def test_version_1_may_be_far_behind_for_a_moment():
     cursor.arrived(1000)
     assert cursor.tick(2.0, at(10), 30.0) is None
     assert cursor.tick(2.0 + SLOW, at(10), 30.0) == "slow"
+    cursor.fed(500)
+    assert [cursor.tick(now, at(10), 30.0) for now in (5.0, 9.0)] == [None, None], "so much it may be behind"
+    cursor.fed(1000)
+    assert cursor.lag == 0
+    cursor.fed(1000)
+    assert cursor.lag == 0
     cursor.hold(at(10))
     assert cursor.tick(9.0, at(10), 30.0) is None
 
@@ -386,6 +462,7 @@ def test_who_leaves_a_group_while_its_past_is_waited_for():
     cursor.feed(lambda *_: None, at(100))
     cursor.hold(at(100))
     cursor.subscribed(frozenset(), at(100))
+    assert not cursor.live, "its rights are not known"
     assert cursor.lose("timeout", at(100)) == []
     assert not cursor.wanted() < 100
     cursor.release()

@@ -92,6 +92,43 @@ def test_it_keeps_what_its_limit_holds_and_the_newest_in_any_case():
     assert [each.number for each in window.between([b"a-1"], 3, 9, 1)[0]] == [4]
 
 
+def test_what_is_forgotten_is_forgotten_in_its_group_as_well():
+    one = events_of(1)[0].size
+    window = Window(2 * one)
+    window.mark(0)
+    window.extend(events_of(1, 2))
+    window.extend([Event(b"b-1", b"x" * 100, number=3)])
+    assert {group: [each.number for each in held] for group, held in window._groups.items()} == {
+        b"a-1": [2],
+        b"b-1": [3],
+    }
+    window.extend([Event(b"b-1", b"x" * 100, number=4)])
+    assert list(window._groups) == [b"b-1"]
+    assert window.between([b"a-1"], 2, 9, 9) == ([], 4)
+
+
+def test_a_piece_costs_what_it_holds_and_not_what_lies_behind_it():
+    looks = []
+
+    class Looked:
+        group, size = b"a-1", 1
+
+        def __init__(self, number):
+            self._number = number
+
+        @property
+        def number(self):
+            looks.append(self)
+            return self._number
+
+    window = Window(10**6)
+    window.mark(0)
+    window.extend([Looked(number + 1) for number in range(1000)])
+    looks.clear()
+    assert len(window.between([b"a-1"], 0, 10, 10**6)[0]) == 10
+    assert len(looks) < 50
+
+
 def test_where_it_begins_and_how_far_it_goes():
     window = Window(10_000)
     window.extend(events_of(9))
