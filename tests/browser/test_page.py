@@ -798,6 +798,45 @@ def test_the_page_stays_bounded_and_comes_back_to_the_end(long_job, long_page):
     shown(page)
 
 
+def long_events(*sizes):
+    """300 lines of an event each, these events of so many lines, and 300 more."""
+    texts = [f"line {number}" for number in range(1, 301)]
+    texts += ["\n".join(f"long {which} {n}" for n in range(1, size + 1)) for which, size in enumerate(sizes)]
+    texts += [f"after {number}" for number in range(1, 301)]
+    events, line = [], 0
+    for counter, text in enumerate(texts, 1):
+        end = line + text.count("\n") + 1
+        events.append(event(counter, text, start_line=line, end_line=end, event="runner_on_ok"))
+        line = end
+    return events
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line", "text"),
+    [((12_000,), 295, "line 295"), ((12_000,), 6300, "long 0 6000"), ((6000, 6000), 6301, "long 1 1")],
+    ids=["beside", "within", "behind"],
+)
+def test_what_is_read_beside_a_long_event_is_not_let_go_of_and_asked_for_again(
+    fake, open_page, sizes, line, text
+):
+    fake.do("events", job=1, events=long_events(*sizes), live=False)
+    page = open_page().page
+    asked = []
+    page.on("request", lambda request: "/jobs/1/events/" in request.url and asked.append(request.url))
+    page.goto(f"{fake.url}/#/jobs/1?line={line}")
+    here = page.locator(".ln.here")
+    expect(here).to_have_text(text)
+    quiet(page)
+    # A second look, when lines were added and let go of: it is settled.
+    page.wait_for_timeout(1000)
+    quiet(page)
+    expect(here).to_have_text(text)
+    expect(here).to_be_in_viewport()
+    assert len(asked) <= 8, asked
+    found = page.locator(".ln").evaluate_all("all => all.map((one) => Number(one.dataset.n))")
+    assert found == list(range(found[0], found[-1] + 1))
+
+
 def test_a_link_leads_to_a_line_and_a_click_on_a_number_makes_one(long_job, open_page):
     page = open_page().page
     page.goto(f"{long_job.url}/#/jobs/1?line=123")

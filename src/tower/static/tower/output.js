@@ -420,33 +420,44 @@ export class Output {
     chunk[where](...nodes);
   }
 
-  /** Let go of what is farthest from the reader. An event is let go whole: what is asked for again is whole events. */
+  /**
+   * Let go of what is farthest from the reader, but not of what he sees, or goes to, or what would be asked for again at
+   * once, see `look`. An event is let go whole: what is asked for again is whole events.
+   */
   _trim() {
+    if (this._wanted) return;
+    this._stick();
     const { scrollTop, scrollHeight, clientHeight } = this.element;
+    const { top, bottom } = this.element.getBoundingClientRect();
+    const margin = 3 * clientHeight;
     const early = this.follows || scrollTop > scrollHeight - clientHeight - scrollTop;
     const chunks = [...this.content.children];
     if (!early) chunks.reverse();
+    const isNear = (box) => (early ? box.bottom > top - margin : box.top < bottom + margin);
+    const edge = (count) => (early ? chunks[count] : chunks[count - 1]).piece;
     let count = 0;
     let gone = 0;
-    let edge;
-    do {
-      gone += chunks[count].childElementCount;
-      count += 1;
-      if (count === chunks.length) return; // one event is longer than all that is kept
-      edge = early ? chunks[count] : chunks[count - 1];
-    } while (this._lines - gone > LIMIT || edge.piece.mid);
+    let lines = 0;
+    for (let next = 1; next < chunks.length && this._lines - gone > LIMIT; next++) {
+      if (isNear(chunks[next - 1].getBoundingClientRect())) break;
+      lines += chunks[next - 1].childElementCount;
+      if (!edge(next).mid) [count, gone] = [next, lines];
+    }
+    if (count === 0) return;
     this._still(() => {
       for (const chunk of chunks.slice(0, count)) chunk.remove();
     });
+    this._full = this._full.filter((chunk) => chunk.isConnected); // of a hidden tab no size is observed
+    this.short = false; // nor is it loaded whole again
     this._lines -= gone;
     if (early) {
-      this.first = edge.piece.counter;
-      this._firstLine = edge.piece.first;
+      this.first = edge(count).counter;
+      this._firstLine = edge(count).first;
       this._above = [];
       return;
     }
-    this.last = edge.piece.counter - 1;
-    this._lastLine = edge.piece.first - 1;
+    this.last = edge(count).counter - 1;
+    this._lastLine = edge(count).first - 1;
     this._below = [];
     this.attached = false;
   }
