@@ -1405,6 +1405,33 @@ def test_a_tab_that_is_hidden_while_lines_are_added_goes_on_adding(fake, open_pa
     expect(page.locator(".ln")).to_have_count(10)
 
 
+def test_a_tab_that_is_hidden_keeps_nothing_that_it_has_let_go_of(fake, open_page):
+    page = open_page().page
+    page.add_init_script(path=STORY)
+    page.add_init_script(  # a hidden tab has no frames, and no sizes are observed
+        """window.ResizeObserver = class { observe() {} disconnect() {} };
+        window.gone = [];
+        const note = ({ removedNodes }) => gone.push(...[...removedNodes].map((node) => new WeakRef(node)));
+        window.watch = () => new MutationObserver((records) => records.forEach(note))
+          .observe(document.querySelector(".lines"), { childList: true });
+        const wait = window.setTimeout; // a turn of adding lines is one event's, and not one second's
+        window.setTimeout = (call, ms) => wait(call, ms === 1000 ? 0 : ms);"""
+    )
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".job .count")).to_have_text("Waiting for output")
+    quiet(page)
+    page.evaluate("window.hide(true); window.watch()")
+    text = "\n".join(f"line {n}" for n in range(600))
+    for number in range(1, 31):  # each in a turn of its own
+        fake.do("events", job=1, events=[event(number, text)])
+        expect(page.locator(f'.ln[data-n="{600 * number}"]')).to_have_count(1)
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    gone, kept = page.evaluate("[gone.length, gone.filter((one) => one.deref()).length]")
+    assert gone > 50
+    assert kept < 5  # what was looked at last
+
+
 def test_a_page_that_was_not_loaded_whole_says_so_and_is_loaded_again(fake, open_page):
     watched = open_page()
     watched.expect("ERR_FAILED")
