@@ -897,6 +897,25 @@ def test_a_word_that_is_found_late_undoes_no_newer_jump(long_job, long_page):
     expect(page.locator(".ln.here")).to_have_text("line 40")
 
 
+@pytest.mark.parametrize("how", ["address", "failure"])
+def test_a_filter_that_is_answered_late_takes_nobody_to_the_end(long_job, long_page, how):
+    page = long_page
+    long_job.do("hold", path="/api/v2/jobs/1/events/", of="result", seconds=2)
+    with page.expect_response("**result=ok*") as late:
+        with page.expect_request("**result=ok*"):
+            page.evaluate("location.hash = '#/jobs/1?result=ok'")
+        if how == "failure":
+            page.keyboard.press("n")
+        else:
+            page.evaluate("location.hash = '#/jobs/1?line=40'")
+        expect(page.locator(".ln.here")).to_have_text("line 40")
+    late.value.finished()
+    quiet(page)
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+    expect(page.locator(".ln.here")).to_be_in_viewport()
+    expect(page.get_by_role("button", name="Follow again")).to_be_visible()
+
+
 def test_failures_are_found_in_the_whole_output(long_page):
     page = long_page
     for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):

@@ -472,7 +472,9 @@ export class JobPage {
   async choose(filter = { host: this.host.value.trim(), result: this.result.value }) {
     this.filter(filter);
     if (!this.written.knowledge.known) return;
+    const turn = this.turn + 1; // that of the end
     await this.reach("end");
+    if (turn !== this.turn) return; // something else was asked for meanwhile
     this.output.follow(true);
     if (this.box.value) this.seek(1, false);
   }
