@@ -916,6 +916,25 @@ def test_a_filter_that_is_answered_late_takes_nobody_to_the_end(long_job, long_p
     expect(page.get_by_role("button", name="Follow again")).to_be_visible()
 
 
+def test_the_end_is_followed_although_the_server_has_more_than_was_told(long_job, long_page):
+    page = long_page
+    page.keyboard.press("n")
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+    quiet(page)
+    more = [
+        event(n, f"line {n}", start_line=n - 1, end_line=n, event="runner_on_ok")
+        for n in range(LONG + 1, LONG + 302)
+    ]
+    long_job.do("events", job=1, events=more[:-1], live=False)
+    page.keyboard.press("f")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    quiet(page)
+    long_job.do("events", job=1, events=more[-1:])
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG + 301}")
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    shown(page)
+
+
 def test_failures_are_found_in_the_whole_output(long_page):
     page = long_page
     for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):

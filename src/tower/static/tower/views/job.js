@@ -361,7 +361,8 @@ export class JobPage {
   /** Events of the filter, and up to which one these are all: what is newer than those that are counted comes by the log. */
   async part(query) {
     const { last } = this.log;
-    const { results, next } = await this.events({ ...query, ...this.output.filter });
+    const counted = query.order_by && last > 0 && { counter__lt: last + 1 };
+    const { results, next } = await this.events({ ...counted, ...query, ...this.output.filter });
     const events = (query.order_by ? results.reverse() : results).filter(({ counter }) => counter <= last);
     return [events, (!query.order_by && next && events.at(-1)?.counter) || last];
   }
