@@ -1548,6 +1548,19 @@ def test_who_is_asked_for_again_leaves_the_view_and_what_it_hears(fake, page):
     expect(switch).to_have_attribute("aria-checked", "false")
 
 
+def test_a_link_that_comes_back_as_somebody_else_makes_the_page_his(fake, page):
+    """In another tab somebody else has logged in."""
+    expect(page.locator(".row")).to_have_count(5)
+    fake.do("become", fields={"id": 2, "username": "bob"})
+    fake.do("close", code=4408)
+    with page.expect_response("**/api/v2/jobs/?*"):
+        expect(page.locator("#user")).to_contain_text("bob")
+    expect(page.locator(".row")).to_have_count(5)
+    # And it hears what happens from now on.
+    fake.do("status", job=4, status="running")
+    expect(page.locator(".row", has_text="Rotate certificates")).to_contain_text("running")
+
+
 def test_who_has_logged_out_is_not_let_in_by_an_answer_of_before(fake, page):
     fake.do("hold", path="/api/v2/me/", seconds=1.5)
     with page.expect_response("**/api/v2/me/"):
