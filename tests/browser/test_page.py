@@ -935,6 +935,40 @@ def test_the_end_is_followed_although_the_server_has_more_than_was_told(long_job
     shown(page)
 
 
+def headings(first, count):
+    """Lines of an event each; every tenth is the heading of a task that the nine below it belong to."""
+    events = []
+    for n in range(first, first + count):
+        about = {"start_line": n - 1, "end_line": n, "created": "2026-01-01T00:00:00Z", "uuid": f"u{n}"}
+        if n % 10 == 1:
+            about |= {"event": "playbook_on_task_start", "task": f"task {n}"}
+        else:
+            about |= {"event": "runner_on_ok", "parent_uuid": f"u{(n - 1) // 10 * 10 + 1}"}
+        events.append(event(n, f"TASK [{n}]" if n % 10 == 1 else f"line {n}", **about))
+    return events
+
+
+def test_what_is_let_go_of_does_not_take_the_focus_with_it(fake, open_page):
+    fake.do("long", job=1, count=4000, broken=[40])
+    fake.do("events", job=1, events=headings(4001, 100), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text("line 4100")
+    quiet(page)
+    page.locator(".fold").last.focus()
+    page.keyboard.press("n")
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+    expect(page.locator(".output")).to_be_focused()
+    page.keyboard.press("f")
+    expect(page.locator(".ln").last).to_have_text("line 4100")
+    quiet(page)
+    page.locator(".fold").last.focus()
+    text = "\n".join(f"more {n}" for n in range(300))
+    fake.do("events", job=1, events=[event(n, text) for n in range(4101, 4141)])
+    expect(page.locator('.ln[data-n="4100"]')).to_have_count(0)
+    expect(page.locator(".output")).to_be_focused()
+
+
 def test_failures_are_found_in_the_whole_output(long_page):
     page = long_page
     for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):

@@ -137,7 +137,7 @@ export class Output {
     this._full = []; // chunks that have grown since they were laid out
     this._wanted = "";
     this._mark(null);
-    this.content.replaceChildren();
+    this._release([...this.content.children]);
     this.earlier.hidden = first <= 1;
     this._top = 0; // no scroll of the reader's
     this._held = null; // the line that is read, and where on the screen
@@ -444,9 +444,7 @@ export class Output {
       if (!edge(next).mid) [count, gone] = [next, lines];
     }
     if (count === 0) return;
-    this._still(() => {
-      for (const chunk of chunks.slice(0, count)) chunk.remove();
-    });
+    this._still(() => this._release(chunks.slice(0, count)));
     this._full = this._full.filter((chunk) => chunk.isConnected); // of a hidden tab no size is observed
     this.short = false; // nor is it loaded whole again
     this._lines -= gone;
@@ -460,6 +458,12 @@ export class Output {
     this._lastLine = edge(count).first - 1;
     this._below = [];
     this.attached = false;
+  }
+
+  /** What goes must not take the focus with it. */
+  _release(chunks) {
+    if (chunks.some((chunk) => chunk.contains(document.activeElement))) this.element.focus({ preventScroll: true });
+    for (const chunk of chunks) chunk.remove();
   }
 
   /** Ask for what lies beyond an edge that the reader comes near to. */
