@@ -969,6 +969,36 @@ def test_what_is_let_go_of_does_not_take_the_focus_with_it(fake, open_page):
     expect(page.locator(".output")).to_be_focused()
 
 
+def test_what_a_live_event_has_lost_is_found_and_gone_to(fake, job_page):
+    """The link cuts an event at 65 536 characters, and the API has it whole."""
+    text = "\n".join([*(f"entry {n} of the list" for n in range(1, 6000)), "needle"])
+    whole = event(1, text, start_line=0, end_line=6000, event="runner_on_ok")
+    fake.do("events", job=1, events=[whole], live=False)
+    about = {"job": 1, "group_name": "job_events", "event_data": {}, "failed": False, "changed": False}
+    fake.do("frame", frame={**whole, **about, "stdout": text[:65_536] + "\N{HORIZONTAL ELLIPSIS}"})
+    fake.do("events", job=1, events=[event(2, "after", start_line=6000, end_line=6001)])
+    expect(job_page.locator(".ln").last).to_have_text("after")
+    expect(job_page.locator(".ln")).not_to_have_count(6001)
+    job_page.keyboard.press("/")
+    job_page.keyboard.insert_text("needle")
+    expect(job_page.locator(".ln.here")).to_have_text("needle")
+    expect(job_page.locator(".ln.here")).to_be_in_viewport()
+
+
+def test_a_line_that_a_live_event_has_lost_is_gone_to(fake, job_page):
+    text = "\n".join(f"entry {n} of the list" for n in range(1, 6001))
+    whole = event(1, text, start_line=0, end_line=6000, event="runner_on_ok")
+    fake.do("events", job=1, events=[whole], live=False)
+    about = {"job": 1, "group_name": "job_events", "event_data": {}, "failed": False, "changed": False}
+    fake.do("frame", frame={**whole, **about, "stdout": text[:65_536] + "\N{HORIZONTAL ELLIPSIS}"})
+    expect(job_page.locator(".count")).to_have_text(
+        "6,000 lines"
+    )  # the last ones are among those that are lost
+    job_page.evaluate("location.hash = '#/jobs/1?line=5990'")
+    expect(job_page.locator(".ln.here")).to_have_text("entry 5990 of the list")
+    expect(job_page.locator(".ln.here")).to_be_in_viewport()
+
+
 def test_failures_are_found_in_the_whole_output(long_page):
     page = long_page
     for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):

@@ -5,7 +5,7 @@
  */
 
 import { h } from "./dom.js";
-import { numbered, numberedBefore } from "./eventlog.js";
+import { lineCount, numbered, numberedBefore } from "./eventlog.js";
 import { duration, plural } from "./format.js";
 
 const CHUNK = 100; // lines; the style sheet's estimate of a chunk's height counts on it
@@ -61,7 +61,7 @@ const hasLines = ({ lines }) => lines.length > 0;
 /** The number of the last line of these, or of the one before them. */
 function end(entries, before) {
   const last = entries.findLast(hasLines);
-  return last ? last.first + last.lines.length - 1 : before;
+  return last ? last.first + Math.max(last.lines.length, lineCount(last.event)) - 1 : before;
 }
 
 const lost = (from, to) => `${plural(to - from + 1, "event")} never reached the server (${from} to ${to}).`;
@@ -134,6 +134,7 @@ export class Output {
     this._lines = 0;
     this._above = []; // what is still to be added
     this._below = [];
+    this._cut = new Map(); // of events that came cut, by counter: the first line that is missing, and the one behind
     this._full = []; // chunks that have grown since they were laid out
     this._wanted = "";
     this._mark(null);
@@ -166,6 +167,10 @@ export class Output {
     const entries = numbered(events, this.total);
     this.total = end(entries, this.total);
     if (!this.attached || events.length === 0) return;
+    for (const { event, lines, first } of entries) {
+      const count = lineCount(event);
+      if (count > lines.length) this._cut.set(event.counter, [first + lines.length, first + count]);
+    }
     this._put(this.filtered ? entries.filter(({ event }) => passes(event, this.filter)) : entries, events.at(-1).counter);
   }
 
@@ -223,7 +228,8 @@ export class Output {
   }
 
   holds(line) {
-    return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine;
+    const isCut = [...this._cut.values()].some(([from, to]) => line >= from && line < to);
+    return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine && !isCut;
   }
 
   /** Whether nothing is folded, and no line is missing that was. */
@@ -233,7 +239,7 @@ export class Output {
 
   /** Whether all that an event says is there, or about to be. */
   has(counter) {
-    return this.whole && counter >= this.first && counter <= this.last;
+    return this.whole && counter >= this.first && counter <= this.last && !this._cut.has(counter);
   }
 
   /** Jump to a line of the window, by its number or its event. @param {string} [which]  of the event's lines: the first, or ".hit" */
