@@ -769,6 +769,28 @@ def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page)
     expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1, timeout=10_000)
 
 
+def test_what_fails_again_and_again_is_said_once(long_job, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    quiet(page)
+    first = shown(page)[0]
+    page.evaluate(
+        """() => {
+          window.said = 0;
+          const announcer = document.querySelector("#announcer");
+          const observer = new MutationObserver(() => (window.said += announcer.textContent.includes("502")));
+          observer.observe(announcer, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    long_job.do("fail", path="/api/v2/jobs/1/events/", of="counter__lt", times=2)
+    scroll(page, 0)
+    expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1, timeout=20_000)
+    assert page.evaluate("window.said") == 1
+
+
 def test_the_page_stays_bounded_and_comes_back_to_the_end(long_job, long_page):
     page = long_page
     page.locator(".output").evaluate(

@@ -16,6 +16,7 @@ const TYPED = 300; // ms: a word that is typed becomes one question
 const BUSY = 1000; // ms until the server is asked again that has too many searches of ours
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const WATCHED = 15_000; // ms from one question who watches to the next, while the page is looked at
+const AGAIN = [3000, 6000, 12_000, 24_000]; // ms until a part that was not answered is asked for again
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
 const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
@@ -38,6 +39,7 @@ export class JobPage {
     this.hits = null; // events with what is searched for: `count`, of which those from `offset` on are known, and which is shown
     this.failure = null; // the counter of the one last jumped to
     this.reaching = false; // a part of the output is asked for
+    this.missed = 0; // how often in a row that was in vain
     this.saving = null; // the saving under way, to be stopped
     this.seeking = 0; // of the searching: the last one counts
     this.turn = 0; // of the asking for other parts of the output: the last one counts
@@ -333,12 +335,13 @@ export class JobPage {
     try {
       await this[where]();
       this.reaching = false;
+      this.missed = 0;
     } catch (error) {
-      this.app.failed(error);
+      if (this.missed === 0 || where === "end") this.app.failed(error); // the rest of a row nobody has asked for
       setTimeout(() => {
         this.reaching = false;
         if (!this.stop.signal.aborted) this.output.look();
-      }, 3000);
+      }, AGAIN[Math.min(this.missed++, AGAIN.length - 1)]);
     }
   }
 
