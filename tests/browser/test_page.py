@@ -991,6 +991,29 @@ def test_what_is_let_go_of_does_not_take_the_focus_with_it(fake, open_page):
     expect(page.locator(".output")).to_be_focused()
 
 
+def test_an_unfolding_that_is_called_off_can_be_asked_for_again(fake, open_page):
+    fake.do("events", job=1, events=headings(1, 100), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(100)
+    quiet(page)
+    heading = page.locator(".fold").nth(3)
+    heading.click()
+    expect(page.locator(".ln")).to_have_count(91)
+    fake.do("hold", path="/api/v2/jobs/1/events/", of="counter__gte", seconds=1)
+    with page.expect_response("**counter__gte*") as late:
+        heading.click()
+        page.keyboard.press("f")
+        page.keyboard.press("f")
+    late.value.finished()
+    quiet(page)
+    expect(page.locator(".ln")).to_have_count(91)
+    expect(heading).to_have_attribute("aria-expanded", "false")
+    heading.click()
+    expect(page.locator(".ln")).to_have_count(100)
+    expect(heading).to_have_attribute("aria-expanded", "true")
+
+
 def test_what_a_live_event_has_lost_is_found_and_gone_to(fake, job_page):
     """The link cuts an event at 65 536 characters, and the API has it whole."""
     text = "\n".join([*(f"entry {n} of the list" for n in range(1, 6000)), "needle"])

@@ -369,7 +369,7 @@ export class Output {
   }
 
   _fold({ event: { uuid, counter } }) {
-    if (this.folded.delete(uuid)) {
+    if (this.folded.has(uuid)) {
       this.element.focus({ preventScroll: true }); // until the button is there again
       this.onunfold(counter, uuid);
       return;

@@ -370,7 +370,7 @@ export class JobPage {
     return [events, (!query.order_by && next && events.at(-1)?.counter) || last];
   }
 
-  /** Show another part of the output. @param {boolean} [unfold]  with nothing folded away @returns {Promise<boolean>} false when something else was asked for meanwhile */
+  /** Show another part of the output. @param {boolean|string} [unfold]  with nothing folded away, or not what is below this heading @returns {Promise<boolean>} false when something else was asked for meanwhile */
   async open(query, unfold = false) {
     const turn = ++this.turn;
     const [events, to] = await this.part(query);
@@ -378,25 +378,26 @@ export class JobPage {
     const [first] = events;
     const line = this.output.filtered ? NaN : await this.lineBefore(first);
     if (turn !== this.turn) return false;
-    if (unfold) this.output.folded.clear(); // not before: until then its lines are missing
+    // Not before: until then its lines are missing.
+    if (unfold === true) this.output.folded.clear();
+    else this.output.folded.delete(unfold);
     this.output.place(events, line, to, this.log.last);
     await this.before(); // a line that is gone to has something above it
     return turn === this.turn;
   }
 
-  /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean} [folded]  what is folded stays so */
-  async show(counter, { which, folded = false } = {}) {
+  /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean|string} [unfold]  see `open` */
+  async show(counter, { which, unfold = true } = {}) {
     this.turn += 1;
     this.output.follow(false);
-    if (this.output.has(counter) || (await this.open({ counter__gte: counter }, !folded))) this.output.show({ counter, which });
+    if (this.output.has(counter) || (await this.open({ counter__gte: counter }, unfold))) this.output.show({ counter, which });
   }
 
   /** Show what was folded below a heading. */
   async unfold(counter, uuid) {
     try {
-      await this.show(counter, { folded: true });
+      await this.show(counter, { unfold: uuid });
     } catch (error) {
-      this.output.folded.add(uuid); // its lines are still missing
       this.app.failed(error);
     }
   }
