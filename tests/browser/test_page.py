@@ -1479,6 +1479,23 @@ def test_no_job_matches_is_not_said_of_jobs_that_wait(fake, page):
     expect(page.locator(".empty")).to_be_hidden()
 
 
+def test_a_job_that_is_gone_while_it_waits_is_counted_no_more(fake, open_page):
+    watched = open_page()
+    watched.expect("404")
+    page = watched.page
+    page.goto(fake.url)
+    expect(page.locator(".row")).to_have_count(5)
+    quiet(page)
+    for number in range(100, 108):
+        fake.do("job", fields={"number": number, "name": f"Run {number}", "status": "running"})
+    waiting = page.get_by_role("button", name="new job")
+    expect(waiting).to_have_text("8 new jobs")
+    quiet(page)
+    page.route("**/api/v2/jobs/105/", lambda route: route.fulfill(status=404, json={"detail": "Not found."}))
+    fake.do("status", job=105, status="canceled")
+    expect(waiting).to_have_text("7 new jobs")
+
+
 def test_a_job_that_is_gone_is_no_row(fake, open_page):
     watched = open_page()
     watched.expect("404")
