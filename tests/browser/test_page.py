@@ -1014,6 +1014,26 @@ def test_an_unfolding_that_is_called_off_can_be_asked_for_again(fake, open_page)
     expect(heading).to_have_attribute("aria-expanded", "true")
 
 
+def test_a_heading_that_comes_changes_only_the_one_before(fake, open_page):
+    fake.do("events", job=1, events=headings(1, 100), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(100)
+    quiet(page)
+    page.evaluate(
+        """() => {
+          window.changed = new Set();
+          const note = ({ target }) => changed.add(target);
+          const observer = new MutationObserver((records) => records.forEach(note));
+          for (const fold of document.querySelectorAll(".fold")) observer.observe(fold, { attributes: true });
+        }"""
+    )
+    fake.do("events", job=1, events=headings(101, 1))
+    expect(page.locator(".fold")).to_have_count(11)
+    expect(page.locator(".fold").nth(9)).to_have_attribute("data-took", re.compile("s$"))
+    assert page.evaluate("changed.size") == 1
+
+
 def test_what_a_live_event_has_lost_is_found_and_gone_to(fake, job_page):
     """The link cuts an event at 65 536 characters, and the API has it whole."""
     text = "\n".join([*(f"entry {n} of the list" for n in range(1, 6000)), "needle"])

@@ -396,9 +396,14 @@ export class Output {
       const { begun, event } = button;
       const task = event.event.includes("task");
       const until = task ? next : after;
-      if (until >= begun) button.dataset.took = duration((until - begun) / 1000);
-      button.ariaExpanded = String(!this.folded.has(event.uuid));
-      button.ariaLabel = [task ? "Task" : "Play", event.task || event.play, button.dataset.took].filter(Boolean).join(", ");
+      const took = until >= begun ? duration((until - begun) / 1000) : button.dataset.took;
+      const isOpen = String(!this.folded.has(event.uuid));
+      // Only what differs: each time there is one more, there are all of them.
+      if (took !== button.dataset.took || !button.ariaLabel) {
+        if (took) button.dataset.took = took;
+        button.ariaLabel = [task ? "Task" : "Play", event.task || event.play, took].filter(Boolean).join(", ");
+      }
+      if (isOpen !== button.ariaExpanded) button.ariaExpanded = isOpen;
       next = begun;
       if (!task) after = begun;
     }
