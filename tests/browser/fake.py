@@ -13,6 +13,7 @@ the REST API that the page reads, and `/websocket/`. Tests steer it by `POST /fa
     {"do": "refuse", "code": 4403, "error": "…"}              refuse handshakes; code null: accept again
     {"do": "mute", "mute": true}                              answer no subscription
     {"do": "session", "valid": false}                         end the login
+    {"do": "become", "fields": {"id": 2}}                     somebody else is logged in
     {"do": "admin", "is": false}                              who is logged in is an admin, or not
     {"do": "watch", "job": 1, "names": ["ada"]}               who has a job open besides this browser
     {"do": "sessions", "unlisted": "why"}                     sessions are kept so that nobody can list them
@@ -125,6 +126,7 @@ class State:
     def __init__(self):
         self.logged_in = True
         self.admin = True
+        self.user = USER
         self.operations = {}
         self.operations_asked = 0
         self.refusal = None
@@ -424,6 +426,8 @@ async def steer(order):
         STATE.watching[f"job_events-{order['job']}"] = order["names"]
     elif do == "sessions":
         STATE.unlisted = order["unlisted"]
+    elif do == "become":
+        STATE.user = USER | order["fields"]
     elif do == "admin":
         STATE.admin = order["is"]
     elif do == "operations":
@@ -479,7 +483,7 @@ async def answer(method, path, query, body):
                 "count": 1,
                 "next": None,
                 "previous": None,
-                "results": [{**USER, "is_superuser": STATE.admin}],
+                "results": [{**STATE.user, "is_superuser": STATE.admin}],
             }
         case ["jobs"]:
             return 200, page_of(listing(query), query)
@@ -591,7 +595,9 @@ async def websocket(receive, send):
         await send({"type": "websocket.close", "code": refusal["code"]})
         return
     STATE.sockets[id(socket)] = socket
-    await socket({"accept": True, "user": 1, **({} if STATE.log is None else {"position": position()})})
+    await socket(
+        {"accept": True, "user": STATE.user["id"], **({} if STATE.log is None else {"position": position()})}
+    )
     try:
         while (message := await receive())["type"] == "websocket.receive":
             if STATE.muted:

@@ -769,6 +769,28 @@ def test_what_could_not_be_loaded_before_is_asked_for_again(long_job, open_page)
     expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1, timeout=10_000)
 
 
+def test_what_fails_again_and_again_is_said_once(long_job, open_page):
+    watched = open_page()
+    watched.expect("502")
+    page = watched.page
+    page.goto(f"{long_job.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    quiet(page)
+    first = shown(page)[0]
+    page.evaluate(
+        """() => {
+          window.said = 0;
+          const announcer = document.querySelector("#announcer");
+          const observer = new MutationObserver(() => (window.said += announcer.textContent.includes("502")));
+          observer.observe(announcer, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    long_job.do("fail", path="/api/v2/jobs/1/events/", of="counter__lt", times=2)
+    scroll(page, 0)
+    expect(page.locator(f'.ln[data-n="{first - 1}"]')).to_have_count(1, timeout=20_000)
+    assert page.evaluate("window.said") == 1
+
+
 def test_the_page_stays_bounded_and_comes_back_to_the_end(long_job, long_page):
     page = long_page
     page.locator(".output").evaluate(
@@ -796,6 +818,45 @@ def test_the_page_stays_bounded_and_comes_back_to_the_end(long_job, long_page):
     expect(page.locator(".ln").last).to_have_text("line 45002")
     expect(page.locator(".ln").last).to_be_in_viewport()
     shown(page)
+
+
+def long_events(*sizes):
+    """300 lines of an event each, these events of so many lines, and 300 more."""
+    texts = [f"line {number}" for number in range(1, 301)]
+    texts += ["\n".join(f"long {which} {n}" for n in range(1, size + 1)) for which, size in enumerate(sizes)]
+    texts += [f"after {number}" for number in range(1, 301)]
+    events, line = [], 0
+    for counter, text in enumerate(texts, 1):
+        end = line + text.count("\n") + 1
+        events.append(event(counter, text, start_line=line, end_line=end, event="runner_on_ok"))
+        line = end
+    return events
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line", "text"),
+    [((12_000,), 295, "line 295"), ((12_000,), 6300, "long 0 6000"), ((6000, 6000), 6301, "long 1 1")],
+    ids=["beside", "within", "behind"],
+)
+def test_what_is_read_beside_a_long_event_is_not_let_go_of_and_asked_for_again(
+    fake, open_page, sizes, line, text
+):
+    fake.do("events", job=1, events=long_events(*sizes), live=False)
+    page = open_page().page
+    asked = []
+    page.on("request", lambda request: "/jobs/1/events/" in request.url and asked.append(request.url))
+    page.goto(f"{fake.url}/#/jobs/1?line={line}")
+    here = page.locator(".ln.here")
+    expect(here).to_have_text(text)
+    quiet(page)
+    # A second look, when lines were added and let go of: it is settled.
+    page.wait_for_timeout(1000)
+    quiet(page)
+    expect(here).to_have_text(text)
+    expect(here).to_be_in_viewport()
+    assert len(asked) <= 8, asked
+    found = page.locator(".ln").evaluate_all("all => all.map((one) => Number(one.dataset.n))")
+    assert found == list(range(found[0], found[-1] + 1))
 
 
 def test_a_link_leads_to_a_line_and_a_click_on_a_number_makes_one(long_job, open_page):
@@ -858,6 +919,151 @@ def test_a_word_that_is_found_late_undoes_no_newer_jump(long_job, long_page):
     expect(page.locator(".ln.here")).to_have_text("line 40")
 
 
+@pytest.mark.parametrize("how", ["address", "failure"])
+def test_a_filter_that_is_answered_late_takes_nobody_to_the_end(long_job, long_page, how):
+    page = long_page
+    long_job.do("hold", path="/api/v2/jobs/1/events/", of="result", seconds=2)
+    with page.expect_response("**result=ok*") as late:
+        with page.expect_request("**result=ok*"):
+            page.evaluate("location.hash = '#/jobs/1?result=ok'")
+        if how == "failure":
+            page.keyboard.press("n")
+        else:
+            page.evaluate("location.hash = '#/jobs/1?line=40'")
+        expect(page.locator(".ln.here")).to_have_text("line 40")
+    late.value.finished()
+    quiet(page)
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+    expect(page.locator(".ln.here")).to_be_in_viewport()
+    expect(page.get_by_role("button", name="Follow again")).to_be_visible()
+
+
+def test_the_end_is_followed_although_the_server_has_more_than_was_told(long_job, long_page):
+    page = long_page
+    page.keyboard.press("n")
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+    quiet(page)
+    more = [
+        event(n, f"line {n}", start_line=n - 1, end_line=n, event="runner_on_ok")
+        for n in range(LONG + 1, LONG + 302)
+    ]
+    long_job.do("events", job=1, events=more[:-1], live=False)
+    page.keyboard.press("f")
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG}")
+    quiet(page)
+    long_job.do("events", job=1, events=more[-1:])
+    expect(page.locator(".ln").last).to_have_text(f"line {LONG + 301}")
+    expect(page.locator(".ln").last).to_be_in_viewport()
+    shown(page)
+
+
+def headings(first, count):
+    """Lines of an event each; every tenth is the heading of a task that the nine below it belong to."""
+    events = []
+    for n in range(first, first + count):
+        about = {"start_line": n - 1, "end_line": n, "created": "2026-01-01T00:00:00Z", "uuid": f"u{n}"}
+        if n % 10 == 1:
+            about |= {"event": "playbook_on_task_start", "task": f"task {n}"}
+        else:
+            about |= {"event": "runner_on_ok", "parent_uuid": f"u{(n - 1) // 10 * 10 + 1}"}
+        events.append(event(n, f"TASK [{n}]" if n % 10 == 1 else f"line {n}", **about))
+    return events
+
+
+def test_what_is_let_go_of_does_not_take_the_focus_with_it(fake, open_page):
+    fake.do("long", job=1, count=4000, broken=[40])
+    fake.do("events", job=1, events=headings(4001, 100), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln").last).to_have_text("line 4100")
+    quiet(page)
+    page.locator(".fold").last.focus()
+    page.keyboard.press("n")
+    expect(page.locator(".ln.here")).to_have_text("line 40")
+    expect(page.locator(".output")).to_be_focused()
+    page.keyboard.press("f")
+    expect(page.locator(".ln").last).to_have_text("line 4100")
+    quiet(page)
+    page.locator(".fold").last.focus()
+    text = "\n".join(f"more {n}" for n in range(300))
+    fake.do("events", job=1, events=[event(n, text) for n in range(4101, 4141)])
+    expect(page.locator('.ln[data-n="4100"]')).to_have_count(0)
+    expect(page.locator(".output")).to_be_focused()
+
+
+def test_an_unfolding_that_is_called_off_can_be_asked_for_again(fake, open_page):
+    fake.do("events", job=1, events=headings(1, 100), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(100)
+    quiet(page)
+    heading = page.locator(".fold").nth(3)
+    heading.click()
+    expect(page.locator(".ln")).to_have_count(91)
+    fake.do("hold", path="/api/v2/jobs/1/events/", of="counter__gte", seconds=1)
+    with page.expect_response("**counter__gte*") as late:
+        heading.click()
+        page.keyboard.press("f")
+        page.keyboard.press("f")
+    late.value.finished()
+    quiet(page)
+    expect(page.locator(".ln")).to_have_count(91)
+    expect(heading).to_have_attribute("aria-expanded", "false")
+    heading.click()
+    expect(page.locator(".ln")).to_have_count(100)
+    expect(heading).to_have_attribute("aria-expanded", "true")
+
+
+def test_a_heading_that_comes_changes_only_the_one_before(fake, open_page):
+    fake.do("events", job=1, events=headings(1, 100), live=False)
+    page = open_page().page
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".ln")).to_have_count(100)
+    quiet(page)
+    page.evaluate(
+        """() => {
+          window.changed = new Set();
+          const note = ({ target }) => changed.add(target);
+          const observer = new MutationObserver((records) => records.forEach(note));
+          for (const fold of document.querySelectorAll(".fold")) observer.observe(fold, { attributes: true });
+        }"""
+    )
+    fake.do("events", job=1, events=headings(101, 1))
+    expect(page.locator(".fold")).to_have_count(11)
+    expect(page.locator(".fold").nth(9)).to_have_attribute("data-took", re.compile("s$"))
+    assert page.evaluate("changed.size") == 1
+
+
+def test_what_a_live_event_has_lost_is_found_and_gone_to(fake, job_page):
+    """The link cuts an event at 65 536 characters, and the API has it whole."""
+    text = "\n".join([*(f"entry {n} of the list" for n in range(1, 6000)), "needle"])
+    whole = event(1, text, start_line=0, end_line=6000, event="runner_on_ok")
+    fake.do("events", job=1, events=[whole], live=False)
+    about = {"job": 1, "group_name": "job_events", "event_data": {}, "failed": False, "changed": False}
+    fake.do("frame", frame={**whole, **about, "stdout": text[:65_536] + "\N{HORIZONTAL ELLIPSIS}"})
+    fake.do("events", job=1, events=[event(2, "after", start_line=6000, end_line=6001)])
+    expect(job_page.locator(".ln").last).to_have_text("after")
+    expect(job_page.locator(".ln")).not_to_have_count(6001)
+    job_page.keyboard.press("/")
+    job_page.keyboard.insert_text("needle")
+    expect(job_page.locator(".ln.here")).to_have_text("needle")
+    expect(job_page.locator(".ln.here")).to_be_in_viewport()
+
+
+def test_a_line_that_a_live_event_has_lost_is_gone_to(fake, job_page):
+    text = "\n".join(f"entry {n} of the list" for n in range(1, 6001))
+    whole = event(1, text, start_line=0, end_line=6000, event="runner_on_ok")
+    fake.do("events", job=1, events=[whole], live=False)
+    about = {"job": 1, "group_name": "job_events", "event_data": {}, "failed": False, "changed": False}
+    fake.do("frame", frame={**whole, **about, "stdout": text[:65_536] + "\N{HORIZONTAL ELLIPSIS}"})
+    expect(job_page.locator(".count")).to_have_text(
+        "6,000 lines"
+    )  # the last ones are among those that are lost
+    job_page.evaluate("location.hash = '#/jobs/1?line=5990'")
+    expect(job_page.locator(".ln.here")).to_have_text("entry 5990 of the list")
+    expect(job_page.locator(".ln.here")).to_be_in_viewport()
+
+
 def test_failures_are_found_in_the_whole_output(long_page):
     page = long_page
     for key, number in (("n", 40), ("n", 30_000), ("n", 40), ("p", 30_000)):
@@ -868,13 +1074,14 @@ def test_failures_are_found_in_the_whole_output(long_page):
 
 def test_after_a_long_absence_the_newest_lines_are_shown(long_page, fake):
     page = long_page
-    fake.do("close", code=4408)
     fake.do(
         "events",
         job=1,
         live=False,
         events=[event(number, f"line {number}") for number in range(LONG + 1, LONG + 3001)],
     )
+    # Last: the link may be back before 3000 events are stored.
+    fake.do("close", code=4408)
     expect(words(page)).to_have_text("Resumed: 3,000 missed lines fetched", timeout=20_000)
     expect(page.locator(".ln").last).to_have_text("line 48000")
     expect(page.locator(".ln").last).to_be_in_viewport()
@@ -1293,6 +1500,23 @@ def test_no_job_matches_is_not_said_of_jobs_that_wait(fake, page):
     expect(page.locator(".empty")).to_be_hidden()
 
 
+def test_a_job_that_is_gone_while_it_waits_is_counted_no_more(fake, open_page):
+    watched = open_page()
+    watched.expect("404")
+    page = watched.page
+    page.goto(fake.url)
+    expect(page.locator(".row")).to_have_count(5)
+    quiet(page)
+    for number in range(100, 108):
+        fake.do("job", fields={"number": number, "name": f"Run {number}", "status": "running"})
+    waiting = page.get_by_role("button", name="new job")
+    expect(waiting).to_have_text("8 new jobs")
+    quiet(page)
+    page.route("**/api/v2/jobs/105/", lambda route: route.fulfill(status=404, json={"detail": "Not found."}))
+    fake.do("status", job=105, status="canceled")
+    expect(waiting).to_have_text("7 new jobs")
+
+
 def test_a_job_that_is_gone_is_no_row(fake, open_page):
     watched = open_page()
     watched.expect("404")
@@ -1364,6 +1588,33 @@ def test_a_tab_that_is_hidden_while_lines_are_added_goes_on_adding(fake, open_pa
     expect(page.locator(".job .count")).to_have_text("5 lines")
     fake.do("events", job=1, events=lines(6, 5))
     expect(page.locator(".ln")).to_have_count(10)
+
+
+def test_a_tab_that_is_hidden_keeps_nothing_that_it_has_let_go_of(fake, open_page):
+    page = open_page().page
+    page.add_init_script(path=STORY)
+    page.add_init_script(  # a hidden tab has no frames, and no sizes are observed
+        """window.ResizeObserver = class { observe() {} disconnect() {} };
+        window.gone = [];
+        const note = ({ removedNodes }) => gone.push(...[...removedNodes].map((node) => new WeakRef(node)));
+        window.watch = () => new MutationObserver((records) => records.forEach(note))
+          .observe(document.querySelector(".lines"), { childList: true });
+        const wait = window.setTimeout; // a turn of adding lines is one event's, and not one second's
+        window.setTimeout = (call, ms) => wait(call, ms === 1000 ? 0 : ms);"""
+    )
+    page.goto(f"{fake.url}/#/jobs/1")
+    expect(page.locator(".job .count")).to_have_text("Waiting for output")
+    quiet(page)
+    page.evaluate("window.hide(true); window.watch()")
+    text = "\n".join(f"line {n}" for n in range(600))
+    for number in range(1, 31):  # each in a turn of its own
+        fake.do("events", job=1, events=[event(number, text)])
+        expect(page.locator(f'.ln[data-n="{600 * number}"]')).to_have_count(1)
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    gone, kept = page.evaluate("[gone.length, gone.filter((one) => one.deref()).length]")
+    assert gone > 50
+    assert kept < 5  # what was looked at last
 
 
 def test_a_page_that_was_not_loaded_whole_says_so_and_is_loaded_again(fake, open_page):
@@ -1442,6 +1693,19 @@ def test_who_is_asked_for_again_leaves_the_view_and_what_it_hears(fake, page):
     patch = "fetch('/api/v2/schedules/1/', { method: 'PATCH', body: '{\"enabled\": false}' })"
     page.evaluate(patch)
     expect(switch).to_have_attribute("aria-checked", "false")
+
+
+def test_a_link_that_comes_back_as_somebody_else_makes_the_page_his(fake, page):
+    """In another tab somebody else has logged in."""
+    expect(page.locator(".row")).to_have_count(5)
+    fake.do("become", fields={"id": 2, "username": "bob"})
+    fake.do("close", code=4408)
+    with page.expect_response("**/api/v2/jobs/?*"):
+        expect(page.locator("#user")).to_contain_text("bob")
+    expect(page.locator(".row")).to_have_count(5)
+    # And it hears what happens from now on.
+    fake.do("status", job=4, status="running")
+    expect(page.locator(".row", has_text="Rotate certificates")).to_contain_text("running")
 
 
 def test_who_has_logged_out_is_not_let_in_by_an_answer_of_before(fake, page):

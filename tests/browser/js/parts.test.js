@@ -94,6 +94,13 @@ test("a progress bar that paints over itself shows what it painted last", () => 
   assert.equal(strip("10%\r50%\r100%\r\n"), "100%");
 });
 
+test("a carriage return that only colours follow paints nothing over, and what was painted over leaves its colours", () => {
+  assert.equal(strip("\x1b[0;33mtotal 12\r\x1b[0m\n\x1b[0;33mhome\r\x1b[0m"), "total 12\nhome");
+  assert.equal(strip("10%\r100%\r\x1b[0m\r\r\n"), "100%");
+  assert.deepEqual(parse("\x1b[31mred\x1b[0m\rok\nnext"), [[{ text: "ok", style: PLAIN }], [{ text: "next", style: PLAIN }]]);
+  assert.deepEqual(parse("10%\x1b[31m\r20%"), [[{ text: "20%", style: styled({ fg: 1 }) }]]);
+});
+
 test("a line of a megabyte of escapes is parsed whole", () => {
   // Were the time quadratic in the length, the suite's own time limit would end this.
   const line = "\x1b[31mx\x1b[0m".repeat(100_000) + "\x1b]".repeat(1000) + "\x1b[".repeat(10_000);

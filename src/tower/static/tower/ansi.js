@@ -12,7 +12,7 @@ export const PLAIN = Object.freeze({ fg: null, bg: null, bold: false, faint: fal
 
 // CSI …, OSC … ended by BEL or ST, the other string sequences, and two-character escapes.
 const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])/g;
-const CONTROL = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]/g;
+const CONTROL = /[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]/g;
 const MOST_SPANS = 500; // of a line: each is an element, and all of a line's are laid out at once
 const SWITCHES = {
   0: PLAIN, 1: { bold: true }, 2: { faint: true }, 3: { italic: true }, 4: { underline: true }, 7: { inverse: true }, 9: { strike: true },
@@ -70,11 +70,13 @@ export function sgr(style, parameters) {
 
 const clean = (text) => text.replace(CONTROL, "");
 
-/** What was painted last: behind the last carriage return that something follows. Linear, as /\r+$/ is not. */
+/** Where begins what was painted last: behind the last carriage return that some text follows. Linear, as /\r+$/ is not. */
 function lastPainted(line) {
-  let end = line.length;
-  while (end > 0 && line[end - 1] === "\r") end -= 1;
-  return line.slice(end === 0 ? 0 : line.lastIndexOf("\r", end - 1) + 1, end);
+  if (!line.includes("\r")) return 0;
+  const text = line.replace(ESCAPE, (sequence) => "\0".repeat(sequence.length)); // a sequence paints nothing
+  let end = text.length;
+  while (end > 0 && text[end - 1] < " ") end -= 1;
+  return end === 0 ? 0 : text.lastIndexOf("\r", end - 1) + 1;
 }
 
 /**
@@ -86,23 +88,24 @@ function lastPainted(line) {
  */
 export function parseLine(line, style = PLAIN) {
   // A carriage return inside a line is a progress bar painting over itself: what counts is what was painted last.
-  const text = lastPainted(line);
+  // What was painted over shows no more, but its colours go on.
+  const begin = lastPainted(line);
   const spans = [];
   const push = (part) => {
     const cleaned = clean(part);
     if (cleaned !== "") spans.push({ text: cleaned, style });
   };
-  let end = 0;
-  for (const match of text.matchAll(ESCAPE)) {
-    push(text.slice(end, match.index));
+  let end = begin;
+  for (const match of line.matchAll(ESCAPE)) {
+    push(line.slice(end, match.index));
     if (spans.length >= MOST_SPANS) {
       end = match.index;
       break;
     }
     if (match[2] === "m" && !/[<=>?]/.test(match[1])) style = sgr(style, match[1]);
-    end = match.index + match[0].length;
+    end = Math.max(begin, match.index + match[0].length);
   }
-  push(text.slice(end).replace(ESCAPE, ""));
+  push(line.slice(end).replace(ESCAPE, ""));
   return { spans, style };
 }
 

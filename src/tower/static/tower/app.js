@@ -208,6 +208,12 @@ class App {
   }
 
   linked(link) {
+    if (link.state === "connected" && this.user && link.user !== this.user.id) {
+      // In another tab somebody else has logged in: what is shown is not his.
+      this.user = null;
+      this.clear();
+      this.begin();
+    }
     if (link.state === "refused" && link.code === 4401 && this.user) this.ask(`${describe(link)}. Log in to go on.`);
   }
 

@@ -5,7 +5,7 @@
  */
 
 import { h } from "./dom.js";
-import { numbered, numberedBefore } from "./eventlog.js";
+import { lineCount, numbered, numberedBefore } from "./eventlog.js";
 import { duration, plural } from "./format.js";
 
 const CHUNK = 100; // lines; the style sheet's estimate of a chunk's height counts on it
@@ -61,7 +61,7 @@ const hasLines = ({ lines }) => lines.length > 0;
 /** The number of the last line of these, or of the one before them. */
 function end(entries, before) {
   const last = entries.findLast(hasLines);
-  return last ? last.first + last.lines.length - 1 : before;
+  return last ? last.first + Math.max(last.lines.length, lineCount(last.event)) - 1 : before;
 }
 
 const lost = (from, to) => `${plural(to - from + 1, "event")} never reached the server (${from} to ${to}).`;
@@ -134,10 +134,11 @@ export class Output {
     this._lines = 0;
     this._above = []; // what is still to be added
     this._below = [];
+    this._cut = new Map(); // of events that came cut, by counter: the first line that is missing, and the one behind
     this._full = []; // chunks that have grown since they were laid out
     this._wanted = "";
     this._mark(null);
-    this.content.replaceChildren();
+    this._release([...this.content.children]);
     this.earlier.hidden = first <= 1;
     this._top = 0; // no scroll of the reader's
     this._held = null; // the line that is read, and where on the screen
@@ -166,6 +167,10 @@ export class Output {
     const entries = numbered(events, this.total);
     this.total = end(entries, this.total);
     if (!this.attached || events.length === 0) return;
+    for (const { event, lines, first } of entries) {
+      const count = lineCount(event);
+      if (count > lines.length) this._cut.set(event.counter, [first + lines.length, first + count]);
+    }
     this._put(this.filtered ? entries.filter(({ event }) => passes(event, this.filter)) : entries, events.at(-1).counter);
   }
 
@@ -223,7 +228,8 @@ export class Output {
   }
 
   holds(line) {
-    return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine;
+    const isCut = [...this._cut.values()].some(([from, to]) => line >= from && line < to);
+    return this._firstLine !== null && line >= this._firstLine && line <= this._lastLine && !isCut;
   }
 
   /** Whether nothing is folded, and no line is missing that was. */
@@ -233,7 +239,7 @@ export class Output {
 
   /** Whether all that an event says is there, or about to be. */
   has(counter) {
-    return this.whole && counter >= this.first && counter <= this.last;
+    return this.whole && counter >= this.first && counter <= this.last && !this._cut.has(counter);
   }
 
   /** Jump to a line of the window, by its number or its event. @param {string} [which]  of the event's lines: the first, or ".hit" */
@@ -363,7 +369,7 @@ export class Output {
   }
 
   _fold({ event: { uuid, counter } }) {
-    if (this.folded.delete(uuid)) {
+    if (this.folded.has(uuid)) {
       this.element.focus({ preventScroll: true }); // until the button is there again
       this.onunfold(counter, uuid);
       return;
@@ -390,9 +396,14 @@ export class Output {
       const { begun, event } = button;
       const task = event.event.includes("task");
       const until = task ? next : after;
-      if (until >= begun) button.dataset.took = duration((until - begun) / 1000);
-      button.ariaExpanded = String(!this.folded.has(event.uuid));
-      button.ariaLabel = [task ? "Task" : "Play", event.task || event.play, button.dataset.took].filter(Boolean).join(", ");
+      const took = until >= begun ? duration((until - begun) / 1000) : button.dataset.took;
+      const isOpen = String(!this.folded.has(event.uuid));
+      // Only what differs: each time there is one more, there are all of them.
+      if (took !== button.dataset.took || !button.ariaLabel) {
+        if (took) button.dataset.took = took;
+        button.ariaLabel = [task ? "Task" : "Play", event.task || event.play, took].filter(Boolean).join(", ");
+      }
+      if (isOpen !== button.ariaExpanded) button.ariaExpanded = isOpen;
       next = begun;
       if (!task) after = begun;
     }
@@ -420,35 +431,50 @@ export class Output {
     chunk[where](...nodes);
   }
 
-  /** Let go of what is farthest from the reader. An event is let go whole: what is asked for again is whole events. */
+  /**
+   * Let go of what is farthest from the reader, but not of what he sees, or goes to, or what would be asked for again at
+   * once, see `look`. An event is let go whole: what is asked for again is whole events.
+   */
   _trim() {
+    if (this._wanted) return;
+    this._stick();
     const { scrollTop, scrollHeight, clientHeight } = this.element;
+    const { top, bottom } = this.element.getBoundingClientRect();
+    const margin = 3 * clientHeight;
     const early = this.follows || scrollTop > scrollHeight - clientHeight - scrollTop;
     const chunks = [...this.content.children];
     if (!early) chunks.reverse();
+    const isNear = (box) => (early ? box.bottom > top - margin : box.top < bottom + margin);
+    const edge = (count) => (early ? chunks[count] : chunks[count - 1]).piece;
     let count = 0;
     let gone = 0;
-    let edge;
-    do {
-      gone += chunks[count].childElementCount;
-      count += 1;
-      if (count === chunks.length) return; // one event is longer than all that is kept
-      edge = early ? chunks[count] : chunks[count - 1];
-    } while (this._lines - gone > LIMIT || edge.piece.mid);
-    this._still(() => {
-      for (const chunk of chunks.slice(0, count)) chunk.remove();
-    });
+    let lines = 0;
+    for (let next = 1; next < chunks.length && this._lines - gone > LIMIT; next++) {
+      if (isNear(chunks[next - 1].getBoundingClientRect())) break;
+      lines += chunks[next - 1].childElementCount;
+      if (!edge(next).mid) [count, gone] = [next, lines];
+    }
+    if (count === 0) return;
+    this._still(() => this._release(chunks.slice(0, count)));
+    this._full = this._full.filter((chunk) => chunk.isConnected); // of a hidden tab no size is observed
+    this.short = false; // nor is it loaded whole again
     this._lines -= gone;
     if (early) {
-      this.first = edge.piece.counter;
-      this._firstLine = edge.piece.first;
+      this.first = edge(count).counter;
+      this._firstLine = edge(count).first;
       this._above = [];
       return;
     }
-    this.last = edge.piece.counter - 1;
-    this._lastLine = edge.piece.first - 1;
+    this.last = edge(count).counter - 1;
+    this._lastLine = edge(count).first - 1;
     this._below = [];
     this.attached = false;
+  }
+
+  /** What goes must not take the focus with it. */
+  _release(chunks) {
+    if (chunks.some((chunk) => chunk.contains(document.activeElement))) this.element.focus({ preventScroll: true });
+    for (const chunk of chunks) chunk.remove();
   }
 
   /** Ask for what lies beyond an edge that the reader comes near to. */

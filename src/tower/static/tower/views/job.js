@@ -16,6 +16,7 @@ const TYPED = 300; // ms: a word that is typed becomes one question
 const BUSY = 1000; // ms until the server is asked again that has too many searches of ours
 const FAR = 1000; // events: what is farther back is loaded when the reader scrolls to it
 const WATCHED = 15_000; // ms from one question who watches to the next, while the page is looked at
+const AGAIN = [3000, 6000, 12_000, 24_000]; // ms until a part that was not answered is asked for again
 const PATIENCE = [250, 500, 1000, 2000, 4000]; // ms between looks for events that others have overtaken
 
 const FIGURES = ["ok", "changed", "failed", "unreachable", "skipped", "rescued", "ignored"];
@@ -38,6 +39,7 @@ export class JobPage {
     this.hits = null; // events with what is searched for: `count`, of which those from `offset` on are known, and which is shown
     this.failure = null; // the counter of the one last jumped to
     this.reaching = false; // a part of the output is asked for
+    this.missed = 0; // how often in a row that was in vain
     this.saving = null; // the saving under way, to be stopped
     this.seeking = 0; // of the searching: the last one counts
     this.turn = 0; // of the asking for other parts of the output: the last one counts
@@ -333,12 +335,13 @@ export class JobPage {
     try {
       await this[where]();
       this.reaching = false;
+      this.missed = 0;
     } catch (error) {
-      this.app.failed(error);
+      if (this.missed === 0 || where === "end") this.app.failed(error); // the rest of a row nobody has asked for
       setTimeout(() => {
         this.reaching = false;
         if (!this.stop.signal.aborted) this.output.look();
-      }, 3000);
+      }, AGAIN[Math.min(this.missed++, AGAIN.length - 1)]);
     }
   }
 
@@ -361,12 +364,13 @@ export class JobPage {
   /** Events of the filter, and up to which one these are all: what is newer than those that are counted comes by the log. */
   async part(query) {
     const { last } = this.log;
-    const { results, next } = await this.events({ ...query, ...this.output.filter });
+    const counted = query.order_by && last > 0 && { counter__lt: last + 1 };
+    const { results, next } = await this.events({ ...counted, ...query, ...this.output.filter });
     const events = (query.order_by ? results.reverse() : results).filter(({ counter }) => counter <= last);
     return [events, (!query.order_by && next && events.at(-1)?.counter) || last];
   }
 
-  /** Show another part of the output. @param {boolean} [unfold]  with nothing folded away @returns {Promise<boolean>} false when something else was asked for meanwhile */
+  /** Show another part of the output. @param {boolean|string} [unfold]  with nothing folded away, or not what is below this heading @returns {Promise<boolean>} false when something else was asked for meanwhile */
   async open(query, unfold = false) {
     const turn = ++this.turn;
     const [events, to] = await this.part(query);
@@ -374,25 +378,26 @@ export class JobPage {
     const [first] = events;
     const line = this.output.filtered ? NaN : await this.lineBefore(first);
     if (turn !== this.turn) return false;
-    if (unfold) this.output.folded.clear(); // not before: until then its lines are missing
+    // Not before: until then its lines are missing.
+    if (unfold === true) this.output.folded.clear();
+    else this.output.folded.delete(unfold);
     this.output.place(events, line, to, this.log.last);
     await this.before(); // a line that is gone to has something above it
     return turn === this.turn;
   }
 
-  /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean} [folded]  what is folded stays so */
-  async show(counter, { which, folded = false } = {}) {
+  /** Show an event. @param {string} [which]  of its lines, see `Output` @param {boolean|string} [unfold]  see `open` */
+  async show(counter, { which, unfold = true } = {}) {
     this.turn += 1;
     this.output.follow(false);
-    if (this.output.has(counter) || (await this.open({ counter__gte: counter }, !folded))) this.output.show({ counter, which });
+    if (this.output.has(counter) || (await this.open({ counter__gte: counter }, unfold))) this.output.show({ counter, which });
   }
 
   /** Show what was folded below a heading. */
   async unfold(counter, uuid) {
     try {
-      await this.show(counter, { folded: true });
+      await this.show(counter, { unfold: uuid });
     } catch (error) {
-      this.output.folded.add(uuid); // its lines are still missing
       this.app.failed(error);
     }
   }
@@ -472,7 +477,9 @@ export class JobPage {
   async choose(filter = { host: this.host.value.trim(), result: this.result.value }) {
     this.filter(filter);
     if (!this.written.knowledge.known) return;
+    const turn = this.turn + 1; // that of the end
     await this.reach("end");
+    if (turn !== this.turn) return; // something else was asked for meanwhile
     this.output.follow(true);
     if (this.box.value) this.seek(1, false);
   }

@@ -193,6 +193,7 @@ export class Jobs extends View {
     } catch (error) {
       if (error.status !== 404) throw error;
       this.jobs.delete(id);
+      this.fresh.delete(id);
       this.draw();
     }
   }
