@@ -96,7 +96,9 @@ def _ask(method: str, url: str, body: str | None, headers: Mapping[str, str]) ->
         answer = connection.getresponse()
         data = answer.read(BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        why = f"does not answer within {SECONDS:g} s" if late.is_set() else f"fails: {type(error).__name__}"
+        # The socket has the same deadline as the watch, and may be the first.
+        is_late = late.is_set() or isinstance(error, TimeoutError)
+        why = f"does not answer within {SECONDS:g} s" if is_late else f"fails: {type(error).__name__}"
         raise Unreachable(f"{host} {why}") from None
     finally:
         watch.cancel()

@@ -558,6 +558,19 @@ def test_a_provider_without_an_answer(provider, browser, monkeypatch, answer, wh
     assert len(provider.asked) == 1
 
 
+def test_a_watch_that_is_late_changes_no_word(provider, browser, monkeypatch):
+    """On a busy machine the socket's own deadline may be the first."""
+
+    class Late(fetch.threading.Timer):
+        def start(self):
+            pass
+
+    monkeypatch.setattr(fetch, "SECONDS", 0.2)
+    monkeypatch.setattr(fetch.threading, "Timer", Late)
+    provider.answer = never
+    is_refused(browser.get(START, secure=True), "does not answer within", 503)
+
+
 @pytest.mark.parametrize("endpoint", ["authorization_endpoint", "token_endpoint", "jwks_uri"])
 @pytest.mark.parametrize(
     "url", ["http://provider.test/x", "file:///etc/passwd", "gopher://x", None, 7, "https://"]
