@@ -11,7 +11,7 @@ import os
 import sys
 
 from .dead_letters import Letter, go_through, known, with_text_keys
-from .exceptions import ConfigurationError, LayerError
+from .exceptions import ChannelFull, ConfigurationError, LayerError
 from .layer import AMQPChannelLayer
 
 
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     dead.add_argument("channel")
     dead.add_argument("--layer", default="default", help="alias in CHANNEL_LAYERS (default: default)")
-    dead.add_argument("--limit", type=int, default=100, help="most messages to handle (default: 100)")
+    dead.add_argument("--limit", type=int, help="most messages to look at (default: as many as there are)")
     action = dead.add_mutually_exclusive_group()
     action.add_argument("--replay", action="store_true", help="send them to the channel again")
     action.add_argument("--delete", action="store_true", help="remove them")
@@ -108,6 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
         return asyncio.run(_work(_layer(options.layer, options.channel), options))
     except LayerError as error:
         print(f"asgi_amqp: {error}", file=sys.stderr)
+        return 1
+    except ChannelFull:
+        print(f"asgi_amqp: {options.channel} is full: what is left stays a dead letter", file=sys.stderr)
         return 1
 
 

@@ -26,6 +26,7 @@ from .wire import Wire
 T = TypeVar("T")
 
 ATTEMPTS = 8  # passing channels at once
+UNKNOWN_SIGNER = (18, 19, 20, 21)  # of OpenSSL
 ANSWER = 30.0  # seconds for an answer of the broker to one call
 
 
@@ -293,12 +294,12 @@ async def connect(target: Target, options: Options, generation: int, patience: f
     except GONE as error:
         cause: BaseException = error.__cause__ or error
         if isinstance(cause, ssl.SSLCertVerificationError):
+            hint = ". Is ssl_ca the authority that signed it?" if cause.verify_code in UNKNOWN_SIGNER else ""
             raise ConfigurationError(
-                f"{target}: its certificate is not to be trusted: {cause.verify_message}. "
-                "Is ssl_ca the authority that signed it?"
+                f"{target}: its certificate is not to be trusted: {cause.verify_message}{hint}"
             ) from None
         text = (factory.transport and factory.transport.closed) or describe(error)
-        if "NOT_ALLOWED" in text or "ACCESS_REFUSED" in text:
+        if ("NOT_ALLOWED" in text and "connection limit" not in text) or "ACCESS_REFUSED" in text:
             raise ConfigurationError(
                 f"{target}: user {target.user!r} may not use vhost {target.vhost!r}, or there is none: {text}"
             ) from None

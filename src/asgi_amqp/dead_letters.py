@@ -82,8 +82,9 @@ async def go_through(
     does one that is not `sound` and was to be replayed. As many are looked at as there are when it begins,
     `limit` at most: what is replayed may die again. `before`: only those that are known to have died before
     then. `say` is called when one has been replayed, and before it is dropped, in the loop of the layer's
-    session: where this is called by async_to_sync, that is the background's. BrokerUnavailable, and what
-    `say` raises: the pass ends there. A channel that the broker does not know has no letters.
+    session: where this is called by async_to_sync, that is the background's. BrokerUnavailable, ChannelFull
+    where a replay has no room, and what `say` raises: the pass ends there. A channel that the broker does not
+    know has no letters.
     """
     queue = _durable(layer, channel)
     session = layer.session()

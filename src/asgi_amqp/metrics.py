@@ -20,13 +20,24 @@ class Loss:
     reason: `in_flight` (sent unconfirmed when the connection was cut: they may have arrived), `expired`,
     `overflow`, `no_receiver` (the process of the channel is gone), `reconnect` (this process was away:
     whatever was sent to it meanwhile), `broker_overflow` (its queue on the broker was full), `undecodable`;
-    and for confirmed events that nobody waited for: `refused` (queue full) and `unconfirmed` (no confirm
-    before the deadline).
+    `unsent` (the connection was closed before they left); and for confirmed events that nobody waited for:
+    `refused` (queue full), `too_large` and `unconfirmed` (no confirm before the deadline, or before the end).
     """
 
     reason: str
     count: int | None
     channel: str | None = None
+
+
+COUNTERS = {
+    "sent": "Events accepted for sending",
+    "received": "Messages put before readers",
+    "batches_out": "AMQP messages published",
+    "batches_in": "AMQP messages received",
+    "confirmed": "Events that the broker has taken",
+    "refused": "Events refused by the broker, mostly as their queue was full",
+    "reconnects": "Connections lost and made again",
+}
 
 
 @dataclass
@@ -38,7 +49,7 @@ class Stats:
     batches_out: int = 0  # AMQP messages
     batches_in: int = 0
     confirmed: int = 0  # events that the broker has taken
-    refused: int = 0  # events that the broker refused (ChannelFull)
+    refused: int = 0  # events that the broker refused: ChannelFull, mostly
     reconnects: int = 0
     lost: "Counter[str]" = field(
         default_factory=Counter
@@ -56,6 +67,15 @@ class Stats:
             except Exception:  # one that raises must not stop what met the loss
                 log.exception("A hook of on_loss raised")
 
+    def add(self, other: "Stats") -> None:
+        """Count what another layer has counted, too."""
+        for name in (*COUNTERS, "latency_sum"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.lost.update(dict(other.lost))  # threads may be counting
+        self.latency_counts = [
+            sum(pair) for pair in zip(self.latency_counts, other.latency_counts, strict=True)
+        ]
+
     def confirm_took(self, seconds: float) -> None:
         """A batch was confirmed after that long."""
         self.latency_counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
@@ -71,16 +91,13 @@ class _Collector:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        layers = [(layer.prefix, layer.stats, layer.gauges()) for layer in list(_layers)]
-        for name, text in (
-            ("sent", "Events accepted for sending"),
-            ("received", "Messages put before readers"),
-            ("batches_out", "AMQP messages published"),
-            ("batches_in", "AMQP messages received"),
-            ("confirmed", "Events that the broker has taken"),
-            ("refused", "Events refused by the broker, its queue being full"),
-            ("reconnects", "Connections lost and made again"),
-        ):
+        sums: dict[str, tuple[Stats, Counter[str]]] = {}  # two layers of one prefix are one series
+        for layer in list(_layers):
+            whole, gauged = sums.setdefault(layer.prefix, (Stats(), Counter()))
+            whole.add(layer.stats)
+            gauged.update(layer.gauges())
+        layers = [(prefix, *both) for prefix, both in sums.items()]
+        for name, text in COUNTERS.items():
             counter = CounterMetricFamily(f"asgi_amqp_{name}", text, labels=["prefix"])
             for prefix, stats, _ in layers:
                 counter.add_metric([prefix], getattr(stats, name))
@@ -93,7 +110,7 @@ class _Collector:
             "asgi_amqp_state", "Buffered bytes, groups, channels and the like", labels=["prefix", "what"]
         )
         for prefix, stats, values in layers:
-            for reason, count in list(stats.lost.items()):  # threads may be counting
+            for reason, count in stats.lost.items():
                 lost.add_metric([prefix, reason], count)
             total, buckets = 0, []
             for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), stats.latency_counts, strict=True):

@@ -116,9 +116,9 @@ class Background:
 class SyncPublisher:
     """`layer.publisher`: publish from any thread, with or without an event loop in it.
 
-    Deadlines are seconds. BrokerUnavailable: not sent, or not confirmed, before the deadline. ChannelFull:
-    the broker refused a message for a normal channel. In a thread that runs an event loop use the layer's
-    own coroutines.
+    Deadlines are seconds; None: the layer's `timeout`. BrokerUnavailable: not sent, or not confirmed, before
+    the deadline. ChannelFull: the broker refused a message for a normal channel. In a thread that runs an
+    event loop use the layer's own coroutines.
     """
 
     def __init__(self, layer: "AMQPChannelLayer") -> None:
@@ -144,7 +144,9 @@ class SyncPublisher:
                     background = self.running = Background(self._layer.make_session)
         return background
 
-    def send(self, channel: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
+    def send(
+        self, channel: str, message: Message, timeout: float | None = None, *, wait: bool = True
+    ) -> None:
         """Send to a channel; back when the broker has confirmed it.
 
         With `wait=False` it only waits for room in the buffer; what is lost later shows in `layer.on_loss`.
@@ -152,7 +154,7 @@ class SyncPublisher:
         self.send_many([(channel, message)], timeout, wait=wait)
 
     def send_many(
-        self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
+        self, events: Iterable[tuple[str, Message]], timeout: float | None = None, *, wait: bool = True
     ) -> None:
         """Send (channel, message) pairs, all under way at once, in order for each channel; one deadline for
         all.
@@ -162,20 +164,24 @@ class SyncPublisher:
         destination, encode = self._layer.destination, self._layer.encode
         self._publish([(destination(channel), encode(message)) for channel, message in events], timeout, wait)
 
-    def group_send(self, group: str, message: Message, timeout: float = 5.0, *, wait: bool = True) -> None:
+    def group_send(
+        self, group: str, message: Message, timeout: float | None = None, *, wait: bool = True
+    ) -> None:
         """Send to all channels of a group; back when the broker has confirmed it."""
         self.group_send_many([(group, message)], timeout, wait=wait)
 
     def group_send_many(
-        self, events: Iterable[tuple[str, Message]], timeout: float = 5.0, *, wait: bool = True
+        self, events: Iterable[tuple[str, Message]], timeout: float | None = None, *, wait: bool = True
     ) -> None:
         """Send (group, message) pairs, all under way at once, in order."""
         destination, encode = self._layer.group_destination, self._layer.encode
         self._publish([(destination(group), encode(message)) for group, message in events], timeout, wait)
 
-    def _publish(self, events: list[tuple[Destination, bytes]], timeout: float, wait: bool) -> None:
+    def _publish(self, events: list[tuple[Destination, bytes]], timeout: float | None, wait: bool) -> None:
         if not events:
             return
+        if timeout is None:
+            timeout = self._layer.timeout
         background = self.background
         deadline = time.monotonic() + timeout
         neediest = max((destination for destination, _ in events), key=attrgetter("confirmed"))
@@ -194,7 +200,8 @@ class SyncPublisher:
             ticket.wait()
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until everything accepted so far is with the broker; whether it is."""
+        """Wait until nothing is left to be sent or confirmed; whether that is so in `timeout` seconds, and
+        nothing was lost meanwhile."""
         background = self.running
         if background is None:
             return True

@@ -335,13 +335,14 @@ class Sender:
         self._wake()
 
     async def flush(self, timeout: float) -> bool:
-        """Wait until all that was accepted is confirmed, at most `timeout` seconds; whether it is."""
-        deadline = time.monotonic() + timeout
+        """Wait until nothing is left to be sent or confirmed, at most `timeout` seconds; whether that is so,
+        and nothing was lost meanwhile."""
+        deadline, lost = time.monotonic() + timeout, self.stats.lost.total()
         while not self.outbox.idle:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.005)
-        return True
+        return self.stats.lost.total() == lost
 
     async def close(self, error: LayerError, timeout: float = 2.0) -> None:
         """Send what has gathered, for at most `timeout` seconds, and disconnect; what is left is lost, and

@@ -5,7 +5,7 @@ import threading
 import time
 from copy import copy
 
-from .exceptions import BrokerUnavailable, ChannelFull
+from .exceptions import BrokerUnavailable, ChannelFull, MessageTooLarge
 from .lanes import Ticket
 from .metrics import Stats
 
@@ -43,7 +43,8 @@ class Unwatched(Ticket):
 
     def finish(self) -> None:
         if self.error is not None:
-            self._stats.lose("refused" if isinstance(self.error, ChannelFull) else "unconfirmed", 1)
+            known = {ChannelFull: "refused", MessageTooLarge: "too_large"}
+            self._stats.lose(known.get(type(self.error), "unconfirmed"), 1)
 
 
 class ThreadTicket(Ticket):

@@ -13,6 +13,7 @@ from asgi_amqp import BrokerUnavailable
 from asgi_amqp.__main__ import main
 from asgi_amqp.codec import encode, encode_batch, encode_target
 from asgi_amqp.dead_letters import Depth, depth, go_through, known
+from asgi_amqp.exceptions import ChannelFull
 from tests.unit.asgi_amqp.links import Brokers, Link
 from tests.unit.asgi_amqp.test_sessions import body
 
@@ -224,6 +225,20 @@ def test_the_command_says_that_the_broker_went(command, capsys, monkeypatch):
     monkeypatch.setattr(Letters, "fault", aiormq.AMQPConnectionError("cut off"))
     assert command("jobs", letters=[body("jobs", {"n": 1})])[0] == 1
     assert "asgi_amqp: asgi.d.jobs.dead: cut off" in capsys.readouterr().err
+
+
+def test_the_command_says_that_the_channel_is_full(command, capsys, monkeypatch):
+    async def send(self, destination, data, timeout):
+        raise ChannelFull
+
+    monkeypatch.setattr("asgi_amqp.sender.Sender.send", send)
+    assert command("jobs", "--replay", letters=[body("jobs", {"n": 1})]) == (1, 0, 0)
+    assert "asgi_amqp: jobs is full: what is left stays a dead letter" in capsys.readouterr().err
+
+
+def test_the_command_goes_through_all(command):
+    letters = [body("jobs", {"n": n}) for n in range(150)]
+    assert command("jobs", "--replay", letters=letters) == (0, 150, 150)
 
 
 def test_the_command_ends_where_nobody_reads_its_output(command, capsys, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Link: what becomes of calls when the link ends, or who waits for them does."""
 
 import asyncio
+import ssl
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -8,7 +9,7 @@ import pytest
 
 from asgi_amqp import connection as module
 from asgi_amqp.connection import Link
-from asgi_amqp.exceptions import BrokerUnavailable
+from asgi_amqp.exceptions import BrokerUnavailable, ConfigurationError
 from asgi_amqp.options import Target
 from asgi_amqp.transport import Tap
 from tests.unit.asgi_amqp.links import OPTIONS
@@ -119,3 +120,32 @@ async def test_the_broker_is_asked_for_the_vhost_that_the_url_names(vhost, monke
     with pytest.raises(BrokerUnavailable):
         await module.connect(target, OPTIONS, 1)
     assert asked == [vhost]
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("NOT_ALLOWED - access to vhost 'x' refused: connection limit (3) is reached", BrokerUnavailable),
+        ("NOT_ALLOWED - vhost x not found", ConfigurationError),
+    ],
+)
+async def test_a_limit_of_connections_is_waited_for(said, error, monkeypatch):
+    async def connect(connection):
+        raise ConnectionRefusedError(said)
+
+    monkeypatch.setattr("aiormq.Connection.connect", connect)
+    with pytest.raises(error):
+        await module.connect(OPTIONS.targets[0], OPTIONS, 1)
+
+
+@pytest.mark.parametrize(("code", "asks"), [(20, True), (10, False), (62, False)])
+async def test_a_certificate_that_has_expired_is_no_question_of_its_authority(code, asks, monkeypatch):
+    async def connect(connection):
+        cause = ssl.SSLCertVerificationError("bad")
+        cause.verify_code, cause.verify_message = code, "certificate has expired"
+        raise ConnectionError from cause
+
+    monkeypatch.setattr("aiormq.Connection.connect", connect)
+    with pytest.raises(ConfigurationError, match="certificate has expired") as caught:
+        await module.connect(OPTIONS.targets[0], OPTIONS, 1)
+    assert ("ssl_ca" in str(caught.value)) == asks

@@ -23,6 +23,20 @@ def test_counters_are_shown_by_prefix_and_reason():
     assert heard == [Loss("overflow", 3, "c"), Loss("reconnect", None, None)]
 
 
+def test_two_layers_of_one_prefix_are_one_series():
+    layers = [AMQPChannelLayer(prefix="twice") for _ in range(2)]
+    for number, layer in enumerate(layers):
+        layer.stats.sent = 7 + number
+        layer.stats.lose("overflow", 3)
+        layer.stats.confirm_took(0.003)
+    text = generate_latest(REGISTRY).decode()
+    lines = [line.partition("}")[0] for line in text.splitlines() if 'prefix="twice"' in line]
+    assert len(lines) == len(set(lines))
+    assert 'asgi_amqp_sent_total{prefix="twice"} 15.0' in text
+    assert 'asgi_amqp_lost_total{prefix="twice",reason="overflow"} 6.0' in text
+    assert 'asgi_amqp_confirm_seconds_count{prefix="twice"} 2.0' in text
+
+
 def test_a_layer_that_is_gone_is_no_longer_shown():
     layer = AMQPChannelLayer(prefix="shortlived")
     assert "shortlived" in generate_latest(REGISTRY).decode()

@@ -5,11 +5,14 @@ import os
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from asgi_amqp import AMQPChannelLayer, BrokerUnavailable
 from asgi_amqp.exceptions import ConfigurationError
+from asgi_amqp.metrics import Stats
+from asgi_amqp.sender import Sender
 from asgi_amqp.tickets import ThreadTicket
 from tests.unit.asgi_amqp.links import Brokers, Link
 from tests.unit.asgi_amqp.test_sessions import sent
@@ -42,6 +45,34 @@ def test_bytes_that_many_threads_put_are_counted_and_let_go_again(brokers, monke
     background.run(asyncio.sleep(0.01), 5)
     assert background.waiting_bytes == 0
     layer.publisher.close()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_a_flush_says_that_something_was_lost(lost):
+    class Outbox:
+        """Nothing is left at the second look."""
+
+        looks = 0
+
+        @property
+        def idle(self):
+            self.looks += 1
+            if self.looks == 2 and lost:
+                stats.lose("in_flight", lost)
+            return self.looks == 2
+
+    stats = Stats()
+    stats.lose("expired", 3)  # before
+    assert await Sender.flush(SimpleNamespace(outbox=Outbox(), stats=stats), 5) == (not lost)
+
+
+def test_threads_wait_as_long_as_the_layer_s_own_calls(brokers):
+    layer = AMQPChannelLayer("amqp://broker.test", durable=["jobs"], timeout=0.2)
+    begun = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        layer.publisher.send("jobs", {"n": 1})
+    assert time.monotonic() - begun < 4
+    layer.publisher.close(0.0)
 
 
 def test_a_queue_that_withholds_its_confirms_leaves_room_for_what_needs_none(brokers):
