@@ -75,6 +75,24 @@ async def test_a_user_without_permission(make_layer, broker, caplog, rights):
     await layer.close()
 
 
+async def test_a_user_with_the_least_permissions_that_do(make_layer, broker):
+    """Those that the page for channels_redis names."""
+    with contextlib.suppress(RuntimeError):
+        await broker.do("ctl", "add_user", "least", "SECRET")
+    rights = ("^mysite", r"^(mysite.*|amq\.default)$", "^mysite")
+    await broker.do("ctl", "set_permissions", "-p", "carillon", "least", *rights)
+    url = broker.url_for("least", "SECRET", "carillon")
+    layer = make_layer(url=url, prefix="mysite", durable=["jobs"])
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    await layer.group_send("g", {"n": 1})
+    assert await asyncio.wait_for(layer.receive(channel), 5) == {"n": 1}
+    for name in ("jobs", "normal"):
+        await layer.send(name, {"n": 2})
+        assert await asyncio.wait_for(layer.receive(name), 5) == {"n": 2}
+    await layer.close()
+
+
 async def test_a_certificate_for_another_name(make_layer, broker, caplog, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
