@@ -23,6 +23,8 @@ _PACK = f"test ! -d {_UPLOADS[1]} || tar --create {' '.join(_UPLOADS)} . || test
 # Since a rollback: it is kept to. And the images that ran when the last upgrade began.
 _HELD = "held"
 _BEFORE = "before.json"
+SITE_BEFORE = "nginx-before"
+"""nginx's files of then."""
 
 
 def held(config: Config) -> bool:
@@ -132,9 +134,20 @@ def upgrade(config: Config) -> None:
     if running and begins(running, new, **{f"last_{end}": images for end, images in last.items()}):
         # So that nobody prunes them.
         use(config, running, f"{config.project}-before")
+        _keep_site(config)
         secret_files.write(file, json.dumps({"from": running, "to": new}), 0o600)
     (config.state / _HELD).unlink(missing_ok=True)
     production.up(config)
+
+
+def _keep_site(config: Config) -> None:
+    """Whole, or not at all: without it a rollback has the checkout's."""
+    kept = config.state / SITE_BEFORE
+    partial = kept.with_suffix(".unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(config.state / "nginx", partial, ignore=shutil.ignore_patterns("tls"))
+    shutil.rmtree(kept, ignore_errors=True)
+    partial.rename(kept)
 
 
 def begins(running: dict, new: dict, last_from: dict, last_to: dict) -> bool:

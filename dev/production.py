@@ -140,13 +140,19 @@ def serve(config: Config, certificate: tuple[str, str] | None, renew: Sequence[s
 def mounted(config: Config, certificate: tuple[str, str] | None, **site: str) -> tuple[bool, bool]:
     """What containers have mounted beside the secrets is there. Whether nginx's files are others than before,
     and whether its certificate is."""
-    from dev import server_certificate, site_file
+    from dev import operations, server_certificate, site_file
 
     if not (config.secrets / secret_files.FALLBACKS).exists():
         secret_files.write(config.secrets / secret_files.FALLBACKS, "", 0o444)
     file = config.state / "nginx" / "site.conf"
-    renewed = site_file.write(_SITE, file, redirect_port=config.https_port, **site)
-    renewed |= project.locations(file.with_name("site.d"))
+    kept = config.state / operations.SITE_BEFORE
+    if operations.held(config) and kept.exists():
+        # The checkout's may include what nginx's image of before does not have.
+        renewed = secret_files.write(file, (kept / file.name).read_text(), 0o644)
+        renewed |= project.place((kept / "site.d").iterdir(), file.with_name("site.d"))
+    else:
+        renewed = site_file.write(_SITE, file, redirect_port=config.https_port, **site)
+        renewed |= project.locations(file.with_name("site.d"))
     return renewed, server_certificate.place(config, certificate)
 
 

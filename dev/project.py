@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ def declared() -> declaration.Declared:
 
 def locations(folder: Path) -> bool:
     """They lie in `folder`, and nothing else does; False when it was so already."""
-    wanted = {path.name: path.read_bytes() for path in sorted(LOCATIONS.glob("*.conf"))}
+    return place(sorted(LOCATIONS.glob("*.conf")), folder)
+
+
+def place(files: Iterable[Path], folder: Path) -> bool:
+    """As `locations`, of these files."""
+    wanted = {path.name: path.read_bytes() for path in files}
     there = {path.name: path.read_bytes() for path in folder.glob("*")}
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)  # nginx reads it, as another user

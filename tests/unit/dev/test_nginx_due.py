@@ -113,3 +113,22 @@ def test_so_it_is_in_development(tmp_path, monkeypatch):
     assert renewed.pop() == ["nginx"]
     development.up(config)
     assert renewed.pop() == []
+
+
+def test_a_rollback_has_the_site_file_of_before(nginx, state, monkeypatch):
+    """The image that it goes back to lacks the snippets that the checkout's site file includes."""
+    site, running = state.state / "nginx" / "site.conf", iter([{"nginx": "old"}, {"nginx": "old"}])
+    monkeypatch.setattr(operations, "_running", lambda config: next(running))
+    monkeypatch.setattr(operations, "built", lambda config: {"nginx": "new"})
+    monkeypatch.setattr(operations, "use", lambda config, chosen, tag="": None)
+    site.write_text("# of before\n")
+    (site.parent / "site.d" / "mine.conf").write_text("# of before, too\n")
+    operations.upgrade(state)
+    assert "include carillon/snippets/routes.conf" in site.read_text()
+    operations.rollback(state)
+    assert site.read_text() == "# of before\n"
+    assert [path.read_text() for path in (site.parent / "site.d").iterdir()] == ["# of before, too\n"]
+    assert nginx.run(state) == []
+    operations.upgrade(state)
+    assert "include carillon/snippets/routes.conf" in site.read_text()
+    assert not list((site.parent / "site.d").iterdir())
