@@ -10,17 +10,18 @@ from carillon.api import health
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch):
-    """Each ask hangs until `go`."""
-    asks, go = [], threading.Event()
+    """Each ask hangs until `go`; `begun` when there is one."""
+    asks, begun, go = [], threading.Event(), threading.Event()
 
     def is_healthy():
         asks.append(threading.current_thread())
+        begun.set()
         go.wait(10)
         return False
 
     monkeypatch.setattr(health, "is_healthy", is_healthy)
     monkeypatch.setattr(health, "_known", [True])
-    yield asks, go
+    yield asks, begun, go
     go.set()
 
 
@@ -29,11 +30,10 @@ def get() -> int:
 
 
 def test_while_one_asks_the_others_have_what_was_found_last(asked):
-    asks, go = asked
+    asks, begun, go = asked
     first = threading.Thread(target=get)
     first.start()
-    while not asks:
-        pass
+    assert begun.wait(5)
     assert [get() for _ in range(3)] == [200] * 3
     go.set()
     first.join(5)
