@@ -140,7 +140,8 @@ export class Output {
     this._mark(null);
     this._release([...this.content.children]);
     this.earlier.hidden = first <= 1;
-    this._top = 0; // no scroll of the reader's
+    // No scroll of the reader's. At once: else what is added next leaves it at an end, and an event of before says so.
+    this._top = this.element.scrollTop = 0;
     this._held = null; // the line that is read, and where on the screen
   }
 
