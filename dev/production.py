@@ -149,7 +149,7 @@ def mounted(config: Config, certificate: tuple[str, str] | None, **site: str) ->
     if operations.held(config) and kept.exists():
         # The checkout's may include what nginx's image of before does not have.
         renewed = secret_files.write(file, (kept / file.name).read_text(), 0o644)
-        renewed |= project.place((kept / "site.d").iterdir(), file.with_name("site.d"))
+        renewed |= project.place((kept / "site.d").glob("*"), file.with_name("site.d"))
     else:
         renewed = site_file.write(_SITE, file, redirect_port=config.https_port, **site)
         renewed |= project.locations(file.with_name("site.d"))

@@ -44,18 +44,23 @@ class HealthView(APIView):
 
 
 _asking = Lock()
-_known = [True]  # what was found last
+_known: list[bool] = []  # what was found last; nothing yet
 
 
 def _ask() -> bool:
-    """One asks, the others have what was found last: else they take every thread while the broker hangs."""
-    if _asking.acquire(blocking=False):
-        try:
-            _known[0] = is_healthy()
-            cache.set("health", _known[0], HEALTH_CACHE)
-        finally:
-            _asking.release()
-    return _known[0]
+    """One asks, the others have what was found last: else they take every thread while the broker hangs.
+    Where nothing is known yet, they wait for it."""
+    if not _asking.acquire(blocking=not _known):
+        return _known[0]
+    try:
+        healthy = cache.get("health")  # who asked before has found it
+        if healthy is None:
+            healthy = is_healthy()
+            cache.set("health", healthy, HEALTH_CACHE)
+        _known[:] = [healthy]
+        return healthy
+    finally:
+        _asking.release()
 
 
 def is_healthy() -> bool:

@@ -83,10 +83,9 @@ class TokenSerializer(serializers.ModelSerializer):
     def create(self, validated_data: dict[str, Any]) -> ApiToken:
         user, parent = self.context["request"].user, self._parent()
         now = lock_user(user.pk)
-        if not now.is_active or now.password != user.password:
-            raise AuthenticationFailed("Your login has ended meanwhile: log in again.")
         key = self.context["request"].session.session_key if parent is None else None
-        if key is not None and sessions.find(key) is None:
+        has_ended = key is not None and sessions.find(key) is None
+        if has_ended or not now.is_active or now.password != user.password:
             raise AuthenticationFailed("Your login has ended meanwhile: log in again.")
         if parent is not None and not ApiToken.objects.valid().filter(pk=parent.pk).exists():
             raise UnknownToken  # it has ended since the request came in

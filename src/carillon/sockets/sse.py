@@ -33,7 +33,7 @@ PATHS = ("/events", "/events/")
 
 Message = dict[str, Any]
 
-AGAIN = 5  # seconds until an EventSource asks again, where database or broker are away
+AWAY_SECONDS = 5  # until an EventSource asks again, where database or broker are away
 
 START: Message = {
     "type": "http.response.start",
@@ -132,7 +132,7 @@ class SseSession(Session):
 
     async def _unavailable(self, why: str) -> None:
         if self._is_event_source:
-            await self._later(AGAIN, why)
+            await self._later(AWAY_SECONDS, why)
         else:
             await http.answer(self.send, 503, {"detail": why})
 

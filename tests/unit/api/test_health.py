@@ -29,6 +29,20 @@ def get() -> int:
     return health.HealthView.as_view()(APIRequestFactory().get("/health/")).status_code
 
 
+def test_who_comes_before_anything_is_known_waits_for_it(asked, monkeypatch):
+    asks, begun, go = asked
+    monkeypatch.setattr(health, "_known", [])
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(get())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(5)
+    go.set()
+    for thread in threads:
+        thread.join(5)
+    assert (found, len(asks)) == ([503] * 3, 1)
+
+
 def test_while_one_asks_the_others_have_what_was_found_last(asked):
     asks, begun, go = asked
     first = threading.Thread(target=get)
